@@ -1,0 +1,46 @@
+"""Plain frozen dataclasses; importing them imports no torch."""
+
+from vla_rl.config.env import EnvConfig
+from vla_rl.config.errors import ConfigError, UserError, nearest, require
+from vla_rl.config.model import (
+    OPENVLA_7B,
+    CriticConfig,
+    LanguageConfig,
+    LoraConfig,
+    ModelConfig,
+    PolicyConfig,
+    VisionTowerConfig,
+    tiny_model,
+)
+from vla_rl.config.training import (
+    CurriculumConfig,
+    DemosConfig,
+    EvalConfig,
+    PPOConfig,
+    RunConfig,
+    SFTConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "OPENVLA_7B",
+    "ConfigError",
+    "CriticConfig",
+    "CurriculumConfig",
+    "DemosConfig",
+    "EnvConfig",
+    "EvalConfig",
+    "LanguageConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "PPOConfig",
+    "PolicyConfig",
+    "RunConfig",
+    "SFTConfig",
+    "TrainConfig",
+    "UserError",
+    "VisionTowerConfig",
+    "nearest",
+    "require",
+    "tiny_model",
+]

@@ -1,0 +1,56 @@
+"""Which simulator, which tasks, and how one turn maps to simulator steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vla_rl.config.errors import require
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Simulators and their vectorisation."""
+
+    suite: str = "mt5"
+    """Tasks to play: mt1:<task>, mt5, mt10 or mt50 (Meta-World)."""
+    image_size: int = 64
+    """Height and width of the camera picture in pixels."""
+    camera: str = "corner2"
+    """Camera of the simulator's model. corner2 is moved close to the table, as others use it."""
+    action_repeat: int = 5
+    """Simulator steps for which each action is held."""
+    action_chunk: int = 2
+    """Actions the policy decides in one turn."""
+    horizon: int = 15
+    """Turns after which an episode is cut (a time limit, not a failure)."""
+    num_envs: int = 32
+    """Environments played side by side."""
+    num_workers: int = 0
+    """Simulator processes; 0 takes one per CPU core, at most num_envs."""
+    initial_states: int = 1000
+    """Numbered initial states per task."""
+    held_out: int = 100
+    """The last so many initial states are for evaluation only."""
+    mesh_faces: int = 150
+    """Robot and object meshes are drawn with at most so many faces; 0 draws them whole. Physics is untouched."""
+    step_timeout: float = 60.0
+    """Seconds after which a silent simulator process counts as hung and is restarted."""
+    max_restarts: int = 20
+    """Worker restarts in one run after which we give up instead of restarting for ever."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "action_repeat", "action_chunk", "horizon", "num_envs"):
+            value = getattr(self, name)
+            require(value >= 1, f"env.{name} must be at least 1, got {value}")
+        require(
+            self.num_workers >= 0,
+            f"env.num_workers must be 0 (auto) or more, got {self.num_workers}",
+        )
+        require(
+            0 < self.held_out < self.initial_states,
+            f"env.held_out must lie in 1..initial_states-1 = 1..{self.initial_states - 1}, got {self.held_out}",
+        )
+        require(self.mesh_faces >= 0, f"env.mesh_faces must be 0 or more, got {self.mesh_faces}")
+        require(
+            self.step_timeout > 0, f"env.step_timeout must be positive, got {self.step_timeout}"
+        )

@@ -1,0 +1,270 @@
+"""Hyper-parameters of demonstrations, fine-tuning, PPO, curriculum, evaluation and the run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vla_rl.config.env import EnvConfig
+from vla_rl.config.errors import require
+from vla_rl.config.model import PolicyConfig
+
+
+@dataclass(frozen=True)
+class DemosConfig:
+    """Expert demonstrations from the simulator's scripted policies."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    out: str = "runs/demos"
+    """Folder of the LeRobotDataset v3 to write; must not exist yet."""
+    episodes_per_task: int = 5
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise on the expert's actions, for coverage; the clean action is stored."""
+    image_format: Literal["png", "mp4"] = "png"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.episodes_per_task >= 1,
+            f"episodes_per_task must be at least 1, got {self.episodes_per_task}",
+        )
+        require(self.noise >= 0, f"noise must be 0 or more, got {self.noise}")
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Supervised fine-tuning: cross-entropy on the expert's action tokens."""
+
+    dataset: str = "runs/demos"
+    """Folder of a LeRobotDataset v3."""
+    out: str = "runs/sft"
+    """Run folder; the policy is written to <out>/policy."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    action_chunk: int = 2
+    """Actions per turn; targets past the end of an episode repeat its last action."""
+    epochs: int = 60
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    random_shift: int = 2
+    """Pictures are shifted by up to so many pixels each way."""
+    validation_fraction: float = 0.1
+    """Share of each task's episodes kept for the validation loss (at least one when there are 5 or more)."""
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "action_chunk"):
+            require(
+                getattr(self, name) >= 1,
+                f"sft.{name} must be at least 1, got {getattr(self, name)}",
+            )
+        require(
+            self.learning_rate > 0, f"sft.learning_rate must be positive, got {self.learning_rate}"
+        )
+        require(0 <= self.validation_fraction < 1, "sft.validation_fraction must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    """Which task the next episode plays."""
+
+    mode: Literal["paper", "frontier", "levels", "uniform"] = "paper"
+    """paper: P ~ exp((0.5 - s)/tau) as printed. frontier: P ~ exp(-|s - 0.5|/tau). levels: harder tasks open when
+    the level's recent success passes `level_threshold`. uniform: every task alike."""
+    tau: float = 0.4
+    """Temperature of `paper` and `frontier`; the paper gives none."""
+    window: int = 40
+    """Success of a task is its mean over so many recent episodes."""
+    prior: float = 0.5
+    """Success assumed before a task has been played."""
+    floor: float = 0.02
+    """Least probability of any task, so that none is forgotten or never tried."""
+    level_threshold: float = 0.7
+    level_window: int = 10
+    level_share: float = 0.7
+    """Share of draws from the current level in `levels`; the rest from the earlier ones."""
+
+    def __post_init__(self) -> None:
+        require(self.tau > 0, f"curriculum.tau must be positive, got {self.tau}")
+        require(0 <= self.floor < 1, f"curriculum.floor must lie in [0, 1), got {self.floor}")
+        require(self.window >= 1, f"curriculum.window must be at least 1, got {self.window}")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation on action tokens."""
+
+    iterations: int = 60
+    """PPO updates; each follows one window of `turns` turns in every environment."""
+    minutes: float = 0.0
+    """Stop after so many minutes of training instead, if positive; `iterations` is then the upper limit."""
+    turns: int = 50
+    """Turns per environment and iteration."""
+    temperature: float = 1.0
+    """Sampling temperature; the same one is used in the loss."""
+    epochs: int = 2
+    minibatch: int = 256
+    micro_batch: int = 0
+    """Samples per forward pass, gradients being accumulated over a minibatch; 0 takes the whole minibatch."""
+    learning_rate: float = 2e-4
+    critic_learning_rate: float = 1e-3
+    adam_beta2: float = 0.99
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 24
+    """Linear learning-rate warm-up in policy optimizer steps."""
+    final_learning_rate: float = 0.3
+    """The policy learning rate decays linearly to this fraction of itself over the run; 1 keeps it."""
+    gamma: float = 0.99
+    gae_lambda: float = 0.8
+    value_lambda: float = 1.0
+    """Lambda of the critic's targets; 1 is Monte-Carlo, bootstrapped at the window's edge."""
+    time_limit_is_terminal: bool = False
+    """False: a time limit bootstraps from the value of the true final observation. True: the horizon is part of the
+    task and its value is 0; allowed only for a critic that sees the time fraction (Pardo et al. 2018)."""
+    ratio: Literal["token", "action"] = "token"
+    """Importance ratio per token, or per action (product over the K tokens, as in the paper)."""
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    dual_clip: float = 0.0
+    """Lower bound on the surrogate for negative advantages (Ye et al. 2020), e.g. 3; 0 is off."""
+    target_kl: float = 0.0
+    """Stop an iteration's epochs when the k3 estimate per turn passes this; 0 is off."""
+    entropy_coef: float = 0.0
+    kl_coef: float = 0.0
+    """Coefficient of the k3 estimate of KL to the frozen initial policy."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    imitation_coef: float = 0.1
+    """Coefficient of the negative log-likelihood of turns from episodes of this window that succeeded."""
+    normalize_advantages: bool = True
+    """Whiten over the whole rollout (never per minibatch)."""
+    max_grad_norm: float = 1.0
+    critic_max_grad_norm: float = 1.0
+    value_coef: float = 1.0
+    """Weight of the value loss; matters only for a shared, attached critic."""
+    value_clip: float = 0.0
+    """Clip range of the value loss; 0 is off."""
+    value_loss: Literal["mse", "huber"] = "mse"
+    critic_epochs: int = 2
+    """Passes of the separate critic over its replay each iteration."""
+    critic_first_epochs: int = 9
+    """The same in the first iteration."""
+    critic_replay: int = 3
+    """Windows the separate critic learns from."""
+    critic_warmup: int = 2
+    """Iterations in which only the critic learns."""
+    critic_warmup_until_explained: bool = False
+    """Go on with the warm-up until explained variance is positive (at most 10 times `critic_warmup`)."""
+    logprob_tolerance: float = 1e-3
+    """Largest allowed difference between the sampler's and the learner's log-probs at the first minibatch."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "iterations",
+            "turns",
+            "epochs",
+            "minibatch",
+            "critic_epochs",
+            "critic_replay",
+        ):
+            require(
+                getattr(self, name) >= 1,
+                f"ppo.{name} must be at least 1, got {getattr(self, name)}",
+            )
+        for name in ("learning_rate", "critic_learning_rate", "temperature", "max_grad_norm"):
+            require(
+                getattr(self, name) > 0, f"ppo.{name} must be positive, got {getattr(self, name)}"
+            )
+        for name in ("gamma", "gae_lambda", "value_lambda", "final_learning_rate"):
+            require(
+                0 <= getattr(self, name) <= 1,
+                f"ppo.{name} must lie in [0, 1], got {getattr(self, name)}",
+            )
+        for name in (
+            "clip_low",
+            "clip_high",
+            "entropy_coef",
+            "kl_coef",
+            "imitation_coef",
+            "target_kl",
+            "critic_warmup",
+            "warmup_steps",
+        ):
+            require(
+                getattr(self, name) >= 0, f"ppo.{name} must be 0 or more, got {getattr(self, name)}"
+            )
+        require(
+            self.dual_clip == 0 or self.dual_clip > 1,
+            f"ppo.dual_clip must be 0 (off) or above 1, got {self.dual_clip}",
+        )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation protocol: each (task, initial state) exactly once."""
+
+    suite: str = ""
+    """Suite to evaluate on; empty takes the training suite."""
+    split: Literal["held-out", "train"] = "held-out"
+    episodes_per_task: int = 30
+    temperature: float = 0.0
+    """0 is greedy; above 0 samples, with randomness fixed by (seed, task, initial state, turn)."""
+    seed: int = 0
+    videos: int = 0
+    """Episodes per task of which the pictures are kept (first successes and failures alike)."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.episodes_per_task >= 1,
+            f"episodes_per_task must be at least 1, got {self.episodes_per_task}: there would be nothing to evaluate",
+        )
+        require(
+            self.temperature >= 0,
+            f"temperature must be 0 (greedy) or positive, got {self.temperature}",
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run folder, seeds, checkpoints and sinks."""
+
+    name: str = ""
+    """Name of the run folder; empty takes the preset's name and the time."""
+    root: str = "runs"
+    seed: int = 0
+    save_every: int = 10
+    """Iterations between checkpoints; the last one is always saved."""
+    keep: int = 2
+    """Checkpoints kept beside the best one."""
+    eval_every: int = 0
+    """Iterations between evaluations during training; 0 evaluates only before and after."""
+    threads: int = 0
+    """CPU threads of the learner; 0 takes all cores."""
+    tensorboard: bool = True
+    wandb: bool = False
+    """Also log to Weights & Biases (needs the extra `vla-rl[wandb]`)."""
+
+    def __post_init__(self) -> None:
+        require(self.save_every >= 1, f"run.save_every must be at least 1, got {self.save_every}")
+        require(self.keep >= 1, f"run.keep must be at least 1, got {self.keep}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything `vla-rl train` needs. Saved, resolved, as config.json in the run folder."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            not self.ppo.time_limit_is_terminal or self.policy.critic.time_fraction,
+            "ppo.time_limit_is_terminal needs a critic that sees the time: set policy.critic.time_fraction, "
+            "or let time limits bootstrap",
+        )

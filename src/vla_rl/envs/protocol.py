@@ -1,0 +1,89 @@
+"""What the rest of the system asks of simulators: one environment, and many of them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+
+from vla_rl.types import EpisodeSpec, Observation, StepResult
+
+Snapshot = dict[str, Any]
+"""Full simulator state: numpy arrays, numbers and strings only (no pickled objects)."""
+
+
+class Env(Protocol):
+    """One simulator in this process. Rewards are sparse, `terminated` is success."""
+
+    instruction: str
+    action_dim: int
+
+    def reset(self, spec: EpisodeSpec) -> None: ...
+
+    def step(self, actions: Float32[np.ndarray, "C A"]) -> tuple[float, bool, bool, int]:
+        """Play one turn (a chunk of actions, each repeated); stop early on success.
+
+        Returns (reward, terminated, truncated, simulator steps taken).
+        """
+        ...
+
+    def render(self) -> UInt8[np.ndarray, "H W 3"]: ...
+
+    def proprio(self) -> Float32[np.ndarray, " P"]: ...
+
+    def snapshot(self) -> Snapshot: ...
+
+    def restore(self, snapshot: Snapshot) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class VectorEnv(Protocol):
+    """N environments ("slots") in worker processes. Slots are driven independently of each other.
+
+    Work is posted with `post_reset` / `post_step` and collected with `wait`, so that a caller can infer
+    for one group of slots while another one simulates. Work of one worker is done in the order posted.
+    """
+
+    num_envs: int
+    action_dim: int
+    tasks: tuple[str, ...]  # the suite's tasks, in order; a task id is an index into this
+    instructions: tuple[str, ...]  # one per task
+    horizon: int  # turns per episode
+    infrastructure_errors: int  # crashed or hung workers so far
+
+    def post_reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> None: ...
+
+    def post_step(self, slots: Sequence[int], actions: Float32[np.ndarray, "S C A"]) -> None: ...
+
+    def wait(self, slots: Sequence[int]) -> StepResult:
+        """Block until the posted work of `slots` is done. After a reset rewards and flags are zero.
+
+        A slot whose worker crashed or hung comes back with `lost` set; the worker has been restarted
+        and the slot needs a `post_reset`.
+        """
+        ...
+
+    def snapshot(self, slots: Sequence[int]) -> list[Snapshot]: ...
+
+    def restore(self, slots: Sequence[int], snapshots: Sequence[Snapshot]) -> Observation: ...
+
+    def memory_bytes(self) -> int:
+        """Resident memory of all worker processes together."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def split_initial_states(
+    total: int, held_out: int
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " h"]]:
+    """Number the initial states 0..total-1; the last `held_out` of them are never trained on."""
+    if not 0 < held_out < total:
+        raise ValueError(
+            f"held_out must lie in 1..{total - 1} (initial_states is {total}), got {held_out}"
+        )
+    ids = np.arange(total, dtype=np.int64)
+    return ids[: total - held_out], ids[total - held_out :]

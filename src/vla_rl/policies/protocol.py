@@ -1,0 +1,81 @@
+"""What the rest of the system asks of a policy: `act` to play, `evaluate` to learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from vla_rl.types import Observation
+
+
+@dataclass(frozen=True)
+class PolicyOutput:
+    """What `act` returns, on the policy's device, without gradients."""
+
+    tokens: Int64[Tensor, "N K"]  # action bins 0..bins-1, not vocabulary ids
+    log_probs: Float[Tensor, "N K"]  # of the tempered distribution sampled from; float32
+    values: Float[Tensor, " N"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` returns, with gradients."""
+
+    log_probs: Float[Tensor, "N K"]  # of the given tokens under the tempered distribution
+    entropy: Float[Tensor, "N K"]  # of each token's distribution over the action bins, in nats
+    values: Float[Tensor, " N"]
+
+
+class Policy(Protocol):
+    """A token policy with a value function. `act` and `evaluate` agree to 1e-5 in float32."""
+
+    @property
+    def action_dim(self) -> int: ...
+
+    @property
+    def action_chunk(self) -> int: ...
+
+    def act(
+        self,
+        observation: Observation,
+        temperature: float = 1.0,
+        uniforms: Float32[np.ndarray, "N K"] | None = None,
+    ) -> PolicyOutput:
+        """Decode K tokens for each observation; temperature 0 is greedy.
+
+        `uniforms` in [0, 1) are the sampler's randomness, one number per token (inverse CDF): a row's
+        result then does not depend on what else is in the batch. None draws them from torch.
+        """
+        ...
+
+    def evaluate(
+        self, observation: Observation, tokens: Int64[Tensor, "N K"], temperature: float = 1.0
+    ) -> Evaluation: ...
+
+    def values(self, observation: Observation) -> Float[Tensor, " N"]:
+        """V of each observation, with gradients to the critic's parameters only as configured."""
+        ...
+
+    def reference_log_probs(
+        self, observation: Observation, tokens: Int64[Tensor, "N K"], temperature: float = 1.0
+    ) -> Float[Tensor, "N K"]:
+        """The frozen initial policy's log-probs (adapter off, or the kept copy), no gradients."""
+        ...
+
+    def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]:
+        """Tokens to un-normalised actions in the simulator's units."""
+        ...
+
+    def policy_parameters(self) -> list[torch.nn.Parameter]:
+        """What the policy optimizer trains; never contains a critic parameter."""
+        ...
+
+    def critic_parameters(self) -> list[torch.nn.Parameter]: ...
+
+    def save(self, folder: Path) -> None: ...

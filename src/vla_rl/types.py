@@ -1,0 +1,187 @@
+"""The data that crosses layers, and the axis legend used in every shape of the project.
+
+    N  environments (slots of the vector environment), or observations of one batch
+    M  turns of one rollout window          T  turns of one episode
+    C  actions in one turn (the chunk)      A  dimensions of one action
+    K  action tokens of one turn, K = C * A, ordered action by action
+    B  flattened samples of a minibatch     H W  image height and width     P  proprioception
+
+A trajectory is a conversation. In turn t the user says [image o_t, instruction v] and the assistant
+answers K action tokens; the simulator's next image opens the next turn (VLA-RL, arXiv 2505.18719,
+section 3.1). `Episode` is that conversation, `Rollout` is a window of N of them side by side.
+
+numpy only: simulator processes import this module and must stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, UInt8
+
+Message = dict[str, Any]
+"""One chat message, `{"role": ..., "content": [{"type": "image"|"text", ...}]}`."""
+
+
+class EpisodeSpec(NamedTuple):
+    """Which episode to play: a task by name and one of its numbered initial states."""
+
+    task: str
+    initial_state: int
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the policy may see, for N environments at once."""
+
+    images: UInt8[np.ndarray, "N H W 3"]  # RGB, upright, 0..255
+    instructions: tuple[str, ...]  # N natural-language instructions
+    proprio: Float32[np.ndarray, "N P"]  # end effector (m) and gripper opening, simulator units
+    time_fraction: Float32[
+        np.ndarray, " N"
+    ]  # turns played / horizon, 0..1; only a critic may use it
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    def select(self, indices: Sequence[int] | Int64[np.ndarray, " B"]) -> Observation:
+        """Return the rows `indices`, in that order."""
+        rows = np.asarray(indices, dtype=np.int64)
+        return Observation(
+            self.images[rows],
+            tuple(self.instructions[i] for i in rows),
+            self.proprio[rows],
+            self.time_fraction[rows],
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[Observation]) -> Observation:
+        """Stack batches of observations along N."""
+        return Observation(
+            np.concatenate([p.images for p in parts]),
+            tuple(text for p in parts for text in p.instructions),
+            np.concatenate([p.proprio for p in parts]),
+            np.concatenate([p.time_fraction for p in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What the vector environment returns for the slots that were stepped (S of them).
+
+    `terminated` is success, `truncated` the time limit; at most one of them is true. Where either is,
+    `observation` is the true final one: no reset has happened yet, and the slot waits for the
+    caller to start another episode in it.
+    """
+
+    slots: Int64[np.ndarray, " S"]
+    observation: Observation
+    rewards: Float32[np.ndarray, " S"]  # sparse: 1 on the turn that succeeds
+    terminated: Bool[np.ndarray, " S"]
+    truncated: Bool[np.ndarray, " S"]
+    simulator_steps: Int64[np.ndarray, " S"]  # simulator steps this turn took
+    lost: Bool[
+        np.ndarray, " S"
+    ]  # the worker crashed or hung: the episode must be retried, not counted
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of the conversation: image and instruction in, action tokens out."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    instruction: str
+    action_tokens: Int64[np.ndarray, " K"]  # action bins 0..bins-1
+    log_probs: Float32[np.ndarray, " K"]  # of the distribution sampled from
+    value: float  # V(o_t) when the turn was played
+    reward: float  # sparse reward received for it
+
+    def messages(self, *, action_text: str | None = None) -> list[Message]:
+        """The turn as chat messages for any VLM processor with a chat template.
+
+        `action_text` is what the assistant says; by default the bins, separated by blanks.
+        """
+        answer = action_text or " ".join(str(int(token)) for token in self.action_tokens)
+        return [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": self.image},
+                    {"type": "text", "text": self.instruction},
+                ],
+            },
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+
+
+@dataclass
+class Episode:
+    """One conversation between the simulator and the policy, from an initial state to its end."""
+
+    spec: EpisodeSpec
+    turns: list[Turn] = field(default_factory=list)
+    terminated: bool = False  # success
+    truncated: bool = False  # the time limit
+    final_image: UInt8[np.ndarray, "H W 3"] | None = None  # after the last turn, before any reset
+    simulator_steps: int = 0
+
+    @property
+    def success(self) -> bool:
+        return self.terminated
+
+    def __len__(self) -> int:
+        return len(self.turns)
+
+    def messages(self) -> list[Message]:
+        """The whole episode as one multi-turn chat; the instruction is said in every turn."""
+        return [message for turn in self.turns for message in turn.messages()]
+
+    def frames(self) -> list[UInt8[np.ndarray, "H W 3"]]:
+        """The images in order, the final one included where it was kept."""
+        last = [] if self.final_image is None else [self.final_image]
+        return [turn.image for turn in self.turns] + last
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A window of M turns in N environments, as the learner needs it.
+
+    Episodes run across window edges: the next window goes on where this one stopped. `final_values`
+    is V of the true final observation where a turn ended its episode by the time limit, 0 elsewhere;
+    `next_values` is V of the observation that follows the window.
+    """
+
+    images: UInt8[np.ndarray, "M N H W 3"]
+    task_ids: Int64[np.ndarray, "M N"]  # index into `instructions`
+    instructions: tuple[str, ...]  # one per task of the suite
+    proprio: Float32[np.ndarray, "M N P"]
+    time_fraction: Float32[np.ndarray, "M N"]
+    tokens: Int64[np.ndarray, "M N K"]
+    log_probs: Float32[np.ndarray, "M N K"]
+    values: Float32[np.ndarray, "M N"]
+    rewards: Float32[np.ndarray, "M N"]
+    terminated: Bool[np.ndarray, "M N"]
+    truncated: Bool[np.ndarray, "M N"]
+    final_values: Float32[np.ndarray, "M N"]
+    next_values: Float32[np.ndarray, " N"]
+    succeeded: Bool[
+        np.ndarray, "M N"
+    ]  # the turn belongs to an episode that succeeded in this window
+    temperature: float  # the sampler's
+
+    @property
+    def num_turns(self) -> int:
+        return int(self.rewards.size)
+
+    def flat_observation(self) -> Observation:
+        """All turns as one batch, window-major: sample b = m * N + n."""
+        flat = self.task_ids.reshape(-1)
+        return Observation(
+            self.images.reshape(-1, *self.images.shape[2:]),
+            tuple(self.instructions[i] for i in flat),
+            self.proprio.reshape(len(flat), -1),
+            self.time_fraction.reshape(-1),
+        )
