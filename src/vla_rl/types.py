@@ -156,7 +156,9 @@ class Rollout:
 
     images: UInt8[np.ndarray, "M N H W 3"]
     task_ids: Int64[np.ndarray, "M N"]  # index into `instructions`
+    tasks: tuple[str, ...]  # the suite's tasks, in order
     instructions: tuple[str, ...]  # one per task of the suite
+    initial_states: Int64[np.ndarray, "M N"]
     proprio: Float32[np.ndarray, "M N P"]
     time_fraction: Float32[np.ndarray, "M N"]
     tokens: Int64[np.ndarray, "M N K"]
@@ -167,9 +169,8 @@ class Rollout:
     truncated: Bool[np.ndarray, "M N"]
     final_values: Float32[np.ndarray, "M N"]
     next_values: Float32[np.ndarray, " N"]
-    succeeded: Bool[
-        np.ndarray, "M N"
-    ]  # the turn belongs to an episode that succeeded in this window
+    succeeded: Bool[np.ndarray, "M N"]  # of an episode that succeeded in this window
+    valid: Bool[np.ndarray, "M N"]  # false where a crashed simulator left a turn without an outcome
     temperature: float  # the sampler's
 
     @property

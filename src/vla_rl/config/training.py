@@ -90,6 +90,13 @@ class CurriculumConfig:
         require(self.tau > 0, f"curriculum.tau must be positive, got {self.tau}")
         require(0 <= self.floor < 1, f"curriculum.floor must lie in [0, 1), got {self.floor}")
         require(self.window >= 1, f"curriculum.window must be at least 1, got {self.window}")
+        require(
+            self.level_window >= 1,
+            f"curriculum.level_window must be at least 1, got {self.level_window}",
+        )
+        for name in ("prior", "level_threshold", "level_share"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"curriculum.{name} must lie in [0, 1], got {value}")
 
 
 @dataclass(frozen=True)
@@ -268,3 +275,25 @@ class TrainConfig:
             "ppo.time_limit_is_terminal needs a critic that sees the time: set policy.critic.time_fraction, "
             "or let time limits bootstrap",
         )
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """The main job from nothing to a report: demonstrations, fine-tuning, PPO, evaluation."""
+
+    out: str = "runs/quickstart"
+    """Folder of everything: demos, sft, the training run `ppo`, report.html."""
+    preset: str = "metaworld-mt5"
+    """Training preset; its suite is demonstrated, fine-tuned on and practised."""
+    minutes: float = 10.0
+    """Minutes of PPO."""
+    demos_per_task: int = 5
+    sft_epochs: int = 60
+    episodes_per_task: int = 30
+    """Held-out initial states per task, evaluated before and after."""
+    seed: int = 0
+    force: bool = False
+    """Throw away what an earlier quickstart left in `out` and start anew."""
+
+    def __post_init__(self) -> None:
+        require(self.minutes > 0, f"quickstart.minutes must be positive, got {self.minutes}")

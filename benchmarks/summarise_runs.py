@@ -1,0 +1,111 @@
+"""Before/after table and learning curves of several training runs, one per seed.
+
+    python benchmarks/summarise_runs.py runs/seed-0/ppo runs/seed-1/ppo runs/seed-2/ppo --png docs/results/quickstart.png
+
+Prints a markdown table: each run's held-out success before and after (Wilson 95 % intervals), the gain over the same
+initial states (paired, 95 %), and the mean over runs. Reads only what `vla-rl train` left in the run folders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from vla_rl.functional import paired_difference
+
+MODES = ("greedy", "sampled")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--png", type=Path, help="write the learning curves here")
+    parser.add_argument("--label", default="", help="title of the figure")
+    arguments = parser.parse_args()
+    for mode in MODES:
+        print(f"\n{mode}\n")
+        print(table(arguments.runs, mode))
+    print("\nper task, greedy\n")
+    print(task_table(arguments.runs))
+    if arguments.png:
+        draw(arguments.runs, arguments.png, arguments.label)
+
+
+def table(runs: list[Path], mode: str) -> str:
+    rows = ["| run | before | after | paired gain | RL minutes | episodes |", "|---|---|---|---|---|---|"]
+    means = []
+    for run in runs:
+        before, after = (result(run, label, mode) for label in ("before", "after"))
+        gain = paired_difference(outcomes(before), outcomes(after))
+        last = metrics(run)[-1]
+        rows.append(
+            f"| seed {config(run)['run']['seed']} | {rate(before)} | {rate(after)} | {100 * gain.mean:+.1f} "
+            f"[{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] | {last['total/train_seconds'] / 60:.1f} "
+            f"| {last['total/episodes']:.0f} |"
+        )
+        means.append((before["overall"]["success_rate"], after["overall"]["success_rate"]))
+    start, end = 100 * np.mean(means, axis=0)
+    rows.append(f"| mean of {len(runs)} | {start:.1f} % | {end:.1f} % | {end - start:+.1f} | | |")
+    return "\n".join(rows)
+
+
+def task_table(runs: list[Path]) -> str:
+    tasks = list(result(runs[0], "before", "greedy")["tasks"])
+    rows = ["| task | before | after |", "|---|---|---|"]
+    for task in tasks:
+        cells = [
+            np.mean([result(run, label, "greedy")["tasks"][task]["success_rate"] for run in runs])
+            for label in ("before", "after")
+        ]
+        rows.append(f"| {task} | {100 * cells[0]:.0f} % | {100 * cells[1]:.0f} % |")
+    return "\n".join(rows)
+
+
+def draw(runs: list[Path], path: Path, label: str) -> None:
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    for index, run in enumerate(runs):
+        lines = metrics(run)
+        minutes = [line["total/train_seconds"] / 60 for line in lines]
+        tasks = [key for key in lines[-1] if key.startswith("curriculum/success/")]
+        success = [100 * np.mean([line[key] for key in tasks]) for line in lines]
+        colour = f"C{index}"
+        axes.plot(minutes, success, color=colour, lw=1.6, label=f"seed {config(run)['run']['seed']}")
+        for when, what in ((0.0, "before"), (minutes[-1], "after")):
+            axes.plot(when, 100 * result(run, what, "greedy")["overall"]["success_rate"], "o", color=colour, ms=7)
+    axes.set(xlabel="minutes of practice (PPO) on 2 CPU cores", ylabel="success, %", ylim=(0, 100), title=label)
+    axes.grid(alpha=0.25)
+    axes.legend(title="lines: training, sampled\ndots: held-out, greedy", loc="lower right", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
+def result(run: Path, label: str, mode: str) -> dict[str, Any]:
+    return json.loads((run / "eval" / f"{label}-{mode}.json").read_text())
+
+
+def config(run: Path) -> dict[str, Any]:
+    return json.loads((run / "config.json").read_text())
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def outcomes(evaluation: dict[str, Any]) -> list[bool]:
+    """Successes in the order of (task, initial state), which is the same before and after."""
+    return [episode["success"] for episode in evaluation["episodes"]]
+
+
+def rate(evaluation: dict[str, Any]) -> str:
+    overall = evaluation["overall"]
+    low, high = overall["interval"]
+    return f"{100 * overall['success_rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+if __name__ == "__main__":
+    main()

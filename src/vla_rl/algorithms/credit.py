@@ -1,0 +1,71 @@
+"""From a rollout window to learning targets: who deserves which part of the reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
+
+from vla_rl.config import PPOConfig
+from vla_rl.functional import bootstrap_inputs, generalized_advantages, masked_whiten
+from vla_rl.types import Observation, Rollout
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B turns with their learning targets, flattened; turns without an outcome are already left out."""
+
+    observation: Observation
+    tokens: Int64[Tensor, "B K"]
+    log_probs: Float[Tensor, "B K"]  # the sampler's
+    advantages: Float[Tensor, " B"]
+    values: Float[Tensor, " B"]  # the critic's when the turn was played
+    value_targets: Float[Tensor, " B"]
+    succeeded: Bool[Tensor, " B"]
+    temperature: float
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def assign_credit(rollout: Rollout, dense_rewards: Float32[np.ndarray, "M N"], config: PPOConfig) -> Batch:
+    """Advantages by GAE over turns, and the critic's targets.
+
+    A success ends the return; a time limit bootstraps from the true final observation unless the horizon is part of
+    the task. Advantages and value targets have a lambda each: a small one keeps the policy gradient's variance
+    low, a large one keeps the critic's targets free of its own errors.
+    """
+    tensor = torch.from_numpy
+    values = tensor(rollout.values)
+    discounts, next_values, trace = bootstrap_inputs(
+        terminated=tensor(rollout.terminated),
+        truncated=tensor(rollout.truncated),
+        values=values,
+        final_values=tensor(rollout.final_values),
+        following_values=tensor(rollout.next_values),
+        gamma=config.gamma,
+        time_limit_is_terminal=config.time_limit_is_terminal,
+    )
+    valid = tensor(rollout.valid)
+    # A crashed simulator cuts the trace: the turn before it bootstraps from the value of what was seen last.
+    trace[:-1] = trace[:-1] * valid[1:]
+    rewards = tensor(rollout.rewards + dense_rewards)
+    advantages = generalized_advantages(rewards, discounts, values, next_values, trace, config.gae_lambda)
+    targets = values + generalized_advantages(rewards, discounts, values, next_values, trace, config.value_lambda)
+    if config.normalize_advantages:
+        advantages = masked_whiten(advantages, valid)
+    kept = valid.reshape(-1).nonzero()[:, 0]
+    num_tokens = rollout.tokens.shape[-1]
+    return Batch(
+        observation=rollout.flat_observation().select(kept.numpy()),
+        tokens=tensor(rollout.tokens).reshape(-1, num_tokens)[kept],
+        log_probs=tensor(rollout.log_probs).reshape(-1, num_tokens)[kept],
+        advantages=advantages.reshape(-1)[kept],
+        values=values.reshape(-1)[kept],
+        value_targets=targets.reshape(-1)[kept],
+        succeeded=tensor(rollout.succeeded).reshape(-1)[kept],
+        temperature=rollout.temperature,
+    )

@@ -1,0 +1,192 @@
+"""Evaluate a policy: each (task, initial state) exactly once, with intervals, as JSON.
+
+    vla-rl eval runs/quickstart --suite mt5 --split held-out --episodes-per-task 30 --json result.json --videos 2
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, TrainConfig, UserError
+from vla_rl.config.serialize import from_json
+from vla_rl.envs import ProcessVectorEnv, split_initial_states
+from vla_rl.envs.protocol import VectorEnv
+from vla_rl.functional import wilson_interval
+from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.protocol import Policy
+from vla_rl.recipes.videos import record_videos
+from vla_rl.rollout import Collector, EpisodeRecord, play_each_once
+from vla_rl.runtime.files import write_json
+from vla_rl.runtime.progress import progress
+from vla_rl.runtime.provenance import versions
+from vla_rl.runtime.run_folder import Run
+from vla_rl.types import EpisodeSpec
+
+FORMAT = 1
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    config: EvalConfig,
+    env: EnvConfig | None = None,
+    json_path: Path | None = None,
+    videos: Path | None = None,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Evaluate the policy found at `checkpoint`: a run folder, one of its checkpoints, or a policy folder.
+
+    `env` defaults to what the policy was trained in. Returns the result that is also written to `json_path`;
+    pictures of `config.videos` episodes per task go to the folder `videos`.
+    """
+    folder, trained_in = locate_policy(checkpoint)
+    policy = OpenVLAPolicy.from_checkpoint(folder, PolicyConfig(checkpoint=str(folder)))
+    env = env or trained_in or EnvConfig()
+    env = replace(
+        env,
+        suite=config.suite or env.suite,
+        image_size=policy.image_size,
+        action_chunk=policy.action_chunk,
+        num_workers=workers or env.num_workers,
+    )
+    with ProcessVectorEnv(env) as envs:
+        result, records = evaluate_policy(policy, envs, env, config, label="eval")
+    result["checkpoint"] = str(checkpoint)
+    if json_path is not None:
+        write_json(json_path, result)
+    if videos is not None and config.videos > 0:
+        record_videos(records, policy, env, config.videos, videos)
+    return result
+
+
+def evaluate_policy(
+    policy: Policy, envs: VectorEnv, env: EnvConfig, config: EvalConfig, label: str
+) -> tuple[dict[str, Any], list[EpisodeRecord]]:
+    """Play every (task, initial state) of the protocol once; returns the result and its episodes."""
+    started, errors_before = time.perf_counter(), envs.infrastructure_errors
+    states = initial_states_of(env, config)
+    specs = [EpisodeSpec(task, int(i)) for i in states for task in envs.tasks]
+    with progress(f"evaluate {label}", total=len(specs)) as bar:
+        done: list[bool] = []
+
+        def on_episode(record: EpisodeRecord) -> None:
+            done.append(record.success)
+            bar.advance(1, success=float(np.mean(done)))
+
+        records = play_each_once(
+            policy, envs, specs, temperature=config.temperature, seed=config.seed, on_episode=on_episode
+        )
+    result = {
+        "format": FORMAT,
+        "checkpoint": "",
+        "suite": env.suite,
+        "split": config.split,
+        "tasks": {task: summary([r for r in records if r.spec.task == task]) for task in envs.tasks},
+        "overall": summary(records),
+        "horizon": env.horizon,
+        "action_repeat": env.action_repeat,
+        "action_chunk": env.action_chunk,
+        "sampling": {
+            "mode": "sampled" if config.temperature > 0 else "greedy",
+            "temperature": config.temperature,
+        },
+        "seed": config.seed,
+        "initial_states": [int(i) for i in states],
+        "episodes": [
+            {
+                "task": r.spec.task,
+                "initial_state": r.spec.initial_state,
+                "success": r.success,
+                "turns": r.turns,
+                "simulator_steps": r.simulator_steps,
+            }
+            for r in records
+        ],
+        "infrastructure_errors": envs.infrastructure_errors - errors_before,
+        "versions": versions(),
+        "wall_seconds": time.perf_counter() - started,
+    }
+    return result, records
+
+
+def initial_states_of(env: EnvConfig, config: EvalConfig) -> list[int]:
+    """The numbered initial states to evaluate on; an error if the split has fewer than asked for."""
+    train_states, held_out = split_initial_states(env.initial_states, env.held_out)
+    states = held_out if config.split == "held-out" else train_states
+    if config.episodes_per_task > len(states):
+        raise UserError(
+            f"--episodes-per-task {config.episodes_per_task} asks for more than the {len(states)} initial states of the "
+            f"{config.split} split: each is played exactly once. Ask for fewer, or raise env.held_out"
+        )
+    return [int(i) for i in states[: config.episodes_per_task]]
+
+
+def summary(records: list[EpisodeRecord]) -> dict[str, Any]:
+    """Counts, success rate with its Wilson 95 % interval, and mean lengths."""
+    successes, episodes = sum(r.success for r in records), len(records)
+    low, high = wilson_interval(successes, episodes)
+    return {
+        "successes": successes,
+        "episodes": episodes,
+        "success_rate": successes / episodes,
+        "interval": [low, high],
+        "mean_turns": float(np.mean([r.turns for r in records])),
+        "mean_simulator_steps": float(np.mean([r.simulator_steps for r in records])),
+    }
+
+
+def locate_policy(checkpoint: Path) -> tuple[Path, EnvConfig | None]:
+    """Find the policy in a run (its newest checkpoint), a checkpoint or a policy folder, and its run's environment."""
+    if not checkpoint.exists():
+        raise UserError(f"{checkpoint} does not exist: expected a run folder, a checkpoint or a policy folder")
+    if not checkpoint.is_dir():
+        raise UserError(f"{checkpoint} is a file: expected a run folder, a checkpoint or a policy folder")
+    env = next((found for f in (checkpoint, *checkpoint.parents[:3]) if (found := _env_of_run(f))), None)
+    if (checkpoint / "checkpoints").is_dir():
+        saved = sorted((checkpoint / "checkpoints").glob("iteration-*/policy"))
+        if not saved:
+            raise UserError(f"{checkpoint} is a run without a checkpoint yet: let it train, or give a policy folder")
+        return saved[-1], env
+    if (checkpoint / "policy" / "config.json").is_file():
+        return checkpoint / "policy", env
+    if (checkpoint / "config.json").is_file():
+        return checkpoint, env
+    raise UserError(
+        f"{checkpoint} holds no policy: expected config.json with model.safetensors, a folder `policy`, or a run"
+    )
+
+
+def _env_of_run(folder: Path) -> EnvConfig | None:
+    """The environment of the training run in `folder`, if there is one."""
+    if not (folder / "run.json").is_file() or not (folder / "config.json").is_file():
+        return None
+    saved = json.loads((folder / "config.json").read_text())
+    return from_json(EnvConfig, saved["env"]) if "env" in saved else None
+
+
+def evaluate_before_or_after(label: str, run: Run, policy: Policy, envs: VectorEnv, config: TrainConfig) -> None:
+    """Evaluate greedily and sampled, with videos, into <run>/eval/<label>-{greedy,sampled}.json."""
+    for mode, temperature in (("greedy", 0.0), ("sampled", config.ppo.temperature)):
+        protocol = replace(config.eval, temperature=temperature)
+        result, records = evaluate_policy(policy, envs, config.env, protocol, f"{label} {mode}")
+        result["checkpoint"] = label
+        write_json(run.eval_folder / f"{label}-{mode}.json", result)
+        if mode == "greedy" and config.eval.videos > 0:
+            record_videos(records, policy, config.env, config.eval.videos, run.eval_folder / "videos" / label)
+
+
+def evaluate_during(
+    iteration: int, run: Run, policy: Policy, envs: VectorEnv, collector: Collector, config: TrainConfig
+) -> None:
+    """Every `run.eval_every` iterations: evaluate greedily, then put every running episode back where it was."""
+    if config.run.eval_every == 0 or iteration % config.run.eval_every != 0:
+        return
+    running = collector.state_dict()
+    result, _ = evaluate_policy(policy, envs, config.env, config.eval, f"iteration {iteration}")
+    write_json(run.eval_folder / f"iteration-{iteration:06d}.json", result)
+    collector.load_state_dict(running)

@@ -1,0 +1,89 @@
+"""Online PPO for a vision-language-action policy (VLA-RL, arXiv:2505.18719, Algorithm 1).
+
+    repeat:  curriculum picks (task, initial state)
+             -> act: N simulators x M turns, the policy decoding K action tokens a turn
+             -> score: sparse success plus the process reward of each turn
+             -> credit: GAE over turns; a success ends the return, a time limit bootstraps
+             -> improve: critic, then epochs of the clipped objective on action tokens
+             -> remember: metrics, checkpoint, evaluation on every (task, initial state) once
+
+One process and its simulator workers, CPU or GPU:   vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from vla_rl.algorithms.credit import assign_credit
+from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
+from vla_rl.config import TrainConfig
+from vla_rl.curriculum import TaskSampler
+from vla_rl.envs import ProcessVectorEnv, split_initial_states
+from vla_rl.policies import OpenVLAPolicy
+from vla_rl.recipes.evaluate import evaluate_before_or_after, evaluate_during
+from vla_rl.recipes.train_state import TrainState, open_training_run
+from vla_rl.rewards import SuccessReward
+from vla_rl.rollout import Collector, rollout_metrics
+from vla_rl.runtime.devices import use_threads
+from vla_rl.runtime.progress import progress
+from vla_rl.runtime.seeding import seed_everything
+from vla_rl.runtime.signals import graceful_stop
+
+
+def train(config: TrainConfig, resume: Path | None = None) -> Path:
+    """Improve `config.policy.checkpoint` by practice; returns the run folder.
+
+    `resume` is the folder of a run to go on with (its own, saved config is then expected in `config`).
+    """
+    run = open_training_run(config, resume)
+    seed_everything(config.run.seed)
+    policy = OpenVLAPolicy.from_checkpoint(Path(config.policy.checkpoint), config.policy)
+    learner = PPO(policy, config.ppo, config.policy.critic, config.run.seed)
+    reward_model = SuccessReward()
+    with run, graceful_stop("this iteration") as stop, ProcessVectorEnv(config.env) as envs:
+        train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
+        curriculum = TaskSampler(config.curriculum, envs.tasks, train_states, config.run.seed)
+        collector = Collector(
+            policy, envs, curriculum.draw_one, curriculum.observe, config.run.seed
+        )
+        state = TrainState(run, policy, learner, curriculum, collector, config.run.save_every)
+        if not state.restore():
+            evaluate_before_or_after("before", run, policy, envs, config)
+            collector.start()
+
+        with progress("PPO", total=config.ppo.iterations, start=state.iteration) as bar:
+            while not (stop.requested or state.finished(config.ppo)):
+                started = time.perf_counter()
+                # 1. act: every environment plays `turns` turns with the current policy
+                collected = collector.collect(
+                    config.ppo.turns, config.ppo.temperature, state.iteration
+                )
+
+                # 2. score: the simulator's sparse success, plus a dense reward for each turn
+                dense_rewards = reward_model.score(collected.rollout)
+
+                # 3. credit: advantages and value targets
+                batch = assign_credit(collected.rollout, dense_rewards, config.ppo)
+
+                # 4. improve: the critic, then (after its warm-up) the policy
+                learning = time.perf_counter()
+                with use_threads(config.run.threads), state.keep_on_divergence():
+                    losses = learner.update(batch, state.iteration, state.progress(config.ppo))
+                seconds = collected.seconds | {"learn": time.perf_counter() - learning}
+
+                # 5. remember
+                metrics = losses | curriculum.metrics()
+                metrics |= rollout_metrics(
+                    collected, dense_rewards, seconds, time.perf_counter() - started, envs
+                )
+                state.advance(metrics, time.perf_counter() - started)
+                bar.advance(1, **state.headline(metrics))
+                evaluate_during(state.iteration, run, policy, envs, collector, config)
+        if state.finished(config.ppo):
+            evaluate_before_or_after("after", run, policy, envs, config)
+        state.save_and_say_how_to_go_on(stop)
+    return run.folder
+
+
+__all__ = ["TrainingDivergedError", "train"]

@@ -1,0 +1,52 @@
+"""What a rollout window says about the policy, the simulators and the machine."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float32
+
+from vla_rl.envs.protocol import VectorEnv
+from vla_rl.rollout.collector import Collected
+from vla_rl.runtime.memory import resident_memory
+
+
+def rollout_metrics(
+    collected: Collected,
+    dense_rewards: Float32[np.ndarray, "M N"],
+    seconds: dict[str, float],
+    wall_seconds: float,
+    envs: VectorEnv,
+) -> dict[str, float]:
+    """Metrics of one window. Success, length and returns are of the episodes that ended in it.
+
+    `time/*` split the iteration's wall seconds; `speed/*` count over the whole iteration, `speed/rollout_*` over the
+    time spent playing alone. Sparse and dense return are per episode started-or-ended share: the window's
+    total divided by the episodes that ended, so that a dense reward can be compared with success.
+    """
+    finished = collected.finished
+    playing = sum(collected.seconds.values())
+    turns = collected.rollout.num_turns
+    metrics = {
+        "rollout/episodes": float(len(finished)),
+        "rollout/turns": float(turns),
+        "rollout/simulator_steps": float(collected.simulator_steps),
+        "rollout/infrastructure_errors": float(envs.infrastructure_errors),
+        "speed/turns_per_second": turns / wall_seconds,
+        "speed/episodes_per_second": len(finished) / wall_seconds,
+        "speed/rollout_turns_per_second": turns / max(playing, 1e-9),
+        "speed/rollout_episodes_per_second": len(finished) / max(playing, 1e-9),
+        "memory/main_mb": resident_memory(children=False) / 2**20,
+        "memory/workers_mb": envs.memory_bytes() / 2**20,
+    }
+    metrics |= {f"time/{name}": spent for name, spent in seconds.items()}
+    metrics["time/other"] = wall_seconds - sum(spent for name, spent in seconds.items() if name != "other")
+    if finished:
+        metrics["rollout/success_rate"] = float(np.mean([e.success for e in finished]))
+        metrics["rollout/episode_length"] = float(np.mean([e.turns for e in finished]))
+        metrics["rollout/return_sparse"] = float(collected.rollout.rewards.sum()) / len(finished)
+        metrics["rollout/return_dense"] = float(dense_rewards.sum()) / len(finished)
+        for task in envs.tasks:
+            outcomes = [e.success for e in finished if e.spec.task == task]
+            if outcomes:
+                metrics[f"success/{task}"] = float(np.mean(outcomes))
+    return metrics
