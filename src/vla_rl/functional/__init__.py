@@ -1,0 +1,80 @@
+"""Reinforcement-learning maths as pure functions of tensors: no state, no device, no configuration.
+
+    returns         credit over turns: discounted returns, generalized advantages and what they bootstrap from
+    policy_losses   clipped surrogate on action tokens, KL estimators, per-turn means
+    value_losses    critic losses, explained variance
+    log_probs       tempered log-softmax over the action bins, entropy, sampling
+    masking         masked mean, variance, whitening
+    intervals       Wilson interval, paired difference
+    precision       computations happen in float32 at least, whatever came in
+
+Axes (legend in `vla_rl.types`): M turns of a window, N environments, B samples, K action tokens of a turn, V bins.
+"""
+
+from vla_rl.functional.intervals import (
+    Interval,
+    PairedDifference,
+    paired_difference,
+    wilson_interval,
+)
+from vla_rl.functional.log_probs import (
+    action_log_softmax,
+    entropy,
+    gather_log_probs,
+    sample_from_uniforms,
+)
+from vla_rl.functional.masking import masked_mean, masked_var, masked_whiten
+from vla_rl.functional.policy_losses import (
+    KLEstimator,
+    Ratio,
+    SurrogateStatistics,
+    clipped_surrogate,
+    kl_estimate,
+    surrogate_statistics,
+    turn_mean,
+)
+from vla_rl.functional.precision import at_least_float32
+from vla_rl.functional.returns import (
+    BootstrapInputs,
+    bootstrap_inputs,
+    discounted_returns,
+    generalized_advantages,
+)
+from vla_rl.functional.value_losses import (
+    ErrorKind,
+    clipped_value_loss,
+    explained_variance,
+    huber_value_loss,
+    squared_value_loss,
+)
+
+__all__ = [
+    "BootstrapInputs",
+    "ErrorKind",
+    "Interval",
+    "KLEstimator",
+    "PairedDifference",
+    "Ratio",
+    "SurrogateStatistics",
+    "action_log_softmax",
+    "at_least_float32",
+    "bootstrap_inputs",
+    "clipped_surrogate",
+    "clipped_value_loss",
+    "discounted_returns",
+    "entropy",
+    "explained_variance",
+    "gather_log_probs",
+    "generalized_advantages",
+    "huber_value_loss",
+    "kl_estimate",
+    "masked_mean",
+    "masked_var",
+    "masked_whiten",
+    "paired_difference",
+    "sample_from_uniforms",
+    "squared_value_loss",
+    "surrogate_statistics",
+    "turn_mean",
+    "wilson_interval",
+]
