@@ -1,0 +1,14 @@
+"""What a turn is worth beside the simulator's success.
+
+Sparse and dense rewards stay apart: `Rollout.rewards` is the simulator's success and nothing else, a
+`RewardModel` adds a dense reward for each turn. Checkpoints are chosen by the former alone.
+"""
+
+from vla_rl.rewards.success import (
+    SUCCESS_REWARD,
+    RewardModel,
+    SuccessReward,
+    bound_dense_rewards,
+)
+
+__all__ = ["SUCCESS_REWARD", "RewardModel", "SuccessReward", "bound_dense_rewards"]

@@ -1,0 +1,250 @@
+"""The weights of each mode in closed form, and a sampler that goes on exactly where it was stopped."""
+
+import json
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vla_rl.config import ConfigError, CurriculumConfig, UserError
+from vla_rl.curriculum import TaskSampler
+
+STATES = np.arange(10, 17)
+
+
+def sampler(
+    mode: Any = "paper",
+    tasks: tuple[str, ...] = ("drawer", "window"),
+    seed: int = 0,
+    states: np.ndarray = STATES,
+    **config: Any,
+) -> TaskSampler:
+    return TaskSampler(CurriculumConfig(mode=mode, **config), tasks, states, seed)
+
+
+def play(curriculum: TaskSampler, task: str, outcomes: str) -> None:
+    """Observe one outcome per letter: + or -."""
+    for outcome in outcomes:
+        curriculum.observe(task, outcome == "+")
+
+
+def p(curriculum: TaskSampler) -> list[float]:
+    return curriculum.probabilities().tolist()
+
+
+def test_two_tasks_in_closed_form():
+    """Success 3/4 and 1/4 at tau 1/2: the odds are exp of the difference of the exponents over tau."""
+    expected = {
+        # (0.5 - .75) / .5 = -.5 against +.5: odds e
+        "paper": [1 / (1 + math.e), math.e / (1 + math.e)],
+        # both are 1/4 away from 1/2
+        "frontier": [0.5, 0.5],
+        "uniform": [0.5, 0.5],
+        # the easier task is the first level
+        "levels": [1.0, 0.0],
+    }
+    for mode, probabilities in expected.items():
+        curriculum = sampler(mode, tau=0.5, floor=0.0)
+        play(curriculum, "drawer", "++-+")
+        play(curriculum, "window", "--+-")
+        assert p(curriculum) == pytest.approx(probabilities), mode
+
+
+def test_a_task_never_solved():
+    """Success 0 and 1/2 at tau 1/2: `paper` gives it the most, `frontier` the least."""
+    favoured = math.e / (1 + math.e)
+    for mode, expected in (("paper", favoured), ("frontier", 1 - favoured)):
+        curriculum = sampler(mode, tau=0.5, floor=0.0)
+        play(curriculum, "drawer", "----")
+        play(curriculum, "window", "+-+-")
+        assert p(curriculum)[0] == pytest.approx(expected), mode
+
+
+def test_the_floor_mixes_with_the_uniform_distribution():
+    # odds e^-1 : 1 at tau 1, floor .1: .1 + .8 q
+    curriculum = sampler("paper", tau=1.0, floor=0.1)
+    play(curriculum, "drawer", "++")
+    play(curriculum, "window", "--")
+    q = math.e / (1 + math.e)
+    assert p(curriculum) == pytest.approx([0.1 + 0.8 * (1 - q), 0.1 + 0.8 * q])
+    curriculum = sampler("levels", tasks=("a", "b", "c", "d"), floor=0.05)
+    assert p(curriculum) == pytest.approx([0.85, 0.05, 0.05, 0.05])
+
+
+@pytest.mark.parametrize("mode", ["paper", "frontier", "levels", "uniform"])
+@pytest.mark.parametrize("floor", [0.0, 0.02, 0.2])
+def test_probabilities_sum_to_1_above_the_floor(mode: str, floor: float):
+    curriculum = sampler(mode, tasks=tuple("abcde"), floor=floor, tau=1e-3, level_window=2)
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        spec = curriculum.draw_one()
+        curriculum.observe(spec.task, bool(rng.random() < 0.8))
+        probabilities = curriculum.probabilities()
+        assert probabilities.dtype == np.float64
+        assert probabilities.sum() == pytest.approx(1.0, abs=1e-12)
+        assert probabilities.min() >= floor - 1e-15
+
+
+def test_success_is_the_mean_of_the_window_and_the_prior_before():
+    curriculum = sampler(window=4, prior=0.3)
+    assert curriculum.successes().tolist() == [0.3, 0.3]
+    play(curriculum, "window", "----+++-")
+    assert curriculum.successes().tolist() == [0.3, 0.75]
+    metrics = curriculum.metrics()
+    assert metrics["curriculum/success/window"] == 0.75
+    assert "curriculum/success/drawer" not in metrics  # nothing was measured
+
+
+def test_metrics_known():
+    metrics = sampler("uniform", tasks=tuple("abcd")).metrics()
+    assert metrics["curriculum/p/c"] == 0.25
+    assert metrics["curriculum/entropy"] == pytest.approx(math.log(4))
+    assert sampler("levels", floor=0.0).metrics()["curriculum/entropy"] == 0.0
+    assert sampler("levels").metrics()["curriculum/level"] == 1.0
+
+
+def test_levels_open_in_order_of_success():
+    curriculum = sampler(
+        "levels", tuple("abcd"), floor=0.0, level_window=4, level_threshold=0.7, level_share=0.7
+    )
+    play(
+        curriculum, "c", "++"
+    )  # measured before training: c is easiest, then the unplayed (0.5), then b
+    play(curriculum, "b", "-")
+    curriculum.draw_one()
+    assert p(curriculum) == [0, 0, 1, 0]
+    play(curriculum, "c", "+-++-")  # 3 of the last 4 was passed at the fourth
+    assert p(curriculum) == pytest.approx([0.7, 0, 0.3, 0])
+    play(curriculum, "c", "----")  # levels never close
+    play(curriculum, "a", "--++")  # 2 of 4 is not enough
+    play(
+        curriculum, "b", "++++++"
+    )  # not the current level: opens nothing, but makes b the next one
+    assert p(curriculum) == pytest.approx([0.7, 0, 0.3, 0])
+    play(curriculum, "a", "+")  # now 3 of the last 4
+    assert p(curriculum) == pytest.approx([0.15, 0.7, 0.15, 0])
+    play(curriculum, "b", "+++")  # the window starts anew with the level
+    assert p(curriculum)[1] == pytest.approx(0.7)
+    play(curriculum, "b", "+")
+    assert p(curriculum) == pytest.approx([0.1, 0.1, 0.1, 0.7])
+    play(curriculum, "d", "++++")  # the last one stays current
+    assert p(curriculum) == pytest.approx([0.1, 0.1, 0.1, 0.7])
+
+
+def test_a_level_must_pass_its_threshold_not_meet_it():
+    for outcomes, opened in (("+++++++---", 1.0), ("++++++++--", 2.0)):
+        curriculum = sampler("levels", level_window=10, level_threshold=0.7)
+        curriculum.draw_one()
+        play(curriculum, "drawer", outcomes)
+        assert curriculum.metrics()["curriculum/level"] == opened
+
+
+def test_levels_start_with_the_given_order_when_nothing_is_known():
+    assert p(sampler("levels", floor=0.0)) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("mode", ["paper", "levels"])
+def test_draws_follow_the_probabilities(mode: str):
+    """Chi-square with 4 degrees of freedom: above 18.5 once in a thousand seeds; the seed is fixed."""
+    curriculum = sampler(mode, tuple("abcde"), tau=0.5, level_window=1, seed=3)
+    for task, outcomes in zip("abcde", ("+", "-", "+-", "+--", "++-"), strict=True):
+        play(curriculum, task, outcomes)
+    expected = 4000 * curriculum.probabilities()
+    counts = Counter(spec.task for spec in curriculum.draw(4000))
+    chi_square = sum((counts[task] - e) ** 2 / e for task, e in zip("abcde", expected, strict=True))
+    assert chi_square < 18.5
+
+
+def test_a_task_without_probability_is_never_drawn():
+    curriculum = sampler("levels", tuple("abc"), floor=0.0, level_share=1.0, level_window=1)
+    curriculum.draw_one()
+    play(curriculum, "a", "+")
+    assert {spec.task for spec in curriculum.draw(200)} == {"b"}
+
+
+def test_every_initial_state_comes_once_before_any_comes_again():
+    curriculum = sampler("uniform", seed=5)
+    drawn: dict[str, list[int]] = {"drawer": [], "window": []}
+    for spec in curriculum.draw(100):
+        drawn[spec.task].append(spec.initial_state)
+    rounds = []
+    for states in drawn.values():
+        assert len(states) > 4 * len(STATES)
+        for start in range(0, len(states) - len(STATES), len(STATES)):
+            rounds.append(tuple(states[start : start + len(STATES)]))
+            assert sorted(rounds[-1]) == STATES.tolist()
+    assert len(set(rounds)) == len(rounds)  # a fresh order each round and task
+
+
+def test_the_seed_decides_and_the_order_of_asking_does_not():
+    one, two, other = sampler(seed=1), sampler(seed=1), sampler(seed=2)
+    draws = one.draw(50)
+    assert draws == [two.draw_one() for _ in range(50)]
+    assert draws != other.draw(50)
+    for look in (one.probabilities, one.metrics, one.state_dict):
+        look()  # changes nothing
+    assert one.draw(5) == two.draw(5)
+
+
+@pytest.mark.parametrize("stop", [9, 61])  # in the first round of initial states, and later
+@pytest.mark.parametrize("mode", ["paper", "frontier", "levels", "uniform"])
+def test_going_on_from_the_saved_state_equals_never_having_stopped(mode: str, stop: int):
+    config: dict[str, Any] = {"mode": mode, "window": 5, "level_window": 3}
+    rng = np.random.default_rng(0)
+    outcomes = [bool(rng.random() < 0.7) for _ in range(120)]
+
+    def go_on(curriculum: TaskSampler, outcomes: list[bool]) -> list:
+        seen = []
+        for outcome in outcomes:
+            spec = curriculum.draw_one()
+            curriculum.observe(spec.task, outcome)
+            seen.append((spec, p(curriculum)))
+        return seen
+
+    tasks = tuple("abcd")
+    straight = sampler(tasks=tasks, seed=7, **config)
+    whole = go_on(straight, outcomes)
+    first = sampler(tasks=tasks, seed=7, **config)
+    go_on(first, outcomes[:stop])
+    saved = json.loads(json.dumps(first.state_dict()))
+    second = sampler(tasks=tasks, seed=99, **config)  # the seed comes from the state
+    second.draw(17)
+    second.observe("a", True)
+    second.load_state_dict(saved)
+    assert go_on(second, outcomes[stop:]) == whole[stop:]
+    assert second.state_dict() == straight.state_dict()
+    assert second.metrics() == straight.metrics()
+
+
+def test_a_state_of_another_run_is_refused():
+    state = sampler().state_dict()
+    with pytest.raises(UserError, match="for the tasks drawer, window; this run has door"):
+        sampler(tasks=("door",)).load_state_dict(state)
+    with pytest.raises(UserError, match="other training states"):
+        sampler(states=np.arange(3)).load_state_dict(state)
+
+
+def test_user_mistakes_are_explained():
+    with pytest.raises(ConfigError, match=r"more than 1; choose at most 0\.02"):
+        sampler(tasks=tuple(f"task-{i}" for i in range(50)), floor=0.03)
+    sampler(tasks=tuple(f"task-{i}" for i in range(50)), floor=0.02)  # exactly 1: uniform, allowed
+    with pytest.raises(ConfigError, match="at least one task"):
+        sampler(tasks=())
+    with pytest.raises(ConfigError, match="must differ"):
+        sampler(tasks=("a", "a"))
+    with pytest.raises(ConfigError, match="training states"):
+        sampler(states=np.array([], dtype=np.int64))
+    with pytest.raises(ConfigError, match="seed"):
+        sampler(seed=-1)
+    with pytest.raises(ConfigError, match="Did you mean 'window'"):
+        sampler().observe("windw", True)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"level_share": 1.1}, {"level_window": 0}, {"prior": -0.1}, {"level_threshold": 7}]
+)
+def test_config_refuses_numbers_out_of_range(bad: dict[str, Any]):
+    with pytest.raises(ConfigError, match=f"curriculum.{next(iter(bad))} must"):
+        CurriculumConfig(**bad)
