@@ -1,0 +1,61 @@
+"""What all tests share: one thread each, and a reason wherever something is skipped."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+
+import pytest
+
+from vla_rl.recipes import doctor
+
+# None of the imports above loads numpy or torch, so this is early enough. On a busy machine with few
+# cores, a second thread in every process makes the tests several times slower.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@functools.cache
+def rendering_backend() -> str:
+    """The off-screen backend that draws here, "" if there is none; found out once per test run."""
+    return doctor.find_renderer()
+
+
+def skip_without_rendering() -> None:
+    if not rendering_backend():
+        pytest.skip(f"no off-screen rendering here; {doctor.install_rendering_command()}")
+
+
+@functools.cache
+def has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine cannot run, and say why."""
+    if item.get_closest_marker("gpu") and not has_cuda():
+        pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("sim"):
+        skip_without_rendering()
+
+
+@pytest.fixture(scope="session")
+def sim() -> str:
+    """Name of the rendering backend for tests that draw; skips where there is none."""
+    skip_without_rendering()
+    return rendering_backend()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a Chromium for headless pictures of the report; skips where there is none."""
+    for name in CHROMIUM_NAMES:
+        path = shutil.which(name)
+        if path:
+            return path
+    pytest.skip(f"no browser: none of {', '.join(CHROMIUM_NAMES)} is on the path")

@@ -1,0 +1,253 @@
+"""Rules of this repository that no other tool checks."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("src", "tests", "benchmarks", "scripts")
+MAX_LINES = 450
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+def repository_files() -> list[Path]:
+    """Files in git, and new ones that git would not ignore; from a source archive, all but the known products."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listing.returncode == 0:
+        paths = [ROOT / name for name in listing.stdout.split("\0") if name]
+    else:
+        products = {".venv", ".git", "runs", "site", "dist", "build", "__pycache__"}
+        paths = [p for p in ROOT.rglob("*") if not products & set(p.relative_to(ROOT).parts)]
+    return [path for path in paths if path.is_file()]
+
+
+def text_of(path: Path) -> str:
+    data = path.read_bytes()
+    return "" if b"\0" in data else data.decode("utf-8", errors="replace")
+
+
+def sources() -> list[Path]:
+    roots = [ROOT / name for name in SOURCES]
+    return [
+        path
+        for path in repository_files()
+        if path.suffix in {".py", ".sh"} and any(root in path.parents for root in roots)
+    ]
+
+
+# Written in parts, so that this file does not find itself.
+FORBIDDEN = {
+    "a path of one machine": r"/(?:" + "root|work|tmp|Users|" + r"home/[a-z]+)/[\w.]",
+    "a package host": r"pypi\." + r"org|pythonhosted\." + r"org|download\.pytorch\." + "org"
+    r"|conda\.anaconda\." + r"org|registry\.npmjs\." + "org",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_file_names(what: str):
+    pattern = re.compile(FORBIDDEN[what])
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}"
+        for path in repository_files()
+        for number, line in enumerate(text_of(path).splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert not found, f"{what} stands in\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("a path of one machine", "open('/" + "root/data.txt')"),
+        ("a path of one machine", "cd /" + "home/ann/vla-rl"),
+        ("a path of one machine", "log to /" + "tmp/run.log"),
+        ("a package host", "pip install --index-url https://download.pytorch." + "org/whl/cpu"),
+    ],
+)
+def test_the_patterns_above_find_what_they_are_for(what: str, line: str):
+    assert re.search(FORBIDDEN[what], line)
+
+
+def test_sources_stay_short_and_have_telling_names():
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in sources()
+        if (lines := len(path.read_text().splitlines())) > MAX_LINES
+    }
+    assert not long, f"split these, {MAX_LINES} lines are enough: {long}"
+    vague = [path for path in sources() if VAGUE_NAMES & {path.stem, *path.parts}]
+    assert not vague, f"say what lives there: {vague}"
+
+
+def test_test_files_differ_in_name():
+    """pytest imports test files by their base name: two alike would hide each other."""
+    names = [path.name for path in sources() if path.name.startswith("test_")]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    assert not twice
+
+
+# --- documents
+
+
+def readme_tree() -> list[Path]:
+    """Paths of the annotated tree in the README: indented entries lie in the folder above them."""
+    block = (ROOT / "README.md").read_text().split("## What is where")[1].split("```")[1]
+    paths, folder = [], Path()
+    for line in block.splitlines()[1:]:
+        name = line.split()[0] if line.strip() else ""
+        if line.startswith("  "):
+            paths.append(folder / name)
+        elif name:
+            folder = Path(name)
+            paths.append(folder)
+    return paths
+
+
+def test_readme_tree_is_true():
+    tree = readme_tree()
+    assert len(tree) > 15
+    missing = [str(path) for path in tree if not (ROOT / path).exists()]
+    assert not missing, f"the README names {missing}"
+    package = ROOT / "src" / "vla_rl"
+    rooms = {p.name for p in package.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    told = {path.name for path in tree if path.parent == Path("src/vla_rl")}
+    assert rooms <= told, f"the README's tree lacks {sorted(rooms - told)}"
+
+
+def documents() -> list[Path]:
+    return [path for path in repository_files() if path.suffix == ".md"]
+
+
+def test_links_between_documents_lead_somewhere():
+    broken = []
+    for path in documents():
+        prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose):
+            if "://" not in target and not (path.parent / target).exists():
+                broken.append(f"{path.relative_to(ROOT)} -> {target}")
+    assert not broken
+
+
+def test_makefile_verbs_of_the_readme_exist():
+    verbs = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for path in documents():
+        named = set(re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text(), flags=re.MULTILINE))
+        assert named <= verbs, f"{path.name} names {named - verbs}"
+
+
+def test_commands_in_the_documents_exist_with_their_options():
+    lines = [line for path in documents() for line in path.read_text().splitlines()]
+    calls = [call for line in lines for call in re.findall(r"vla-rl ([a-z]+[^`|]*)", line)]
+    options: dict[str, set[str]] = {}
+    for call in calls:
+        options.setdefault(call.split()[0], set()).update(re.findall(r"--[a-z][\w.-]*", call))
+    assert {"quickstart", "demos", "sft", "train", "eval", "report", "doctor"} <= set(options)
+    for command, used in options.items():
+        words = [command, *(["metaworld-mt5"] if command == "train" else []), "--help"]
+        answer = subprocess.run(
+            [sys.executable, "-m", "vla_rl", *words],
+            capture_output=True, text=True, check=False, cwd=ROOT,
+        )  # fmt: skip
+        assert answer.returncode == 0, f"vla-rl {command} does not exist"
+        missing = {option for option in used if option not in answer.stdout}
+        assert not missing, f"vla-rl {command} has no {missing}"
+
+
+def test_changelog_has_a_place_for_what_is_new():
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(r"^## \[Unreleased\]$", changelog, flags=re.MULTILINE)
+    assert re.search(r"^### (Added|Changed|Fixed|Removed)$", changelog, flags=re.MULTILINE)
+
+
+def test_licence_is_the_one_the_package_declares():
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    assert project()["license"] == "Apache-2.0"
+
+
+# --- the package
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\[<>=~! ]", requirement)[0].lower() for requirement in requirements}
+
+
+def test_light_install_stays_light():
+    base = names(project()["dependencies"])
+    assert base.isdisjoint({"metaworld", "mujoco", "pyarrow", "av", "matplotlib", "transformers"})
+
+
+def test_extras_hold_what_they_promise():
+    extras = project()["optional-dependencies"]
+    assert {"metaworld", "mujoco"} <= names(extras["metaworld"])
+    assert {"pyarrow", "av"} <= names(extras["data"])
+    assert {"pytest", "ruff", "pyright", "import-linter"} <= names(extras["dev"])
+    own = {"vla-rl"} | set(extras)
+    for extra, requirements in extras.items():
+        for requirement in requirements:
+            if requirement.startswith("vla-rl["):
+                parts = requirement[len("vla-rl[") : -1].split(",")
+                assert set(parts) <= own, f"{extra} asks for an extra that does not exist"
+    everything = names([r for group in extras.values() for r in group] + project()["dependencies"])
+    assert "torchvision" not in everything
+
+
+def test_tested_versions_satisfy_the_package():
+    """Each pin of the constraints belongs to something, and torch is not pinned twice."""
+    pins = names(
+        [
+            line
+            for line in (ROOT / "scripts" / "constraints.txt").read_text().splitlines()
+            if line and not line.startswith("#")
+        ]
+    )
+    assert "torch" not in pins, "torch's version stands in scripts/install.py"
+    declared = names(
+        [r for group in project()["optional-dependencies"].values() for r in group]
+        + project()["dependencies"]
+    )
+    indirect = {"scipy", "gymnasium", "accelerate", "huggingface-hub"}
+    assert pins <= declared | indirect
+
+
+LIGHT = (
+    "vla_rl",
+    "vla_rl.types",
+    "vla_rl.config",
+    "vla_rl.envs",
+    "vla_rl.data",
+    "vla_rl.curriculum",
+)
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_load_no_torch(module: str):
+    """Every simulator process imports some of these; torch would cost each of them memory and seconds."""
+    code = f"""
+import importlib, pkgutil, sys
+top = importlib.import_module({module!r})
+if {module!r} != "vla_rl":
+    for found in pkgutil.walk_packages(getattr(top, "__path__", []), {module!r} + "."):
+        importlib.import_module(found.name)
+print(*{{"torch", "transformers"}} & set(sys.modules))
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split() == []
