@@ -130,7 +130,7 @@ class PPO:
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.policy.critic_parameters(), self.config.critic_max_grad_norm)
-        _guard(loss, norm, "critic")
+        _guard(loss.item(), norm, "critic")
         self.critic_optimizer.step()
         tally.add({"losses/value": loss.item(), "losses/grad_norm_critic": norm.item()})
 
@@ -203,11 +203,11 @@ class PPO:
         for group in self.policy_optimizer.param_groups:
             group["lr"] = rate
         norm = nn.utils.clip_grad_norm_(self.policy.policy_parameters(), config.max_grad_norm)
-        _guard(torch.tensor(loss), norm, "policy")
+        _guard(loss, norm, "policy")
         stats = {"losses/grad_norm_policy": norm.item(), "losses/learning_rate": rate}
         if self.critic.kind == "shared":
             norm = nn.utils.clip_grad_norm_(self.policy.critic_parameters(), config.critic_max_grad_norm)
-            _guard(torch.tensor(loss), norm, "critic")
+            _guard(loss, norm, "critic")
             self.critic_optimizer.step()
             stats["losses/grad_norm_critic"] = norm.item()
         self.policy_optimizer.step()
@@ -218,7 +218,7 @@ class PPO:
         self, values: Float[Tensor, " b"], targets: Float[Tensor, " b"], old: Float[Tensor, " b"] | None
     ) -> Float[Tensor, ""]:
         if self.config.value_clip > 0 and old is not None:
-            return clipped_value_loss(values, targets, old, self.config.value_clip)
+            return clipped_value_loss(values, targets, old, self.config.value_clip, kind=self.config.value_loss)
         if self.config.value_loss == "huber":
             return huber_value_loss(values, targets)
         return squared_value_loss(values, targets)
@@ -261,10 +261,10 @@ def _minibatches(total: int, epochs: int, size: int, order: torch.Generator) -> 
         yield from torch.chunk(torch.randperm(total, generator=order), max(1, total // size))
 
 
-def _guard(loss: Tensor, norm: Tensor, what: str) -> None:
-    if not (math.isfinite(float(loss)) and math.isfinite(float(norm))):
+def _guard(loss: float, norm: Tensor, what: str) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm.item())):
         raise TrainingDivergedError(
-            f"the {what} loss ({float(loss):g}) or its gradient norm ({float(norm):g}) is not finite; the step was not "
+            f"the {what} loss ({loss:g}) or its gradient norm ({norm.item():g}) is not finite; the step was not "
             "taken. Lower the learning rate, or look at the rewards and observations of the last rollout"
         )
 

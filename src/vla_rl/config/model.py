@@ -29,6 +29,11 @@ class VisionTowerConfig:
     """If given, a stack of stride-2 3x3 convolutions replaces the patch embedding; its total stride
     2 ** (len + 1) must equal patch_size. What lets a small tower learn from little data."""
 
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "mlp_width", "patch_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"vision tower: {name} must be at least 1, got {value}")
+
 
 @dataclass(frozen=True)
 class LanguageConfig:

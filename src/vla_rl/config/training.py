@@ -249,6 +249,8 @@ class RunConfig:
     """Iterations between evaluations during training; 0 evaluates only before and after."""
     threads: int = 0
     """CPU threads of the learner; 0 takes all cores."""
+    inference_threads: int = 1
+    """CPU threads of the policy while simulators run; more than the cores they leave free is many times slower."""
     tensorboard: bool = True
     wandb: bool = False
     """Also log to Weights & Biases (needs the extra `vla-rl[wandb]`)."""
@@ -256,6 +258,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(self.save_every >= 1, f"run.save_every must be at least 1, got {self.save_every}")
         require(self.keep >= 1, f"run.keep must be at least 1, got {self.keep}")
+        require(self.threads >= 0, f"run.threads must be 0 (all cores) or more, got {self.threads}")
+        require(
+            self.inference_threads >= 0,
+            f"run.inference_threads must be 0 (all cores) or more, got {self.inference_threads}",
+        )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.protocol import Policy
 from vla_rl.recipes.videos import record_videos
 from vla_rl.rollout import Collector, EpisodeRecord, play_each_once
+from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import write_json
 from vla_rl.runtime.progress import progress
 from vla_rl.runtime.provenance import versions
@@ -54,7 +55,7 @@ def evaluate_checkpoint(
         action_chunk=policy.action_chunk,
         num_workers=workers or env.num_workers,
     )
-    with ProcessVectorEnv(env) as envs:
+    with use_threads(1), ProcessVectorEnv(env) as envs:
         result, records = evaluate_policy(policy, envs, env, config, label="eval")
     result["checkpoint"] = str(checkpoint)
     if json_path is not None:

@@ -41,7 +41,12 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     policy = OpenVLAPolicy.from_checkpoint(Path(config.policy.checkpoint), config.policy)
     learner = PPO(policy, config.ppo, config.policy.critic, config.run.seed)
     reward_model = SuccessReward()
-    with run, graceful_stop("this iteration") as stop, ProcessVectorEnv(config.env) as envs:
+    with (
+        run,
+        graceful_stop("this iteration") as stop,
+        use_threads(config.run.inference_threads),
+        ProcessVectorEnv(config.env) as envs,
+    ):
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         curriculum = TaskSampler(config.curriculum, envs.tasks, train_states, config.run.seed)
         collector = Collector(

@@ -1,0 +1,119 @@
+"""Supervised fine-tuning: cross-entropy on the expert's action tokens.
+
+    L = - 1 / (B K) sum_b sum_k log pi(token_bk | image_b, instruction_b, token_b<k)
+
+the behaviour cloning that OpenVLA is trained with (arXiv:2406.09246, section 3.2), on the K tokens of a turn and
+nothing else: no prompt, end or padding token is counted. AdamW, linear warm-up, cosine decay, gradient clipping.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from vla_rl.config import SFTConfig, UserError
+from vla_rl.policies.protocol import Policy
+from vla_rl.types import Observation
+
+FINAL_LEARNING_RATE = 0.05
+"""The cosine ends at this fraction of the learning rate."""
+
+
+class SFT:
+    """The learner: one optimizer over the policy's parameters (never the critic's) and its schedule."""
+
+    def __init__(self, policy: Policy, config: SFTConfig, total_steps: int) -> None:
+        self.policy, self.config, self.total_steps = policy, config, total_steps
+        self.parameters = policy.policy_parameters()
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.steps = 0
+
+    def update(self, observation: Observation, tokens: Int64[Tensor, "B K"]) -> dict[str, float]:
+        """One optimizer step on one minibatch; returns loss (nats a token), gradient norm and learning rate.
+
+        Raises UserError, with no weight changed, where the loss or a gradient is not finite.
+        """
+        rate = self.config.learning_rate * schedule(
+            self.steps, self.config.warmup_steps, self.total_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = -self.policy.evaluate(observation, tokens).log_probs.mean()
+        self._require_finite("loss", loss.item())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self._require_finite("gradient norm", norm.item())
+        self.optimizer.step()
+        self.steps += 1
+        return {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate}
+
+    def loss(self, observation: Observation, tokens: Int64[Tensor, "N K"]) -> float:
+        """The same cross-entropy without learning from it, for any number of samples."""
+        size, total = self.config.batch_size, 0.0
+        with torch.no_grad():
+            for start in range(0, len(observation), size):
+                rows = np.arange(start, min(start + size, len(observation)))
+                part = tokens[start : start + size]
+                log_probs = self.policy.evaluate(observation.select(rows), part).log_probs
+                total -= float(log_probs.sum())
+        return total / tokens.numel()
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise UserError(
+                f"fine-tuning diverged: {what} is {value} at step {self.steps} of {self.total_steps} "
+                f"(learning rate {self.config.learning_rate:g}). Expected a finite number; no weight was changed "
+                "by it. Lower the learning rate or max_grad_norm, or lengthen the warm-up."
+            )
+
+
+def schedule(step: int, warmup: int, total: int) -> float:
+    """Factor on the learning rate: linear over `warmup` steps, times a cosine from 1 to FINAL_LEARNING_RATE."""
+    ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
+    return ramp * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
+
+
+def epoch_batches(
+    rows: Int64[np.ndarray, " N"], batch_size: int, rng: np.random.Generator
+) -> list[Int64[np.ndarray, " B"]]:
+    """All rows in a fresh order, cut into about equal batches of about `batch_size`: no sample is left out."""
+    return np.array_split(rng.permutation(rows), num_batches(len(rows), batch_size))
+
+
+def num_batches(samples: int, batch_size: int) -> int:
+    """How many batches `epoch_batches` makes."""
+    return max(1, round(samples / batch_size))
+
+
+def random_shift(
+    images: UInt8[np.ndarray, "B H W 3"], max_shift: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "B H W 3"]:
+    """Shift each picture by its own random whole number of pixels, up to `max_shift` each way."""
+    shifts = rng.integers(-max_shift, max_shift + 1, size=(len(images), 2))
+    return shift_images(images, shifts, max_shift)
+
+
+def shift_images(
+    images: UInt8[np.ndarray, "B H W 3"], shifts: Int64[np.ndarray, "B 2"], max_shift: int
+) -> UInt8[np.ndarray, "B H W 3"]:
+    """Move each picture's content down and right by `shifts[b] = (dy, dx)`, |d| <= max_shift.
+
+    The edge is repeated where nothing moves in: the pad-and-crop augmentation of DrQ (arXiv:2004.13649).
+    """
+    if max_shift == 0:
+        return images
+    _, height, width, _ = images.shape
+    border = (max_shift, max_shift)
+    padded = np.pad(images, ((0, 0), border, border, (0, 0)), mode="edge")
+    rows = max_shift - shifts[:, 0, None] + np.arange(height)
+    columns = max_shift - shifts[:, 1, None] + np.arange(width)
+    batch = np.arange(len(images))[:, None, None]
+    return padded[batch, rows[:, :, None], columns[:, None, :]]
