@@ -1,0 +1,81 @@
+"""Files that are either whole or not there: written aside, synced to the disk, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vla_rl.config.errors import UserError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one step. Raises UserError where the disk is full or refuses."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(cannot_write(path, error)) from error
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """`write_text` of `data`, indented for readers."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises UserError where it is missing or damaged."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, it is no valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is damaged: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def sync_file(path: Path) -> None:
+    """Have the operating system put what it holds of `path` on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """The same for the folder's list of names; file systems that cannot do that are let off."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(path: Path, error: BaseException) -> str:
+    """One line for a failed write: which file, why, and what to do about it."""
+    number = getattr(error, "errno", None)
+    remedy = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space or raise the quota",
+        errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+        errno.EACCES: "give write permission or choose another folder",
+        errno.EPERM: "give write permission or choose another folder",
+        errno.EROFS: "choose a folder on a writable disk",
+        errno.ENOTDIR: "choose another folder",
+    }.get(number or 0, "check the disk and the folder")
+    return f"cannot write {path}: {getattr(error, 'strerror', None) or error}; {remedy}"

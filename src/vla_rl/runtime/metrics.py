@@ -1,0 +1,194 @@
+"""Where metrics go: metrics.jsonl always, TensorBoard and Weights & Biases where wanted."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from vla_rl.config.errors import UserError
+from vla_rl.runtime.files import cannot_write, read_json, write_text
+
+logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Takes the metrics of one iteration after the other."""
+
+    def log(self, iteration: int, metrics: Mapping[str, float]) -> None: ...
+
+    def rewind(self, iteration: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl, in order; a half-written last one is left out."""
+    return [entry for entry, _ in _whole_lines(path)]
+
+
+class MetricsFile:
+    """metrics.jsonl: {"iteration": i, "wall_seconds": s, **metrics} a line, on the disk as soon as logged.
+
+    `wall_seconds` counts the time this and earlier sittings had the file open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._earlier = max((e["wall_seconds"] for e in read_metrics(path)), default=0.0)
+        self._opened = time.monotonic()
+        self._drop(keep=None)
+
+    def wall_seconds(self) -> float:
+        """Seconds so far, earlier sittings included."""
+        return self._earlier + time.monotonic() - self._opened
+
+    def append(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        entry = {"iteration": int(iteration), "wall_seconds": round(self.wall_seconds(), 3)}
+        line = json.dumps(entry | {name: _json_number(v) for name, v in metrics.items()})
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(cannot_write(self._path, error)) from error
+
+    def rewind(self, iteration: int) -> None:
+        """Drop the lines after `iteration`; the clock goes back with them."""
+        self._file.close()
+        self._drop(keep=iteration)
+        self._earlier = max((e["wall_seconds"] for e in read_metrics(self._path)), default=0.0)
+        self._opened = time.monotonic()
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _drop(self, keep: int | None) -> None:
+        """Rewrite the file without a half-written line and without iterations past `keep`; open it."""
+        lines = [
+            line
+            for entry, line in _whole_lines(self._path)
+            if keep is None or entry["iteration"] <= keep
+        ]
+        text = "".join(line + "\n" for line in lines)
+        if self._path.exists() and self._path.read_text(encoding="utf-8", errors="replace") != text:
+            write_text(self._path, text)
+        try:
+            self._file = self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(cannot_write(self._path, error)) from error
+
+
+class TensorBoardSink:
+    """Event files in the run folder; after a rewind TensorBoard hides the steps that came later."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+
+    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        writer = self._writer or self._open(None)
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                writer.add_scalar(name, float(value), iteration)
+        writer.flush()
+
+    def rewind(self, iteration: int) -> None:
+        self.close()
+        self._open(iteration + 1)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _open(self, purge_step: int | None) -> Any:
+        # imported at the first log: it costs seconds, and needs torch
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
+        return self._writer
+
+
+class WandbSink:
+    """A Weights & Biases run that goes on under the same id when the run folder is resumed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._run: Any = None
+
+    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        (self._run or self._open()).log(dict(metrics), step=iteration)
+
+    def rewind(self, iteration: int) -> None:
+        """W&B keeps the first value of a step: the repeated iterations are equal anyway."""
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+            self._run = None
+
+    def _open(self) -> Any:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        folder, id_file = self._folder, self._folder / "wandb_id.txt"
+        run_id = id_file.read_text().strip() if id_file.exists() else wandb.util.generate_id()
+        write_text(id_file, run_id + "\n")
+        config = read_json(folder / "config.json")
+        self._run = wandb.init(
+            project="vla-rl",
+            name=folder.name,
+            id=run_id,
+            resume="allow",
+            dir=str(folder),
+            config=config,
+        )
+        return self._run
+
+
+def optional_sinks(folder: Path, tensorboard: bool, wandb: bool) -> list[Sink]:
+    """The sinks that are wanted. UserError for W&B if it is not installed; TensorBoard is only missed."""
+    sinks: list[Sink] = []
+    if tensorboard and importlib.util.find_spec("tensorboard"):
+        sinks.append(TensorBoardSink(folder / "tensorboard"))
+    elif tensorboard:
+        logger.info("TensorBoard is not installed (pip install tensorboard): metrics.jsonl only")
+    if wandb and not importlib.util.find_spec("wandb"):
+        raise UserError("run.wandb is on, but wandb is not installed: pip install 'vla-rl[wandb]'")
+    if wandb:
+        sinks.append(WandbSink(folder))
+    return sinks
+
+
+def _json_number(value: Any) -> float | int | None:
+    """A JSON number from whatever counts as one (numpy and 0-d tensors too); null if not finite."""
+    if isinstance(value, int):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _whole_lines(path: Path) -> list[tuple[dict[str, Any], str]]:
+    if not path.exists():
+        return []
+    found = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines):
+        try:
+            entry = json.loads(line)
+            if not {"iteration", "wall_seconds"} <= entry.keys():
+                raise KeyError("iteration")
+            found.append((entry, line))
+        except (ValueError, KeyError, AttributeError):
+            if number >= len(lines) - 2:
+                continue
+            raise UserError(f"{path} is damaged in line {number + 1}: remove that line") from None
+    return found

@@ -1,0 +1,174 @@
+"""What a long command says while it works: a bar with the time left, or plain lines in a pipe."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_console: Console | None = None
+
+
+def console() -> Console:
+    """The console of bars and log lines: standard error, so that results can be piped."""
+    global _console
+    if _console is None or _console.file is not sys.stderr:
+        _console = Console(stderr=True)
+    return _console
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    """Show the log on the console; called by the command line only (a library owns no root logger)."""
+    if console().is_terminal:
+        handler: logging.Handler = RichHandler(
+            console=console(), show_path=False, show_time=False, markup=False, highlighter=None
+        )
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    root = logging.getLogger("vla_rl")
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    root.propagate = False
+
+
+def progress(
+    title: str, total: int | None = None, *, every: float = 5.0, start: int = 0
+) -> Reporter:
+    """A reporter for `total` units of work (None: unknown), of which `start` are done already.
+
+        with progress("SFT", total=steps) as bar:
+            for ...:
+                bar.advance(1, loss=loss)
+
+    In a terminal it is a bar with elapsed and remaining time; in a pipe a line at most every `every`
+    seconds, and one at the end.
+    """
+    bar = console().is_terminal
+    return _Bar(title, total, start) if bar else _Lines(title, total, start, every)
+
+
+class Reporter:
+    """Common to bar and lines: counts, and formats the values shown."""
+
+    def __init__(self, title: str, total: int | None, start: int) -> None:
+        self.title = title
+        self.total = total
+        self.done = start
+        self._start = start
+        self._values: dict[str, str] = {}
+
+    def advance(self, count: int = 1, **values: float | str) -> None:
+        """Add `count` finished units and show `values`, the newest of each name."""
+        self.done += count
+        self._values |= {name: _format(value) for name, value in values.items()}
+        self._show()
+
+    def note(self, text: str) -> None:
+        """Print a line of its own."""
+        console().print(text, markup=False, highlight=False)
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._finish()
+
+    def _shown_values(self) -> str:
+        return "  ".join(f"{name} {value}" for name, value in self._values.items())
+
+    def _show(self) -> None:
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        raise NotImplementedError
+
+
+class _Bar(Reporter):
+    def __init__(self, title: str, total: int | None, start: int) -> None:
+        super().__init__(title, total, start)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}", markup=False),
+            console=console(),
+        )
+        self._task = self._progress.add_task(title, total=total, completed=start, values="")
+
+    def __enter__(self) -> Reporter:
+        self._progress.start()
+        return self
+
+    def _show(self) -> None:
+        self._progress.update(self._task, completed=self.done, values=self._shown_values())
+
+    def _finish(self) -> None:
+        self._progress.stop()
+
+
+class _Lines(Reporter):
+    def __init__(self, title: str, total: int | None, start: int, every: float) -> None:
+        super().__init__(title, total, start)
+        self._every = every
+        self._began = self._last = time.monotonic()
+        self._printed = start
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self._last >= self._every:
+            self._print(now)
+
+    def _finish(self) -> None:
+        if self.done > self._printed:
+            self._print(time.monotonic())
+
+    def _print(self, now: float) -> None:
+        self._last, self._printed = now, self.done
+        elapsed = now - self._began
+        parts = [f"{self.title} {self.done}"]
+        if self.total:
+            parts = [f"{self.title} {self.done}/{self.total} ({self.done / self.total:.0%})"]
+        parts.append(f"{_clock(elapsed)} elapsed")
+        fresh = self.done - self._start
+        if self.total and fresh > 0 and self.done < self.total:
+            parts.append(f"{_clock(elapsed / fresh * (self.total - self.done))} left")
+        if self._values:
+            parts.append(self._shown_values())
+        # one write, so that lines of several processes do not mix
+        sys.stderr.write("  ".join(parts) + "\n")
+        sys.stderr.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int) else f"{float(value):.3g}"

@@ -1,0 +1,72 @@
+"""What is needed to tell later how a run came about."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vla_rl.runtime.devices import available_cpus
+
+_PACKAGES = ("vla-rl", "torch", "numpy", "mujoco", "metaworld")
+_PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
+
+
+def describe_run(command: Sequence[str]) -> dict[str, Any]:
+    """Command, time, code revision, versions and machine, as JSON values."""
+    return {
+        "command": list(command),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git": git_revision(),
+        "versions": versions(),
+        "machine": {
+            "platform": platform.platform(),
+            "cpus": available_cpus(),
+            "gpus": gpu_names(),
+        },
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that can change a result; None where not installed."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+
+
+def git_revision() -> dict[str, Any] | None:
+    """{"revision", "dirty"} of the checkout this package runs from; None for an installed copy."""
+    # a copy inside somebody else's checkout (a .venv, say) must not take that one's revision
+    if _run("git", "ls-files", "--error-unmatch", str(_PACKAGE_FOLDER / "__init__.py")) is None:
+        return None
+    revision = _run("git", "rev-parse", "HEAD")
+    changes = _run("git", "status", "--porcelain", "--untracked-files=no")
+    return None if revision is None else {"revision": revision, "dirty": bool(changes)}
+
+
+def gpu_names() -> list[str]:
+    """Names of the NVIDIA GPUs; empty without a driver."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    return (_run("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _run(*command: str) -> str | None:
+    """What the command prints, None if it fails or is not there."""
+    try:
+        done = subprocess.run(
+            command, cwd=_PACKAGE_FOLDER, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

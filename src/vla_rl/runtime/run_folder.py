@@ -1,0 +1,309 @@
+"""The run folder: what a training run leaves behind, and what it needs to go on.
+
+    runs/<name>/
+      config.json       the resolved configuration
+      run.json          command, git revision, versions, machine, times of start and resumption
+      metrics.jsonl     one line per iteration
+      tensorboard/      the same for TensorBoard
+      checkpoints/      iteration-000010/ ..., index.json
+      eval/             evaluation results
+
+Importing this module imports no torch; saving and reading checkpoints does.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vla_rl.config.errors import UserError, nearest
+from vla_rl.config.serialize import from_json, to_json
+from vla_rl.runtime.files import cannot_write, read_json, write_json
+from vla_rl.runtime.lock import FolderLock
+from vla_rl.runtime.metrics import MetricsFile, Sink, optional_sinks
+from vla_rl.runtime.provenance import describe_run
+
+if TYPE_CHECKING:
+    from vla_rl.runtime.trees import Array
+
+C = TypeVar("C")
+logger = logging.getLogger(__name__)
+
+
+def read_config(folder: Path, cls: type[C]) -> C:
+    """The resolved configuration of a run. UserError where it is missing, damaged or of another kind."""
+    _require_run(folder)
+    kind = read_json(folder / "run.json").get("config_type", cls.__name__)
+    if kind != cls.__name__:
+        raise UserError(f"{folder} is a run of {kind}, expected one of {cls.__name__}")
+    return from_json(cls, read_json(folder / "config.json"))
+
+
+def _require_run(folder: Path) -> None:
+    if (folder / "config.json").is_file():
+        return
+    if folder.is_dir():
+        raise UserError(f"{folder} is no run folder: it holds no config.json")
+    others = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    hint = nearest(folder.name, sorted(others)) if others else ""
+    raise UserError(f"no run folder at {folder}.{hint}")
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether `path`, in a run folder, is more than what a run leaves that failed before its first iteration."""
+    if path.is_dir():
+        return True
+    return path.stat().st_size > 0 and path.name not in (".lock", "config.json", "run.json")
+
+
+class Run:
+    """One run folder, held by one process at a time. Use as a context manager, or call `close`."""
+
+    def __init__(
+        self, folder: Path, *, keep: int = 2, tensorboard: bool = False, wandb: bool = False
+    ) -> None:
+        self.folder = folder
+        self._keep = keep
+        self._lock = FolderLock(folder)
+        try:
+            self._sinks: list[Sink] = optional_sinks(folder, tensorboard, wandb)
+            self._metrics = MetricsFile(folder / "metrics.jsonl")
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @classmethod
+    def create(
+        cls,
+        root: str | Path,
+        name: str,
+        config: Any,
+        command: Sequence[str],
+        *,
+        keep: int = 2,
+        tensorboard: bool = False,
+        wandb: bool = False,
+    ) -> Run:
+        """Make the folder `<root>/<name>` for a new run of the dataclass `config`.
+
+        An empty name takes the time. Raises UserError if the folder cannot be written, or exists and holds
+        something (what a run leaves that failed at its start does not count).
+        """
+        name = name or datetime.now().strftime("run-%Y%m%d-%H%M%S")
+        if name in (".", "..") or "/" in name:
+            raise UserError(
+                f"run name {name!r} must be a plain folder name; the folder above is --run.root"
+            )
+        folder = Path(root) / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(map(_holds_something, folder.iterdir())):
+                raise UserError(
+                    f"{folder} exists and holds a run: go on with `vla-rl train --resume {folder}`, "
+                    "or choose another name"
+                )
+        except OSError as error:
+            raise UserError(cannot_write(folder, error)) from error
+        run = cls(folder, keep=keep, tensorboard=tensorboard, wandb=wandb)
+        try:
+            write_json(folder / "config.json", to_json(config))
+            described = {"config_type": type(config).__name__, **describe_run(command)}
+            write_json(folder / "run.json", described)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        command: Sequence[str] = (),
+        *,
+        keep: int = 2,
+        tensorboard: bool = False,
+        wandb: bool = False,
+    ) -> Run:
+        """Go on in an existing run folder; run.json notes when and by which command."""
+        folder = Path(folder)
+        _require_run(folder)
+        run = cls(folder, keep=keep, tensorboard=tensorboard, wandb=wandb)
+        try:
+            described = read_json(folder / "run.json")
+            described.setdefault("resumed", []).append(describe_run(command))
+            write_json(folder / "run.json", described)
+            for leftover in [
+                *run._checkpoints.glob(".*.partial"),
+                *run._checkpoints.glob(".*.former"),
+            ]:
+                shutil.rmtree(leftover, ignore_errors=True)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def read_config(self, cls: type[C]) -> C:
+        """The configuration this run was created with."""
+        return read_config(self.folder, cls)
+
+    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Append one line to metrics.jsonl and hand it to the sinks; what is not finite becomes null."""
+        self._metrics.append(iteration, metrics)
+        for sink in self._sinks:
+            sink.log(iteration, metrics)
+
+    def rewind(self, iteration: int) -> None:
+        """Forget what came after `iteration`: metric lines, a half-written last line, checkpoints.
+
+        For a run that was killed after its last whole checkpoint and now plays those iterations again.
+        """
+        self._metrics.rewind(iteration)
+        for sink in self._sinks:
+            sink.rewind(iteration)
+        scores = self._scores()
+        for number, folder in self._saved():
+            if number > iteration:
+                logger.warning("%s lies after iteration %d: removed", folder, iteration)
+                shutil.rmtree(folder)
+                scores.pop(number, None)
+        self._write_index(scores)
+
+    def save(
+        self,
+        iteration: int,
+        tensors: Mapping[str, Array],
+        state: Mapping[str, Any],
+        write_policy: Callable[[Path], None] | None = None,
+        score: float | None = None,
+    ) -> Path:
+        """Write checkpoints/iteration-<iteration>, then drop all but the last `keep` and the best by score.
+
+        `state` is saved with "iteration" added. UserError if it cannot be written; the earlier ones stay.
+        """
+        from vla_rl.runtime.checkpoint import write_checkpoint
+
+        self._metrics.sync()
+        folder = self._checkpoints / f"iteration-{iteration:06d}"
+        write_checkpoint(
+            folder,
+            tensors=tensors,
+            state={**state, "iteration": iteration},
+            write_policy=write_policy,
+        )
+        scores = self._scores()
+        scores[iteration] = None if score is None or score != score else float(score)
+        kept = {number for number, _ in self._saved()[-self._keep :]}
+        kept |= set(self._by_score(scores)[:1])
+        self._write_index({number: scores.get(number) for number in kept})
+        for number, old in self._saved():
+            if number not in kept:
+                shutil.rmtree(old)
+        return folder
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint that is whole; says so in the log when a newer one is damaged."""
+        return self._first_whole([folder for _, folder in reversed(self._saved())])
+
+    def best(self) -> Path | None:
+        """The whole checkpoint with the highest score (the later one of equals), None without scores."""
+        folders = dict(self._saved())
+        ranked = self._by_score(self._scores())
+        return self._first_whole([folders[number] for number in ranked if number in folders])
+
+    @property
+    def eval_folder(self) -> Path:
+        """Folder for evaluation results; made when asked for."""
+        folder = self.folder / "eval"
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(cannot_write(folder, error)) from error
+        return folder
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds of this run so far, earlier sittings included, as metrics.jsonl counts them."""
+        return self._metrics.wall_seconds()
+
+    def close(self) -> None:
+        """Flush the sinks and let other processes have the folder."""
+        self._metrics.close()
+        for sink in self._sinks:
+            sink.close()
+        self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def _saved(self) -> list[tuple[int, Path]]:
+        """Checkpoints on the disk, oldest first."""
+        found = []
+        for folder in self._checkpoints.glob("iteration-*"):
+            number = folder.name.partition("-")[2]
+            if number.isdigit() and folder.is_dir():
+                found.append((int(number), folder))
+        return sorted(found)
+
+    def _first_whole(self, folders: Sequence[Path]) -> Path | None:
+        from vla_rl.runtime.checkpoint import CheckpointError, verify_checkpoint
+
+        for folder in folders:
+            try:
+                verify_checkpoint(folder)
+            except CheckpointError as error:
+                logger.warning("%s", error)
+            else:
+                return folder
+        return None
+
+    @staticmethod
+    def _by_score(scores: Mapping[int, float | None]) -> list[int]:
+        rated = [(score, number) for number, score in scores.items() if score is not None]
+        return [number for _, number in sorted(rated, reverse=True)]
+
+    def _scores(self) -> dict[int, float | None]:
+        """What index.json says; a missing or damaged one only costs the scores."""
+        path = self._checkpoints / "index.json"
+        if not path.exists():
+            return {}
+        try:
+            entries = read_json(path)["checkpoints"]
+            return {int(entry["iteration"]): entry["score"] for entry in entries}
+        except (UserError, KeyError, TypeError, ValueError):
+            logger.warning("%s is damaged: scores of earlier checkpoints are lost", path)
+            return {}
+
+    def _write_index(self, scores: Mapping[int, float | None]) -> None:
+        if not self._checkpoints.is_dir():
+            return
+        ranked = self._by_score(scores)
+        entries = [
+            {"iteration": number, "folder": f"iteration-{number:06d}", "score": scores[number]}
+            for number in sorted(scores)
+        ]
+        write_json(
+            self._checkpoints / "index.json",
+            {
+                "checkpoints": entries,
+                "best": ranked[0] if ranked else None,
+                "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            },
+        )

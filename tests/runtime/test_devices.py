@@ -1,0 +1,76 @@
+"""Devices, threads and memory of this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vla_rl.config import ConfigError
+from vla_rl.runtime import devices
+from vla_rl.runtime.devices import available_cpus, resolve_device, use_threads
+from vla_rl.runtime.memory import resident_memory
+
+
+def test_auto_is_a_gpu_where_there_is_one() -> None:
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+def test_a_device_that_is_not_there_or_not_known_is_a_clear_error() -> None:
+    with pytest.raises(ConfigError, match=r"'cpuu' is not known. Did you mean 'cpu'\?"):
+        resolve_device("cpuu")
+    with pytest.raises(ConfigError, match=r"'cuda:63' was asked for, but torch sees \d+ CUDA"):
+        resolve_device("cuda:63")
+
+
+def test_threads_are_set_inside_the_block_only() -> None:
+    before = torch.get_num_threads()
+    with use_threads(1) as count:
+        assert count == torch.get_num_threads() == 1
+        with use_threads(3):
+            assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    with use_threads(0) as count:
+        assert count == available_cpus()
+    with pytest.raises(ConfigError, match="threads must be 0"), use_threads(-1):
+        pass
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("quota", "cpus"), [("max 100000", 8), ("150000 100000", 2), ("10000 100000", 1), ("", 8)]
+)
+def test_a_containers_quota_limits_the_cores(
+    quota: str, cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(devices, "_CGROUP_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert available_cpus() == cpus
+
+
+CHILD = "import sys; block = bytearray(64 * 2**20); print('ready', flush=True); sys.stdin.read()"
+
+
+def test_memory_grows_with_what_is_allocated_here_and_in_children() -> None:
+    alone, before = resident_memory(children=False), resident_memory()
+    block = np.ones(64 * 2**20, dtype=np.uint8)
+    assert resident_memory(children=False) - alone > 60 * 2**20
+    del block
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert resident_memory() - resident_memory(children=False) > 60 * 2**20
+    finally:
+        child.communicate("")
+    assert resident_memory() < before + 60 * 2**20
