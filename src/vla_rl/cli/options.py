@@ -1,0 +1,183 @@
+"""Words of a command line to a configuration dataclass, with errors of one line.
+
+The only module that knows tyro, which makes the options and their help from the dataclasses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from vla_rl.config import LoraConfig, UserError, nearest
+
+C = TypeVar("C")
+
+
+def parse(
+    cls: type[C],
+    words: Sequence[str],
+    *,
+    command: str,
+    description: str,
+    default: C | None = None,
+    usage: str = "",
+    flat: bool = False,
+) -> C:
+    """Build `cls` from the options in `words`. UserError, one line, for whatever does not fit.
+
+    Fields without a default are positional. `flat` leaves out the names of nested dataclasses, `usage`
+    follows the command in the help. `--help` prints that, with the defaults, and ends the program with code 0.
+    """
+    import tyro
+
+    options = dict(_options(cls, default, "", flat))
+    for word in words:
+        option = normal(word)
+        if re.match(r"-[-a-z]", option) and option not in (*options, "--help", "-h"):
+            raise UserError(f"{command}: there is no option {option}.{nearest(option, options)}")
+    conf = tyro.conf
+    markers: list[Any] = [conf.AvoidSubcommands, conf.SuppressFixed, conf.DisallowNone]
+    markers += [conf.PositionalRequiredArgs, conf.PositionalMetavarFromFieldName]
+    markers += [conf.OmitArgPrefixes] if flat else []
+    keywords: dict[str, Any] = {} if default is None else {"default": default}
+    with _plain_output(command):
+        value, extra = tyro.cli(
+            cls,
+            args=list(words),
+            prog=f"vla-rl {command}{usage}",
+            description=description,
+            return_unknown_args=True,
+            config=markers,
+            **keywords,
+        )
+    if extra:
+        raise UserError(f"{command}: {_unexpected(extra[0], list(words), options)}")
+    return value
+
+
+def _unexpected(word: str, words: list[str], options: dict[str, Any]) -> str:
+    before = normal(words[words.index(word) - 1]) if words.index(word) else ""
+    if options.get(before) is bool:
+        other = before.replace("no-", "", 1) if "no-" in before else _negative(before)
+        return f"{before} is a switch and takes no value, got {word!r}; its opposite is {other}"
+    return f"there is nothing for {word!r} to set; names come before the options"
+
+
+def _options(cls: Any, default: Any, prefix: str, flat: bool) -> Iterator[tuple[str, Any]]:
+    """Every option of the dataclass with its type, as tyro names it; required fields are positional."""
+    hints = typing.get_type_hints(cls)
+    for entry in dataclasses.fields(cls):
+        hint = hints[entry.name]
+        value = getattr(default, entry.name, None)
+        name = f"{prefix}{entry.name.replace('_', '-')}"
+        inner = type(value) if dataclasses.is_dataclass(value) else hint
+        if dataclasses.is_dataclass(inner):
+            yield from _options(inner, value, "" if flat else f"{name}.", flat)
+        elif _has_default(entry):
+            yield f"--{name}", hint
+            if hint is bool:
+                yield _negative(f"--{name}"), hint
+
+
+def _has_default(entry: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return entry.default is not missing or entry.default_factory is not missing
+
+
+def _negative(option: str) -> str:
+    head, dot, last = option.removeprefix("--").rpartition(".")
+    return f"--{head}{dot}no-{last}"
+
+
+def normal(word: str) -> str:
+    """The option a word names, as the help spells it."""
+    return word.partition("=")[0].replace("_", "-") if word.startswith("-") else word
+
+
+class _Captured(io.StringIO):
+    """Standard output held back; claims the same encoding and terminal, on which the layout depends."""
+
+    encoding = property(lambda _: getattr(sys.__stdout__, "encoding", None))  # type: ignore[assignment]
+
+    def isatty(self) -> bool:
+        return sys.__stdout__ is not None and sys.__stdout__.isatty()
+
+
+@contextlib.contextmanager
+def _plain_output(command: str) -> Iterator[None]:
+    """The library draws a box and exits with 2: take the message out of the box. Its help passes through."""
+    text, box = _Captured(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(box):
+            yield
+    except SystemExit as leaving:
+        if leaving.code in (0, None):
+            say(text.getvalue().rstrip())
+            raise
+        raise UserError(f"{command}: {_rephrase(_message_in(box.getvalue()))}") from None
+
+
+def _message_in(box: str) -> str:
+    """The message of the first box, unwrapped: its first part, past the title."""
+    parts: list[list[str]] = [[]]
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+        content = line.strip(" │|")
+        if re.fullmatch(r"[╭╰].*|[─-]{2,}", content):
+            parts.append([])
+        else:
+            parts[-1].append(content)
+    messages = [" ".join(" ".join(part).split()) for part in parts if any(part)]
+    if not messages:
+        return "these options cannot be understood"
+    # a box of line-drawing characters has the title in its frame, a plain one above the first rule
+    return messages[0] if "╭" in box else messages[min(1, len(messages) - 1)]
+
+
+_REPHRASINGS: tuple[tuple[str, str], ...] = (
+    (r"Error parsing (--\S+): could not convert string to float: (.*)", r"\1: expected a number, got \2"),
+    (r"Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)", r"\1: expected an integer, got \2"),
+    (r"Error parsing (--\S+): (.*)", r"\1: \2"),
+    (r"Error parsing [\w.-]+: (.*)", r"\1"),
+    (r"Missing value for argument '(--\S+)'.*", r"\1 needs a value"),
+    (r"Missing from \S+ \S+: ([A-Z-]+) (.*) \(required\)", r"\1 is missing: \2"),
+)  # fmt: skip
+
+
+def _rephrase(message: str) -> str:
+    choice = re.match(
+        r"invalid choice '(.*?)' for argument '(.*?)'. Expected one of \((.*?)\)", message
+    )
+    if choice:
+        got, option, listed = choice.groups()
+        known = re.findall(r"'(.*?)'", listed)
+        return f"{option}: expected one of {', '.join(known)}, got {got!r}.{nearest(got, known)}"
+    for pattern, replacement in _REPHRASINGS:
+        if re.fullmatch(pattern, message):
+            return re.sub(pattern, replacement, message)
+    return message
+
+
+def with_lora(base: C, words: list[str]) -> tuple[C, list[str]]:
+    """Turn adapters on in `base` (a config with a policy) where any option speaks of them."""
+    if not any(normal(word).startswith("--policy.lora") for word in words):
+        return base, words
+    policy = typing.cast(Any, base).policy
+    lora = policy.lora or LoraConfig()
+    changed = replace(typing.cast(Any, base), policy=replace(policy, lora=lora))
+    return changed, [word for word in words if word != "--policy.lora"]
+
+
+def say(text: str) -> None:
+    """To standard output; a reader that has had enough (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,269 @@
+"""From words to configurations, in this process: what is understood, and how mistakes are answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vla_rl import cli
+from vla_rl.cli import COMMANDS, main, train_request
+from vla_rl.config import LoraConfig, TrainConfig, UserError
+from vla_rl.recipes.presets import PRESETS, SUMMARIES, preset
+from vla_rl.runtime.run_folder import Run
+
+
+def request(line: str) -> tuple[TrainConfig, Path | None]:
+    return train_request(line.split())
+
+
+def error(capsys: pytest.CaptureFixture[str], line: str) -> str:
+    """The one line that `vla-rl LINE` answers on standard error."""
+    assert main(line.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"vla-rl: [^\n]+\n", printed.err)
+    return printed.err
+
+
+def test_a_preset_with_overrides_differs_from_it_in_those_alone() -> None:
+    config, resume = request(
+        "metaworld-mt5 --ppo.learning-rate 1e-4 --ppo.clip_high=0.3 --run.name x"
+        " --ppo.no-normalize-advantages --run.wandb --curriculum.mode frontier --eval.split train"
+    )
+    base = PRESETS["metaworld-mt5"]
+    assert resume is None
+    assert config == replace(
+        base,
+        ppo=replace(base.ppo, learning_rate=1e-4, clip_high=0.3, normalize_advantages=False),
+        run=replace(base.run, name="x", wandb=True),
+        curriculum=replace(base.curriculum, mode="frontier"),
+        eval=replace(base.eval, split="train"),
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_without_overrides_a_preset_is_what_it_is_but_for_a_name_with_the_time(name: str) -> None:
+    config, _ = request(name)
+    assert re.fullmatch(rf"{name}-\d{{8}}-\d{{6}}", config.run.name)
+    assert replace(config, run=replace(config.run, name="")) == preset(name)
+
+
+def test_no_preset_is_the_default_one() -> None:
+    config, _ = request("--run.name x")
+    assert config.env == PRESETS[cli.DEFAULT_PRESET].env
+    named, _ = request("")
+    assert named.run.name.startswith(f"{cli.DEFAULT_PRESET}-")
+
+
+def test_any_lora_option_turns_adapters_on() -> None:
+    assert request("--run.name x")[0].policy.lora is None
+    assert request("--policy.lora")[0].policy.lora == LoraConfig()
+    assert request("--policy.lora.rank 4 --policy.lora.vision")[0].policy.lora == LoraConfig(
+        rank=4, vision=True
+    )
+
+
+def test_every_preset_has_a_line_in_the_help_and_the_papers_numbers_are_the_papers() -> None:
+    assert PRESETS.keys() == SUMMARIES.keys()
+    paper = PRESETS["metaworld-mt5-paper"]
+    ppo = paper.ppo
+    assert (ppo.temperature, ppo.learning_rate, ppo.critic_learning_rate) == (1.5, 2e-5, 5e-5)
+    assert (ppo.critic_warmup, ppo.gamma, ppo.gae_lambda, ppo.epochs) == (5, 0.99, 0.95, 1)
+    assert (ppo.clip_low, ppo.clip_high, ppo.value_clip, ppo.ratio) == (0.2, 0.2, 0.2, "action")
+    assert (ppo.adam_eps, ppo.adam_beta2, ppo.warmup_steps, ppo.final_learning_rate) == (
+        1e-5,
+        0.999,
+        0,
+        1.0,
+    )
+    assert not ppo.normalize_advantages
+    assert ppo.imitation_coef == ppo.kl_coef == ppo.entropy_coef == 0
+    assert (paper.policy.critic.kind, paper.policy.critic.time_fraction) == ("shared", False)
+    assert paper.curriculum.mode == "paper"
+    assert paper.env == PRESETS["metaworld-mt5"].env
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("trian", ["no command 'trian'", "'train'"]),
+        ("--verison", ["no option '--verison'", "'--version'"]),
+        ("train metaworld-mt6", ["no preset 'metaworld-mt6'", "'metaworld-mt5'"]),
+        ("train --ppo.learnin-rate 3", ["no option --ppo.learnin-rate", "'--ppo.learning-rate'"]),
+        ("train --learning-rate=3", ["no option --learning-rate", "'--ppo.learning-rate'"]),
+        ("train -x", ["no option -x"]),
+        ("train --policy.lora.rnk 3", ["no option --policy.lora.rnk", "'--policy.lora.rank'"]),
+        ("train --ppo.learning-rate abc", ["--ppo.learning-rate: expected a number, got 'abc'"]),
+        ("train --ppo.iterations 2.5", ["--ppo.iterations: expected an integer, got '2.5'"]),
+        ("train --ppo.ratio tokn", ["--ppo.ratio: expected one of token, action", "'token'"]),
+        ("train --ppo.iterations", ["--ppo.iterations needs a value"]),
+        ("train --ppo.iterations 0", ["ppo.iterations must be at least 1, got 0"]),
+        ("train --ppo.iterations -3", ["ppo.iterations must be at least 1, got -3"]),
+        ("train --env.held-out 1000", ["env.held_out must lie in 1..initial_states-1"]),
+        (
+            "train --run.tensorboard yes",
+            ["--run.tensorboard is a switch", "'yes'", "--run.no-tensorboard"],
+        ),
+        (
+            "train --run.no-tensorboard no",
+            ["--run.no-tensorboard is a switch", "opposite is --run.tensorboard"],
+        ),
+        ("train --ppo.iterations 2 metaworld-mt5", ["nothing for 'metaworld-mt5' to set"]),
+        (
+            "train --ppo.time-limit-is-terminal --policy.critic.no-time-fraction",
+            ["ppo.time_limit_is_terminal needs a critic that sees the time"],
+        ),
+        ("train --resume", ["--resume needs a value"]),
+        ("eval", ["CHECKPOINT is missing"]),
+        ("eval x --split heldout", ["--split: expected one of held-out, train", "'held-out'"]),
+        ("eval x --episodes-per-task 0", ["episodes_per_task must be at least 1, got 0"]),
+        ("eval x --tempratur 1", ["no option --tempratur", "'--temperature'"]),
+        ("report", ["RUN is missing"]),
+        ("demos --noise -1", ["noise must be 0 or more, got -1.0"]),
+        ("sft --epochs x", ["--epochs: expected an integer, got 'x'"]),
+        ("quickstart --minutes 0", ["quickstart.minutes must be positive"]),
+        ("doctor --jsn", ["no option --jsn", "'--json'"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_what_was_expected(
+    capsys: pytest.CaptureFixture[str], line: str, parts: list[str]
+) -> None:
+    answer = error(capsys, line)
+    for part in parts:
+        assert part in answer
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_the_width_of_the_terminal_does_not_change_the_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert (
+        error(capsys, "train --ppo.gamma 2")
+        == "vla-rl: train: ppo.gamma must lie in [0, 1], got 2.0\n"
+    )
+    assert "takes" not in error(capsys, "train --ppo.learning-rate abc")
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    config = replace(TrainConfig(), run=replace(TrainConfig().run, seed=7))
+    with Run.create(tmp_path, "first", config, []) as run:
+        return run.folder
+
+
+def test_resume_takes_the_runs_own_configuration_and_a_new_length(finished: Path) -> None:
+    config, resume = request(f"--resume {finished} --ppo.iterations 99 --ppo.minutes=3")
+    assert resume == finished
+    saved = replace(TrainConfig(), run=replace(TrainConfig().run, seed=7))
+    assert config == replace(saved, ppo=replace(saved.ppo, iterations=99, minutes=3.0))
+    assert request(f"--ppo.iterations 99 --resume={finished}")[0].ppo.iterations == 99
+
+
+def test_resume_changes_nothing_else(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = error(capsys, f"train --resume {finished} --ppo.learning-rate 1e-4")
+    assert "--ppo.learning-rate cannot change in a resumed run" in answer
+    assert "leave out 'metaworld-mt5'" in error(capsys, f"train metaworld-mt5 --resume {finished}")
+
+
+def test_resume_of_a_missing_or_damaged_run_is_one_line(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = error(capsys, f"train --resume {finished.parent / 'frist'}")
+    assert "no run folder at" in answer
+    assert "Did you mean 'first'?" in answer
+    (finished / "config.json").write_text('{"ppo":')
+    assert "config.json is damaged" in error(capsys, f"train --resume {finished}")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_option_with_an_example(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as leaving:
+        main([command, "--help"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: vla-rl {command}" in text
+    assert f"Examples:\n  vla-rl {command}" in text
+    assert max(map(len, text.splitlines())) <= 100
+    classes = {"train": TrainConfig, "eval": cli.EvalConfig, "sft": cli.SFTConfig}
+    for cls, prefix in [(classes.get(command), "")]:
+        for field in dataclasses.fields(cls) if cls else ():
+            name = field.name.replace("_", "-")
+            assert f"--{prefix}{name}" in text
+
+
+def test_the_help_of_a_preset_shows_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for name in ("metaworld-mt5", "metaworld-mt5-paper"):
+        with pytest.raises(SystemExit):
+            main(["train", name, "--help"])
+        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        found = re.search(r"--ppo\.temperature FLOAT .*?\(default: ([\d.]+)\)", text)
+        assert found is not None
+        shown[name] = float(found[1])
+    assert shown == {
+        "metaworld-mt5": PRESETS["metaworld-mt5"].ppo.temperature,
+        "metaworld-mt5-paper": 1.5,
+    }
+
+
+def test_version_and_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == "vla-rl 0.1.0\n"
+    assert main([]) == 0
+    overview = capsys.readouterr().out
+    assert all(f"\n  {name} " in overview for name in COMMANDS)
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == overview
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no preset"):
+        main(["train", "metaworld-mt6", "--debug"])
+    monkeypatch.setenv("VLA_RL_DEBUG", "1")
+    with pytest.raises(UserError, match="no preset"):
+        main(["train", "metaworld-mt6"])
+    monkeypatch.setenv("VLA_RL_DEBUG", "0")
+    assert main(["train", "metaworld-mt6"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "shown"),
+    [
+        (KeyboardInterrupt(), 130, "stopped at once"),
+        (UserError("first\n  second"), 2, "vla-rl: first second"),
+        (OSError(28, "No space left on device", "runs/x"), 2, "cannot write runs/x: No space left"),
+    ],
+)
+def test_what_a_command_raises_becomes_a_line_and_a_code(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    raised: BaseException,
+    code: int,
+    shown: str,
+) -> None:
+    def fail(_: list[str]) -> int:
+        raise raised
+
+    monkeypatch.setitem(COMMANDS, "doctor", COMMANDS["doctor"]._replace(run=fail))
+    assert main(["doctor"]) == code
+    assert shown in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("raised", [ValueError("ours"), FileNotFoundError(2, "gone", "/dev/shm/x")])
+def test_our_own_defects_keep_their_traceback(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    def fail(_: list[str]) -> int:
+        raise raised
+
+    monkeypatch.setitem(COMMANDS, "doctor", COMMANDS["doctor"]._replace(run=fail))
+    with pytest.raises(type(raised)):
+        main(["doctor"])
