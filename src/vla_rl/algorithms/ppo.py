@@ -120,10 +120,12 @@ class PPO:
     def _fit_value_head(self, batch: Batch, order: torch.Generator) -> dict[str, float]:
         """Warm-up of a shared critic: only the head learns, the trunk sees no gradient."""
         tally = _Tally()
+        self.policy.detach_values = True
         for rows in _minibatches(len(batch), self.config.critic_epochs, self.config.minibatch, order):
             values = self.policy.values(_rows(batch, rows))
             loss = self._value_loss(values, self._to(batch.value_targets[rows]), self._to(batch.values[rows]))
             self._step_critic(loss, tally)
+        self.policy.detach_values = False
         return tally.means()
 
     def _step_critic(self, loss: Float[Tensor, ""], tally: _Tally) -> None:

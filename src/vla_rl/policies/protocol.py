@@ -35,6 +35,9 @@ class Evaluation:
 class Policy(Protocol):
     """A token policy with a value function. `act` and `evaluate` agree to 1e-5 in float32."""
 
+    detach_values: bool
+    """Set while nothing but the critic may learn: the value loss then stops at a shared trunk."""
+
     @property
     def action_dim(self) -> int: ...
 
@@ -60,6 +63,10 @@ class Policy(Protocol):
 
     def values(self, observation: Observation) -> Float[Tensor, " N"]:
         """V of each observation, with gradients to the critic's parameters only as configured."""
+        ...
+
+    def keep_reference(self, folder: Path | str | None = None) -> None:
+        """Fix the reference policy: the present weights, or those of a checkpoint when a run is resumed."""
         ...
 
     def reference_log_probs(

@@ -51,7 +51,7 @@ def evaluate_checkpoint(
     env = replace(
         env,
         suite=config.suite or env.suite,
-        image_size=policy.image_size,
+        image_size=policy.description.model.image_size,
         action_chunk=policy.action_chunk,
         num_workers=workers or env.num_workers,
     )

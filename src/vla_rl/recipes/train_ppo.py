@@ -20,9 +20,8 @@ from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
 from vla_rl.config import TrainConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.envs import ProcessVectorEnv, split_initial_states
-from vla_rl.policies import OpenVLAPolicy
 from vla_rl.recipes.evaluate import evaluate_before_or_after, evaluate_during
-from vla_rl.recipes.train_state import TrainState, open_training_run
+from vla_rl.recipes.train_state import TrainState, load_policy, open_training_run
 from vla_rl.rewards import SuccessReward
 from vla_rl.rollout import Collector, rollout_metrics
 from vla_rl.runtime.devices import use_threads
@@ -38,7 +37,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     """
     run = open_training_run(config, resume)
     seed_everything(config.run.seed)
-    policy = OpenVLAPolicy.from_checkpoint(Path(config.policy.checkpoint), config.policy)
+    policy = load_policy(config, run)
     learner = PPO(policy, config.ppo, config.policy.critic, config.run.seed)
     reward_model = SuccessReward()
     with (

@@ -35,6 +35,26 @@ def open_training_run(config: TrainConfig, resume: Path | None) -> Run:
     return Run.create(config.run.root, config.run.name, config, sys.argv, **sinks)
 
 
+def load_policy(config: TrainConfig, run: Run) -> OpenVLAPolicy:
+    """The policy of the run's newest checkpoint, or the one to start from; KL is always to the latter."""
+    saved = run.latest()
+    initial = Path(config.policy.checkpoint)
+    policy = OpenVLAPolicy.from_checkpoint(saved / "policy" if saved else initial, config.policy, seed=config.run.seed)
+    if policy.description.model.image_size != config.env.image_size:
+        raise ConfigError(
+            f"the policy looks at {policy.description.model.image_size} px, the environment draws "
+            f"{config.env.image_size} px: set env.image_size"
+        )
+    if policy.action_chunk != config.env.action_chunk:
+        raise ConfigError(
+            f"the policy decides {policy.action_chunk} actions a turn, env.action_chunk is "
+            f"{config.env.action_chunk}: set env.action_chunk, or fine-tune with that chunk"
+        )
+    if config.ppo.kl_coef > 0:
+        policy.keep_reference(initial if saved else None)
+    return policy
+
+
 class TrainState:
     """Counts iterations, knows when the run is over, saves and restores it."""
 
@@ -121,7 +141,6 @@ class TrainState:
             return False
         saved = read_checkpoint(folder)
         state = join_arrays(saved.tensors, saved.state)
-        self.policy.load_weights(saved.policy_folder)
         for name, optimizer in self._optimizers().items():
             restore_optimizer(optimizer, saved.tensors, saved.state[name])
         restore_torch_rng(state["random"])

@@ -165,7 +165,7 @@ class Collector:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON: each slot's episode and the actions played in it so far; enough to rebuild it exactly."""
-        return {"slots": [[s.spec.task, s.spec.initial_state, s.actions] for s in self.slots]}
+        return {"slots": [[s.spec.task, s.spec.initial_state, [*s.actions]] for s in self.slots]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Rebuild every running episode: reset it and play its actions again (simulators are deterministic)."""

@@ -1,0 +1,211 @@
+"""PPO against answers that are known: a bandit it must solve, a chain whose values are known, exact relations."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vla_rl.algorithms.credit import assign_credit
+from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
+from vla_rl.config import CriticConfig, CurriculumConfig, EnvConfig, PolicyConfig, PPOConfig, tiny_model
+from vla_rl.curriculum import TaskSampler
+from vla_rl.envs.known_answers import BanditEnv, ChainEnv
+from vla_rl.envs.serial import SerialVectorEnv
+from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.rollout import Collector, play_each_once
+from vla_rl.types import EpisodeSpec
+
+SHARED = CriticConfig(kind="shared", time_fraction=False)
+SEPARATE = CriticConfig(kind="separate", time_fraction=True)
+
+
+def small_policy(critic: CriticConfig, seed: int = 0) -> OpenVLAPolicy:
+    model = tiny_model(32)
+    narrow = replace(
+        model,
+        dino=replace(model.dino, width=32, mlp_width=64, stem_channels=(8, 16, 16)),
+        siglip=replace(model.siglip, width=32, mlp_width=64, stem_channels=(8, 16, 16)),
+        language=replace(model.language, hidden=64, layers=1, mlp_width=128),
+        action_bins=8,
+    )
+    return OpenVLAPolicy.create(
+        narrow,
+        [BanditEnv.instructions[0], ChainEnv.instructions[0]],
+        identity_statistics("test", 4),
+        action_dim=4,
+        action_chunk=1,
+        config=PolicyConfig(critic=critic, device="cpu"),
+        seed=seed,
+    )
+
+
+class Practice:
+    """A policy, a known-answer environment and a learner, put together as the recipe does."""
+
+    def __init__(self, env_class: type, horizon: int, critic: CriticConfig, ppo: PPOConfig, num_envs: int = 16) -> None:
+        env_config = EnvConfig(num_envs=num_envs, horizon=horizon, image_size=32, action_chunk=1)
+        self.envs = SerialVectorEnv(env_config, lambda config, count: [env_class(config) for _ in range(count)])
+        self.policy = small_policy(critic)
+        self.ppo = ppo
+        self.learner = PPO(self.policy, ppo, critic, seed=0)
+        states = np.arange(10, dtype=np.int64)
+        self.curriculum = TaskSampler(CurriculumConfig(), self.envs.tasks, states, seed=0)
+        self.collector = Collector(self.policy, self.envs, self.curriculum.draw_one, self.curriculum.observe, seed=0)
+        self.collector.start()
+        self.iteration = 0
+
+    def rollout(self):
+        return self.collector.collect(self.ppo.turns, self.ppo.temperature, self.iteration).rollout
+
+    def batch(self):
+        rollout = self.rollout()
+        return assign_credit(rollout, np.zeros_like(rollout.rewards), self.ppo)
+
+    def improve(self) -> dict[str, float]:
+        metrics = self.learner.update(self.batch(), self.iteration, 0.0)
+        self.iteration += 1
+        return metrics
+
+    def success(self, states: int = 10) -> float:
+        specs = [EpisodeSpec(self.envs.tasks[0], i) for i in range(states)]
+        return float(np.mean([r.success for r in play_each_once(self.policy, self.envs, specs)]))
+
+
+FAST = PPOConfig(
+    turns=16, minibatch=64, epochs=2, learning_rate=1e-3, warmup_steps=4, critic_warmup=0, imitation_coef=0.0,
+    final_learning_rate=1.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("ratio", ["token", "action"])
+def test_bandit_is_solved_exactly_by_the_surrogate_alone(ratio: str):
+    practice = Practice(BanditEnv, 1, SEPARATE, replace(FAST, ratio=ratio))
+    for _ in range(25):
+        practice.improve()
+    assert practice.success() == 1.0
+    assert practice.rollout().rewards.mean() > 0.9  # sampled, a random policy gets 0.5
+
+
+def test_bandit_is_not_solved_with_the_sign_of_the_advantage_turned():
+    """The test above can fail: with the wrong sign the policy learns the wrong arm."""
+    practice = Practice(BanditEnv, 1, SEPARATE, FAST)
+    for _ in range(15):
+        batch = practice.batch()
+        practice.learner.update(replace(batch, advantages=-batch.advantages), practice.iteration, 0.0)
+        practice.iteration += 1
+    assert practice.success() < 0.5
+
+
+@pytest.mark.parametrize("critic", [SHARED, SEPARATE], ids=["shared", "separate"])
+def test_critic_learns_the_values_of_the_chain(critic: CriticConfig):
+    """The policy is frozen by endless warm-up; its values follow from Monte-Carlo returns of the same policy."""
+    ppo = replace(FAST, critic_warmup=1000, turns=40, critic_learning_rate=3e-3, critic_epochs=4, gamma=0.9)
+    practice = Practice(ChainEnv, 30, critic, ppo)
+    before = [p.detach().clone() for p in practice.policy.policy_parameters()]
+    for _ in range(12):
+        metrics = practice.improve()
+    assert metrics["losses/explained_variance"] > 0.5
+    after = practice.policy.policy_parameters()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_policy_outputs_are_bit_identical_before_and_after_critic_warmup():
+    practice = Practice(ChainEnv, 10, SHARED, replace(FAST, critic_warmup=2))
+    observation = practice.collector.current[0]
+    uniforms = np.full((len(observation), 4), 0.3, np.float32)
+    before = practice.policy.act(observation, 1.0, uniforms)
+    for _ in range(2):
+        assert practice.improve()["losses/critic_warmup"] == 1.0
+    after = practice.policy.act(observation, 1.0, uniforms)
+    assert torch.equal(before.tokens, after.tokens)
+    assert torch.equal(before.log_probs, after.log_probs)
+    assert not torch.equal(before.values, after.values)
+    assert not practice.learner.policy_optimizer.state, "the policy optimizer was stepped in warm-up"
+    assert practice.improve()["losses/critic_warmup"] == 0.0
+    assert practice.learner.policy_optimizer.state
+
+
+def test_ratio_is_one_at_the_first_minibatch_and_moves_after_an_update():
+    practice = Practice(BanditEnv, 1, SEPARATE, replace(FAST, epochs=1, minibatch=10_000))
+    batch = practice.batch()
+    first = practice.learner.update(batch, 0, 0.0)
+    assert first["losses/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert first["losses/clip_fraction"] == 0.0
+    assert first["losses/logprob_max_difference"] < 1e-5
+    again = practice.learner._accumulate_gradients(batch, torch.arange(len(batch)))
+    assert again["losses/approx_kl_k3"] > 1e-6
+
+
+def test_gradient_of_a_minibatch_does_not_depend_on_micro_batches():
+    whole, parts = (Practice(ChainEnv, 10, SHARED, replace(FAST, micro_batch=size)) for size in (0, 7))
+    for practice in (whole, parts):
+        practice.learner._accumulate_gradients(practice.batch(), torch.arange(60))
+    for a, b in zip(whole.policy.policy_parameters(), parts.policy.policy_parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, atol=2e-6, rtol=1e-3)
+
+
+def test_sampler_and_learner_that_disagree_are_an_error():
+    practice = Practice(BanditEnv, 1, SEPARATE, FAST)
+    batch = practice.batch()
+    with pytest.raises(TrainingDivergedError, match="log-probs differ"):
+        practice.learner.update(replace(batch, temperature=1.5), 0, 0.0)
+
+
+def test_not_a_number_stops_before_any_weight_changes():
+    practice = Practice(BanditEnv, 1, SEPARATE, FAST)
+    batch = practice.batch()
+    before = [p.detach().clone() for p in practice.policy.policy_parameters()]
+    poisoned = replace(batch, advantages=torch.full_like(batch.advantages, float("nan")))
+    with pytest.raises(TrainingDivergedError, match="not finite"):
+        practice.learner.update(poisoned, 0, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, practice.policy.policy_parameters(), strict=True))
+
+
+def test_target_kl_stops_the_epochs():
+    practice = Practice(BanditEnv, 1, SEPARATE, replace(FAST, epochs=50, learning_rate=1e-2, target_kl=0.01))
+    steps = practice.improve()["losses/policy_steps"]
+    assert 1 <= steps < 50 * 4
+
+
+def test_kl_to_the_reference_keeps_the_policy_near_it():
+    free, held = (Practice(BanditEnv, 1, SEPARATE, replace(FAST, kl_coef=c)) for c in (0.0, 5.0))
+    for practice in (free, held):
+        practice.policy.keep_reference()
+        for _ in range(8):
+            practice.improve()
+        observation, tokens = practice.collector.current[0], torch.zeros(8, 4, dtype=torch.int64)
+        with torch.no_grad():
+            now = practice.policy.evaluate(observation, tokens).log_probs
+        practice.drift = float((now - practice.policy.reference_log_probs(observation, tokens)).abs().mean())
+    assert held.drift < 0.5 * free.drift
+
+
+def test_imitation_term_raises_the_likelihood_of_own_successes_only():
+    practice = Practice(BanditEnv, 1, SEPARATE, replace(FAST, imitation_coef=1.0, epochs=1))
+    batch = practice.batch()
+    rows = torch.arange(len(batch))
+    silent = replace(batch, advantages=torch.zeros_like(batch.advantages))
+
+    def likelihood() -> torch.Tensor:
+        with torch.no_grad():
+            return practice.policy.evaluate(batch.observation, batch.tokens).log_probs.sum(-1)
+
+    before = likelihood()
+    for _ in range(5):
+        practice.learner._accumulate_gradients(silent, rows)
+        practice.learner.policy_optimizer.step()
+    change = likelihood() - before
+    assert change[batch.succeeded].mean() > 0
+    assert change[batch.succeeded].mean() > change[~batch.succeeded].mean()
+
+
+def test_every_sample_is_used_once_an_epoch_in_a_fresh_order():
+    from vla_rl.algorithms.ppo import _minibatches
+
+    order = torch.Generator().manual_seed(0)
+    parts = list(_minibatches(10, 2, 4, order))
+    first, second = torch.cat(parts[: len(parts) // 2]), torch.cat(parts[len(parts) // 2 :])
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
+    assert first.tolist() != second.tolist()

@@ -1,0 +1,170 @@
+"""The actor-environment loop on environments whose answers are known, without simulators."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vla_rl.config import CurriculumConfig, EnvConfig, PolicyConfig, tiny_model
+from vla_rl.curriculum import TaskSampler
+from vla_rl.envs.known_answers import ChainEnv
+from vla_rl.envs.serial import SerialVectorEnv
+from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.rollout import Collector, play_each_once
+from vla_rl.types import EpisodeSpec, StepResult
+
+HORIZON = 6
+
+
+@pytest.fixture(scope="module")
+def policy() -> OpenVLAPolicy:
+    model = replace(tiny_model(32), action_bins=8)
+    return OpenVLAPolicy.create(
+        model,
+        ChainEnv.instructions,
+        identity_statistics("test", 4),
+        action_dim=4,
+        action_chunk=1,
+        config=PolicyConfig(device="cpu"),
+    )
+
+
+def chain(num_envs: int, cls: type = SerialVectorEnv):
+    config = EnvConfig(num_envs=num_envs, horizon=HORIZON, image_size=32, action_chunk=1)
+    return cls(config, lambda c, count: [ChainEnv(c) for _ in range(count)])
+
+
+def collector_of(policy: OpenVLAPolicy, envs, seed: int = 0):
+    sampler = TaskSampler(CurriculumConfig(), envs.tasks, np.arange(5, dtype=np.int64), seed)
+    observed: list[bool] = []
+
+    def observe(task: str, success: bool) -> None:
+        observed.append(success)
+        sampler.observe(task, success)
+
+    collector = Collector(policy, envs, sampler.draw_one, observe, seed)
+    collector.start()
+    return collector, sampler, observed
+
+
+def test_window_holds_what_was_seen_said_and_answered(policy: OpenVLAPolicy):
+    collector, _, observed = collector_of(policy, chain(4))
+    collected = collector.collect(20, 1.0, 0)
+    rollout = collected.rollout
+    # the chain: a bright column is a cell passed, so the picture tells the state; actions follow from the tokens
+    cells = (rollout.images[:, :, 0, :, 0] > 0).sum(-1)
+    actions = policy.decode_actions(torch.from_numpy(rollout.tokens.reshape(-1, 4)))
+    forward = actions[:, 0, 0].reshape(20, 4) > 0
+    ended = rollout.terminated | rollout.truncated
+    for t in range(19):
+        for n in range(4):
+            if not ended[t, n]:
+                moved = cells[t + 1, n] > cells[t, n]
+                assert moved == forward[t, n]
+                assert rollout.time_fraction[t + 1, n] == pytest.approx(rollout.time_fraction[t, n] + 1 / HORIZON)
+            else:
+                assert rollout.time_fraction[t + 1, n] == 0.0
+    assert np.array_equal(rollout.rewards > 0, rollout.terminated)
+    assert len(collected.finished) == ended.sum() == len(observed)
+    assert sum(e.success for e in collected.finished) == rollout.terminated.sum() == sum(observed)
+    assert all(1 <= e.turns <= HORIZON for e in collected.finished)
+
+
+def test_turns_of_an_episode_that_succeeded_are_marked(policy: OpenVLAPolicy):
+    collector, _, _ = collector_of(policy, chain(4))
+    rollout = collector.collect(24, 1.0, 0).rollout
+    for n in range(4):
+        start = 0
+        for t in range(24):
+            if rollout.terminated[t, n] or rollout.truncated[t, n]:
+                assert (rollout.succeeded[start : t + 1, n] == rollout.terminated[t, n]).all()
+                start = t + 1
+        assert not rollout.succeeded[start:, n].any(), "an episode still running has not succeeded"
+
+
+def test_windows_follow_each_other_without_a_gap(policy: OpenVLAPolicy):
+    one, _, _ = collector_of(policy, chain(4))
+    first, second = one.collect(7, 1.0, 0).rollout, one.collect(7, 1.0, 1).rollout
+    running = ~(first.terminated[-1] | first.truncated[-1])
+    assert running.any()
+    assert (second.time_fraction[0][running] > 0).all()
+    assert (second.time_fraction[0][~running] == 0).all()
+    np.testing.assert_allclose(first.next_values, second.values[0], atol=1e-6)
+
+
+def test_continuing_from_a_saved_state_gives_the_same_window_to_the_bit(policy: OpenVLAPolicy):
+    first, sampler, _ = collector_of(policy, chain(5))
+    first.collect(9, 1.0, 0)
+    saved, tasks = first.state_dict(), sampler.state_dict()
+    expected = first.collect(9, 1.0, 1).rollout
+
+    second, other_sampler, _ = collector_of(policy, chain(5))
+    other_sampler.load_state_dict(tasks)
+    second.load_state_dict(saved)
+    again = second.collect(9, 1.0, 1).rollout
+    for name in ("images", "tokens", "log_probs", "values", "rewards", "time_fraction", "terminated", "truncated"):
+        np.testing.assert_array_equal(getattr(expected, name), getattr(again, name), err_msg=name)
+
+
+class CrashingEnv(SerialVectorEnv):
+    """Reports slot 1 as lost at its third step, as a vector environment does after a worker's crash."""
+
+    steps = 0
+
+    def wait(self, slots):
+        result = super().wait(slots)
+        if 1 in list(slots) and getattr(self, "_stepped", False):
+            self.steps += 1
+            if self.steps == 3:
+                lost = np.array([slot == 1 for slot in slots])
+                self.infrastructure_errors += 1
+                return StepResult(
+                    result.slots, result.observation, result.rewards, result.terminated, result.truncated,
+                    result.simulator_steps, lost,
+                )  # fmt: skip
+        return result
+
+    def post_step(self, slots, actions):
+        self._stepped = True
+        super().post_step(slots, actions)
+
+    def post_reset(self, slots, specs):
+        self._stepped = False
+        super().post_reset(slots, specs)
+
+
+def test_crashed_episode_is_played_again_and_never_counted(policy: OpenVLAPolicy):
+    envs = chain(2, CrashingEnv)
+    collector, _, observed = collector_of(policy, envs)
+    rollout = collector.collect(12, 1.0, 0).rollout
+    assert not rollout.valid[2, 1]
+    assert rollout.valid.sum() == rollout.valid.size - 1
+    assert rollout.initial_states[3, 1] == rollout.initial_states[2, 1]
+    assert rollout.time_fraction[3, 1] == 0.0
+    assert len(observed) == (rollout.terminated | rollout.truncated).sum()
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 3, 8])
+def test_evaluation_plays_every_episode_exactly_once(policy: OpenVLAPolicy, num_envs: int):
+    specs = [EpisodeSpec("chain", i) for i in range(5)]
+    ended: list[EpisodeSpec] = []
+    records = play_each_once(
+        policy, chain(num_envs), specs, temperature=1.0, seed=3, on_episode=lambda r: ended.append(r.spec)
+    )
+    assert [r.spec for r in records] == specs
+    assert sorted(ended) == sorted(specs)
+    assert all(len(r.tokens) == r.turns for r in records)
+
+
+def test_sampled_evaluation_does_not_depend_on_how_many_environments_play(policy: OpenVLAPolicy):
+    specs = [EpisodeSpec("chain", i) for i in range(5)]
+    runs = [play_each_once(policy, chain(n), specs, temperature=1.0, seed=3) for n in (1, 4)]
+    assert [(r.success, r.turns, r.tokens) for r in runs[0]] == [(r.success, r.turns, r.tokens) for r in runs[1]]
+    other = play_each_once(policy, chain(4), specs, temperature=1.0, seed=4)
+    assert [r.tokens for r in other] != [r.tokens for r in runs[0]]
+
+
+def test_nothing_to_evaluate_is_an_error(policy: OpenVLAPolicy):
+    with pytest.raises(ValueError, match="no episodes"):
+        play_each_once(policy, chain(2), [])
