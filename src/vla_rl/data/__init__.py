@@ -1,0 +1,1 @@
+"""Demonstrations: LeRobotDataset v3 on disk, arrays in memory."""

@@ -1,0 +1,146 @@
+"""Demonstrations in memory: what supervised fine-tuning learns from, and how it is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64, UInt8
+
+from vla_rl.config.errors import UserError
+from vla_rl.data.lerobot import Feature, LeRobotReader, camera, vector
+from vla_rl.types import Observation
+
+IMAGE = "observation.images.image"
+STATE = "observation.state"
+ACTION = "action"
+NORMALISED_ROBOT = "metaworld_sawyer"
+"""`robot_type` of our own demonstrations: their actions are normalised to [-1, 1] by the simulator's definition."""
+
+
+def demonstration_features(
+    image_size: int, proprio_size: int, action_size: int, *, video: bool
+) -> dict[str, Feature]:
+    """The features of a dataset of demonstrations; one frame is one action, held for several simulator steps."""
+    return {
+        IMAGE: camera(image_size, image_size, video=video),
+        STATE: vector(proprio_size),
+        ACTION: vector(action_size),
+        "next.reward": vector(1),
+        "next.done": vector(1, dtype="bool"),
+        "next.success": vector(1, dtype="bool"),
+        "initial_state": vector(1, dtype="int64"),
+    }
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """F frames of expert play, episode after episode. A frame holds what was seen before its action."""
+
+    images: UInt8[np.ndarray, "F H W 3"]
+    proprio: Float32[np.ndarray, "F P"]
+    actions: Float32[np.ndarray, "F A"]
+    episode_ids: Int64[np.ndarray, " F"]  # ascending
+    task_ids: Int64[np.ndarray, " F"]  # index into `instructions`
+    instructions: tuple[str, ...]
+    action_low: Float64[np.ndarray, " A"]  # the action that -1 stands for
+    action_high: Float64[np.ndarray, " A"]  # the action that +1 stands for
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def image_size(self) -> int:
+        return self.images.shape[1]
+
+    @property
+    def num_episodes(self) -> int:
+        return len(np.unique(self.episode_ids))
+
+    def observation(self, rows: Int64[np.ndarray, " B"]) -> Observation:
+        """What the policy sees at the given frames. `time_fraction` is 0: a demonstration knows no horizon."""
+        return Observation(
+            self.images[rows],
+            tuple(self.instructions[i] for i in self.task_ids[rows]),
+            self.proprio[rows],
+            np.zeros(len(rows), dtype=np.float32),
+        )
+
+    def split(
+        self, validation_fraction: float, rng: np.random.Generator
+    ) -> tuple[Int64[np.ndarray, " T"], Int64[np.ndarray, " V"]]:
+        """Frames to train on and frames held out, by whole episodes and for each task alike.
+
+        Of a task with n episodes, round(fraction * n) are held out; at least one where n >= 5 and the fraction
+        is positive, never all of them.
+        """
+        held_out: list[int] = []
+        for task in np.unique(self.task_ids):
+            episodes = np.unique(self.episode_ids[self.task_ids == task])
+            count = round(validation_fraction * len(episodes))
+            if validation_fraction > 0 and len(episodes) >= 5:
+                count = max(count, 1)
+            held_out += list(rng.permutation(episodes)[: min(count, len(episodes) - 1)])
+        validation = np.isin(self.episode_ids, held_out)
+        return np.flatnonzero(~validation), np.flatnonzero(validation)
+
+
+def load_demonstrations(
+    folder: str | Path, *, action_size: int | None = None, image_key: str = IMAGE
+) -> Demonstrations:
+    """Read a LeRobotDataset v3.0 into memory, pictures as one uint8 array.
+
+    Raises UserError for what LeRobotReader refuses, for missing features, and where `action_size` is given and
+    the dataset's actions have another size.
+    """
+    reader = LeRobotReader(folder)
+    height, width, _ = reader.feature(image_key).shape
+    if action_size is not None:
+        reader.require_size(ACTION, action_size)
+    if height != width:
+        raise UserError(
+            f"{folder}: expected square pictures in {image_key!r}, got {height} x {width}"
+        )
+    images = np.empty((len(reader), height, width, 3), dtype=np.uint8)
+    for entry in reader.episodes:
+        rows = slice(entry.first_frame, entry.first_frame + entry.length)
+        images[rows] = reader.pictures(image_key, entry.index)
+    actions = np.ascontiguousarray(reader.column(ACTION), dtype=np.float32)
+    low, high = _action_range(reader, actions)
+    if STATE in reader.features:
+        proprio = np.ascontiguousarray(reader.column(STATE), dtype=np.float32)
+    else:
+        proprio = np.zeros((len(reader), 0), dtype=np.float32)
+    return Demonstrations(
+        images, proprio, actions,
+        reader.column("episode_index"), reader.column("task_index"), reader.tasks, low, high,
+    )  # fmt: skip
+
+
+def action_chunks(
+    actions: Float32[np.ndarray, "F A"], episode_ids: Int64[np.ndarray, " F"], chunk: int
+) -> Float32[np.ndarray, "F C A"]:
+    """For every frame t the actions t .. t+C-1 of its episode; past the end its last action is repeated.
+
+    Every frame starts a chunk, not only every C-th: at run time a turn may begin anywhere.
+    """
+    last = np.searchsorted(episode_ids, episode_ids, side="right") - 1
+    ahead = np.arange(len(actions))[:, None] + np.arange(chunk)
+    return actions[np.minimum(ahead, last[:, None])]
+
+
+def _action_range(
+    reader: LeRobotReader, actions: Float32[np.ndarray, "F A"]
+) -> tuple[Float64[np.ndarray, " A"], Float64[np.ndarray, " A"]]:
+    """What -1 and +1 stand for.
+
+    Meta-World defines its actions in [-1, 1] and experts saturate them, so they are kept: quantiles of a few
+    demonstrations would cut off ends that the expert needs, and would differ from dataset to dataset. Elsewhere
+    the 1 % and 99 % quantiles, as OpenVLA does.
+    """
+    size = actions.shape[1]
+    if reader.info.robot_type == NORMALISED_ROBOT:
+        return np.full(size, -1.0), np.ones(size)
+    low, high = np.quantile(actions.astype(np.float64), [0.01, 0.99], axis=0)
+    return low, high

@@ -1,0 +1,226 @@
+"""Collect demonstrations from Meta-World's scripted experts, as a LeRobotDataset v3.
+
+    vla-rl demos --env.suite mt5 --episodes-per-task 5 --out runs/demos
+
+The expert is asked once per action, and that action is held for `action_repeat` simulator steps: just as the
+policy's actions will be. One frame is one action: picture and proprioception before it, and the expert's clean action,
+which is what is executed unless noise is asked for. Only initial states of the training split are played.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from vla_rl.config import DemosConfig, EnvConfig, UserError
+from vla_rl.data.demonstrations import (
+    ACTION,
+    IMAGE,
+    NORMALISED_ROBOT,
+    STATE,
+    demonstration_features,
+)
+from vla_rl.data.lerobot import LeRobotWriter
+from vla_rl.envs.metaworld import MetaWorldEnv, expert_action
+from vla_rl.envs.metaworld_tasks import suite_tasks
+from vla_rl.envs.protocol import split_initial_states
+from vla_rl.runtime.devices import available_cpus
+from vla_rl.runtime.progress import Reporter, progress
+from vla_rl.runtime.seeding import generator
+from vla_rl.types import EpisodeSpec
+
+SIMULATOR_RATE = 80
+"""Meta-World's control steps a second: 5 physics steps of 2.5 ms each."""
+
+
+def collect_demos(config: DemosConfig) -> Path:
+    """Play until every task has its successful episodes, write them to `config.out`, and return that folder.
+
+    The dataset depends on the configuration alone, not on the number of processes. Raises UserError if the folder
+    exists, or if an expert fails too often.
+    """
+    tasks = suite_tasks(config.env.suite)
+    workers = config.env.num_workers or available_cpus()
+    # spawn: a forked child would inherit a half-dead OpenGL context and torch's thread pool
+    context = get_context("spawn")
+    with (
+        _open_writer(config) as writer,
+        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        progress("demonstrations", total=len(tasks) * config.episodes_per_task) as bar,
+    ):
+        try:
+            for played in _play_tasks(config, tasks, pool, workers):
+                for episode in played.kept:
+                    writer.add_episode(_columns(episode), task=episode.instruction)
+                _report(bar, played)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a simulator process died while playing demonstrations: see its message above, and `vla-rl doctor`"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return Path(config.out)
+
+
+@dataclass(frozen=True)
+class DemoEpisode:
+    """One episode of expert play, L actions long."""
+
+    task: str
+    instruction: str
+    initial_state: int
+    success: bool
+    simulator_steps: int
+    images: UInt8[np.ndarray, "L H W 3"]  # before each action
+    proprio: Float32[np.ndarray, "L P"]
+    actions: Float32[np.ndarray, "L A"]  # the expert's, without noise
+
+
+@dataclass
+class _Task:
+    """A task's demonstrations as they come in."""
+
+    name: str
+    states: list[int]  # of the training split, in the order they are played
+    futures: list[Future[list[DemoEpisode]]] = field(default_factory=list)
+    kept: list[DemoEpisode] = field(default_factory=list)
+    played: int = 0
+
+
+def _play_tasks(
+    config: DemosConfig, names: tuple[str, ...], pool: ProcessPoolExecutor, workers: int
+) -> Iterator[_Task]:
+    """Yield the tasks in order, each with its successful episodes; others are played meanwhile.
+
+    Only a few tasks are played ahead, so that not all pictures are in memory at once.
+    """
+    tasks = [_Task(name, _training_states(config, name)) for name in names]
+    pieces = -(
+        -workers // len(tasks)
+    )  # several processes share a task only if there are too few tasks
+
+    def submit(task: _Task, count: int) -> None:
+        states = task.states[task.played : task.played + count]
+        task.played += len(states)
+        parts = [part.tolist() for part in np.array_split(states, pieces) if len(part)]
+        task.futures = [pool.submit(_play_episodes, config, task.name, part) for part in parts]
+
+    for task in tasks[:workers]:
+        submit(task, config.episodes_per_task)
+    for index, task in enumerate(tasks):
+        while True:
+            episodes = [episode for future in task.futures for episode in future.result()]
+            task.kept += [episode for episode in episodes if episode.success]
+            missing = config.episodes_per_task - len(task.kept)
+            if missing == 0:
+                break
+            _require_hope(task, config)
+            submit(task, missing)  # a failed episode is replaced by the next initial state
+        if index + workers < len(tasks):
+            submit(tasks[index + workers], config.episodes_per_task)
+        task.futures = []
+        yield task
+        task.kept = []
+
+
+def _training_states(config: DemosConfig, task: str) -> list[int]:
+    """The training split's initial states in the order in which this seed plays them."""
+    states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
+    if config.episodes_per_task > len(states):
+        raise UserError(
+            f"{config.episodes_per_task} episodes a task were asked for, but the training split has "
+            f"{len(states)} initial states. Ask for fewer, or raise env.initial_states."
+        )
+    return generator(config.seed, "demos", "order", task).permutation(states).tolist()
+
+
+def _require_hope(task: _Task, config: DemosConfig) -> None:
+    """Give up on a task whose expert fails most of the time, or that has no initial states left."""
+    patience = 4 * config.episodes_per_task + 8
+    if task.played < min(patience, len(task.states)):
+        return
+    actions = config.env.horizon * config.env.action_chunk
+    raise UserError(
+        f"the expert of {task.name!r} succeeded in only {len(task.kept)} of {task.played} episodes; expected "
+        f"{config.episodes_per_task}. An episode has {actions} actions of {config.env.action_repeat} simulator "
+        f"steps{' and noise ' + format(config.noise, 'g') if config.noise else ''}: raise env.horizon, or lower "
+        "env.action_repeat or the noise."
+    )
+
+
+@cache
+def _environment(config: EnvConfig) -> MetaWorldEnv:
+    """This process's simulator: models and the renderer are kept from one job to the next."""
+    return MetaWorldEnv(config)
+
+
+def _play_episodes(config: DemosConfig, task: str, states: list[int]) -> list[DemoEpisode]:
+    """Play one task from the given initial states; runs in a simulator process."""
+    # one action a turn, and as many of them as an episode of longer turns would have
+    actions = config.env.horizon * config.env.action_chunk
+    env = _environment(replace(config.env, action_chunk=1, horizon=actions))
+    return [_play_episode(env, EpisodeSpec(task, state), config) for state in states]
+
+
+def _play_episode(env: MetaWorldEnv, spec: EpisodeSpec, config: DemosConfig) -> DemoEpisode:
+    rng = generator(config.seed, "demos", "noise", spec.task, spec.initial_state)
+    images, proprio, actions, steps = [], [], [], 0
+    env.reset(spec)
+    terminated = truncated = False
+    while not (terminated or truncated):
+        action = expert_action(env)
+        images.append(env.render().copy())
+        proprio.append(env.proprio().copy())
+        actions.append(action)
+        noise = config.noise * rng.standard_normal(action.shape)
+        executed = np.clip(action + noise, -1.0, 1.0).astype(np.float32)
+        _, terminated, truncated, taken = env.step(executed[None])
+        steps += taken
+    return DemoEpisode(
+        spec.task, env.instruction, spec.initial_state, terminated, steps,
+        np.stack(images), np.stack(proprio), np.stack(actions),
+    )  # fmt: skip
+
+
+def _open_writer(config: DemosConfig) -> LeRobotWriter:
+    features = demonstration_features(
+        config.env.image_size,
+        MetaWorldEnv.proprio_dim,
+        MetaWorldEnv.action_dim,
+        video=config.image_format == "mp4",
+    )
+    # frames are as far apart as actions; the format wants a whole number
+    fps = max(1, round(SIMULATOR_RATE / config.env.action_repeat))
+    return LeRobotWriter(config.out, fps=fps, features=features, robot_type=NORMALISED_ROBOT)
+
+
+def _columns(episode: DemoEpisode) -> dict[str, np.ndarray]:
+    last = np.arange(len(episode.actions)) == len(episode.actions) - 1
+    return {
+        IMAGE: episode.images,
+        STATE: episode.proprio,
+        ACTION: episode.actions,
+        "next.reward": last.astype(np.float32),
+        "next.done": last,
+        "next.success": last,
+        "initial_state": np.full(len(last), episode.initial_state),
+    }
+
+
+def _report(bar: Reporter, task: _Task) -> None:
+    kept, failed = len(task.kept), task.played - len(task.kept)
+    steps = np.mean([episode.simulator_steps for episode in task.kept])
+    actions = np.mean([len(episode.actions) for episode in task.kept])
+    bar.advance(kept)
+    bar.note(
+        f"  {task.name:<24} expert {kept}/{task.played}{', failures replaced' if failed else ''}, "
+        f"{actions:.1f} actions ({steps:.0f} steps)"
+    )

@@ -1,0 +1,178 @@
+"""Supervised fine-tuning on demonstrations: the policy that PPO starts from.
+
+vla-rl sft --dataset runs/demos --out runs/sft
+
+read the dataset -> actions to tokens -> the tiny policy from scratch, or a checkpoint
+repeat: every frame once, its picture shifted by a few pixels -> cross-entropy on the action tokens
+-> <out>/policy in OpenVLA's format, <out>/metrics.jsonl with one line an epoch
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from torch import Tensor
+
+from vla_rl.algorithms.sft import SFT, epoch_batches, num_batches, random_shift
+from vla_rl.config import SFTConfig, UserError, tiny_model
+from vla_rl.data.demonstrations import Demonstrations, action_chunks, load_demonstrations
+from vla_rl.policies import OpenVLAPolicy
+from vla_rl.runtime.devices import use_threads
+from vla_rl.runtime.files import cannot_write
+from vla_rl.runtime.progress import Reporter, console, progress
+from vla_rl.runtime.run_folder import Run
+from vla_rl.runtime.seeding import generator, seed_everything
+
+SMALL_MODEL = 20_000_000
+"""Weights up to which a model is small."""
+Evaluate = Callable[[OpenVLAPolicy, int], float]
+"""Measures success in simulation: called with the policy and the number of finished epochs."""
+
+
+def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
+    """Fine-tune on `config.dataset` and return the folder of the policy, `<out>/policy`.
+
+    `evaluate`, where given, is called after the last epoch, and its result logged as success. The result depends on
+    the configuration alone (bit for bit on one kind of CPU). Raises UserError for a dataset that is missing,
+    empty, damaged or of another action size, for an `out` that is in use, and when the loss diverges.
+    """
+    out = Path(config.out)
+    require_unused(out)
+    seed_everything(config.seed)
+    demos = load_demonstrations(config.dataset)
+    policy = build_policy(config, demos)
+    tokens = policy.encode_actions(
+        action_chunks(demos.actions, demos.episode_ids, config.action_chunk)
+    )
+    training, validation = demos.split(
+        config.validation_fraction, generator(config.seed, "sft", "validation")
+    )
+    steps = config.epochs * num_batches(len(training), config.batch_size)
+    learner = SFT(policy, config, steps)
+    say = console().print
+    say(
+        f"{len(training)} training, {len(validation)} validation samples of {demos.num_episodes} episodes"
+    )
+    with (
+        Run.create(out.parent, out.name, config, sys.argv) as run,
+        use_threads(torch_threads(policy)),
+        progress("fine-tuning", total=steps) as bar,
+    ):
+        for epoch in range(1, config.epochs + 1):
+            # 1. every frame once, in a new order, its picture shifted a little
+            rng = generator(config.seed, "sft", "epoch", epoch)
+            metrics: dict[str, float] = {"epoch": epoch}
+            metrics |= train_epoch(learner, demos, tokens, training, rng, bar, epoch)
+
+            # 2. what the held-out episodes say
+            if len(validation):
+                seen = demos.observation(validation)
+                metrics["sft/validation_loss"] = learner.loss(seen, tokens[validation])
+            if evaluate is not None and epoch == config.epochs:
+                metrics["sft/success"] = evaluate(policy, epoch)
+            run.log(epoch, metrics)
+        save_policy(policy, out / "policy")
+    say("  ".join(f"{name.removeprefix('sft/')} {value:.3g}" for name, value in metrics.items()))
+    return out / "policy"
+
+
+def train_epoch(
+    learner: SFT,
+    demos: Demonstrations,
+    tokens: Int64[Tensor, "F K"],
+    training: Int64[np.ndarray, " T"],
+    rng: np.random.Generator,
+    bar: Reporter,
+    epoch: int,
+) -> dict[str, float]:
+    """One pass over the frames `training`; returns the means of what the updates report."""
+    history: list[dict[str, float]] = []
+    for rows in epoch_batches(training, learner.config.batch_size, rng):
+        seen = demos.observation(rows)
+        shifted = random_shift(seen.images, learner.config.random_shift, rng)
+        history.append(learner.update(replace(seen, images=shifted), tokens[rows]))
+        bar.advance(1, epoch=epoch, loss=history[-1]["loss"])
+    return {f"sft/{key}": float(np.mean([h[key] for h in history])) for key in history[0]}
+
+
+def require_unused(out: Path) -> None:
+    """Raise UserError if the run folder holds anything: a policy is never overwritten."""
+    if out.exists() and (out.is_file() or any(path.name != ".lock" for path in out.iterdir())):
+        raise UserError(f"{out} exists and is not empty: give another --out, or remove it")
+
+
+def torch_threads(policy: OpenVLAPolicy) -> int:
+    """Threads for torch: one for a small model, else all cores (0).
+
+    Layers of a small model are too short to share: measured on two cores, the second thread gains nothing on an idle
+    machine and makes a step ten times slower beside another busy process. One thread also gives the same result
+    on any number of cores.
+    """
+    weights = sum(parameter.numel() for parameter in policy.policy_parameters())
+    return 1 if weights < SMALL_MODEL and policy.device.type == "cpu" else 0
+
+
+def build_policy(config: SFTConfig, demos: Demonstrations) -> OpenVLAPolicy:
+    """The tiny policy for these demonstrations, or the checkpoint with their action statistics.
+
+    Raises UserError if the checkpoint plays actions of another size.
+    """
+    statistics = {Path(config.dataset).resolve().name: dataset_statistics(demos)}
+    action_dim, folder = demos.actions.shape[1], config.policy.checkpoint
+    if not folder:
+        return OpenVLAPolicy.create(
+            tiny_model(demos.image_size), demos.instructions, statistics, action_dim,
+            config.action_chunk, config.policy, config.seed,
+        )  # fmt: skip
+    loaded = OpenVLAPolicy.from_checkpoint(folder, config.policy, seed=config.seed)
+    if loaded.action_dim != action_dim:
+        raise UserError(
+            f"{config.dataset}: expected actions of size {loaded.action_dim}, as the policy in {folder} plays them, "
+            f"got {action_dim}. Take a dataset of the same robot, or train from scratch (empty policy.checkpoint)."
+        )
+    description = replace(
+        loaded.description,
+        norm_stats={**loaded.description.norm_stats, **statistics},
+        unnorm_key=next(iter(statistics)),
+        action_chunk=config.action_chunk,
+    )
+    tokenizer = loaded.processor.tokenizer
+    return OpenVLAPolicy(loaded.model, tokenizer, description, config.policy, loaded.device)
+
+
+def dataset_statistics(demos: Demonstrations) -> dict[str, Any]:
+    """One dataset's entry of dataset_statistics.json: q01 and q99 are what the action tokens -1 and +1 stand for."""
+    actions = demos.actions.astype(np.float64)
+    action = {
+        "mean": actions.mean(axis=0).tolist(),
+        "std": actions.std(axis=0).tolist(),
+        "min": actions.min(axis=0).tolist(),
+        "max": actions.max(axis=0).tolist(),
+        "q01": demos.action_low.tolist(),
+        "q99": demos.action_high.tolist(),
+        "mask": [True] * actions.shape[1],
+    }
+    return {
+        "action": action,
+        "num_transitions": len(demos),
+        "num_trajectories": demos.num_episodes,
+    }
+
+
+def save_policy(policy: OpenVLAPolicy, folder: Path) -> None:
+    """Save into a folder beside `folder`, then rename it: a policy is there whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        policy.save(partial)
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(cannot_write(folder, error)) from error
