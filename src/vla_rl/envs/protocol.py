@@ -17,8 +17,12 @@ Snapshot = dict[str, Any]
 class Env(Protocol):
     """One simulator in this process. Rewards are sparse, `terminated` is success."""
 
-    instruction: str
+    tasks: tuple[str, ...]  # what `reset` accepts, in order
+    instructions: tuple[str, ...]  # one per task
+    instruction: str  # of the episode being played
     action_dim: int
+    proprio_dim: int
+    turns: int  # played since the reset
 
     def reset(self, spec: EpisodeSpec) -> None: ...
 
