@@ -1,0 +1,376 @@
+"""Read a run folder into typed values. Whatever is missing or damaged is noted, never fatal.
+
+- config.json: the resolved TrainConfig
+- run.json: command, time of start, git revision, versions, machine
+- metrics.jsonl: one object per PPO iteration
+- sft.jsonl: one object per epoch of fine-tuning (optional)
+- eval/<stage>-<mode>.json: stage before or after, mode greedy or sampled
+- eval/iteration-<i>.json: greedy, during training (optional)
+- eval/videos/<stage>/: mp4 files and their index.json
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from vla_rl.config.errors import UserError
+from vla_rl.functional.intervals import wilson_interval
+
+Stage = Literal["before", "after"]
+Mode = Literal["greedy", "sampled"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+MODES: tuple[Mode, ...] = get_args(Mode)
+_LAST_INDEX = 2**53
+_DIVERGED = 1e30  # a metric as large as this says as little as infinity
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Successes among episodes, with the Wilson 95 % interval; fractions in 0..1."""
+
+    successes: int
+    episodes: int
+    low: float
+    high: float
+    mean_turns: float | None = None
+
+    @property
+    def rate(self) -> float:
+        return self.successes / self.episodes if self.episodes else math.nan
+
+    def overlaps(self, other: Rate) -> bool:
+        """Whether the two intervals have a point in common."""
+        return self.low <= other.high and other.low <= self.high
+
+
+class EpisodeResult(NamedTuple):
+    """One evaluated episode."""
+
+    task: str
+    initial_state: int
+    success: bool
+    turns: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation file."""
+
+    stage: Stage
+    mode: Mode
+    file: Path
+    tasks: dict[str, Rate]
+    overall: Rate
+    episodes: tuple[EpisodeResult, ...]
+    raw: Mapping[str, Any]  # the file as it is: checkpoint, suite, split, horizon, seed, ...
+
+    @property
+    def infrastructure_errors(self) -> int:
+        return _integer(self.raw.get("infrastructure_errors")) or 0
+
+    def successes(self) -> dict[tuple[str, int], bool]:
+        """Success of each (task, initial state)."""
+        return {(e.task, e.initial_state): e.success for e in self.episodes}
+
+
+@dataclass(frozen=True)
+class Video:
+    """One recorded episode."""
+
+    stage: Stage
+    file: Path
+    task: str
+    initial_state: int
+    success: bool
+    turns: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a JSON-lines file as columns; a value that is missing, not finite or beyond 1e30 is NaN."""
+
+    index: Int64[np.ndarray, " R"]  # iteration, or epoch
+    columns: Mapping[str, Float64[np.ndarray, " R"]] = field(default_factory=dict)
+    not_finite: tuple[str, ...] = ()  # columns that held such a value, as opposed to nothing
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def get(self, key: str) -> Float64[np.ndarray, " R"] | None:
+        """The column, or None where it is absent or holds no finite number."""
+        column = self.columns.get(key)
+        return column if column is not None and bool(np.isfinite(column).any()) else None
+
+    def under(self, prefix: str) -> dict[str, Float64[np.ndarray, " R"]]:
+        """Columns named `<prefix><name>`, by name, where they hold any number."""
+        found = ((k[len(prefix) :], self.get(k)) for k in self.columns if k.startswith(prefix))
+        return {name: column for name, column in found if column is not None}
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a run folder tells."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    info: Mapping[str, Any]
+    metrics: Table
+    sft: Table
+    evaluations: Mapping[tuple[Stage, Mode], Evaluation]
+    during: Mapping[int, Rate]  # overall greedy success evaluated after an iteration
+    videos: tuple[Video, ...]
+    missing: tuple[str, ...]  # sentences: what a complete run has and this one lacks
+    problems: tuple[str, ...]  # sentences: files that could not be read as expected
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Every task named anywhere, in the order of the evaluation, then of the metrics."""
+        names: dict[str, None] = {}
+        for evaluation in self.evaluations.values():
+            names.update(dict.fromkeys(evaluation.tasks))
+        for prefix in ("success/", "curriculum/p/"):
+            names.update(dict.fromkeys(self.metrics.under(prefix)))
+        return tuple(names)
+
+    def setting(self, path: str) -> Any:
+        """The config value at a dotted path such as "ppo.iterations", or None."""
+        return self._at(self.config, path)
+
+    def provenance(self, path: str) -> Any:
+        """The value of run.json at a dotted path such as "machine.cpus", or None."""
+        return self._at(self.info, path)
+
+    @staticmethod
+    def _at(value: Any, path: str) -> Any:
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+
+def read_run(folder: Path) -> Run:
+    """Read `folder`. Raises UserError where it is no run folder at all."""
+    expected = "config.json, metrics.jsonl or eval/*.json, as `vla-rl train` writes them"
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no run folder: expected a folder with {expected}.")
+    marks = [folder / "config.json", folder / "metrics.jsonl", folder / "run.json"]
+    if not any(f.is_file() for f in [*marks, *_evaluation_files(folder).values()]):
+        raise UserError(
+            f"{folder} is no run folder: expected {expected}, found none of them. "
+            "Name the run's own folder, for example runs/quickstart."
+        )
+    problems: list[str] = []
+    config = _read_object(folder / "config.json", problems)
+    info = _read_object(folder / "run.json", problems)
+    metrics = _read_table(folder / "metrics.jsonl", "iteration", problems)
+    sft = _read_table(folder / "sft.jsonl", "epoch", problems)
+    evaluations: dict[tuple[Stage, Mode], Evaluation] = {}
+    for (stage, mode), file in _evaluation_files(folder).items():
+        raw = _read_object(file, problems)
+        if raw:
+            evaluations[stage, mode] = _evaluation(stage, mode, file, raw, problems)
+    videos = [video for stage in STAGES for video in _videos(folder, stage, problems)]
+    return Run(
+        folder=folder,
+        config=config,
+        info=info,
+        metrics=metrics,
+        sft=sft,
+        evaluations=evaluations,
+        during=dict(_during(folder, problems)),
+        videos=tuple(videos),
+        missing=tuple(_missing(config, info, metrics, evaluations, videos)),
+        problems=tuple(problems),
+    )
+
+
+def _evaluation_files(folder: Path) -> dict[tuple[Stage, Mode], Path]:
+    return {(s, m): folder / "eval" / f"{s}-{m}.json" for s in STAGES for m in MODES}
+
+
+def _during(folder: Path, problems: list[str]) -> Iterable[tuple[int, Rate]]:
+    for file in sorted((folder / "eval").glob("iteration-*.json")):
+        number = file.stem.removeprefix("iteration-")
+        overall = _read_object(file, problems).get("overall")
+        if number.isascii() and number.isdigit() and isinstance(overall, dict):
+            yield int(number), _rate(overall)
+
+
+def _missing(
+    config: Mapping[str, Any],
+    info: Mapping[str, Any],
+    metrics: Table,
+    evaluations: Mapping[tuple[Stage, Mode], Evaluation],
+    videos: list[Video],
+) -> Iterable[str]:
+    if not len(metrics):
+        yield "metrics.jsonl has no iterations: there are no learning curves."
+    for stage in STAGES:
+        lacking = [mode for mode in MODES if (stage, mode) not in evaluations]
+        if lacking:
+            names = " and ".join(f"eval/{stage}-{mode}.json" for mode in lacking)
+            yield f"No usable {names}: {' and '.join(lacking)} success {stage} training is not known."
+    if not config:
+        yield "No usable config.json: the settings of this run are not known."
+    if not info:
+        yield "No usable run.json: versions, machine and command of this run are not known."
+    for stage in STAGES:
+        if not any(video.stage == stage for video in videos):
+            yield f"No usable eval/videos/{stage}: there are no pictures from {stage} training."
+
+
+def _read_object(file: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        problems.append(f"{file.name} could not be read and was left out ({error}).")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{file.name} holds no JSON object and was left out.")
+        return {}
+    return value
+
+
+def _read_table(file: Path, index: str, problems: list[str]) -> Table:
+    """Rows by `index`; of rows with the same index (a resumed run) the last one counts."""
+    rows: dict[int, dict[str, Any]] = {}
+    damaged = 0
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        lines = []
+    except OSError as error:
+        problems.append(f"{file.name} could not be read and was left out ({error}).")
+        lines = []
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        place = _integer(row.get(index)) if isinstance(row, dict) else None
+        if isinstance(row, dict) and place is not None and abs(place) <= _LAST_INDEX:
+            rows[place] = row
+        else:
+            damaged += 1
+    if damaged:
+        lines_were = "1 line was" if damaged == 1 else f"{damaged} lines were"
+        problems.append(f"{file.name}: {lines_were} damaged and left out (a run cut short).")
+    order = sorted(rows)
+    keys = dict.fromkeys(key for i in order for key in rows[i] if key != index)
+    columns: dict[str, Float64[np.ndarray, " R"]] = {}
+    not_finite: list[str] = []
+    for key in keys:
+        values = [_number(rows[i].get(key)) for i in order]
+        column = np.array([math.nan if v is None else v for v in values], dtype=np.float64)
+        diverged = ~(np.abs(column) < _DIVERGED)
+        if any(v is not None for v, bad in zip(values, diverged, strict=True) if bad):
+            not_finite.append(key)
+        column[diverged] = np.nan
+        columns[key] = column
+    return Table(np.array(order, dtype=np.int64), columns, tuple(not_finite))
+
+
+def _evaluation(
+    stage: Stage, mode: Mode, file: Path, raw: dict[str, Any], problems: list[str]
+) -> Evaluation:
+    episodes = tuple(_episodes(raw.get("episodes")))
+    named = raw.get("tasks")
+    tasks = {
+        str(task): _rate(value)
+        for task, value in (named.items() if isinstance(named, dict) else ())
+        if isinstance(value, dict)
+    }
+    overall = raw.get("overall")
+    if isinstance(overall, dict):
+        total = _rate(overall)
+    else:
+        total = _count(
+            sum(r.successes for r in tasks.values()), sum(r.episodes for r in tasks.values())
+        )
+    if episodes and (sum(e.success for e in episodes), len(episodes)) != (
+        total.successes,
+        total.episodes,
+    ):
+        problems.append(
+            f"{file.name}: the counts ({total.successes} of {total.episodes}) and the list of episodes "
+            f"({sum(e.success for e in episodes)} of {len(episodes)}) do not agree; the counts are shown."
+        )
+    return Evaluation(stage, mode, file, tasks, total, episodes, raw)
+
+
+def _rate(value: Mapping[str, Any]) -> Rate:
+    successes, episodes = _integer(value.get("successes")), _integer(value.get("episodes"))
+    rate = _count(successes or 0, episodes or 0)
+    interval, turns = value.get("interval"), _number(value.get("mean_turns"))
+    if isinstance(interval, list) and len(interval) == 2:
+        low, high = (_number(bound) for bound in cast("list[Any]", interval))
+        if low is not None and high is not None and 0 <= low <= high <= 1:
+            return Rate(rate.successes, rate.episodes, low, high, turns)
+    return Rate(rate.successes, rate.episodes, rate.low, rate.high, turns)
+
+
+def _count(successes: int, episodes: int) -> Rate:
+    if not 0 <= successes <= episodes:
+        return Rate(0, 0, 0.0, 1.0)
+    return Rate(successes, episodes, *wilson_interval(successes, episodes))
+
+
+def _episodes(value: Any) -> Iterable[EpisodeResult]:
+    for row in value if isinstance(value, list) else ():
+        state = _integer(row.get("initial_state")) if isinstance(row, dict) else None
+        if state is not None:
+            turns = _integer(row.get("turns")) or 0
+            yield EpisodeResult(str(row.get("task")), state, bool(row.get("success")), turns)
+
+
+def _videos(folder: Path, stage: Stage, problems: list[str]) -> Iterable[Video]:
+    home = folder / "eval" / "videos" / stage
+    index = home / "index.json"
+    if not index.is_file():
+        return
+    try:
+        rows = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problems.append(f"eval/videos/{stage}/index.json could not be read ({error}).")
+        return
+    present = {file.name: file for file in home.iterdir() if file.is_file()}
+    for row in rows if isinstance(rows, list) else ():
+        if not isinstance(row, dict):
+            continue
+        file = present.get(str(row.get("file")))
+        if file is None:
+            problems.append(f"eval/videos/{stage} lacks {row.get('file')}, which its index names.")
+            continue
+        yield Video(
+            stage=stage,
+            file=file,
+            task=str(row.get("task")),
+            initial_state=_integer(row.get("initial_state")) or 0,
+            success=bool(row.get("success")),
+            turns=_integer(row.get("turns")) or 0,
+        )
+
+
+def _number(value: Any) -> float | None:
+    if not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _integer(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and math.isfinite(number) else None
