@@ -133,14 +133,14 @@ def test_ratio_is_one_at_the_first_minibatch_and_moves_after_an_update():
     assert first["losses/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert first["losses/clip_fraction"] == 0.0
     assert first["losses/logprob_max_difference"] < 1e-5
-    again = practice.learner._accumulate_gradients(batch, torch.arange(len(batch)))
+    again = practice.learner._backward(batch, torch.arange(len(batch)))
     assert again["losses/approx_kl_k3"] > 1e-6
 
 
 def test_gradient_of_a_minibatch_does_not_depend_on_micro_batches():
     whole, parts = (Practice(ChainEnv, 10, SHARED, replace(FAST, micro_batch=size)) for size in (0, 7))
     for practice in (whole, parts):
-        practice.learner._accumulate_gradients(practice.batch(), torch.arange(60))
+        practice.learner._backward(practice.batch(), torch.arange(60))
     for a, b in zip(whole.policy.policy_parameters(), parts.policy.policy_parameters(), strict=True):
         if a.grad is not None:
             torch.testing.assert_close(a.grad, b.grad, atol=2e-6, rtol=1e-3)
@@ -194,7 +194,7 @@ def test_imitation_term_raises_the_likelihood_of_own_successes_only():
 
     before = likelihood()
     for _ in range(5):
-        practice.learner._accumulate_gradients(silent, rows)
+        practice.learner._backward(silent, rows)
         practice.learner.policy_optimizer.step()
     change = likelihood() - before
     assert change[batch.succeeded].mean() > 0

@@ -31,7 +31,9 @@ class Batch:
         return len(self.tokens)
 
 
-def assign_credit(rollout: Rollout, dense_rewards: Float32[np.ndarray, "M N"], config: PPOConfig) -> Batch:
+def assign_credit(
+    rollout: Rollout, dense_rewards: Float32[np.ndarray, "M N"], config: PPOConfig
+) -> Batch:
     """Advantages by GAE over turns, and the critic's targets.
 
     A success ends the return; a time limit bootstraps from the true final observation unless the horizon is part of
@@ -53,8 +55,12 @@ def assign_credit(rollout: Rollout, dense_rewards: Float32[np.ndarray, "M N"], c
     # A crashed simulator cuts the trace: the turn before it bootstraps from the value of what was seen last.
     trace[:-1] = trace[:-1] * valid[1:]
     rewards = tensor(rollout.rewards + dense_rewards)
-    advantages = generalized_advantages(rewards, discounts, values, next_values, trace, config.gae_lambda)
-    targets = values + generalized_advantages(rewards, discounts, values, next_values, trace, config.value_lambda)
+    advantages = generalized_advantages(
+        rewards, discounts, values, next_values, trace, config.gae_lambda
+    )
+    targets = values + generalized_advantages(
+        rewards, discounts, values, next_values, trace, config.value_lambda
+    )
     if config.normalize_advantages:
         advantages = masked_whiten(advantages, valid)
     kept = valid.reshape(-1).nonzero()[:, 0]

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vla_rl.algorithms.credit import Batch
+from vla_rl.algorithms.gradients import ShardedGradients, Tally
 from vla_rl.config import CriticConfig, PPOConfig, UserError
 from vla_rl.functional import (
     clipped_surrogate,
@@ -43,8 +44,12 @@ class TrainingDivergedError(UserError):
 class PPO:
     """The learner: two optimizers, the learning-rate schedule, and the separate critic's replay."""
 
-    def __init__(self, policy: Policy, config: PPOConfig, critic: CriticConfig, seed: int) -> None:
+    def __init__(
+        self, policy: Policy, config: PPOConfig, critic: CriticConfig, seed: int, threads: int = 1
+    ) -> None:
         self.policy, self.config, self.critic, self.seed = policy, config, critic, seed
+        self.device = policy.policy_parameters()[0].device
+        self.gradients = ShardedGradients(threads, config.micro_batch, self.device)
         betas = (0.9, config.adam_beta2)
         self.policy_optimizer = torch.optim.AdamW(
             policy.policy_parameters(),
@@ -54,18 +59,25 @@ class PPO:
             weight_decay=config.weight_decay,
         )
         self.critic_optimizer = torch.optim.AdamW(
-            policy.critic_parameters(), lr=config.critic_learning_rate, betas=betas, weight_decay=0.0
+            policy.critic_parameters(),
+            lr=config.critic_learning_rate,
+            betas=betas,
+            weight_decay=0.0,
         )
         self.policy_steps = 0
         self.explained = False  # explained variance has been positive once
-        self.replay: deque[tuple[Observation, Float[Tensor, " B"]]] = deque(maxlen=config.critic_replay)
+        self.replay: deque[tuple[Observation, Float[Tensor, " B"]]] = deque(
+            maxlen=config.critic_replay
+        )
 
     def warming_up(self, iteration: int) -> bool:
         """Whether only the critic learns in this iteration."""
         config = self.config
         if iteration < config.critic_warmup:
             return True
-        patient = config.critic_warmup_until_explained and iteration < 10 * max(1, config.critic_warmup)
+        patient = config.critic_warmup_until_explained and iteration < 10 * max(
+            1, config.critic_warmup
+        )
         return patient and not self.explained
 
     def update(self, batch: Batch, iteration: int, progress: float) -> dict[str, float]:
@@ -75,7 +87,11 @@ class PPO:
         that is not finite.
         """
         order = torch.Generator().manual_seed(self.seed * 1_000_003 + iteration)
-        metrics = {"losses/explained_variance": float(explained_variance(values=batch.values, returns=batch.value_targets))}
+        metrics = {
+            "losses/explained_variance": float(
+                explained_variance(values=batch.values, returns=batch.value_targets)
+            )
+        }
         self.explained = self.explained or metrics["losses/explained_variance"] > 0
         warming = self.warming_up(iteration)
         metrics["losses/critic_warmup"] = float(warming)
@@ -93,7 +109,9 @@ class PPO:
         """Compare the sampler's log-probs with the learner's on a minibatch, before anything has moved."""
         rows = torch.randperm(len(batch), generator=order)[: self.config.minibatch]
         with torch.no_grad():
-            evaluation = self.policy.evaluate(_rows(batch, rows), self._to(batch.tokens[rows]), batch.temperature)
+            evaluation = self.policy.evaluate(
+                _rows(batch, rows), self._to(batch.tokens[rows]), batch.temperature
+            )
         difference = float((evaluation.log_probs.cpu() - batch.log_probs[rows]).abs().max())
         if not difference <= self.config.logprob_tolerance:
             raise TrainingDivergedError(
@@ -104,44 +122,55 @@ class PPO:
         return difference
 
     def _fit_separate_critic(self, order: torch.Generator) -> dict[str, float]:
-        """Regress the separate critic on the targets of the last windows."""
-        observations = Observation.concatenate([observation for observation, _ in self.replay])
+        """Fit the separate critic to the targets of the last windows."""
+        observation = Observation.concatenate([observation for observation, _ in self.replay])
         targets = torch.cat([targets for _, targets in self.replay])
-        epochs = self.config.critic_epochs
-        if not self.critic_optimizer.state:
-            epochs = max(epochs, self.config.critic_first_epochs)
-        tally = _Tally()
-        for rows in _minibatches(len(targets), epochs, self.config.minibatch, order):
-            values = self.policy.values(observations.select(rows.numpy()))
-            loss = self._value_loss(values, self._to(targets[rows]), None)
-            self._step_critic(loss, tally)
-        return tally.means()
+        first = not self.critic_optimizer.state
+        epochs = self.config.critic_first_epochs if first else self.config.critic_epochs
+        return self._fit_critic(observation, targets, None, epochs, order)
 
     def _fit_value_head(self, batch: Batch, order: torch.Generator) -> dict[str, float]:
         """Warm-up of a shared critic: only the head learns, the trunk sees no gradient."""
-        tally = _Tally()
         self.policy.detach_values = True
-        for rows in _minibatches(len(batch), self.config.critic_epochs, self.config.minibatch, order):
-            values = self.policy.values(_rows(batch, rows))
-            loss = self._value_loss(values, self._to(batch.value_targets[rows]), self._to(batch.values[rows]))
-            self._step_critic(loss, tally)
+        metrics = self._fit_critic(
+            batch.observation, batch.value_targets, batch.values, self.config.critic_epochs, order
+        )
         self.policy.detach_values = False
+        return metrics
+
+    def _fit_critic(
+        self,
+        observation: Observation,
+        targets: Float[Tensor, " B"],
+        old_values: Float[Tensor, " B"] | None,
+        epochs: int,
+        order: torch.Generator,
+    ) -> dict[str, float]:
+        """Regress V on its targets; nothing but the critic's parameters moves."""
+        parameters, tally = self.policy.critic_parameters(), Tally()
+
+        def loss_of(rows: Int64[Tensor, " b"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
+            values = self.policy.values(observation.select(rows.numpy()))
+            old = None if old_values is None else self._to(old_values[rows])
+            loss = self._value_loss(values, self._to(targets[rows]), old)
+            return loss, {"losses/value": loss.item()}
+
+        for rows in _minibatches(len(targets), epochs, self.config.minibatch, order):
+            stats = self.gradients.backward(loss_of, rows, parameters)
+            norm = nn.utils.clip_grad_norm_(parameters, self.config.critic_max_grad_norm)
+            _guard(stats["losses/value"], norm, "critic")
+            self.critic_optimizer.step()
+            tally.add(stats | {"losses/grad_norm_critic": norm.item()})
         return tally.means()
 
-    def _step_critic(self, loss: Float[Tensor, ""], tally: _Tally) -> None:
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.policy.critic_parameters(), self.config.critic_max_grad_norm)
-        _guard(loss.item(), norm, "critic")
-        self.critic_optimizer.step()
-        tally.add({"losses/value": loss.item(), "losses/grad_norm_critic": norm.item()})
-
-    def _improve_policy(self, batch: Batch, order: torch.Generator, progress: float) -> dict[str, float]:
+    def _improve_policy(
+        self, batch: Batch, order: torch.Generator, progress: float
+    ) -> dict[str, float]:
         """Several epochs of the clipped objective."""
-        config, tally = self.config, _Tally()
+        config, tally = self.config, Tally()
         steps = 0
         for rows in _minibatches(len(batch), config.epochs, config.minibatch, order):
-            stats = self._accumulate_gradients(batch, rows)
+            stats = self._backward(batch, rows)
             if config.target_kl > 0 and stats["losses/approx_kl_k3"] > config.target_kl:
                 tally.add({"losses/stopped_by_kl": 1.0})
                 break
@@ -150,19 +179,16 @@ class PPO:
             steps += 1
         return tally.means() | {"losses/policy_steps": float(steps)}
 
-    def _accumulate_gradients(self, batch: Batch, rows: Int64[Tensor, " b"]) -> dict[str, float]:
-        """Gradients of one minibatch, in micro-batches; returns its statistics."""
-        self.policy_optimizer.zero_grad(set_to_none=True)
+    def _backward(self, batch: Batch, rows: Int64[Tensor, " b"]) -> dict[str, float]:
+        """Gradients of one minibatch; returns its statistics."""
+        parameters = self.policy.policy_parameters()
         if self.critic.kind == "shared":
-            self.critic_optimizer.zero_grad(set_to_none=True)
-        tally = _Tally()
-        for part in torch.split(rows, self.config.micro_batch or len(rows)):
-            loss, stats = self._loss(batch, part)
-            (loss * (len(part) / len(rows))).backward()
-            tally.add(stats, weight=len(part))
-        return tally.means()
+            parameters = parameters + self.policy.critic_parameters()
+        return self.gradients.backward(lambda part: self._loss(batch, part), rows, parameters)
 
-    def _loss(self, batch: Batch, rows: Int64[Tensor, " b"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    def _loss(
+        self, batch: Batch, rows: Int64[Tensor, " b"]
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         config = self.config
         observation, tokens = _rows(batch, rows), self._to(batch.tokens[rows])
         old, advantages = self._to(batch.log_probs[rows]), self._to(batch.advantages[rows])
@@ -177,7 +203,9 @@ class PPO:
             ratio=config.ratio,
         )
         stats = {"losses/policy": loss.item(), "losses/entropy": now.entropy.mean().item()}
-        moved = surrogate_statistics(now.log_probs, old, config.clip_low, config.clip_high, ratio=config.ratio)
+        moved = surrogate_statistics(
+            now.log_probs, old, config.clip_low, config.clip_high, ratio=config.ratio
+        )
         stats |= {f"losses/{name}": float(number) for name, number in moved._asdict().items()}
         if config.entropy_coef > 0:
             loss = loss - config.entropy_coef * turn_mean(now.entropy)
@@ -201,14 +229,20 @@ class PPO:
     def _step_policy(self, loss: float, progress: float) -> dict[str, float]:
         config = self.config
         warm = min(1.0, (self.policy_steps + 1) / max(1, config.warmup_steps))
-        rate = config.learning_rate * warm * (1 - (1 - config.final_learning_rate) * min(1.0, progress))
+        rate = (
+            config.learning_rate
+            * warm
+            * (1 - (1 - config.final_learning_rate) * min(1.0, progress))
+        )
         for group in self.policy_optimizer.param_groups:
             group["lr"] = rate
         norm = nn.utils.clip_grad_norm_(self.policy.policy_parameters(), config.max_grad_norm)
         _guard(loss, norm, "policy")
         stats = {"losses/grad_norm_policy": norm.item(), "losses/learning_rate": rate}
         if self.critic.kind == "shared":
-            norm = nn.utils.clip_grad_norm_(self.policy.critic_parameters(), config.critic_max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(
+                self.policy.critic_parameters(), config.critic_max_grad_norm
+            )
             _guard(loss, norm, "critic")
             self.critic_optimizer.step()
             stats["losses/grad_norm_critic"] = norm.item()
@@ -217,16 +251,21 @@ class PPO:
         return stats
 
     def _value_loss(
-        self, values: Float[Tensor, " b"], targets: Float[Tensor, " b"], old: Float[Tensor, " b"] | None
+        self,
+        values: Float[Tensor, " b"],
+        targets: Float[Tensor, " b"],
+        old: Float[Tensor, " b"] | None,
     ) -> Float[Tensor, ""]:
         if self.config.value_clip > 0 and old is not None:
-            return clipped_value_loss(values, targets, old, self.config.value_clip, kind=self.config.value_loss)
+            return clipped_value_loss(
+                values, targets, old, self.config.value_clip, kind=self.config.value_loss
+            )
         if self.config.value_loss == "huber":
             return huber_value_loss(values, targets)
         return squared_value_loss(values, targets)
 
     def _to(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.policy.policy_parameters()[0].device)
+        return tensor.to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and the critic's replay; the optimizers are saved beside it."""
@@ -257,7 +296,9 @@ def _rows(batch: Batch, rows: Int64[Tensor, " b"]) -> Observation:
     return batch.observation.select(rows.numpy())
 
 
-def _minibatches(total: int, epochs: int, size: int, order: torch.Generator) -> Iterator[Int64[Tensor, " b"]]:
+def _minibatches(
+    total: int, epochs: int, size: int, order: torch.Generator
+) -> Iterator[Int64[Tensor, " b"]]:
     """Every sample once per epoch, in a fresh order each time, in parts of nearly equal size."""
     for _ in range(epochs):
         yield from torch.chunk(torch.randperm(total, generator=order), max(1, total // size))
@@ -269,23 +310,3 @@ def _guard(loss: float, norm: Tensor, what: str) -> None:
             f"the {what} loss ({loss:g}) or its gradient norm ({norm.item():g}) is not finite; the step was not "
             "taken. Lower the learning rate, or look at the rewards and observations of the last rollout"
         )
-
-
-class _Tally:
-    """Weighted means of named numbers; a name may be missing from some entries."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.weights: dict[str, float] = {}
-
-    def add(self, numbers: dict[str, float], weight: float = 1.0) -> None:
-        for name, number in numbers.items():
-            if name.endswith("_max"):
-                self.sums[name] = max(self.sums.get(name, -math.inf), number)
-                self.weights[name] = 1.0
-            else:
-                self.sums[name] = self.sums.get(name, 0.0) + weight * number
-                self.weights[name] = self.weights.get(name, 0.0) + weight
-
-    def means(self) -> dict[str, float]:
-        return {name: total / self.weights[name] for name, total in self.sums.items()}

@@ -248,9 +248,10 @@ class RunConfig:
     eval_every: int = 0
     """Iterations between evaluations during training; 0 evaluates only before and after."""
     threads: int = 0
-    """CPU threads of the learner; 0 takes all cores."""
-    inference_threads: int = 1
-    """CPU threads of the policy while simulators run; more than the cores they leave free is many times slower."""
+    """Shares into which the learner splits a minibatch on the CPU, one thread each; 0 takes one per core."""
+    torch_threads: int = 1
+    """Threads inside each torch operation. Above 1 any other process on the machine makes training many times slower;
+    worth it only for large models on an idle CPU."""
     tensorboard: bool = True
     wandb: bool = False
     """Also log to Weights & Biases (needs the extra `vla-rl[wandb]`)."""
@@ -260,8 +261,8 @@ class RunConfig:
         require(self.keep >= 1, f"run.keep must be at least 1, got {self.keep}")
         require(self.threads >= 0, f"run.threads must be 0 (all cores) or more, got {self.threads}")
         require(
-            self.inference_threads >= 0,
-            f"run.inference_threads must be 0 (all cores) or more, got {self.inference_threads}",
+            self.torch_threads >= 0,
+            f"run.torch_threads must be 0 (all cores) or more, got {self.torch_threads}",
         )
 
 

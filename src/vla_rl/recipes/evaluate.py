@@ -1,6 +1,6 @@
 """Evaluate a policy: each (task, initial state) exactly once, with intervals, as JSON.
 
-    vla-rl eval runs/quickstart --suite mt5 --split held-out --episodes-per-task 30 --json result.json --videos 2
+vla-rl eval runs/quickstart --suite mt5 --split held-out --episodes-per-task 30 --json result.json --videos 2
 """
 
 from __future__ import annotations
@@ -80,14 +80,21 @@ def evaluate_policy(
             bar.advance(1, success=float(np.mean(done)))
 
         records = play_each_once(
-            policy, envs, specs, temperature=config.temperature, seed=config.seed, on_episode=on_episode
+            policy,
+            envs,
+            specs,
+            temperature=config.temperature,
+            seed=config.seed,
+            on_episode=on_episode,
         )
     result = {
         "format": FORMAT,
         "checkpoint": "",
         "suite": env.suite,
         "split": config.split,
-        "tasks": {task: summary([r for r in records if r.spec.task == task]) for task in envs.tasks},
+        "tasks": {
+            task: summary([r for r in records if r.spec.task == task]) for task in envs.tasks
+        },
         "overall": summary(records),
         "horizon": env.horizon,
         "action_repeat": env.action_repeat,
@@ -144,14 +151,22 @@ def summary(records: list[EpisodeRecord]) -> dict[str, Any]:
 def locate_policy(checkpoint: Path) -> tuple[Path, EnvConfig | None]:
     """Find the policy in a run (its newest checkpoint), a checkpoint or a policy folder, and its run's environment."""
     if not checkpoint.exists():
-        raise UserError(f"{checkpoint} does not exist: expected a run folder, a checkpoint or a policy folder")
+        raise UserError(
+            f"{checkpoint} does not exist: expected a run folder, a checkpoint or a policy folder"
+        )
     if not checkpoint.is_dir():
-        raise UserError(f"{checkpoint} is a file: expected a run folder, a checkpoint or a policy folder")
-    env = next((found for f in (checkpoint, *checkpoint.parents[:3]) if (found := _env_of_run(f))), None)
+        raise UserError(
+            f"{checkpoint} is a file: expected a run folder, a checkpoint or a policy folder"
+        )
+    env = next(
+        (found for f in (checkpoint, *checkpoint.parents[:3]) if (found := _env_of_run(f))), None
+    )
     if (checkpoint / "checkpoints").is_dir():
         saved = sorted((checkpoint / "checkpoints").glob("iteration-*/policy"))
         if not saved:
-            raise UserError(f"{checkpoint} is a run without a checkpoint yet: let it train, or give a policy folder")
+            raise UserError(
+                f"{checkpoint} is a run without a checkpoint yet: let it train, or give a policy folder"
+            )
         return saved[-1], env
     if (checkpoint / "policy" / "config.json").is_file():
         return checkpoint / "policy", env
@@ -170,7 +185,9 @@ def _env_of_run(folder: Path) -> EnvConfig | None:
     return from_json(EnvConfig, saved["env"]) if "env" in saved else None
 
 
-def evaluate_before_or_after(label: str, run: Run, policy: Policy, envs: VectorEnv, config: TrainConfig) -> None:
+def evaluate_before_or_after(
+    label: str, run: Run, policy: Policy, envs: VectorEnv, config: TrainConfig
+) -> None:
     """Evaluate greedily and sampled, with videos, into <run>/eval/<label>-{greedy,sampled}.json."""
     for mode, temperature in (("greedy", 0.0), ("sampled", config.ppo.temperature)):
         protocol = replace(config.eval, temperature=temperature)
@@ -178,11 +195,18 @@ def evaluate_before_or_after(label: str, run: Run, policy: Policy, envs: VectorE
         result["checkpoint"] = label
         write_json(run.eval_folder / f"{label}-{mode}.json", result)
         if mode == "greedy" and config.eval.videos > 0:
-            record_videos(records, policy, config.env, config.eval.videos, run.eval_folder / "videos" / label)
+            record_videos(
+                records, policy, config.env, config.eval.videos, run.eval_folder / "videos" / label
+            )
 
 
 def evaluate_during(
-    iteration: int, run: Run, policy: Policy, envs: VectorEnv, collector: Collector, config: TrainConfig
+    iteration: int,
+    run: Run,
+    policy: Policy,
+    envs: VectorEnv,
+    collector: Collector,
+    config: TrainConfig,
 ) -> None:
     """Every `run.eval_every` iterations: evaluate greedily, then put every running episode back where it was."""
     if config.run.eval_every == 0 or iteration % config.run.eval_every != 0:

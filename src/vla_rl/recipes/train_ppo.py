@@ -38,12 +38,12 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     run = open_training_run(config, resume)
     seed_everything(config.run.seed)
     policy = load_policy(config, run)
-    learner = PPO(policy, config.ppo, config.policy.critic, config.run.seed)
+    learner = PPO(policy, config.ppo, config.policy.critic, config.run.seed, config.run.threads)
     reward_model = SuccessReward()
     with (
         run,
         graceful_stop("this iteration") as stop,
-        use_threads(config.run.inference_threads),
+        use_threads(config.run.torch_threads),
         ProcessVectorEnv(config.env) as envs,
     ):
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
@@ -72,7 +72,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
 
                 # 4. improve: the critic, then (after its warm-up) the policy
                 learning = time.perf_counter()
-                with use_threads(config.run.threads), state.keep_on_divergence():
+                with state.keep_on_divergence():
                     losses = learner.update(batch, state.iteration, state.progress(config.ppo))
                 seconds = collected.seconds | {"learn": time.perf_counter() - learning}
 

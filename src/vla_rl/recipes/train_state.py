@@ -24,7 +24,11 @@ from vla_rl.runtime.trees import join_arrays, split_arrays
 
 def open_training_run(config: TrainConfig, resume: Path | None) -> Run:
     """Open the folder to go on in, or make a new one."""
-    sinks = {"keep": config.run.keep, "tensorboard": config.run.tensorboard, "wandb": config.run.wandb}
+    sinks = {
+        "keep": config.run.keep,
+        "tensorboard": config.run.tensorboard,
+        "wandb": config.run.wandb,
+    }
     if resume is not None:
         return Run.open(resume, sys.argv, **sinks)
     if not config.policy.checkpoint:
@@ -39,7 +43,9 @@ def load_policy(config: TrainConfig, run: Run) -> OpenVLAPolicy:
     """The policy of the run's newest checkpoint, or the one to start from; KL is always to the latter."""
     saved = run.latest()
     initial = Path(config.policy.checkpoint)
-    policy = OpenVLAPolicy.from_checkpoint(saved / "policy" if saved else initial, config.policy, seed=config.run.seed)
+    policy = OpenVLAPolicy.from_checkpoint(
+        saved / "policy" if saved else initial, config.policy, seed=config.run.seed
+    )
     if policy.description.model.image_size != config.env.image_size:
         raise ConfigError(
             f"the policy looks at {policy.description.model.image_size} px, the environment draws "
@@ -110,7 +116,9 @@ class TrainState:
 
     def recent_success(self) -> float:
         """Mean over tasks of the windowed success in training (simulator success alone)."""
-        rates = [v for k, v in self.curriculum.metrics().items() if k.startswith("curriculum/success/")]
+        rates = [
+            v for k, v in self.curriculum.metrics().items() if k.startswith("curriculum/success/")
+        ]
         return float(np.mean(rates)) if rates else 0.0
 
     def save(self) -> None:
@@ -166,12 +174,18 @@ class TrainState:
             yield
         except TrainingDivergedError as error:
             good = self.run.latest()
-            kept = f"the last good checkpoint is {good}" if good else "no checkpoint had been saved yet"
+            kept = (
+                f"the last good checkpoint is {good}"
+                if good
+                else "no checkpoint had been saved yet"
+            )
             raise TrainingDivergedError(f"iteration {self.iteration}: {error}; {kept}") from error
 
     def save_and_say_how_to_go_on(self, stop: StopRequest) -> None:
         """Save the end of the run, or where it was stopped and how to go on."""
         self.save()
         if stop.requested:
-            print(f"Stopped by {stop.signal_name} after iteration {self.iteration}; everything is saved.")
+            print(
+                f"Stopped by {stop.signal_name} after iteration {self.iteration}; everything is saved."
+            )
             print(f"Go on with:  vla-rl train --resume {self.run.folder}")

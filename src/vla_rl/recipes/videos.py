@@ -23,7 +23,9 @@ from vla_rl.runtime.files import write_json
 
 VIDEO_SIZE = 256
 FRAMES_PER_SECOND = 20.0
-STEPS_PER_FRAME = 2  # simulator steps (12.5 ms each): two make 25 ms, so that a video runs at half speed
+STEPS_PER_FRAME = (
+    2  # simulator steps (12.5 ms each): two make 25 ms, so that a video runs at half speed
+)
 
 
 def record_videos(
@@ -62,7 +64,9 @@ def choose_episodes(records: Sequence[EpisodeRecord], per_task: int) -> list[Epi
     """For each task the first episodes, taking successes and failures in turn while there are both."""
     chosen = []
     for task in dict.fromkeys(r.spec.task for r in records):
-        kinds = [[r for r in records if r.spec.task == task and r.success is s] for s in (True, False)]
+        kinds = [
+            [r for r in records if r.spec.task == task and r.success is s] for s in (True, False)
+        ]
         mixed = [r for pair in _alternate(*kinds) for r in pair]
         chosen += mixed[:per_task]
     return chosen
