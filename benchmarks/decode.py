@@ -1,0 +1,212 @@
+"""Actions per second of `act` against transformers' `generate`, on the same weights and the same batch.
+
+Both sides get raw pictures and instructions and give K action tokens per observation. `generate` runs in
+transformers' LlamaForCausalLM with our language weights, fed with the embeddings of our vision towers and
+projector: what OpenVLA's own code does, but batched (prompts of one length, so that it needs no padding), greedy, from
+the whole vocabulary. The two alternate within one run; the ratio is the median of the paired ratios. `act` also
+computes values; `generate` has no critic. One more, untimed call restricts `generate` to the action ids and counts
+on how many tokens both agree.
+
+    python benchmarks/decode.py --batch 16 --threads 1
+
+The share of the machine's matrix-multiply peak counts the multiplications that `act` cannot avoid (one prefill,
+K - 1 steps, the last layer only where an answer is read, no biases, norms or softmax) against the best float32
+product of two 2048 x 2048 matrices measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from vla_rl.config import ModelConfig, PolicyConfig, tiny_model
+from vla_rl.config.model import VisionTowerConfig
+from vla_rl.policies import OpenVLAPolicy, identity_statistics, kernels
+from vla_rl.policies.processing import pixel_values, raw_pixels
+from vla_rl.types import Observation
+
+INSTRUCTIONS = ("open the drawer", "close the drawer", "open the window", "close the window")
+ACTION_DIM, ACTION_CHUNK = 4, 2
+
+
+def transformers_generate(policy: OpenVLAPolicy) -> Callable[[Observation, bool], torch.Tensor]:
+    """The peer: vision and projector as in ours, then LlamaForCausalLM.generate on the same weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    config = policy.description.model
+    language = config.language
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=language.padded_vocab,
+            hidden_size=language.hidden,
+            intermediate_size=language.mlp_width,
+            num_hidden_layers=language.layers,
+            num_attention_heads=language.heads,
+            rms_norm_eps=language.rms_norm_eps,
+            max_position_embeddings=language.max_positions,
+            bos_token_id=language.bos_token,
+            eos_token_id=None,
+            pad_token_id=language.pad_token,
+            tie_word_embeddings=False,
+        )
+    ).eval()
+    llama.load_state_dict(policy.model.language_model.state_dict())
+    llama.to(policy.device)  # type: ignore[arg-type]
+    first, end = language.text_vocab - config.action_bins, language.text_vocab
+    actions = list(range(first, end))
+
+    def generate(observation: Observation, restricted: bool = False) -> torch.Tensor:
+        with torch.inference_mode():
+            pixels = pixel_values(raw_pixels(observation.images, policy.device), config)
+            prompts = policy.processor.prompts(observation.instructions, policy.device)
+            text = llama.get_input_embeddings()(prompts.ids)
+            images = policy.model.embed_images(pixels)
+            embedded = torch.cat([text[:, :1], images, text[:, 1:]], 1)
+            ids = llama.generate(  # type: ignore[misc]
+                inputs_embeds=embedded,
+                attention_mask=torch.ones(
+                    embedded.shape[:2], dtype=torch.int64, device=policy.device
+                ),
+                max_new_tokens=policy.num_tokens,
+                do_sample=False,
+                prefix_allowed_tokens_fn=(lambda *_: actions) if restricted else None,
+            )
+        return end - 1 - ids
+
+    return generate
+
+
+def tower_products(tower: VisionTowerConfig, image_size: int) -> int:
+    """Multiplications of one picture through one tower, up to the second-to-last block."""
+    patches = (image_size // tower.patch_size) ** 2
+    if tower.stem_channels:
+        channels, side, total = (3, *tower.stem_channels, tower.width), image_size, 0
+        for into, out in itertools.pairwise(channels):
+            side //= 2
+            total += side * side * into * out * 9
+    else:
+        total = patches * tower.patch_size**2 * 3 * tower.width
+    tokens = patches + int(tower.class_token) + tower.register_tokens
+    block = 4 * tower.width**2 + 2 * tower.width * tower.mlp_width + 2 * tokens * tower.width
+    return total + (tower.depth - 1) * tokens * block
+
+
+def act_products(config: ModelConfig, prompt: int, tokens: int) -> int:
+    """Multiplications of `act` for one observation with a prompt of so many ids and K action tokens."""
+    language = config.language
+    d, patches = language.hidden, (config.image_size // config.dino.patch_size) ** 2
+    vision = config.dino.width + config.siglip.width
+    total = sum(tower_products(tower, config.image_size) for tower in (config.dino, config.siglip))
+    total += patches * (4 * vision * vision + 4 * vision * d + d * d)
+    prefill, steps = patches + prompt, tokens - 1
+    whole = 4 * d * d + 3 * d * language.mlp_width
+    seen = prefill * (prefill + 1) // 2 + steps * prefill + steps * (steps + 1) // 2
+    seen_last = tokens * prefill + steps * (steps + 1) // 2
+    total += (language.layers - 1) * ((prefill + steps) * whole + 2 * seen * d)
+    total += (prefill + steps) * 2 * d * d + tokens * (whole - 2 * d * d) + 2 * seen_last * d
+    return total + tokens * config.action_bins * d
+
+
+def matmul_peak(device: torch.device, size: int = 2048) -> float:
+    """Best float32 FLOP/s of a square product, by torch's default and by the kernel `act` uses."""
+    a = torch.randn(size, size, device=device)
+    best = 0.0
+    with torch.inference_mode():
+        for product in (torch.matmul, kernels.linear):
+            for _ in range(5):
+                best = max(
+                    best, 2 * size**3 / seconds(lambda product=product: product(a, a), device)
+                )
+    return best
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def compare(
+    policy: OpenVLAPolicy, batch: int, pairs: int
+) -> tuple[list[float], list[float], float]:
+    """Paired wall times of `act` and `generate`, and the share of tokens on which they agree."""
+    rng = np.random.default_rng(0)
+    size = policy.description.model.image_size
+    observation = Observation(
+        rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8),
+        tuple(INSTRUCTIONS[i % len(INSTRUCTIONS)] for i in range(batch)),
+        np.zeros((batch, 4), np.float32),
+        np.zeros(batch, np.float32),
+    )
+    generate = transformers_generate(policy)
+    agreement = (policy.act(observation, 0.0).tokens == generate(observation, True)).double().mean()
+    ours, theirs = [], []
+    for i in range(pairs + 3):
+        pair = (
+            seconds(lambda: policy.act(observation, 0.0), policy.device),
+            seconds(lambda: generate(observation, False), policy.device),
+        )
+        if i >= 3:  # the first ones warm up
+            ours.append(pair[0])
+            theirs.append(pair[1])
+    return ours, theirs, float(agreement)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--batch", type=int, default=16, help="observations per call")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument("--pairs", type=int, default=30, help="alternating measurements")
+    parser.add_argument("--checkpoint", default="", help="policy folder; the tiny model if empty")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    kernels.keep_freed_memory()
+    if arguments.checkpoint:
+        policy = OpenVLAPolicy.from_checkpoint(arguments.checkpoint)
+    else:
+        statistics_ = identity_statistics("bench", ACTION_DIM)
+        policy = OpenVLAPolicy.create(
+            tiny_model(), INSTRUCTIONS, statistics_, ACTION_DIM, ACTION_CHUNK, PolicyConfig()
+        )
+    ours, theirs, agreement = compare(policy, arguments.batch, arguments.pairs)
+    peak = matmul_peak(policy.device)
+    prompt = len(policy.processor.prompt_ids(INSTRUCTIONS[0]))
+    work = 2 * act_products(policy.description.model, prompt, policy.num_tokens) * arguments.batch
+    actions = arguments.batch * policy.action_chunk
+    table = Table(
+        title=f"{policy.description.model.name}, batch {arguments.batch}, {arguments.threads} thread(s), "
+        f"{policy.num_tokens} tokens per observation, median of {arguments.pairs} pairs"
+    )
+    for column in ("", "actions/s", "ms per observation", "share of matmul peak"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, times in (("act", ours), ("transformers generate", theirs)):
+        median = statistics.median(times)
+        table.add_row(
+            name,
+            f"{actions / median:,.0f}",
+            f"{1e3 * median / arguments.batch:.3f}",
+            f"{work / median / peak:.1%}",
+        )
+    console = Console(width=110)
+    console.print(table)
+    ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+    console.print(
+        f"act is {ratio:.1f} times as fast (median of paired ratios). Same tokens: {agreement:.1%}. "
+        f"Peak: {peak / 1e9:.0f} GFLOP/s float32; act needs {work / arguments.batch / 1e6:.0f} MFLOP per observation."
+    )
+
+
+if __name__ == "__main__":
+    main()

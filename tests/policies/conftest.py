@@ -1,0 +1,47 @@
+"""Fixtures of the policy tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_policies import GOLDEN, make_policy, sharpen
+
+from vla_rl.policies import OpenVLAPolicy
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / "reference.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="session")
+def golden_actions() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / "actions.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(params=["separate", "shared"])
+def policy(request: pytest.FixtureRequest) -> OpenVLAPolicy:
+    return sharpen(make_policy(request.param))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    folder = tmp_path / "policy"
+    make_policy(seed=3).save(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(saved: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A fresh copy of a saved policy, to be damaged."""
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(saved, tmp_path / name))
+
+    return copy
