@@ -22,7 +22,9 @@ MODES = ("greedy", "sampled")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--png", type=Path, help="write the learning curves here")
     parser.add_argument("--label", default="", help="title of the figure")
@@ -37,7 +39,10 @@ def main() -> None:
 
 
 def table(runs: list[Path], mode: str) -> str:
-    rows = ["| run | before | after | paired gain | RL minutes | episodes |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| run | before | after | paired gain | RL minutes | episodes |",
+        "|---|---|---|---|---|---|",
+    ]
     means = []
     for run in runs:
         before, after = (result(run, label, mode) for label in ("before", "after"))
@@ -74,12 +79,27 @@ def draw(runs: list[Path], path: Path, label: str) -> None:
         tasks = [key for key in lines[-1] if key.startswith("curriculum/success/")]
         success = [100 * np.mean([line[key] for key in tasks]) for line in lines]
         colour = f"C{index}"
-        axes.plot(minutes, success, color=colour, lw=1.6, label=f"seed {config(run)['run']['seed']}")
+        axes.plot(
+            minutes, success, color=colour, lw=1.6, label=f"seed {config(run)['run']['seed']}"
+        )
         for when, what in ((0.0, "before"), (minutes[-1], "after")):
-            axes.plot(when, 100 * result(run, what, "greedy")["overall"]["success_rate"], "o", color=colour, ms=7)
-    axes.set(xlabel="minutes of practice (PPO) on 2 CPU cores", ylabel="success, %", ylim=(0, 100), title=label)
+            axes.plot(
+                when,
+                100 * result(run, what, "greedy")["overall"]["success_rate"],
+                "o",
+                color=colour,
+                ms=7,
+            )
+    axes.set(
+        xlabel="minutes of practice (PPO) on 2 CPU cores",
+        ylabel="success, %",
+        ylim=(0, 100),
+        title=label,
+    )
     axes.grid(alpha=0.25)
-    axes.legend(title="lines: training, sampled\ndots: held-out, greedy", loc="lower right", frameon=False)
+    axes.legend(
+        title="lines: training, sampled\ndots: held-out, greedy", loc="lower right", frameon=False
+    )
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
 

@@ -66,13 +66,19 @@ def test_success_ends_the_return_and_the_next_episode_does_not_leak_into_it():
 
 def test_time_limit_bootstraps_from_the_true_final_observation():
     cut = window(
-        2, values=column(0, 5), truncated=flags(1, 0), final_values=column(2, 0), next_values=np.array([5], np.float32)
+        2,
+        values=column(0, 5),
+        truncated=flags(1, 0),
+        final_values=column(2, 0),
+        next_values=np.array([5], np.float32),
     )
     torch.testing.assert_close(credit(cut).value_targets, torch.tensor([0.9 * 2, 0.9 * 5]))
 
 
 def test_terminal_time_limit_is_worth_nothing_afterwards():
-    cut = window(1, truncated=flags(1), final_values=column(2), next_values=np.array([5], np.float32))
+    cut = window(
+        1, truncated=flags(1), final_values=column(2), next_values=np.array([5], np.float32)
+    )
     config = replace(PLAIN, time_limit_is_terminal=True)
     torch.testing.assert_close(credit(cut, config).value_targets, torch.tensor([0.0]))
 
@@ -92,7 +98,11 @@ def test_dense_reward_is_added():
 def test_turn_lost_to_a_crash_is_left_out_and_the_one_before_bootstraps():
     # turn 1 has no outcome; turn 2 is the retried episode and succeeds
     rollout = window(
-        3, rewards=column(0, 0, 1), values=column(0, 4, 0), terminated=flags(0, 0, 1), valid=flags(1, 0, 1)
+        3,
+        rewards=column(0, 0, 1),
+        values=column(0, 4, 0),
+        terminated=flags(0, 0, 1),
+        valid=flags(1, 0, 1),
     )
     batch = credit(rollout)
     assert batch.tokens.tolist() == [[0, 1], [4, 5]]
@@ -110,7 +120,9 @@ def test_advantages_are_whitened_over_the_whole_window_only_if_asked():
 
 
 def test_flat_order_is_turn_by_turn():
-    rollout = window(2, 3, task_ids=np.zeros((2, 3), np.int64), succeeded=np.array([[0, 1, 0], [0, 0, 1]], bool))
+    rollout = window(
+        2, 3, task_ids=np.zeros((2, 3), np.int64), succeeded=np.array([[0, 1, 0], [0, 0, 1]], bool)
+    )
     batch = credit(rollout)
     assert batch.tokens[:, 0].tolist() == [0, 2, 4, 6, 8, 10]
     assert batch.succeeded.tolist() == [False, True, False, False, False, True]

@@ -8,7 +8,14 @@ import torch
 
 from vla_rl.algorithms.credit import assign_credit
 from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
-from vla_rl.config import CriticConfig, CurriculumConfig, EnvConfig, PolicyConfig, PPOConfig, tiny_model
+from vla_rl.config import (
+    CriticConfig,
+    CurriculumConfig,
+    EnvConfig,
+    PolicyConfig,
+    PPOConfig,
+    tiny_model,
+)
 from vla_rl.curriculum import TaskSampler
 from vla_rl.envs.known_answers import BanditEnv, ChainEnv
 from vla_rl.envs.serial import SerialVectorEnv
@@ -43,15 +50,26 @@ def small_policy(critic: CriticConfig, seed: int = 0) -> OpenVLAPolicy:
 class Practice:
     """A policy, a known-answer environment and a learner, put together as the recipe does."""
 
-    def __init__(self, env_class: type, horizon: int, critic: CriticConfig, ppo: PPOConfig, num_envs: int = 16) -> None:
+    def __init__(
+        self,
+        env_class: type,
+        horizon: int,
+        critic: CriticConfig,
+        ppo: PPOConfig,
+        num_envs: int = 16,
+    ) -> None:
         env_config = EnvConfig(num_envs=num_envs, horizon=horizon, image_size=32, action_chunk=1)
-        self.envs = SerialVectorEnv(env_config, lambda config, count: [env_class(config) for _ in range(count)])
+        self.envs = SerialVectorEnv(
+            env_config, lambda config, count: [env_class(config) for _ in range(count)]
+        )
         self.policy = small_policy(critic)
         self.ppo = ppo
         self.learner = PPO(self.policy, ppo, critic, seed=0)
         states = np.arange(10, dtype=np.int64)
         self.curriculum = TaskSampler(CurriculumConfig(), self.envs.tasks, states, seed=0)
-        self.collector = Collector(self.policy, self.envs, self.curriculum.draw_one, self.curriculum.observe, seed=0)
+        self.collector = Collector(
+            self.policy, self.envs, self.curriculum.draw_one, self.curriculum.observe, seed=0
+        )
         self.collector.start()
         self.iteration = 0
 
@@ -92,7 +110,9 @@ def test_bandit_is_not_solved_with_the_sign_of_the_advantage_turned():
     practice = Practice(BanditEnv, 1, SEPARATE, FAST)
     for _ in range(15):
         batch = practice.batch()
-        practice.learner.update(replace(batch, advantages=-batch.advantages), practice.iteration, 0.0)
+        practice.learner.update(
+            replace(batch, advantages=-batch.advantages), practice.iteration, 0.0
+        )
         practice.iteration += 1
     assert practice.success() < 0.5
 
@@ -100,7 +120,9 @@ def test_bandit_is_not_solved_with_the_sign_of_the_advantage_turned():
 @pytest.mark.parametrize("critic", [SHARED, SEPARATE], ids=["shared", "separate"])
 def test_critic_learns_the_values_of_the_chain(critic: CriticConfig):
     """The policy is frozen by endless warm-up; its values follow from Monte-Carlo returns of the same policy."""
-    ppo = replace(FAST, critic_warmup=1000, turns=40, critic_learning_rate=3e-3, critic_epochs=4, gamma=0.9)
+    ppo = replace(
+        FAST, critic_warmup=1000, turns=40, critic_learning_rate=3e-3, critic_epochs=4, gamma=0.9
+    )
     practice = Practice(ChainEnv, 30, critic, ppo)
     before = [p.detach().clone() for p in practice.policy.policy_parameters()]
     for _ in range(12):
@@ -121,7 +143,9 @@ def test_policy_outputs_are_bit_identical_before_and_after_critic_warmup():
     assert torch.equal(before.tokens, after.tokens)
     assert torch.equal(before.log_probs, after.log_probs)
     assert not torch.equal(before.values, after.values)
-    assert not practice.learner.policy_optimizer.state, "the policy optimizer was stepped in warm-up"
+    assert not practice.learner.policy_optimizer.state, (
+        "the policy optimizer was stepped in warm-up"
+    )
     assert practice.improve()["losses/critic_warmup"] == 0.0
     assert practice.learner.policy_optimizer.state
 
@@ -138,10 +162,14 @@ def test_ratio_is_one_at_the_first_minibatch_and_moves_after_an_update():
 
 
 def test_gradient_of_a_minibatch_does_not_depend_on_micro_batches():
-    whole, parts = (Practice(ChainEnv, 10, SHARED, replace(FAST, micro_batch=size)) for size in (0, 7))
+    whole, parts = (
+        Practice(ChainEnv, 10, SHARED, replace(FAST, micro_batch=size)) for size in (0, 7)
+    )
     for practice in (whole, parts):
         practice.learner._backward(practice.batch(), torch.arange(60))
-    for a, b in zip(whole.policy.policy_parameters(), parts.policy.policy_parameters(), strict=True):
+    for a, b in zip(
+        whole.policy.policy_parameters(), parts.policy.policy_parameters(), strict=True
+    ):
         if a.grad is not None:
             torch.testing.assert_close(a.grad, b.grad, atol=2e-6, rtol=1e-3)
 
@@ -160,11 +188,15 @@ def test_not_a_number_stops_before_any_weight_changes():
     poisoned = replace(batch, advantages=torch.full_like(batch.advantages, float("nan")))
     with pytest.raises(TrainingDivergedError, match="not finite"):
         practice.learner.update(poisoned, 0, 0.0)
-    assert all(torch.equal(a, b) for a, b in zip(before, practice.policy.policy_parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, practice.policy.policy_parameters(), strict=True)
+    )
 
 
 def test_target_kl_stops_the_epochs():
-    practice = Practice(BanditEnv, 1, SEPARATE, replace(FAST, epochs=50, learning_rate=1e-2, target_kl=0.01))
+    practice = Practice(
+        BanditEnv, 1, SEPARATE, replace(FAST, epochs=50, learning_rate=1e-2, target_kl=0.01)
+    )
     steps = practice.improve()["losses/policy_steps"]
     assert 1 <= steps < 50 * 4
 
@@ -178,7 +210,9 @@ def test_kl_to_the_reference_keeps_the_policy_near_it():
         observation, tokens = practice.collector.current[0], torch.zeros(8, 4, dtype=torch.int64)
         with torch.no_grad():
             now = practice.policy.evaluate(observation, tokens).log_probs
-        practice.drift = float((now - practice.policy.reference_log_probs(observation, tokens)).abs().mean())
+        practice.drift = float(
+            (now - practice.policy.reference_log_probs(observation, tokens)).abs().mean()
+        )
     assert held.drift < 0.5 * free.drift
 
 

@@ -62,7 +62,9 @@ def test_window_holds_what_was_seen_said_and_answered(policy: OpenVLAPolicy):
             if not ended[t, n]:
                 moved = cells[t + 1, n] > cells[t, n]
                 assert moved == forward[t, n]
-                assert rollout.time_fraction[t + 1, n] == pytest.approx(rollout.time_fraction[t, n] + 1 / HORIZON)
+                assert rollout.time_fraction[t + 1, n] == pytest.approx(
+                    rollout.time_fraction[t, n] + 1 / HORIZON
+                )
             else:
                 assert rollout.time_fraction[t + 1, n] == 0.0
     assert np.array_equal(rollout.rewards > 0, rollout.terminated)
@@ -103,7 +105,16 @@ def test_continuing_from_a_saved_state_gives_the_same_window_to_the_bit(policy: 
     other_sampler.load_state_dict(tasks)
     second.load_state_dict(saved)
     again = second.collect(9, 1.0, 1).rollout
-    for name in ("images", "tokens", "log_probs", "values", "rewards", "time_fraction", "terminated", "truncated"):
+    for name in (
+        "images",
+        "tokens",
+        "log_probs",
+        "values",
+        "rewards",
+        "time_fraction",
+        "terminated",
+        "truncated",
+    ):
         np.testing.assert_array_equal(getattr(expected, name), getattr(again, name), err_msg=name)
 
 
@@ -150,7 +161,12 @@ def test_evaluation_plays_every_episode_exactly_once(policy: OpenVLAPolicy, num_
     specs = [EpisodeSpec("chain", i) for i in range(5)]
     ended: list[EpisodeSpec] = []
     records = play_each_once(
-        policy, chain(num_envs), specs, temperature=1.0, seed=3, on_episode=lambda r: ended.append(r.spec)
+        policy,
+        chain(num_envs),
+        specs,
+        temperature=1.0,
+        seed=3,
+        on_episode=lambda r: ended.append(r.spec),
     )
     assert [r.spec for r in records] == specs
     assert sorted(ended) == sorted(specs)
@@ -160,7 +176,9 @@ def test_evaluation_plays_every_episode_exactly_once(policy: OpenVLAPolicy, num_
 def test_sampled_evaluation_does_not_depend_on_how_many_environments_play(policy: OpenVLAPolicy):
     specs = [EpisodeSpec("chain", i) for i in range(5)]
     runs = [play_each_once(policy, chain(n), specs, temperature=1.0, seed=3) for n in (1, 4)]
-    assert [(r.success, r.turns, r.tokens) for r in runs[0]] == [(r.success, r.turns, r.tokens) for r in runs[1]]
+    assert [(r.success, r.turns, r.tokens) for r in runs[0]] == [
+        (r.success, r.turns, r.tokens) for r in runs[1]
+    ]
     other = play_each_once(policy, chain(4), specs, temperature=1.0, seed=4)
     assert [r.tokens for r in other] != [r.tokens for r in runs[0]]
 

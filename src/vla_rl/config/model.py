@@ -82,9 +82,11 @@ class ModelConfig:
                 self.image_size % tower.patch_size == 0,
                 f"image_size {self.image_size} is no multiple of patch_size {tower.patch_size}",
             )
+            stride = 2 ** (len(tower.stem_channels) + 1)
             require(
-                not tower.stem_channels or 2 ** (len(tower.stem_channels) + 1) == tower.patch_size,
-                f"a stem of {len(tower.stem_channels)} + 1 stride-2 convolutions needs patch_size {2 ** (len(tower.stem_channels) + 1)}, got {tower.patch_size}",
+                not tower.stem_channels or stride == tower.patch_size,
+                f"a stem of {len(tower.stem_channels)} + 1 stride-2 convolutions needs patch_size "
+                f"{stride}, got {tower.patch_size}",
             )
         require(
             self.image_size // self.dino.patch_size == self.image_size // self.siglip.patch_size,

@@ -19,6 +19,7 @@ from vla_rl.envs import ProcessVectorEnv, split_initial_states
 from vla_rl.envs.protocol import VectorEnv
 from vla_rl.functional import wilson_interval
 from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.kernels import keep_freed_memory
 from vla_rl.policies.protocol import Policy
 from vla_rl.recipes.videos import record_videos
 from vla_rl.rollout import Collector, EpisodeRecord, play_each_once
@@ -45,6 +46,7 @@ def evaluate_checkpoint(
     `env` defaults to what the policy was trained in. Returns the result that is also written to `json_path`;
     pictures of `config.videos` episodes per task go to the folder `videos`.
     """
+    keep_freed_memory()
     folder, trained_in = locate_policy(checkpoint)
     policy = OpenVLAPolicy.from_checkpoint(folder, PolicyConfig(checkpoint=str(folder)))
     env = env or trained_in or EnvConfig()
@@ -128,8 +130,8 @@ def initial_states_of(env: EnvConfig, config: EvalConfig) -> list[int]:
     states = held_out if config.split == "held-out" else train_states
     if config.episodes_per_task > len(states):
         raise UserError(
-            f"--episodes-per-task {config.episodes_per_task} asks for more than the {len(states)} initial states of the "
-            f"{config.split} split: each is played exactly once. Ask for fewer, or raise env.held_out"
+            f"--episodes-per-task {config.episodes_per_task} asks for more than the {len(states)} initial "
+            f"states of the {config.split} split: each is played exactly once. Ask for fewer, or raise env.held_out"
         )
     return [int(i) for i in states[: config.episodes_per_task]]
 
@@ -195,8 +197,14 @@ def evaluate_before_or_after(
         result["checkpoint"] = label
         write_json(run.eval_folder / f"{label}-{mode}.json", result)
         if mode == "greedy" and config.eval.videos > 0:
+            folder = run.eval_folder / "videos"
             record_videos(
-                records, policy, config.env, config.eval.videos, run.eval_folder / "videos" / label
+                records,
+                policy,
+                config.env,
+                config.eval.videos,
+                folder / label,
+                same_as=folder / "before",
             )
 
 

@@ -33,7 +33,10 @@ def quickstart(config: QuickstartConfig) -> Path:
 
     if not (demos / "meta" / "info.json").is_file():
         demonstrations = DemosConfig(
-            env=base.env, out=str(demos), episodes_per_task=config.demos_per_task, seed=config.seed
+            env=base.env,
+            out=str(demos),
+            episodes_per_task=config.demos_per_task + 1,
+            seed=config.seed,
         )
         _timed("1/4 expert demonstrations", lambda: collect_demos(demonstrations))
 
@@ -44,6 +47,7 @@ def quickstart(config: QuickstartConfig) -> Path:
             out=str(sft),
             action_chunk=base.env.action_chunk,
             epochs=config.sft_epochs,
+            validation_fraction=1 / (config.demos_per_task + 1),
             seed=config.seed,
         )
         _timed("2/4 supervised fine-tuning", lambda: fine_tune(tuning))
@@ -56,6 +60,9 @@ def quickstart(config: QuickstartConfig) -> Path:
     report = out / "report.html"
     if not (ppo / "eval" / "after-sampled.json").is_file():
         return report  # stopped by Ctrl-C: `train` has said how to go on
+    shutil.copyfile(
+        sft / "metrics.jsonl", ppo / "sft.jsonl"
+    )  # the report shows the fine-tuning too
     _timed("4/4 report", lambda: write_report(ppo, report))
     console().print(f"Report: {report}  (open it in a browser)")
     return report

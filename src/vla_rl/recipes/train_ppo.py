@@ -20,6 +20,7 @@ from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
 from vla_rl.config import TrainConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.envs import ProcessVectorEnv, split_initial_states
+from vla_rl.policies.kernels import keep_freed_memory
 from vla_rl.recipes.evaluate import evaluate_before_or_after, evaluate_during
 from vla_rl.recipes.train_state import TrainState, load_policy, open_training_run
 from vla_rl.rewards import SuccessReward
@@ -37,6 +38,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     """
     run = open_training_run(config, resume)
     seed_everything(config.run.seed)
+    keep_freed_memory()
     policy = load_policy(config, run)
     learner = PPO(policy, config.ppo, config.policy.critic, config.run.seed, config.run.threads)
     reward_model = SuccessReward()

@@ -6,6 +6,7 @@ pictures.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from vla_rl.policies.protocol import Policy
 from vla_rl.report.video import write_video
 from vla_rl.rollout import EpisodeRecord
 from vla_rl.runtime.files import write_json
+from vla_rl.types import EpisodeSpec
 
 VIDEO_SIZE = 256
 FRAMES_PER_SECOND = 20.0
@@ -29,13 +31,24 @@ STEPS_PER_FRAME = (
 
 
 def record_videos(
-    records: Sequence[EpisodeRecord], policy: Policy, env: EnvConfig, per_task: int, folder: Path
+    records: Sequence[EpisodeRecord],
+    policy: Policy,
+    env: EnvConfig,
+    per_task: int,
+    folder: Path,
+    same_as: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Write up to `per_task` videos per task, successes and failures alternating, and an index.json.
 
-    An episode whose replay does not end as recorded is an error: it would show something that did not happen.
+    `same_as` is a folder written earlier: the episodes shown there are shown again, so that before and after can be
+    compared. An episode whose replay does not end as recorded is an error: it would show something that did not happen.
     """
-    chosen = choose_episodes(records, per_task)
+    shown = same_as / "index.json" if same_as is not None else None
+    if shown is not None and shown.is_file():
+        specs = {EpisodeSpec(v["task"], v["initial_state"]) for v in json.loads(shown.read_text())}
+        chosen = [record for record in records if record.spec in specs]
+    else:
+        chosen = choose_episodes(records, per_task)
     folder.mkdir(parents=True, exist_ok=True)
     studio = MetaWorldEnv(replace(env, image_size=VIDEO_SIZE, mesh_faces=0), pretty=True)
     index = []

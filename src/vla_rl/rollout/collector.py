@@ -30,7 +30,9 @@ class SlotState:
     spec: EpisodeSpec
     turns: int = 0  # of the running episode
     window_start: int = 0  # first turn of the running episode inside the window
-    actions: list[list[int]] = field(default_factory=list)  # action tokens so far, to replay on resume
+    actions: list[list[int]] = field(
+        default_factory=list
+    )  # action tokens so far, to replay on resume
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,13 @@ class Collector:
         observe: Callable[[str, bool], None],
         seed: int,
     ) -> None:
-        self.policy, self.envs, self.draw, self.observe, self.seed = policy, envs, draw, observe, seed
+        self.policy, self.envs, self.draw, self.observe, self.seed = (
+            policy,
+            envs,
+            draw,
+            observe,
+            seed,
+        )
         self.task_index = {task: i for i, task in enumerate(envs.tasks)}
         half = (envs.num_envs + 1) // 2
         slots = np.arange(envs.num_envs)
@@ -78,7 +86,9 @@ class Collector:
 
     def collect(self, num_turns: int, temperature: float, iteration: int) -> Collected:
         """Play `num_turns` turns in every environment."""
-        window = Window(num_turns, self.envs, self.policy.action_chunk * self.policy.action_dim, self.current[0])
+        window = Window(
+            num_turns, self.envs, self.policy.action_chunk * self.policy.action_dim, self.current[0]
+        )
         for state in self.slots:
             state.window_start = 0
         clock = _Clock()
@@ -112,7 +122,9 @@ class Collector:
         clock.switch("other")
         self.envs.post_step(list(group), actions)
         tokens = output.tokens.cpu().numpy()
-        window.record_decision(turn, group, self.current[index], output, tokens, [self.slots[i].spec for i in group])
+        window.record_decision(
+            turn, group, self.current[index], output, tokens, [self.slots[i].spec for i in group]
+        )
         for row, slot in enumerate(group):
             self.slots[slot].actions.append(tokens[row].tolist())
 
@@ -133,7 +145,12 @@ class Collector:
             elif ended:
                 success = bool(result.terminated[row])
                 self.observe(state.spec.task, success)
-                window.finish_episode(slot, state.window_start, turn, FinishedEpisode(state.spec, success, state.turns))
+                window.finish_episode(
+                    slot,
+                    state.window_start,
+                    turn,
+                    FinishedEpisode(state.spec, success, state.turns),
+                )
                 self.slots[slot] = SlotState(self.draw(), window_start=turn + 1)
             if result.lost[row] or ended:
                 restarted.append(row)
@@ -159,7 +176,13 @@ class Collector:
             lost[rows] = fresh.lost
             merged = _replace_rows(result.observation, rows, fresh.observation)
             result = StepResult(
-                result.slots, merged, result.rewards, result.terminated, result.truncated, result.simulator_steps, lost
+                result.slots,
+                merged,
+                result.rewards,
+                result.terminated,
+                result.truncated,
+                result.simulator_steps,
+                lost,
             )
         return result
 
@@ -171,7 +194,9 @@ class Collector:
         """Rebuild every running episode: reset it and play its actions again (simulators are deterministic)."""
         rows = state["slots"]
         if len(rows) != self.envs.num_envs:
-            raise ValueError(f"saved with {len(rows)} environments, now there are {self.envs.num_envs}")
+            raise ValueError(
+                f"saved with {len(rows)} environments, now there are {self.envs.num_envs}"
+            )
         self.slots = [
             SlotState(EpisodeSpec(task, int(i)), len(actions), 0, [list(a) for a in actions])
             for task, i, actions in rows
@@ -192,8 +217,16 @@ class Collector:
 
 
 def _replace_rows(base: Observation, rows: list[int], fresh: Observation) -> Observation:
-    images, proprio, time_fraction = base.images.copy(), base.proprio.copy(), base.time_fraction.copy()
-    images[rows], proprio[rows], time_fraction[rows] = fresh.images, fresh.proprio, fresh.time_fraction
+    images, proprio, time_fraction = (
+        base.images.copy(),
+        base.proprio.copy(),
+        base.time_fraction.copy(),
+    )
+    images[rows], proprio[rows], time_fraction[rows] = (
+        fresh.images,
+        fresh.proprio,
+        fresh.time_fraction,
+    )
     instructions = list(base.instructions)
     for row, text in zip(rows, fresh.instructions, strict=True):
         instructions[row] = text

@@ -116,7 +116,9 @@ class _Group:
         self._reset(lost, records)
         self.fill(queue, records)
 
-    def act(self, policy: Policy, records: list[EpisodeRecord], temperature: float, seed: int) -> None:
+    def act(
+        self, policy: Policy, records: list[EpisodeRecord], temperature: float, seed: int
+    ) -> None:
         """Decide the next turn of every playing slot and post it."""
         if not self.playing:
             return
@@ -128,7 +130,9 @@ class _Group:
             turns = [records[self.playing[slot]] for slot in slots]
             uniforms = np.stack(
                 [
-                    generator(seed, r.spec.task, r.spec.initial_state, r.turns).random(tokens, np.float32)
+                    generator(seed, r.spec.task, r.spec.initial_state, r.turns).random(
+                        tokens, np.float32
+                    )
                     for r in turns
                 ]
             )

@@ -39,7 +39,9 @@ def rollout_metrics(
         "memory/workers_mb": envs.memory_bytes() / 2**20,
     }
     metrics |= {f"time/{name}": spent for name, spent in seconds.items()}
-    metrics["time/other"] = wall_seconds - sum(spent for name, spent in seconds.items() if name != "other")
+    metrics["time/other"] = wall_seconds - sum(
+        spent for name, spent in seconds.items() if name != "other"
+    )
     if finished:
         metrics["rollout/success_rate"] = float(np.mean([e.success for e in finished]))
         metrics["rollout/episode_length"] = float(np.mean([e.turns for e in finished]))

@@ -25,7 +25,9 @@ class FinishedEpisode:
 class Window:
     """M turns of N environments, being filled. See `Rollout` for what each array means."""
 
-    def __init__(self, num_turns: int, envs: VectorEnv, num_tokens: int, example: Observation) -> None:
+    def __init__(
+        self, num_turns: int, envs: VectorEnv, num_tokens: int, example: Observation
+    ) -> None:
         m, n = num_turns, envs.num_envs
         self.tasks, self.instructions, self.num_tokens = envs.tasks, envs.instructions, num_tokens
         self.images = np.zeros((m, n, *example.images.shape[1:]), np.uint8)
