@@ -1,6 +1,6 @@
 """Before/after table and learning curves of several training runs, one per seed.
 
-    python benchmarks/summarise_runs.py runs/seed-0/ppo runs/seed-1/ppo runs/seed-2/ppo --png docs/results/quickstart.png
+    python benchmarks/summarise_runs.py runs/seed-0/ppo runs/seed-1/ppo runs/seed-2/ppo --png curves.png
 
 Prints a markdown table: each run's held-out success before and after (Wilson 95 % intervals), the gain over the same
 initial states (paired, 95 %), and the mean over runs. Reads only what `vla-rl train` left in the run folders.

@@ -52,7 +52,7 @@ class Observation:
         rows = np.asarray(indices, dtype=np.int64)
         return Observation(
             self.images[rows],
-            tuple(self.instructions[i] for i in rows),
+            tuple(self.instructions[int(i)] for i in rows.tolist()),
             self.proprio[rows],
             self.time_fraction[rows],
         )
@@ -122,7 +122,7 @@ class Episode:
     """One conversation between the simulator and the policy, from an initial state to its end."""
 
     spec: EpisodeSpec
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list[Turn])
     terminated: bool = False  # success
     truncated: bool = False  # the time limit
     final_image: UInt8[np.ndarray, "H W 3"] | None = None  # after the last turn, before any reset
@@ -182,7 +182,7 @@ class Rollout:
         flat = self.task_ids.reshape(-1)
         return Observation(
             self.images.reshape(-1, *self.images.shape[2:]),
-            tuple(self.instructions[i] for i in flat),
+            tuple(self.instructions[int(i)] for i in flat.tolist()),
             self.proprio.reshape(len(flat), -1),
             self.time_fraction.reshape(-1),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def write_text(path: Path, text: str) -> None:
         raise UserError(cannot_write(path, error)) from error
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Path, data: Mapping[str, Any] | Sequence[Any]) -> None:
     """`write_text` of `data`, indented for readers."""
     write_text(path, json.dumps(data, indent=2) + "\n")
 
