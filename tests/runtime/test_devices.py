@@ -60,7 +60,8 @@ CHILD = "import sys; block = bytearray(64 * 2**20); print('ready', flush=True); 
 
 
 def test_memory_grows_with_what_is_allocated_here_and_in_children() -> None:
-    alone, before = resident_memory(children=False), resident_memory()
+    alone = resident_memory(children=False)
+    children = resident_memory() - alone
     block = np.ones(64 * 2**20, dtype=np.uint8)
     assert resident_memory(children=False) - alone > 60 * 2**20
     del block
@@ -73,4 +74,5 @@ def test_memory_grows_with_what_is_allocated_here_and_in_children() -> None:
         assert resident_memory() - resident_memory(children=False) > 60 * 2**20
     finally:
         child.communicate("")
-    assert resident_memory() < before + 60 * 2**20
+    # of the children alone: whether this process returns what it freed is the C library's affair
+    assert resident_memory() - resident_memory(children=False) < children + 60 * 2**20
