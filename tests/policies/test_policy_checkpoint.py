@@ -200,5 +200,5 @@ def test_the_reference_can_come_from_a_checkpoint(saved: Path) -> None:
 
 
 def test_an_unknown_device_is_a_user_error(saved: Path) -> None:
-    with pytest.raises(UserError, match=r"policy\.device 'tpu9'"):
+    with pytest.raises(UserError, match="device 'tpu9'"):
         OpenVLAPolicy.from_checkpoint(saved, PolicyConfig(device="tpu9"))

@@ -31,21 +31,8 @@ from vla_rl.policies.openvla import OpenVLA, Prompts, initialise
 from vla_rl.policies.processing import Processor, pixel_values, raw_pixels
 from vla_rl.policies.protocol import Evaluation, PolicyOutput
 from vla_rl.policies.tokenizer import build_tiny_tokenizer, load_tokenizer
+from vla_rl.runtime.devices import resolve_device
 from vla_rl.types import Observation
-
-
-def select_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is a GPU, else the CPU. Raises UserError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"policy.device {name!r} cannot be used ({str(error).splitlines()[0]}): take auto, cpu or cuda"
-        ) from None
-    return device
 
 
 class OpenVLAPolicy(nn.Module):
@@ -106,7 +93,7 @@ class OpenVLAPolicy(nn.Module):
         norm_stats: official format, exactly one dataset (see `action_tokens.identity_statistics`).
         """
         config = config or PolicyConfig()
-        device = select_device(config.device)
+        device = resolve_device(config.device)
         tokenizer = build_tiny_tokenizer(instructions, model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -140,7 +127,7 @@ class OpenVLAPolicy(nn.Module):
         """
         folder = Path(folder)
         config = config or PolicyConfig()
-        device = select_device(config.device)
+        device = resolve_device(config.device)
         description = read_checkpoint_config(folder)
         if unnorm_key is not None:
             description = replace(description, unnorm_key=unnorm_key)
