@@ -115,7 +115,7 @@ class PPOConfig:
     minibatch: int = 256
     micro_batch: int = 0
     """Samples per forward pass, gradients being accumulated over a minibatch; 0 takes the whole minibatch."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     critic_learning_rate: float = 1e-3
     adam_beta2: float = 0.99
     adam_eps: float = 1e-8
@@ -202,6 +202,10 @@ class PPOConfig:
             require(
                 getattr(self, name) >= 0, f"ppo.{name} must be 0 or more, got {getattr(self, name)}"
             )
+        require(
+            self.kl_coef == 0 or self.kl_estimator != "k1",
+            "ppo.kl_estimator k1 has an expected gradient of zero, as a penalty it only adds noise: take k2 or k3",
+        )
         require(
             self.dual_clip == 0 or self.dual_clip > 1,
             f"ppo.dual_clip must be 0 (off) or above 1, got {self.dual_clip}",

@@ -66,7 +66,8 @@ PRESETS: dict[str, TrainConfig] = {
     "metaworld-mt1": _on("mt1:drawer-open"),
     "metaworld-mt5": _OURS,
     "metaworld-mt10": _on("mt10"),
-    "metaworld-mt50": _on("mt50"),
+    # fifty tasks at the default floor of 0.02 would leave the curriculum nothing to choose
+    "metaworld-mt50": replace(_on("mt50"), curriculum=replace(_OURS.curriculum, floor=0.005)),
     "metaworld-mt5-paper": replace(
         _OURS,
         policy=PolicyConfig(critic=CriticConfig(kind="shared", time_fraction=False)),

@@ -116,10 +116,7 @@ class TrainState:
 
     def recent_success(self) -> float:
         """Mean over tasks of the windowed success in training (simulator success alone)."""
-        rates = [
-            v for k, v in self.curriculum.metrics().items() if k.startswith("curriculum/success/")
-        ]
-        return float(np.mean(rates)) if rates else 0.0
+        return float(np.mean(self.curriculum.successes()))
 
     def save(self) -> None:
         """Write a checkpoint of the next iteration to play."""

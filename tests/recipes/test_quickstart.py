@@ -1,0 +1,53 @@
+"""The whole job on one real task, as short as it can be: every step leaves its folder, none is done twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vla_rl.config.training import QuickstartConfig
+from vla_rl.recipes.quickstart import quickstart
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_quickstart_from_nothing_to_a_report_and_again(tmp_path: Path):
+    out = tmp_path / "quickstart"
+    config = QuickstartConfig(
+        out=str(out),
+        preset="metaworld-mt1",
+        minutes=0.1,
+        demos_per_task=1,
+        sft_epochs=2,
+        episodes_per_task=2,
+    )
+    report = quickstart(config)
+    page = report.read_text()
+    assert report == out / "report.html"
+    assert "drawer-open" in page
+    for result in ("before-greedy", "before-sampled", "after-greedy", "after-sampled"):
+        assert (
+            json.loads((out / "ppo" / "eval" / f"{result}.json").read_text())["overall"]["episodes"]
+            == 2
+        )
+    shown = [
+        {
+            (v["task"], v["initial_state"])
+            for v in json.loads((out / "ppo/eval/videos" / when / "index.json").read_text())
+        }
+        for when in ("before", "after")
+    ]
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == 2
+    metrics = out / "ppo" / "metrics.jsonl"
+    lines = metrics.read_text()
+    assert (out / "sft" / "policy" / "model.safetensors").is_file()
+
+    quickstart(config)
+    assert metrics.read_text() == lines, "a finished run was played again"
+
+    # an interruption after the training, before the evaluation was complete: only that is done again
+    (out / "ppo" / "eval" / "after-sampled.json").unlink()
+    quickstart(config)
+    assert metrics.read_text() == lines
+    assert (out / "ppo" / "eval" / "after-sampled.json").is_file()
