@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,20 @@ def test_metrics_are_one_json_object_a_line_with_null_for_what_is_not_finite(
         {"iteration": 2, "loss": 0.25, "n": 3, "t": 2.0},
     ]
     assert 0 <= seconds[0] <= seconds[1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_failing_tensorboard_is_dropped_with_a_warning_and_the_metrics_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its event file is taken away, as a full disk or somebody tidying up would."""
+    with Run.create(tmp_path, "first", CONFIG, [], tensorboard=True) as run:
+        run.log(1, {"loss": 0.5})
+        shutil.rmtree(run.folder / "tensorboard")
+        for iteration in range(2, 8):  # its writer runs in a thread: it notices a little later
+            run.log(iteration, {"loss": 0.5})
+    assert [line["iteration"] for line in lines(run)] == list(range(1, 8))
+    assert [r.message for r in caplog.records if "TensorBoardSink failed" in r.message]
 
 
 def test_rewind_forgets_what_came_later_and_a_half_written_line(tmp_path: Path) -> None:

@@ -155,8 +155,7 @@ class Run:
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl and hand it to the sinks; what is not finite becomes null."""
         self._metrics.append(iteration, metrics)
-        for sink in self._sinks:
-            sink.log(iteration, metrics)
+        self._to_sinks(lambda sink: sink.log(iteration, metrics))
 
     def rewind(self, iteration: int) -> None:
         """Forget what came after `iteration`: metric lines, a half-written last line, checkpoints.
@@ -164,8 +163,7 @@ class Run:
         For a run that was killed after its last whole checkpoint and now plays those iterations again.
         """
         self._metrics.rewind(iteration)
-        for sink in self._sinks:
-            sink.rewind(iteration)
+        self._to_sinks(lambda sink: sink.rewind(iteration))
         scores = self._scores()
         for number, folder in self._saved():
             if number > iteration:
@@ -234,9 +232,20 @@ class Run:
     def close(self) -> None:
         """Flush the sinks and let other processes have the folder."""
         self._metrics.close()
-        for sink in self._sinks:
-            sink.close()
+        self._to_sinks(lambda sink: sink.close())
         self._lock.release()
+
+    def _to_sinks(self, act: Callable[[Sink], None]) -> None:
+        """Drop a sink that fails, whatever way its library fails: a copy of the metrics must not end a run."""
+        for sink in list(self._sinks):
+            try:
+                act(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                logger.warning(
+                    "%s failed and is left out from here on (%s). metrics.jsonl goes on and has everything",
+                    type(sink).__name__, error,
+                )  # fmt: skip
 
     def __enter__(self) -> Run:
         return self
