@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from vla_rl.config.training import QuickstartConfig
+from vla_rl.recipes.evaluate import locate_policy
 from vla_rl.recipes.quickstart import quickstart
+from vla_rl.report.html import write_report
 
 
 @pytest.mark.sim
@@ -51,3 +53,7 @@ def test_quickstart_from_nothing_to_a_report_and_again(tmp_path: Path):
     quickstart(config)
     assert metrics.read_text() == lines
     assert (out / "ppo" / "eval" / "after-sampled.json").is_file()
+
+    # its folder stands for the training run in it, wherever a run is asked for
+    assert locate_policy(out) == locate_policy(out / "ppo")
+    assert "<h1>quickstart</h1>" in write_report(out, tmp_path / "again.html").read_text()

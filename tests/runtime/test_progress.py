@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from vla_rl.runtime import progress as module
-from vla_rl.runtime.progress import progress, set_up_logging
+from vla_rl.runtime.progress import progress, set_up_logging, share_progress
 
 
 def test_in_a_pipe_it_prints_a_line_each_time_it_is_due(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,6 +61,17 @@ def test_on_a_terminal_it_draws_a_bar_with_the_time_left(monkeypatch: pytest.Mon
     assert "3/4" in text
     assert "left" in text
     assert "loss 0.25" in text
+
+
+def test_a_known_share_gives_percent_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with share_progress("PPO", 0.5, every=1.0) as bar:
+        now[0] += 60
+        bar.reach(0.75, iteration=7)
+    assert capsys.readouterr().err == "PPO 75%  1:00 elapsed  1:00 left  iteration 7\n"
 
 
 def test_hours_are_written_as_hours() -> None:

@@ -289,7 +289,10 @@ def train_request(words: list[str]) -> tuple[TrainConfig, Path | None]:
     chosen = words[0] if words and not words[0].startswith("-") else None
     words = words[1:] if chosen else words
     if resume is not None:
-        return _resumed(Path(resume), chosen, words), Path(resume)
+        from vla_rl.runtime.run_folder import training_run
+
+        run = training_run(Path(resume))
+        return _resumed(run, chosen, words), run
     base, words = with_lora(preset(chosen or DEFAULT_PRESET), words)
     presets = "\n".join(f"  {name:<20} {summary}" for name, summary in SUMMARIES.items())
     notes = (

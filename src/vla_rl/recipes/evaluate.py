@@ -27,7 +27,7 @@ from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import write_json
 from vla_rl.runtime.progress import progress
 from vla_rl.runtime.provenance import versions
-from vla_rl.runtime.run_folder import Run
+from vla_rl.runtime.run_folder import Run, training_run
 from vla_rl.types import EpisodeSpec
 
 FORMAT = 1
@@ -160,6 +160,7 @@ def locate_policy(checkpoint: Path) -> tuple[Path, EnvConfig | None]:
         raise UserError(
             f"{checkpoint} is a file: expected a run folder, a checkpoint or a policy folder"
         )
+    checkpoint = training_run(checkpoint)
     env = next(
         (found for f in (checkpoint, *checkpoint.parents[:3]) if (found := _env_of_run(f))), None
     )

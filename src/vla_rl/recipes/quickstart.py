@@ -20,6 +20,7 @@ from vla_rl.recipes.sft import fine_tune
 from vla_rl.recipes.train_ppo import train
 from vla_rl.report.html import write_report
 from vla_rl.runtime.progress import console
+from vla_rl.runtime.run_folder import QUICKSTART_RUN
 
 
 def quickstart(config: QuickstartConfig) -> Path:
@@ -29,7 +30,7 @@ def quickstart(config: QuickstartConfig) -> Path:
         shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     base = preset(config.preset)
-    demos, sft, ppo = out / "demos", out / "sft", out / "ppo"
+    demos, sft, ppo = out / "demos", out / "sft", out / QUICKSTART_RUN
 
     if not (demos / "meta" / "info.json").is_file():
         demonstrations = DemosConfig(
@@ -75,7 +76,7 @@ def _practice(config: QuickstartConfig, base: TrainConfig) -> TrainConfig:
         policy=replace(base.policy, checkpoint=str(out / "sft" / "policy")),
         ppo=replace(base.ppo, minutes=config.minutes, iterations=max(base.ppo.iterations, 1000)),
         eval=replace(base.eval, episodes_per_task=config.episodes_per_task, videos=2),
-        run=replace(base.run, name="ppo", root=str(out), seed=config.seed),
+        run=replace(base.run, name=QUICKSTART_RUN, root=str(out), seed=config.seed),
     )
 
 

@@ -26,7 +26,7 @@ from vla_rl.recipes.train_state import TrainState, load_policy, open_training_ru
 from vla_rl.rewards import SuccessReward
 from vla_rl.rollout import Collector, rollout_metrics
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.progress import progress
+from vla_rl.runtime.progress import share_progress
 from vla_rl.runtime.seeding import seed_everything
 from vla_rl.runtime.signals import graceful_stop
 
@@ -58,7 +58,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
             evaluate_before_or_after("before", run, policy, envs, config)
             collector.start()
 
-        with progress("PPO", total=config.ppo.iterations, start=state.iteration) as bar:
+        with share_progress("PPO", state.progress(config.ppo)) as bar:
             while not (stop.requested or state.finished(config.ppo)):
                 started = time.perf_counter()
                 # 1. act: every environment plays `turns` turns with the current policy
@@ -84,7 +84,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
                     collected, dense_rewards, seconds, time.perf_counter() - started, envs
                 )
                 state.advance(metrics, time.perf_counter() - started)
-                bar.advance(1, **state.headline(metrics))
+                bar.reach(state.progress(config.ppo), **state.headline(metrics))
                 evaluate_during(state.iteration, run, policy, envs, collector, config)
         if state.finished(config.ppo):
             evaluate_before_or_after("after", run, policy, envs, config)

@@ -107,6 +107,7 @@ class TrainState:
     def headline(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """The few numbers worth a place in the progress line."""
         wanted = {
+            "iteration": self.iteration,
             "success": self.recent_success(),
             "kl": metrics.get("losses/approx_kl_k3", 0.0),
             "explained": metrics["losses/explained_variance"],

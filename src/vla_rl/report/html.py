@@ -13,16 +13,17 @@ from vla_rl import __version__
 from vla_rl.report import curves, films, sections
 from vla_rl.report.reading import Run, read_run
 from vla_rl.runtime.files import write_text
+from vla_rl.runtime.run_folder import display_name, training_run
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
-    """Write the report of the run folder `run` to `out` (default: <run>/report.html) and return its path.
+    """Write the report of a run, or of a quickstart's folder, to `out` (default: <run>/report.html); return its path.
 
     Raises UserError where `run` is no run folder or `out` cannot be written. What is missing in
     the folder is said on the page.
     """
     target = run / "report.html" if out is None else out
-    page = render(read_run(run))
+    page = render(read_run(training_run(run)))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, page)
     return target
@@ -42,7 +43,7 @@ def render(run: Run) -> str:
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return Template(_asset("template.html")).substitute(
-        title=escape(f"{run.folder.resolve().name} · VLA-RL report"),
+        title=escape(f"{display_name(run.folder)} · VLA-RL report"),
         version=__version__,
         style=_asset("style.css"),
         script=script,

@@ -22,6 +22,7 @@ from vla_rl.report.summary import (
     training_seconds,
     warnings,
 )
+from vla_rl.runtime.run_folder import display_name
 
 
 def opening(run: Run) -> str:
@@ -39,7 +40,7 @@ def opening(run: Run) -> str:
     ]
     return (
         '<header><p class="eyebrow">VLA-RL run report</p>'
-        f"<h1>{escape(run.folder.resolve().name)}</h1>"
+        f"<h1>{escape(display_name(run.folder))}</h1>"
         f'<p class="meta">{escape(" · ".join(fact for fact in facts if fact))}</p>'
         f'<p class="lead">{escape(" ".join(story(run)))}</p>{_tiles(run)}'
         f"{_notices('care', 'Read with care', [*warnings(run), *run.problems])}"

@@ -14,6 +14,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -62,19 +63,30 @@ def progress(
     return _Bar(title, total, start) if bar else _Lines(title, total, start, every)
 
 
+def share_progress(title: str, start: float = 0.0, *, every: float = 5.0) -> Reporter:
+    """A reporter for work of which the finished share, 0..1, is known: call `reach(share)`."""
+    bar = console().is_terminal
+    return _Bar(title, 1, start, True) if bar else _Lines(title, 1, start, every, True)
+
+
 class Reporter:
     """Common to bar and lines: counts, and formats the values shown."""
 
-    def __init__(self, title: str, total: int | None, start: int) -> None:
+    def __init__(self, title: str, total: int | None, start: float, is_share: bool = False) -> None:
         self.title = title
         self.total = total
         self.done = start
         self._start = start
+        self._is_share = is_share
         self._values: dict[str, str] = {}
 
     def advance(self, count: int = 1, **values: float | str) -> None:
         """Add `count` finished units and show `values`, the newest of each name."""
-        self.done += count
+        self.reach(self.done + count, **values)
+
+    def reach(self, done: float, **values: float | str) -> None:
+        """Set what is done, in the unit of the total, and show `values`."""
+        self.done = done
         self._values |= {name: _format(value) for name, value in values.items()}
         self._show()
 
@@ -104,19 +116,20 @@ class Reporter:
 
 
 class _Bar(Reporter):
-    def __init__(self, title: str, total: int | None, start: int) -> None:
-        super().__init__(title, total, start)
+    def __init__(self, title: str, total: int | None, start: float, is_share: bool = False) -> None:
+        super().__init__(title, total, start, is_share)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TaskProgressColumn() if is_share else MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[values]}", markup=False),
             console=console(),
         )
-        self._task = self._progress.add_task(title, total=total, completed=start, values="")
+        self._task = self._progress.add_task(title, total=total, values="")
+        self._progress.update(self._task, completed=start)
 
     def __enter__(self) -> Reporter:
         self._progress.start()
@@ -130,8 +143,10 @@ class _Bar(Reporter):
 
 
 class _Lines(Reporter):
-    def __init__(self, title: str, total: int | None, start: int, every: float) -> None:
-        super().__init__(title, total, start)
+    def __init__(
+        self, title: str, total: int | None, start: float, every: float, is_share: bool = False
+    ) -> None:
+        super().__init__(title, total, start, is_share)
         self._every = every
         self._began = self._last = time.monotonic()
         self._printed = start
@@ -149,7 +164,9 @@ class _Lines(Reporter):
         self._last, self._printed = now, self.done
         elapsed = now - self._began
         parts = [f"{self.title} {self.done}"]
-        if self.total:
+        if self._is_share:
+            parts = [f"{self.title} {self.done:.0%}"]
+        elif self.total:
             parts = [f"{self.title} {self.done}/{self.total} ({self.done / self.total:.0%})"]
         parts.append(f"{_clock(elapsed)} elapsed")
         fresh = self.done - self._start

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from vla_rl.runtime.trees import Array
 
 C = TypeVar("C")
+
+QUICKSTART_RUN = "ppo"
+"""The training run within a quickstart's folder."""
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +56,19 @@ def _require_run(folder: Path) -> None:
     others = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
     hint = nearest(folder.name, sorted(others)) if others else ""
     raise UserError(f"no run folder at {folder}.{hint}")
+
+
+def training_run(folder: Path) -> Path:
+    """`folder` itself, or the training run in it where `folder` is a quickstart's (which has demos and sft as well)."""
+    practice = folder / QUICKSTART_RUN
+    inside = (practice / "config.json").is_file() and not (folder / "config.json").is_file()
+    return practice if inside else folder
+
+
+def display_name(folder: Path) -> str:
+    """How a run is called: by its folder, a quickstart's by that of the quickstart."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == QUICKSTART_RUN else folder.name
 
 
 def _holds_something(path: Path) -> bool:
