@@ -32,6 +32,8 @@ def main() -> None:
     for mode in MODES:
         print(f"\n{mode}\n")
         print(table(arguments.runs, mode))
+    print("\nspeed and memory\n")
+    print(resources_table(arguments.runs))
     print("\nper task, greedy\n")
     print(task_table(arguments.runs))
     if arguments.png:
@@ -57,6 +59,35 @@ def table(runs: list[Path], mode: str) -> str:
     start, end = 100 * np.mean(means, axis=0)
     rows.append(f"| mean of {len(runs)} | {start:.1f} % | {end:.1f} % | {end - start:+.1f} | | |")
     return "\n".join(rows)
+
+
+def resources_table(runs: list[Path]) -> str:
+    """Means over a run's iterations; memory as the 10th iteration's and the change from there to the last."""
+    rows = [
+        "| run | iterations | turns/s playing | episodes/s playing | episodes/s with learning "
+        "| s per iteration: simulate, infer, learn, other | main process, MB | simulators, MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        lines = metrics(run)
+        parts = [mean(lines, f"time/{part}") for part in ("simulate", "infer", "learn", "other")]
+        rows.append(
+            f"| seed {config(run)['run']['seed']} | {len(lines)} | {mean(lines, 'speed/rollout_turns_per_second'):.0f} "
+            f"| {mean(lines, 'speed/rollout_episodes_per_second'):.1f} "
+            f"| {lines[-1]['total/episodes'] / lines[-1]['total/train_seconds']:.1f} "
+            f"| {', '.join(f'{part:.2f}' for part in parts)} "
+            f"| {growth(lines, 'memory/main_mb')} | {growth(lines, 'memory/workers_mb')} |"
+        )
+    return "\n".join(rows)
+
+
+def mean(lines: list[dict[str, Any]], key: str) -> float:
+    return float(np.mean([line[key] for line in lines]))
+
+
+def growth(lines: list[dict[str, Any]], key: str) -> str:
+    start, end = lines[min(9, len(lines) - 1)][key], lines[-1][key]
+    return f"{start:.0f} {100 * (end / start - 1):+.1f} %"
 
 
 def task_table(runs: list[Path]) -> str:
