@@ -14,6 +14,13 @@ from vla_rl.policies.kernels import Linear
 from vla_rl.policies.openvla import Prompts
 
 TEXT_WIDTH = 32
+TIME_FEATURES = 8
+
+
+def time_features(fraction: Float32[Tensor, " N"]) -> Float32[Tensor, "N F"]:
+    """cos(pi k t) for k = 1..F: a single number among hundreds of features of the picture is learned too slowly."""
+    waves = torch.arange(1, TIME_FEATURES + 1, device=fraction.device)
+    return torch.cos(torch.pi * fraction[:, None] * waves)
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class SharedCritic(nn.Module):
         self.time = config.time_fraction
         width = model.language.hidden
         inner = min(width, 512)
-        self.fc1 = Linear(width + int(self.time), inner)
+        self.fc1 = Linear(width + TIME_FEATURES * int(self.time), inner)
         self.fc2 = Linear(inner, 1)
         nn.init.zeros_(self.fc2.weight)
         nn.init.zeros_(self.fc2.bias)
@@ -43,7 +50,7 @@ class SharedCritic(nn.Module):
         assert x.hidden is not None
         hidden = F.layer_norm(x.hidden.float(), x.hidden.shape[-1:])
         if self.time:
-            hidden = torch.cat([hidden, x.time_fraction[:, None]], 1)
+            hidden = torch.cat([hidden, time_features(x.time_fraction)], 1)
         return self.fc2(F.gelu(self.fc1(hidden)))[:, 0]
 
 
@@ -59,7 +66,7 @@ class SeparateCritic(nn.Module):
         self.conv3 = nn.Conv2d(2 * c, 2 * c, 3, stride=2, padding=1)
         side = ((model.image_size // 4 + 1) // 2 + 1) // 2
         self.text = nn.Embedding(model.language.padded_vocab, TEXT_WIDTH)
-        features = 2 * c * side * side + TEXT_WIDTH + int(self.time)
+        features = 2 * c * side * side + TEXT_WIDTH + TIME_FEATURES * int(self.time)
         self.fc1 = Linear(features, 128)
         self.fc2 = Linear(128, 128)
         self.fc3 = Linear(128, 1)
@@ -75,7 +82,7 @@ class SeparateCritic(nn.Module):
         h = F.relu(self.conv3(F.relu(self.conv2(h))))
         parts = [h.permute(0, 2, 3, 1).flatten(1), self._text(x.prompts)]
         if self.time:
-            parts.append(x.time_fraction[:, None])
+            parts.append(time_features(x.time_fraction))
         h = F.relu(self.fc1(torch.cat(parts, 1)))
         return self.fc3(F.relu(self.fc2(h)))[:, 0]
 
