@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from vla_rl.config import UserError
 from vla_rl.data.demonstrations import (
     NORMALISED_ROBOT,
     Demonstrations,
@@ -8,7 +9,7 @@ from vla_rl.data.demonstrations import (
     demonstration_features,
     load_demonstrations,
 )
-from vla_rl.data.lerobot import LeRobotWriter
+from vla_rl.data.lerobot import LeRobotWriter, camera, vector
 
 
 def demonstrations(task_of_episode, length=3):
@@ -90,3 +91,50 @@ def test_loading_what_was_written(tmp_path, robot):
     else:
         np.testing.assert_allclose(demos.action_low, np.quantile(actions, 0.01, axis=0))
         np.testing.assert_allclose(demos.action_high, np.quantile(actions, 0.99, axis=0))
+
+
+def write_cameras(folder, *names):
+    """A dataset with the given cameras, laid out as LeRobot's LIBERO datasets; camera i shows the colour i."""
+    features = {name: camera(8, 8, video=False) for name in names}
+    features |= {"observation.state": vector(8), "action": vector(7)}
+    with LeRobotWriter(folder, fps=10, features=features, robot_type="panda") as writer:
+        frames = {name: np.full((4, 8, 8, 3), i, np.uint8) for i, name in enumerate(names)}
+        frames |= {"observation.state": np.zeros((4, 8)), "action": np.zeros((4, 7))}
+        writer.add_episode(frames, task="open the drawer")
+    return folder
+
+
+LEROBOT_LIBERO = ("observation.images.image2", "observation.images.image")
+
+
+@pytest.mark.parametrize(
+    ("cameras", "wanted", "found"),
+    [
+        (LEROBOT_LIBERO, "", 1),
+        (LEROBOT_LIBERO, "observation.images.image2", 0),
+        (("observation.images.top",), "", 0),
+    ],
+)
+def test_the_camera_is_ours_or_the_only_one_or_the_one_that_was_named(
+    tmp_path, cameras, wanted, found
+):
+    demos = load_demonstrations(write_cameras(tmp_path / "d", *cameras), camera=wanted)
+    assert (demos.images == found).all()
+    assert demos.proprio.shape == (4, 8)
+
+
+def test_several_cameras_without_a_choice_are_named(tmp_path):
+    folder = write_cameras(tmp_path / "d", "observation.images.top", "observation.images.hand")
+    with pytest.raises(UserError, match=r"2 cameras.*--camera.*images\.top, observation"):
+        load_demonstrations(folder)
+    with pytest.raises(UserError, match=r"Did you mean 'observation\.images\.top'"):
+        load_demonstrations(folder, camera="observation.images.tip")
+    with pytest.raises(UserError, match="no camera 'action'"):
+        load_demonstrations(folder, camera="action")
+    with pytest.raises(UserError, match="without pictures"):
+        load_demonstrations(write_cameras(tmp_path / "e"))
+
+
+def test_pictures_are_resized_on_request(tmp_path):
+    folder = write_cameras(tmp_path / "d", "observation.images.image")
+    assert load_demonstrations(folder, image_size=4).images.shape == (4, 4, 4, 3)

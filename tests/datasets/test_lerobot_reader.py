@@ -174,3 +174,20 @@ def test_unknown_names_and_numbers():
         reader.frame(51)
     with pytest.raises(UserError, match=r"expected an episode in 0\.\.2, got 3"):
         reader.episode(3)
+
+
+def test_channels_may_be_named_first(copy, expected):
+    """Some public datasets describe their pictures as (3, H, W); what is stored does not differ."""
+    info = json.loads((copy / "meta" / "info.json").read_text())
+    for name in ("observation.images.image", "observation.images.image2"):
+        height, width, _ = info["features"][name]["shape"]
+        info["features"][name] |= {
+            "shape": [3, height, width],
+            "names": ["channels", "height", "width"],
+        }
+    edit_info(copy, features=info["features"], fps=float(info["fps"]))
+    reader = LeRobotReader(copy)
+    assert reader.features["observation.images.image"].names == ("height", "width", "channels")
+    np.testing.assert_array_equal(
+        reader.pictures("observation.images.image", 0), expected["observation.images.image"][:13]
+    )

@@ -142,6 +142,18 @@ def test_the_loss_is_the_mean_negative_log_prob_and_batches_do_not_change_it(dat
     assert learner.update(seen, tokens)["loss"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_micro_batches_give_the_same_step(dataset):
+    """Parts of 7 of a batch of 24: loss, gradients and gradient norm are those of the whole."""
+    whole, seen, tokens = learner_and_batch(dataset)
+    parts, _, _ = learner_and_batch(dataset, micro_batch=7)
+    one, two = whole.update(seen, tokens), parts.update(seen, tokens)
+    assert len(tokens) == 24
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
+    assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+    for a, b in zip(whole.parameters, parts.parameters, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-3)
+
+
 def test_an_update_changes_the_policy_and_never_the_critic(dataset):
     learner, seen, tokens = learner_and_batch(dataset)
     policy = [p.detach().clone() for p in learner.policy.policy_parameters()]

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 
-from vla_rl.config.errors import UserError
-from vla_rl.data.lerobot import Feature, LeRobotReader, camera, vector
+from vla_rl.config.errors import UserError, nearest
+from vla_rl.data.lerobot import Feature, LeRobotReader, vector
+from vla_rl.data.lerobot import camera as pictures_of
+from vla_rl.data.resizing import resize
 from vla_rl.types import Observation
 
 IMAGE = "observation.images.image"
@@ -24,7 +26,7 @@ def demonstration_features(
 ) -> dict[str, Feature]:
     """The features of a dataset of demonstrations; one frame is one action, held for several simulator steps."""
     return {
-        IMAGE: camera(image_size, image_size, video=video),
+        IMAGE: pictures_of(image_size, image_size, video=video),
         STATE: vector(proprio_size),
         ACTION: vector(action_size),
         "next.reward": vector(1),
@@ -87,25 +89,28 @@ class Demonstrations:
 
 
 def load_demonstrations(
-    folder: str | Path, *, action_size: int | None = None, image_key: str = IMAGE
+    folder: str | Path, *, action_size: int | None = None, camera: str = "", image_size: int = 0
 ) -> Demonstrations:
     """Read a LeRobotDataset v3.0 into memory, pictures as one uint8 array.
+
+    camera: the feature that holds the pictures; empty takes `observation.images.image`, or the only camera.
+    image_size: height and width to which pictures are resized; 0 keeps them.
 
     Raises UserError for what LeRobotReader refuses, for missing features, and where `action_size` is given and
     the dataset's actions have another size.
     """
     reader = LeRobotReader(folder)
-    height, width, _ = reader.feature(image_key).shape
+    camera = _choose_camera(reader, camera)
+    height, width, _ = reader.feature(camera).shape
     if action_size is not None:
         reader.require_size(ACTION, action_size)
     if height != width:
-        raise UserError(
-            f"{folder}: expected square pictures in {image_key!r}, got {height} x {width}"
-        )
-    images = np.empty((len(reader), height, width, 3), dtype=np.uint8)
+        raise UserError(f"{folder}: expected square pictures in {camera!r}, got {height} x {width}")
+    size = image_size or height
+    images = np.empty((len(reader), size, size, 3), dtype=np.uint8)
     for entry in reader.episodes:
         rows = slice(entry.first_frame, entry.first_frame + entry.length)
-        images[rows] = reader.pictures(image_key, entry.index)
+        images[rows] = resize(reader.pictures(camera, entry.index), size)
     actions = np.ascontiguousarray(reader.column(ACTION), dtype=np.float32)
     low, high = _action_range(reader, actions)
     if STATE in reader.features:
@@ -116,6 +121,23 @@ def load_demonstrations(
         images, proprio, actions,
         reader.column("episode_index"), reader.column("task_index"), reader.tasks, low, high,
     )  # fmt: skip
+
+
+def _choose_camera(reader: LeRobotReader, wanted: str) -> str:
+    """The camera to learn from: the one that is wanted, ours, or the only one there is."""
+    if not reader.cameras:
+        raise UserError(f"{reader.folder}: expected a camera, got a dataset without pictures")
+    if wanted and wanted not in reader.cameras:
+        raise UserError(
+            f"{reader.folder} has no camera {wanted!r}.{nearest(wanted, reader.cameras)}"
+        )
+    chosen = wanted or (reader.cameras[0] if len(reader.cameras) == 1 else IMAGE)
+    if chosen not in reader.cameras:
+        raise UserError(
+            f"{reader.folder} has {len(reader.cameras)} cameras, none of them {IMAGE!r}: say which one to learn "
+            f"from (sft: --camera). There are {', '.join(reader.cameras)}"
+        )
+    return chosen
 
 
 def action_chunks(

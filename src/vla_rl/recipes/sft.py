@@ -46,7 +46,7 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
     out = Path(config.out)
     require_unused(out)
     seed_everything(config.seed)
-    demos = load_demonstrations(config.dataset)
+    demos = load_demonstrations(config.dataset, camera=config.camera, image_size=config.image_size)
     policy = build_policy(config, demos)
     tokens = policy.encode_actions(
         action_chunks(demos.actions, demos.episode_ids, config.action_chunk)
@@ -144,7 +144,9 @@ def build_policy(config: SFTConfig, demos: Demonstrations) -> OpenVLAPolicy:
         action_chunk=config.action_chunk,
     )
     tokenizer = loaded.processor.tokenizer
-    return OpenVLAPolicy(loaded.model, tokenizer, description, config.policy, loaded.device)
+    policy = OpenVLAPolicy(loaded.model, tokenizer, description, config.policy, loaded.device)
+    policy.stored_dtypes = loaded.stored_dtypes
+    return policy
 
 
 def dataset_statistics(demos: Demonstrations) -> dict[str, Any]:

@@ -173,15 +173,7 @@ def read_info(folder: Path) -> DatasetInfo:
 
 
 def _parse_info(raw: dict[str, Any]) -> DatasetInfo:
-    features = {
-        name: Feature(
-            dtype=str(entry["dtype"]),
-            shape=tuple(int(size) for size in entry["shape"]),
-            names=tuple(entry["names"]) if isinstance(entry.get("names"), list) else None,
-            info=entry.get("info") or {},
-        )
-        for name, entry in raw["features"].items()
-    }
+    features = {name: _parse_feature(entry) for name, entry in raw["features"].items()}
     return DatasetInfo(
         fps=int(raw["fps"]),
         features=features,
@@ -192,6 +184,16 @@ def _parse_info(raw: dict[str, Any]) -> DatasetInfo:
         data_path=raw.get("data_path", DATA_PATH),
         video_path=raw.get("video_path", VIDEO_PATH),
     )
+
+
+def _parse_feature(entry: dict[str, Any]) -> Feature:
+    names = tuple(entry["names"]) if isinstance(entry.get("names"), list) else None
+    shape = tuple(int(size) for size in entry["shape"])
+    if entry["dtype"] in ("image", "video") and len(shape) == 3 and shape[0] == 3 != shape[2]:
+        # some datasets name the channels first; the pictures themselves are stored alike
+        shape = (*shape[1:], 3)
+        names = names if names is None else (*names[1:], names[0])
+    return Feature(str(entry["dtype"]), shape, names, entry.get("info") or {})
 
 
 def data_schema(features: Mapping[str, Feature]) -> pa.Schema:
