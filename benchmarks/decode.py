@@ -17,7 +17,6 @@ product of two 2048 x 2048 matrices measured in the same run.
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -27,94 +26,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vla_rl.config import ModelConfig, PolicyConfig, tiny_model
-from vla_rl.config.model import VisionTowerConfig
+from openvla_work import act_products
+from peer_generate import transformers_generate
+from vla_rl.config import PolicyConfig, tiny_model
 from vla_rl.policies import OpenVLAPolicy, identity_statistics, kernels
-from vla_rl.policies.processing import pixel_values, raw_pixels
 from vla_rl.types import Observation
 
 INSTRUCTIONS = ("open the drawer", "close the drawer", "open the window", "close the window")
 ACTION_DIM, ACTION_CHUNK = 4, 2
-
-
-def transformers_generate(policy: OpenVLAPolicy) -> Callable[[Observation, bool], torch.Tensor]:
-    """The peer: vision and projector as in ours, then LlamaForCausalLM.generate on the same weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    config = policy.description.model
-    language = config.language
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=language.padded_vocab,
-            hidden_size=language.hidden,
-            intermediate_size=language.mlp_width,
-            num_hidden_layers=language.layers,
-            num_attention_heads=language.heads,
-            rms_norm_eps=language.rms_norm_eps,
-            max_position_embeddings=language.max_positions,
-            bos_token_id=language.bos_token,
-            eos_token_id=None,
-            pad_token_id=language.pad_token,
-            tie_word_embeddings=False,
-        )
-    ).eval()
-    llama.load_state_dict(policy.model.language_model.state_dict())
-    llama.to(policy.device)  # type: ignore[arg-type]
-    first, end = language.text_vocab - config.action_bins, language.text_vocab
-    actions = list(range(first, end))
-
-    def generate(observation: Observation, restricted: bool = False) -> torch.Tensor:
-        with torch.inference_mode():
-            pixels = pixel_values(raw_pixels(observation.images, policy.device), config)
-            prompts = policy.processor.prompts(observation.instructions, policy.device)
-            text = llama.get_input_embeddings()(prompts.ids)
-            images = policy.model.embed_images(pixels)
-            embedded = torch.cat([text[:, :1], images, text[:, 1:]], 1)
-            ids = llama.generate(  # type: ignore[misc]
-                inputs_embeds=embedded,
-                attention_mask=torch.ones(
-                    embedded.shape[:2], dtype=torch.int64, device=policy.device
-                ),
-                max_new_tokens=policy.num_tokens,
-                do_sample=False,
-                prefix_allowed_tokens_fn=(lambda *_: actions) if restricted else None,
-            )
-        return end - 1 - ids
-
-    return generate
-
-
-def tower_products(tower: VisionTowerConfig, image_size: int) -> int:
-    """Multiplications of one picture through one tower, up to the second-to-last block."""
-    patches = (image_size // tower.patch_size) ** 2
-    if tower.stem_channels:
-        channels, side, total = (3, *tower.stem_channels, tower.width), image_size, 0
-        for into, out in itertools.pairwise(channels):
-            side //= 2
-            total += side * side * into * out * 9
-    else:
-        total = patches * tower.patch_size**2 * 3 * tower.width
-    tokens = patches + int(tower.class_token) + tower.register_tokens
-    block = 4 * tower.width**2 + 2 * tower.width * tower.mlp_width + 2 * tokens * tower.width
-    return total + (tower.depth - 1) * tokens * block
-
-
-def act_products(config: ModelConfig, prompt: int, tokens: int) -> int:
-    """Multiplications of `act` for one observation with a prompt of so many ids and K action tokens."""
-    language = config.language
-    d, patches = language.hidden, (config.image_size // config.dino.patch_size) ** 2
-    vision = config.dino.width + config.siglip.width
-    total = sum(tower_products(tower, config.image_size) for tower in (config.dino, config.siglip))
-    total += patches * (4 * vision * vision + 4 * vision * d + d * d)
-    prefill, steps = patches + prompt, tokens - 1
-    whole = 4 * d * d + 3 * d * language.mlp_width
-    seen = prefill * (prefill + 1) // 2 + steps * prefill + steps * (steps + 1) // 2
-    seen_last = tokens * prefill + steps * (steps + 1) // 2
-    total += (language.layers - 1) * ((prefill + steps) * whole + 2 * seen * d)
-    total += (prefill + steps) * 2 * d * d + tokens * (whole - 2 * d * d) + 2 * seen_last * d
-    return total + tokens * config.action_bins * d
 
 
 def matmul_peak(device: torch.device, size: int = 2048) -> float:
