@@ -10,7 +10,13 @@ from vla_rl.algorithms.credit import assign_credit
 from vla_rl.config import PPOConfig
 from vla_rl.types import Rollout
 
-PLAIN = PPOConfig(gamma=0.9, gae_lambda=0.5, value_lambda=1.0, normalize_advantages=False)
+PLAIN = PPOConfig(
+    gamma=0.9,
+    gae_lambda=0.5,
+    value_lambda=1.0,
+    time_limit_is_terminal=False,
+    normalize_advantages=False,
+)
 
 
 def window(turns: int, envs: int = 1, **arrays: np.ndarray) -> Rollout:

@@ -161,6 +161,21 @@ def test_ratio_is_one_at_the_first_minibatch_and_moves_after_an_update():
     assert again["losses/approx_kl_k3"] > 1e-6
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+def test_recomputed_log_probs_take_the_samplers_rounding_out_of_the_ratio(recompute: bool):
+    """Noise on the sampler's log-probs stands for bfloat16, where decoding and the learner's pass round differently."""
+    ppo = replace(
+        FAST, epochs=1, minibatch=10_000, recompute_log_probs=recompute, logprob_tolerance=0.5
+    )
+    practice = Practice(BanditEnv, 1, SEPARATE, ppo)
+    batch = practice.batch()
+    noise = 0.1 * torch.rand(batch.log_probs.shape, generator=torch.Generator().manual_seed(0))
+    first = practice.learner.update(replace(batch, log_probs=batch.log_probs - noise), 0, 0.0)
+    assert first["losses/logprob_max_difference"] == pytest.approx(float(noise.max()), abs=1e-5)
+    unit = first["losses/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert unit is recompute
+
+
 def test_gradient_of_a_minibatch_does_not_depend_on_micro_batches():
     whole, parts = (
         Practice(ChainEnv, 10, SHARED, replace(FAST, micro_batch=size)) for size in (0, 7)

@@ -125,3 +125,26 @@ def test_adapters_on_a_base_without_a_folder_save_it_too(tmp_path: Path) -> None
         back.reference_log_probs(OBSERVATION, tokens),
         policy.reference_log_probs(OBSERVATION, tokens),
     )
+
+
+def test_low_rank_product_in_bfloat16_is_the_float32_one_rounded() -> None:
+    """What a GPU computes for adapters on a bfloat16 base, here on the CPU: values and float32 gradients."""
+    policy = make_policy(lora=LORA)
+    layer = policy.model.language_model.model.layers[0].mlp.up_proj
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_(0, 0.3, generator=generator)
+    x = torch.randn(3, 5, 128, generator=generator)
+    direction = torch.randn(3, 5, 344, generator=generator)
+    weights = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+    want = layer(x)
+    exact = torch.autograd.grad((want * direction).sum(), weights)
+    torch.testing.assert_close(layer.adapt(x), want, atol=1e-5, rtol=1e-5)
+    layer.base_layer.bfloat16()
+    got = layer.adapt(x.bfloat16())
+    assert got.dtype == torch.bfloat16
+    assert (got.float() - want).norm() < 0.01 * want.norm()
+    rounded = torch.autograd.grad((got.float() * direction).sum(), weights)
+    for one, two in zip(rounded, exact, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - two).norm() < 0.02 * two.norm()

@@ -24,6 +24,7 @@ def test_quickstart_from_nothing_to_a_report_and_again(tmp_path: Path):
         episodes_per_task=2,
     )
     report = quickstart(config)
+    assert report is not None
     page = report.read_text()
     assert report == out / "report.html"
     assert "drawer-open" in page

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,13 @@ def test_metrics_are_one_json_object_a_line_with_null_for_what_is_not_finite(
     assert 0 <= seconds[0] <= seconds[1]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_failing_tensorboard_is_dropped_with_a_warning_and_the_metrics_go_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its event file is taken away, as a full disk or somebody tidying up would."""
+    monkeypatch.setattr(
+        threading, "excepthook", lambda args: None
+    )  # TensorBoard's thread dies of it
     with Run.create(tmp_path, "first", CONFIG, [], tensorboard=True) as run:
         run.log(1, {"loss": 0.5})
         shutil.rmtree(run.folder / "tensorboard")
@@ -262,6 +265,7 @@ def test_one_process_at_a_time_and_a_killed_one_counts_no_more(tmp_path: Path) -
 
 SAVE_FOR_EVER = """
 import sys
+import threading
 from pathlib import Path
 import torch
 from vla_rl.runtime.run_folder import Run

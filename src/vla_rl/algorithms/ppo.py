@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,7 +96,8 @@ class PPO:
         self.explained = self.explained or metrics["losses/explained_variance"] > 0
         warming = self.warming_up(iteration)
         metrics["losses/critic_warmup"] = float(warming)
-        metrics["losses/logprob_max_difference"] = self._check_sampler(batch, order)
+        batch, difference = self._check_sampler(batch, order)
+        metrics["losses/logprob_max_difference"] = difference
         if self.critic.kind == "separate":
             self.replay.append((batch.observation, batch.value_targets))
             metrics |= self._fit_separate_critic(order)
@@ -105,21 +107,34 @@ class PPO:
             metrics |= self._improve_policy(batch, order, progress)
         return metrics
 
-    def _check_sampler(self, batch: Batch, order: torch.Generator) -> float:
-        """Compare the sampler's log-probs with the learner's on a minibatch, before anything has moved."""
+    def _check_sampler(self, batch: Batch, order: torch.Generator) -> tuple[Batch, float]:
+        """Compare the sampler's log-probs with the learner's, before anything has moved: on a minibatch, or on all
+        turns where the learner's own are to be the old ones. Returns the batch to learn from and the difference.
+        """
         rows = torch.randperm(len(batch), generator=order)[: self.config.minibatch]
-        with torch.no_grad():
-            evaluation = self.policy.evaluate(
-                _rows(batch, rows), self._to(batch.tokens[rows]), batch.temperature
-            )
-        difference = float((evaluation.log_probs.cpu() - batch.log_probs[rows]).abs().max())
+        if self.config.recompute_log_probs:
+            rows = torch.arange(len(batch))
+        now = self._learner_log_probs(batch, rows)
+        difference = float((now - batch.log_probs[rows]).abs().max())
         if not difference <= self.config.logprob_tolerance:
             raise TrainingDivergedError(
                 f"the learner's log-probs differ from the sampler's by up to {difference:.2g}, allowed is "
                 f"{self.config.logprob_tolerance:g} (ppo.logprob_tolerance): rollout and learner do not run the "
                 "same weights, temperature or precision, and PPO's ratio would mean nothing"
             )
-        return difference
+        return (
+            replace(batch, log_probs=now) if self.config.recompute_log_probs else batch
+        ), difference
+
+    def _learner_log_probs(self, batch: Batch, rows: Int64[Tensor, " b"]) -> Float[Tensor, "b K"]:
+        parts = []
+        for part in torch.split(rows, self.config.micro_batch or self.config.minibatch):
+            with torch.no_grad():
+                evaluation = self.policy.evaluate(
+                    _rows(batch, part), self._to(batch.tokens[part]), batch.temperature
+                )
+            parts.append(evaluation.log_probs.cpu())
+        return torch.cat(parts)
 
     def _fit_separate_critic(self, order: torch.Generator) -> dict[str, float]:
         """Fit the separate critic to the targets of the last windows."""

@@ -44,19 +44,31 @@ class SFT:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = -self.policy.evaluate(observation, tokens).log_probs.mean()
-        self._require_finite("loss", loss.item())
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._backward(observation, tokens)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self._require_finite("gradient norm", norm.item())
         self.optimizer.step()
         self.steps += 1
-        return {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate}
+        return {"loss": loss, "grad_norm": norm.item(), "learning_rate": rate}
+
+    def _backward(self, observation: Observation, tokens: Int64[Tensor, "B K"]) -> float:
+        """Add up the gradient of the mean loss over micro-batches; returns that loss."""
+        size = self.config.micro_batch or len(tokens)
+        total = 0.0
+        for start in range(0, len(tokens), size):
+            part = tokens[start : start + size]
+            rows = np.arange(start, start + len(part))
+            seen = observation if len(part) == len(tokens) else observation.select(rows)
+            loss = -self.policy.evaluate(seen, part).log_probs.mean() * (len(part) / len(tokens))
+            self._require_finite("loss", loss.item())
+            loss.backward()
+            total += loss.item()
+        return total
 
     def loss(self, observation: Observation, tokens: Int64[Tensor, "N K"]) -> float:
         """The same cross-entropy without learning from it, for any number of samples."""
-        size, total = self.config.batch_size, 0.0
+        size, total = self.config.micro_batch or self.config.batch_size, 0.0
         with torch.no_grad():
             for start in range(0, len(observation), size):
                 rows = np.arange(start, min(start + size, len(observation)))

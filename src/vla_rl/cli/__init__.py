@@ -1,4 +1,4 @@
-"""The command line: `vla-rl {quickstart, demos, sft, train, eval, report, doctor}`.
+"""The command line: `vla-rl {quickstart, demos, convert, sft, train, eval, export, report, doctor}`.
 
 A user's mistake is one line on standard error and exit code 2. Nothing heavy is imported before a command
 needs it: simulator processes import this module too.
@@ -16,13 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from vla_rl import __version__
 from vla_rl.cli.options import normal, parse, say, with_lora
 from vla_rl.config import (
     DemosConfig,
     EvalConfig,
+    ExportConfig,
     SFTConfig,
     TrainConfig,
     UserError,
@@ -34,6 +35,10 @@ C = TypeVar("C")
 
 RESUMABLE = ("--ppo.iterations", "--ppo.minutes")
 DEFAULT_PRESET = "metaworld-mt5"
+
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it, whether or not there was time to save."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,23 @@ class EvalArguments:
 
 
 @dataclass(frozen=True)
+class ConvertArguments:
+    """Convert LIBERO's official HDF5 demonstrations into a LeRobotDataset v3."""
+
+    source: Path
+    """An HDF5 file, or a folder of them; subfolders are searched too."""
+    out: Path = Path("runs/demos")
+    """Folder of the dataset to write; must not exist yet."""
+    drop_noops: bool = True
+    """Leave out frames in which nothing is moved, as OpenVLA does."""
+    image_size: int = 0
+    """Height and width of the pictures; 0 keeps those stored (128)."""
+    wrist: bool = False
+    """Also write the wrist camera."""
+    image_format: Literal["png", "mp4"] = "png"
+
+
+@dataclass(frozen=True)
 class ReportArguments:
     """Write a run's report: one HTML file that opens offline."""
 
@@ -67,6 +89,9 @@ class DoctorArguments:
 
     json: bool = False
     """Print the findings as JSON."""
+    checkpoint: str = ""
+    """Look at this checkpoint (a folder, a run or a hub id) instead: what is in it, whether it is whole, and whether
+    this machine can run and train it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        return _say("stopped at once; what was saved before is whole", 130)
+        return _say("stopped at once; what was saved before is whole", INTERRUPTED)
     except UserError as error:
         if debug:
             raise
@@ -121,8 +146,7 @@ def _quickstart(words: list[str]) -> int:
     config = _parse(QuickstartConfig, words, "quickstart")
     from vla_rl.recipes.quickstart import quickstart
 
-    quickstart(config)
-    return 0
+    return 0 if quickstart(config) else INTERRUPTED
 
 
 def _demos(words: list[str]) -> int:
@@ -130,6 +154,22 @@ def _demos(words: list[str]) -> int:
     from vla_rl.recipes.demos import collect_demos
 
     say(f"Demonstrations: {collect_demos(config)}")
+    return 0
+
+
+def _convert(words: list[str]) -> int:
+    request = _parse(ConvertArguments, words, "convert")
+    from vla_rl.data.libero_hdf5 import convert_libero_hdf5
+
+    folder = convert_libero_hdf5(
+        request.source,
+        request.out,
+        drop_noops=request.drop_noops,
+        image_size=request.image_size,
+        wrist=request.wrist,
+        image_format=request.image_format,
+    )
+    say(f"Demonstrations: {folder}")
     return 0
 
 
@@ -164,6 +204,14 @@ def _eval(words: list[str]) -> int:
     return 0
 
 
+def _export(words: list[str]) -> int:
+    config = _parse(ExportConfig, words, "export")
+    from vla_rl.recipes.export import export
+
+    say(f"Exported: {export(config)}")
+    return 0
+
+
 def _report(words: list[str]) -> int:
     request = _parse(ReportArguments, words, "report")
     from vla_rl.report.html import write_report
@@ -176,7 +224,12 @@ def _doctor(words: list[str]) -> int:
     request = _parse(DoctorArguments, words, "doctor")
     from vla_rl.recipes.doctor import doctor, format_checks, healthy
 
-    checks = doctor()
+    if request.checkpoint:
+        from vla_rl.recipes.checkpoint_doctor import examine_checkpoint
+
+        checks = examine_checkpoint(request.checkpoint)
+    else:
+        checks = doctor()
     if request.json:
         say(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
     else:
@@ -203,6 +256,11 @@ COMMANDS: dict[str, Command] = {
         ("vla-rl demos --env.suite mt5 --episodes-per-task 5 --out runs/demos",),
         _demos,
     ),
+    "convert": Command(
+        "convert LIBERO's official demonstrations into a LeRobotDataset v3",
+        ("vla-rl convert datasets/libero_spatial --out runs/libero-spatial --image-size 224",),
+        _convert,
+    ),
     "sft": Command(
         "fine-tune a policy on demonstrations",
         ("vla-rl sft --dataset runs/demos --out runs/sft",),
@@ -225,12 +283,20 @@ COMMANDS: dict[str, Command] = {
         ),
         _eval,
     ),
+    "export": Command(
+        "write a policy for other software: merged, or its adapters",
+        (
+            "vla-rl export runs/first --out runs/export",
+            "vla-rl export runs/first --out runs/adapter --adapter",
+        ),
+        _export,
+    ),
     "report": Command(
         "write a run's report as one HTML file", ("vla-rl report runs/first",), _report
     ),
     "doctor": Command(
         "check this machine and say how to mend what is wrong",
-        ("vla-rl doctor", "vla-rl doctor --json"),
+        ("vla-rl doctor", "vla-rl doctor --json", "vla-rl doctor --checkpoint openvla/openvla-7b"),
         _doctor,
     ),
 }  # fmt: skip

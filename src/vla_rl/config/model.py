@@ -56,6 +56,39 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True)
+class PictureConfig:
+    """What happens to a camera's frame before normalisation. By default nothing: frames come in the model's size."""
+
+    jpeg: bool = False
+    """Write the frame as a JPEG of quality 95 and read it back, as the model's training pictures were."""
+    resize: Literal["none", "lanczos3"] = "none"
+    """lanczos3: antialiased, to the model's size, with TensorFlow's arithmetic."""
+    center_crop: float = 1.0
+    """Share of the AREA kept in the middle and stretched back to full size; 0.9 for checkpoints that were trained with
+    random crops of that size, 1 for none."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.resize in ("none", "lanczos3"),
+            f"pictures.resize is none or lanczos3, got {self.resize!r}",
+        )
+        require(
+            0 < self.center_crop <= 1,
+            f"pictures.center_crop is a share of the area in (0, 1], got {self.center_crop}",
+        )
+
+
+OPENVLA_LIBERO_PICTURES = PictureConfig(jpeg=True, resize="lanczos3", center_crop=0.9)
+"""OpenVLA's evaluation on LIBERO (256 px frames, upright): openvla/openvla@c8f03f4, run_libero_eval.py."""
+PICTURES = {
+    "as-is": PictureConfig(),
+    "openvla-libero": OPENVLA_LIBERO_PICTURES,
+    "openvla-libero-uncropped": PictureConfig(jpeg=True, resize="lanczos3"),
+}
+"""By name. Uncropped is for checkpoints that were trained without random crops."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A whole OpenVLA-class model."""
 
@@ -70,6 +103,11 @@ class ModelConfig:
     prompt: str = "In: What action should the robot take to {instruction}?\nOut:"
     final_prompt_token: int | None = 29871
     """Token appended to the prompt if it does not end with it (OpenVLA's empty token)."""
+    pictures: PictureConfig = field(default_factory=PictureConfig)
+    """What happens to a frame before the model sees it."""
+    gripper: Literal["as-is", "openvla"] = "as-is"
+    """What the last dimension of an action says. as-is: the simulator's own command. openvla: 0 closed to 1 open, as in
+    OpenVLA's training data; LIBERO is told -1 to open and +1 to close, nothing between."""
 
     def __post_init__(self) -> None:
         require("{instruction}" in self.prompt, "model.prompt must contain {instruction}")
@@ -160,9 +198,31 @@ class PolicyConfig:
     """Which policy to train, and what of it."""
 
     checkpoint: str = ""
-    """Folder of the pretrained policy; empty builds the tiny one from scratch (SFT only)."""
+    """Folder or hub id (openvla/openvla-7b, owner/name@revision) of the pretrained policy, or of an adapter in PEFT's
+    format; empty builds the tiny one from scratch (SFT only)."""
+    base: str = ""
+    """Folder or hub id of the model that adapters belong to, where it is not the one they name themselves."""
+    unnorm_key: str = ""
+    """Dataset whose action statistics un-normalise actions, e.g. libero_spatial (`<key>_no_noops` is tried after it);
+    empty takes the checkpoint's own or only one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the weights. auto: bfloat16 for large models (1e9 weights) on a GPU, else float32. Whatever is
+    trained is float32: adapters and critic always, and without adapters the model must be."""
+    pictures: Literal["checkpoint", "as-is", "openvla-libero", "openvla-libero-uncropped"] = (
+        "checkpoint"
+    )
+    """What happens to a frame before the model sees it. checkpoint: what is written there (official ones say nothing:
+    as-is). openvla-libero: JPEG round trip, lanczos3 to 224 px, centre crop of 0.9 of the area."""
+    gripper: Literal["checkpoint", "as-is", "openvla"] = "checkpoint"
+    """Meaning of the gripper's dimension, see ModelConfig.gripper; openvla for OpenVLA's checkpoints in LIBERO."""
     lora: LoraConfig | None = None
     """Adapters instead of training all weights."""
+    activation_checkpointing: bool = False
+    """Compute the layers' inner activations a second time in the backward pass instead of keeping them: the same
+    gradients, about a third more time, a fraction of the memory."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     device: str = "auto"
     """auto takes CUDA where there is a GPU, else the CPU."""
+    decode_graphs: bool = True
+    """GPU only: replay the token loop as a CUDA graph. Each batch shape that returns keeps its key-value cache
+    (OpenVLA-7B: 157 MB per observation); off, that memory is free between calls."""

@@ -37,6 +37,10 @@ class SFTConfig:
 
     dataset: str = "runs/demos"
     """Folder of a LeRobotDataset v3."""
+    camera: str = ""
+    """Feature that holds the pictures; empty takes observation.images.image, or the only camera."""
+    image_size: int = 0
+    """Height and width to which the pictures are resized; 0 keeps them as stored."""
     out: str = "runs/sft"
     """Run folder; the policy is written to <out>/policy."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -44,6 +48,8 @@ class SFTConfig:
     """Actions per turn; targets past the end of an episode repeat its last action."""
     epochs: int = 60
     batch_size: int = 64
+    micro_batch: int = 0
+    """Samples per forward pass, gradients being accumulated over a batch; 0 takes the whole batch."""
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_steps: int = 50
@@ -64,6 +70,10 @@ class SFTConfig:
             self.learning_rate > 0, f"sft.learning_rate must be positive, got {self.learning_rate}"
         )
         require(0 <= self.validation_fraction < 1, "sft.validation_fraction must lie in [0, 1)")
+        require(
+            self.image_size >= 0,
+            f"sft.image_size must be 0 (as stored) or positive, got {self.image_size}",
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,8 @@ class PPOConfig:
     epochs: int = 2
     minibatch: int = 256
     micro_batch: int = 0
-    """Samples per forward pass, gradients being accumulated over a minibatch; 0 takes the whole minibatch."""
+    """Samples per forward pass, gradients being accumulated over a minibatch; 0 takes the whole minibatch, -1 as many
+    as the free memory allows."""
     learning_rate: float = 1e-4
     critic_learning_rate: float = 1e-3
     adam_beta2: float = 0.99
@@ -122,15 +133,16 @@ class PPOConfig:
     weight_decay: float = 0.0
     warmup_steps: int = 24
     """Linear learning-rate warm-up in policy optimizer steps."""
-    final_learning_rate: float = 0.3
+    final_learning_rate: float = 1.0
     """The policy learning rate decays linearly to this fraction of itself over the run; 1 keeps it."""
     gamma: float = 0.99
     gae_lambda: float = 0.8
     value_lambda: float = 1.0
     """Lambda of the critic's targets; 1 is Monte-Carlo, bootstrapped at the window's edge."""
-    time_limit_is_terminal: bool = False
-    """False: a time limit bootstraps from the value of the true final observation. True: the horizon is part of the
-    task and its value is 0; allowed only for a critic that sees the time fraction (Pardo et al. 2018)."""
+    time_limit_is_terminal: bool = True
+    """True: the horizon is part of the task, as in every benchmark that counts successes within it, and nothing comes
+    after it; needs a critic that sees the time fraction (Pardo et al. 2018, arXiv:1712.00378). False: a time limit
+    bootstraps from the value of the true final observation."""
     ratio: Literal["token", "action"] = "token"
     """Importance ratio per token, or per action (product over the K tokens, as in the paper)."""
     clip_low: float = 0.2
@@ -164,6 +176,10 @@ class PPOConfig:
     """Iterations in which only the critic learns."""
     critic_warmup_until_explained: bool = False
     """Go on with the warm-up until explained variance is positive (at most 10 times `critic_warmup`)."""
+    recompute_log_probs: bool = False
+    """Take the learner's log-probs of the played tokens as the old ones instead of the sampler's. For models in
+    bfloat16: cached decoding and the learner's one pass round differently there (by 0.1 and more), and the ratio would
+    start away from 1. Costs one more forward pass over the window; in float32 both are equal to 1e-5."""
     logprob_tolerance: float = 1e-3
     """Largest allowed difference between the sampler's and the learner's log-probs at the first minibatch."""
 
@@ -202,6 +218,10 @@ class PPOConfig:
             require(
                 getattr(self, name) >= 0, f"ppo.{name} must be 0 or more, got {getattr(self, name)}"
             )
+        require(
+            self.micro_batch >= -1,
+            f"ppo.micro_batch must be -1 (as memory allows), 0 (a whole minibatch) or more, got {self.micro_batch}",
+        )
         require(
             self.kl_coef == 0 or self.kl_estimator != "k1",
             "ppo.kl_estimator k1 has an expected gradient of zero, as a penalty it only adds noise: take k2 or k3",
@@ -290,6 +310,38 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """Write a policy for other software: merged in OpenVLA's format, or its adapters in PEFT's."""
+
+    checkpoint: str
+    """A run folder, one of its checkpoints, a policy folder or a hub id."""
+    out: str = "runs/export"
+    """Folder to write; must not exist, or be empty."""
+    merged: bool = False
+    """One checkpoint in OpenVLA's format, adapters merged into the weights (the default)."""
+    adapter: bool = False
+    """The adapters alone, in PEFT's format."""
+    base: str = ""
+    """Folder or hub id of the model that the adapters belong to, where it is not the one they name themselves."""
+    unnorm_key: str = ""
+    """Dataset whose action statistics the policy un-normalises with, where the checkpoint has several."""
+    dtype: Literal["stored", "float32", "bfloat16"] = "stored"
+    """Precision of merged weights; stored takes that of the base's files, float32 loses nothing of a small update."""
+    shard_gigabytes: float = 5.0
+    """Largest file of weights, in GB (10^9 bytes)."""
+
+    def __post_init__(self) -> None:
+        require(
+            not (self.merged and self.adapter),
+            "export: --merged and --adapter are two forms, give one of them",
+        )
+        require(
+            self.shard_gigabytes > 0,
+            f"export.shard_gigabytes must be positive, got {self.shard_gigabytes}",
+        )
+
+
+@dataclass(frozen=True)
 class QuickstartConfig:
     """The main job from nothing to a report: demonstrations, fine-tuning, PPO, evaluation."""
 
@@ -297,7 +349,7 @@ class QuickstartConfig:
     """Folder of everything: demos, sft, the training run `ppo`, report.html."""
     preset: str = "metaworld-mt5"
     """Training preset; its suite is demonstrated, fine-tuned on and practised."""
-    minutes: float = 6.0
+    minutes: float = 8.0
     """Minutes of PPO."""
     demos_per_task: int = 5
     """Demonstrations per task to fine-tune on; one more is collected for the validation loss."""

@@ -125,3 +125,23 @@ def identity_statistics(name: str, action_dim: int) -> dict[str, Any]:
         "mask": [True] * action_dim,
     }
     return {name: {"action": action}}
+
+
+def gripper_to_libero(actions: Float[np.ndarray, "*n A"]) -> Float[np.ndarray, "*n A"]:
+    """The gripper of OpenVLA's data (0 closed .. 1 open, last dimension) as LIBERO's command: -1 open, +1 close.
+
+        g -> -sign(2 g - 1)
+
+    0.5 becomes 0, which moves nothing. A copy: callers keep the policy's own values. Source: openvla/openvla@c8f03f4,
+    experiments/robot/robot_utils.py `normalize_gripper_action` and `invert_gripper_action`.
+    """
+    turned = actions.copy()
+    turned[..., -1] = -np.sign(2 * actions[..., -1] - 1)
+    return turned
+
+
+def gripper_from_libero(actions: Float[np.ndarray, "*n A"]) -> Float[np.ndarray, "*n A"]:
+    """LIBERO's gripper command as OpenVLA's data has it, the inverse of `gripper_to_libero` for -1 and +1."""
+    turned = actions.copy()
+    turned[..., -1] = (1 - actions[..., -1]) / 2
+    return turned

@@ -1,9 +1,9 @@
-"""Weights of a policy as safetensors, in the layout of official OpenVLA checkpoints.
+"""The model of a policy on disk, in the layout of official OpenVLA checkpoints.
 
     config.json, dataset_statistics.json, preprocessor_config.json   see hf_config.py
     tokenizer.json                                                    the text tokenizer
-    model.safetensors, or model.safetensors.index.json and shards     the weights (only sharded files are read)
-    adapter_model.safetensors                                         LoRA adapters, if any
+    model.safetensors, or model.safetensors.index.json and shards     the weights
+    adapter_config.json, adapter_model.safetensors                    LoRA adapters, if any, in PEFT's format
     critic.safetensors                                                the value function
 
 Nothing here writes atomically: the caller saves into a temporary folder and renames it.
@@ -13,64 +13,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_rl.config.errors import UserError
 from vla_rl.config.model import ModelConfig
-from vla_rl.policies.hf_config import read_json
+from vla_rl.policies.adapters import StoredAdapter
 from vla_rl.policies.openvla import OpenVLA
+from vla_rl.policies.weights import (
+    SHARD_BYTES,
+    Stored,
+    TensorEntry,
+    model_entries,
+    read_tensors,
+    save_sharded,
+    stream_tensors,
+)
 
-MODEL_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 CRITIC_FILE = "critic.safetensors"
-ADAPTER_FILE = "adapter_model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def has_weights(folder: Path) -> bool:
-    return (folder / MODEL_FILE).is_file() or (folder / INDEX_FILE).is_file()
+@runtime_checkable
+class Shaped(Protocol):
+    """A tensor, or what a file's header says about one."""
 
-
-def weight_files(folder: Path) -> list[Path]:
-    """The file, or the shards, that hold the model's weights. Raises UserError if any is missing."""
-    if (folder / INDEX_FILE).is_file():
-        index = read_json(folder / INDEX_FILE).get("weight_map")
-        if not isinstance(index, dict):
-            raise UserError(f"{folder / INDEX_FILE} has no 'weight_map': the index is damaged")
-        files = [folder / name for name in sorted(set(index.values()))]
-    else:
-        files = [folder / MODEL_FILE]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{file} is missing: the checkpoint in {folder} is incomplete")
-    return files
-
-
-def read_tensors(
-    files: Iterable[Path], dtype: torch.dtype | None = None, device: torch.device | None = None
-) -> dict[str, Tensor]:
-    """Read all tensors of some files, converted. Raises UserError if a file is truncated or not safetensors."""
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (no mapping: only `keys` is there)
-                    tensors[name] = opened.get_tensor(name).to(device=device, dtype=dtype)
-        except FileNotFoundError:
-            raise UserError(f"{file} is missing: the checkpoint is incomplete") from None
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{file} cannot be read ({error}): it is truncated or no safetensors file; copy it again"
-            ) from None
-    return tensors
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 def check_fit(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: Path, what: str
+    found: Mapping[str, Shaped], wanted: Mapping[str, Tensor], source: Path, what: str
 ) -> None:
     """Raise UserError unless names and shapes are the wanted ones; the message says which are not."""
     problems = []
@@ -79,7 +54,7 @@ def check_fit(
     shapes = [
         f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
-        if name in found and found[name].shape != tensor.shape
+        if name in found and tuple(found[name].shape) != tuple(tensor.shape)
     ]
     for title, names in (("missing", missing), ("unknown", unknown), ("wrong shape", shapes)):
         if names:
@@ -91,25 +66,45 @@ def check_fit(
         )
 
 
+def weights_of(folder: Path) -> dict[str, TensorEntry]:
+    """What the checkpoint's files say about its weights, see `model_entries`."""
+    # files written by old versions of transformers carry these derived tables
+    entries = model_entries(folder)
+    return {k: entry for k, entry in entries.items() if not k.endswith("rotary_emb.inv_freq")}
+
+
 def load_model(
     folder: Path,
     config: ModelConfig,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    adapters: Iterable[StoredAdapter] = (),
 ) -> OpenVLA:
-    """Build the model from a checkpoint's weights, without ever holding random ones.
+    """Build the model from a checkpoint's weights, one tensor at a time, without ever holding random ones.
 
-    Raises UserError for a missing or truncated file, and for weights that do not fit `config`.
+    On the host there is never more than the finished model and one tensor; for a model on a GPU one tensor alone.
+    `adapters` are merged on the way, in float32. Raises UserError for a missing or truncated file, and for weights
+    that do not fit `config`, before any is read.
     """
     with torch.device("meta"):
         model = OpenVLA(config)
-    tensors = read_tensors(weight_files(folder), dtype, torch.device(device))
-    # files written by old versions of transformers carry these derived tables
-    tensors = {k: v for k, v in tensors.items() if not k.endswith("rotary_emb.inv_freq")}
-    check_fit(tensors, model.state_dict(), folder, f"a model {config.name!r}")
-    model.load_state_dict(tensors, assign=True)
+    entries, adapters = weights_of(folder), list(adapters)
+    check_fit(entries, model.state_dict(), folder, f"a model {config.name!r}")
+    for adapter in adapters:
+        adapter.check(entries)
+    for name, tensor in stream_tensors(entries):
+        weight = tensor.to(device)
+        for adapter in adapters:
+            weight = adapter.merge(name, weight)
+        _assign(model, name, weight.to(dtype))
+        del tensor, weight  # else they would live on while the next one is read
     model.freeze_unused()
     return model
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
 
 
 def load_into(module: nn.Module, file: Path, what: str) -> None:
@@ -119,9 +114,27 @@ def load_into(module: nn.Module, file: Path, what: str) -> None:
     module.load_state_dict(tensors)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        file,
-        metadata={"format": "pt"},
-    )
+def save_model(
+    state: Mapping[str, Tensor],
+    folder: Path,
+    stored: Mapping[str, torch.dtype],
+    limit: int = SHARD_BYTES,
+) -> list[Path]:
+    """Write a model's tensors, each in the precision it was stored in where that holds it exactly.
+
+    A model that was stored in bfloat16 and computed with in float32 thus gives the same bytes again, and a weight
+    that has been trained keeps its float32. Returns the files.
+    """
+    plan = {
+        name: Stored(_exact_dtype(tensor, stored.get(name)), tuple(tensor.shape))
+        for name, tensor in state.items()
+    }
+    return save_sharded(plan, lambda name: state[name].detach(), folder, limit)
+
+
+def _exact_dtype(tensor: Tensor, stored: torch.dtype | None) -> torch.dtype:
+    if stored is None or stored == tensor.dtype:
+        return tensor.dtype
+    # an exact float32 copy of bfloat16 values is stored as those; a bfloat16 copy of others stays what it is
+    same = torch.equal(tensor.to(stored).to(tensor.dtype), tensor)
+    return stored if same and stored.itemsize <= tensor.dtype.itemsize else tensor.dtype

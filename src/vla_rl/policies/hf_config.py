@@ -29,7 +29,18 @@ from vla_rl.config.model import (
 CONFIG_FILE = "config.json"
 STATISTICS_FILE = "dataset_statistics.json"
 VISION_FILE = "vision.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
 FORMAT = 1
+COMPANIONS = (
+    PREPROCESSOR_FILE,
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+)
+"""What else an official folder holds and other software reads; copied, not interpreted."""
+NOT_IN_SECTION = ("norm_stats", "extra", "files")
 
 # defaults of transformers' LlamaConfig, from which official files store only the differences
 LLAMA_DEFAULTS = {
@@ -60,6 +71,8 @@ class Checkpoint:
     """Folder of the frozen base, for adapters on a base that is not stored along with them."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Keys of the official file that we keep as they are."""
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    """Small files beside config.json that go along unchanged, by name."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -104,23 +117,40 @@ def _build(hint: Any, value: Any, where: str) -> Any:
 
 
 def read_checkpoint_config(folder: Path) -> Checkpoint:
-    """Read config.json (and what lies beside it). Raises UserError for anything that does not fit together."""
+    """Read config.json (and what lies beside it). Raises UserError for anything that does not fit together.
+
+    Statistics in dataset_statistics.json take the place of config.json's, as in OpenVLA's evaluation: fine-tuning
+    writes the new dataset's there and leaves the pretraining's in config.json.
+    """
     path = folder / CONFIG_FILE
     if not folder.is_dir():
-        raise UserError(f"No checkpoint folder at {folder}")
+        raise UserError(
+            f"No checkpoint folder at {folder}: expected a folder with {CONFIG_FILE}, or the id of a hub repository "
+            "such as openvla/openvla-7b"
+        )
     raw = read_json(path)
     norm_stats = raw.get("norm_stats") or {}
-    if not norm_stats and (folder / STATISTICS_FILE).is_file():
-        norm_stats = read_json(folder / STATISTICS_FILE)
     extra = {key: value for key, value in raw.items() if key not in ("vla_rl", "norm_stats")}
+    if (folder / STATISTICS_FILE).is_file():
+        if norm_stats:
+            extra["norm_stats"] = norm_stats
+        norm_stats = read_json(folder / STATISTICS_FILE)
+    if not isinstance(norm_stats, dict):
+        raise UserError(
+            f"{path}: norm_stats must be an object with one entry per dataset, got {norm_stats!r:.60}"
+        )
+    found = {name: folder / name for name in COMPANIONS}
+    files = {name: file.read_bytes() for name, file in found.items() if file.is_file()}
     if "vla_rl" in raw:
-        return _own_format(raw["vla_rl"], norm_stats, extra, f"{path}: vla_rl")
+        described = _own_format(raw["vla_rl"], norm_stats, extra, f"{path}: vla_rl")
+        return dataclasses.replace(described, files=files)
     if raw.get("model_type") != "openvla":
         raise UserError(
             f"{path} describes a model of type {raw.get('model_type')!r}, expected 'openvla': "
             "only OpenVLA checkpoints can be loaded"
         )
-    return Checkpoint(_official_model(raw, folder), norm_stats, _dimension(norm_stats), extra=extra)
+    model = _official_model(raw, folder)
+    return Checkpoint(model, norm_stats, _dimension(norm_stats), extra=extra, files=files)
 
 
 def _own_format(
@@ -154,7 +184,7 @@ def _official_model(raw: dict[str, Any], folder: Path) -> ModelConfig:
         )
     dino, siglip = _towers(raw, folder)
     return ModelConfig(
-        name=folder.name,
+        name=_name(folder),
         image_size=int(raw.get("image_sizes", [224])[0]),
         dino=dino,
         siglip=siglip,
@@ -172,6 +202,13 @@ def _official_model(raw: dict[str, Any], folder: Path) -> ModelConfig:
         ),
         action_bins=int(raw.get("n_action_bins", 256)),
     )
+
+
+def _name(folder: Path) -> str:
+    """The folder's name; of a snapshot in the hub's cache the repository's."""
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return folder.resolve().name
 
 
 def _towers(raw: dict[str, Any], folder: Path) -> tuple[VisionTowerConfig, VisionTowerConfig]:
@@ -235,18 +272,23 @@ def write_checkpoint_config(folder: Path, checkpoint: Checkpoint) -> None:
         },
     }
     own = dataclasses.asdict(checkpoint)
-    own = {key: value for key, value in own.items() if key not in ("norm_stats", "extra")}
+    own = {key: value for key, value in own.items() if key not in NOT_IN_SECTION}
     content = {
         **official,
         **checkpoint.extra,
-        "norm_stats": checkpoint.norm_stats,
+        # datasets of the pretraining stay named here, for readers that look into config.json alone
+        "norm_stats": {**checkpoint.extra.get("norm_stats", {}), **checkpoint.norm_stats},
         "vla_rl": {"format": FORMAT, **own},
     }
-    _write_json(folder / CONFIG_FILE, content)
-    _write_json(folder / STATISTICS_FILE, checkpoint.norm_stats)
+    write_json(folder / CONFIG_FILE, content)
+    write_json(folder / STATISTICS_FILE, checkpoint.norm_stats)
+    for name, companion in checkpoint.files.items():
+        (folder / name).write_bytes(companion)
+    if PREPROCESSOR_FILE in checkpoint.files:
+        return
     size = model.image_size
-    _write_json(
-        folder / "preprocessor_config.json",
+    write_json(
+        folder / PREPROCESSOR_FILE,
         {
             "image_processor_type": "PrismaticImageProcessor",
             "image_resize_strategy": "resize-naive",
@@ -259,5 +301,5 @@ def write_checkpoint_config(folder: Path, checkpoint: Checkpoint) -> None:
     )
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 SMALL_PRODUCT = 2**20
 """Products of fewer multiplications stay with torch: calling oneDNN costs about 10 microseconds."""
@@ -146,6 +147,35 @@ def gated_linear(
     return F.silu(gate(x)) * up(x)
 
 
+def add_low_rank(
+    y: Float[Tensor, "*rows o"],
+    x: Float[Tensor, "*rows i"],
+    down: Float[Tensor, "r i"],
+    up: Float[Tensor, "o r"],
+    scale: float,
+) -> Float[Tensor, "*rows o"]:
+    """Compute y + scale (x down^T) up^T in the precision of `x`, to which finer weights are rounded.
+
+    Gradients of the weights come back in the weights' own precision.
+    """
+    inner = x.reshape(-1, x.shape[-1]) @ down.to(x.dtype).t()
+    rows = y.reshape(-1, y.shape[-1])
+    return torch.addmm(rows, inner, up.to(x.dtype).t(), alpha=scale).view_as(y)
+
+
+def run_block(block: nn.Module, x: Tensor, *rest: Any, recompute: bool) -> Tensor:
+    """block(x, *rest); with `recompute` its inner activations are computed again in the backward pass, not kept.
+
+    Without dropout nothing in it is random, so the generator need not be wound back (which is not safe with several
+    threads) and gradients are the same to the bit.
+    """
+    if not recompute or not torch.is_grad_enabled():
+        return block(x, *rest)
+    if not x.requires_grad and not any(p.requires_grad for p in block.parameters()):
+        return block(x, *rest)  # a frozen block keeps nothing anyway; its input would be kept
+    return checkpoint(block, x, *rest, use_reentrant=False, preserve_rng_state=block.training)  # type: ignore[no-any-return]
+
+
 def attend(
     q: Float[Tensor, "N h Q d"],
     k: Float[Tensor, "N h S d"],
@@ -155,7 +185,10 @@ def attend(
 ) -> Float[Tensor, "N h Q d"]:
     """softmax(q k^T / sqrt(d) + bias) v; `causal` needs Q = S and hides later columns."""
     queries, columns = q.shape[-2], k.shape[-2]
-    if q.device.type != "cpu" or queries * columns > SMALL_ATTENTION:
+    plain = (
+        q.device.type == "cpu" and q.dtype == torch.float32
+    )  # coarser types would round the scores
+    if not plain or queries * columns > SMALL_ATTENTION:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal)
     if causal and queries > 1:
         bias = causal_bias(columns, q.device, q.dtype)

@@ -72,6 +72,10 @@ class KeyValueCache:
         self.storage = torch.zeros(shape, device=device, dtype=dtype)
         self.columns = columns
 
+    def clear(self, start: int) -> None:
+        """Empty the columns from `start` on, before the ones up to there are written again."""
+        self.storage[..., start:, :].zero_()
+
     def write(
         self,
         layer: int,
@@ -173,6 +177,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.padded_vocab, config.hidden)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.rms_norm_eps)
+        self.recompute = False
+        """Keep only each layer's input for the backward pass."""
 
     def _pass(self, x: Tensor, columns: Columns, visible: int, length: int) -> Pass:
         """Rotary tables and mask for queries at `columns` that may look at the first `visible` columns."""
@@ -210,7 +216,10 @@ class Decoder(nn.Module):
         last = len(self.layers) - 1
         selection = None if asked is None else (asked, self._pass(x, asked, visible, length))
         for i, layer in enumerate(self.layers):
-            x = layer(x, shared, selection if i == last else None, cache, i)
+            x = kernels.run_block(
+                layer, x, shared, selection if i == last else None, cache, i,
+                recompute=self.recompute and cache is None,
+            )  # fmt: skip
         return self.norm(x)
 
 

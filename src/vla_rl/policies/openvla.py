@@ -32,10 +32,12 @@ class Prompts:
 
     ids: Int64[Tensor, "N L"]
     lengths: Int64[np.ndarray, " N"]
+    row_by_row: bool = False
+    """Address columns row by row even where all lengths are equal, so that only the shape of `ids` matters."""
 
     @property
     def equal_length(self) -> bool:
-        return bool((self.lengths == self.lengths[0]).all())
+        return not self.row_by_row and bool((self.lengths == self.lengths[0]).all())
 
 
 class Projector(nn.Module):
@@ -79,6 +81,12 @@ class OpenVLA(nn.Module):
         for tower in (self.vision_backbone.featurizer, self.vision_backbone.fused_featurizer):
             for parameter in tower.unused_parameters():
                 parameter.requires_grad_(False)
+
+    def checkpoint_activations(self, on: bool) -> None:
+        """Whether gradients are computed with the layers' inner activations made again instead of kept."""
+        towers = self.vision_backbone.featurizer, self.vision_backbone.fused_featurizer
+        for stack in (*towers, self.language_model.model):
+            stack.recompute = on
 
     @property
     def dtype(self) -> torch.dtype:
@@ -138,12 +146,22 @@ class OpenVLA(nn.Module):
         return self.language_model.model(x, Columns(0, x.shape[1]), self._asked(prompts, 1))[:, 0]
 
     def prefill(
-        self, pixel_values: Float[Tensor, "N 6 H W"], prompts: Prompts, count: int
+        self,
+        pixel_values: Float[Tensor, "N 6 H W"],
+        prompts: Prompts,
+        count: int,
+        cache: KeyValueCache | None = None,
     ) -> tuple[Float[Tensor, "N D"], Decoding]:
-        """Run the prompts once, with room in the cache for `count` action tokens."""
+        """Run the prompts once, with room in the cache for `count` action tokens.
+
+        A `cache` that is given must have that room; what it held is lost.
+        """
         x = self._embed(self.embed_images(pixel_values), prompts.ids)
         n, length, _ = x.shape
-        cache = KeyValueCache(self.config.language, n, length + count - 1, x.device, x.dtype)
+        if cache is None:
+            cache = KeyValueCache(self.config.language, n, length + count - 1, x.device, x.dtype)
+        else:
+            cache.clear(length)
         newest = self._asked(prompts, 1)
         hidden = self.language_model.model(x, Columns(0, length), newest, cache)
         return hidden[:, 0], Decoding(cache, newest)

@@ -20,17 +20,24 @@ from vla_rl.functional import (
     action_log_softmax,
     entropy,
     gather_log_probs,
-    sample_from_uniforms,
 )
 from vla_rl.policies import checkpoint as files
 from vla_rl.policies import lora
-from vla_rl.policies.action_tokens import ActionTokenizer, select_statistics
+from vla_rl.policies.action_tokens import (
+    ActionTokenizer,
+    gripper_from_libero,
+    gripper_to_libero,
+    select_statistics,
+)
 from vla_rl.policies.critic import CriticInput, build_critic
-from vla_rl.policies.hf_config import Checkpoint, read_checkpoint_config, write_checkpoint_config
+from vla_rl.policies.decoding import TokenDecoder, record_cuda_graph
+from vla_rl.policies.exporting import save_policy
+from vla_rl.policies.hf_config import Checkpoint
+from vla_rl.policies.loading import find_source, load_network, load_parts
 from vla_rl.policies.openvla import OpenVLA, Prompts, initialise
-from vla_rl.policies.processing import Processor, pixel_values, raw_pixels
+from vla_rl.policies.processing import Processor, pixel_values, with_protocol
 from vla_rl.policies.protocol import Evaluation, PolicyOutput
-from vla_rl.policies.tokenizer import build_tiny_tokenizer, load_tokenizer
+from vla_rl.policies.tokenizer import build_tiny_tokenizer
 from vla_rl.runtime.devices import resolve_device
 from vla_rl.types import Observation
 
@@ -52,6 +59,7 @@ class OpenVLAPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        description = replace(description, model=with_protocol(description.model, config))
         self.description = description
         self.model = model
         self.critic = build_critic(config.critic, description.model)
@@ -72,9 +80,16 @@ class OpenVLAPolicy(nn.Module):
         self.detach_values = False
         self.critic_restored = False
         """Whether the critic came from the checkpoint (true) or was initialised afresh."""
+        self.stored_dtypes: dict[str, torch.dtype] = {}
+        """Precision of the model's tensors in the files they were read from; `save` keeps it where nothing is lost."""
+        self.model.checkpoint_activations(config.activation_checkpointing)
         self._reference: list[OpenVLA] = []  # in a list: not a submodule, never saved or trained
         self.to(device)
         self.eval()
+        graphs = config.decode_graphs and device.type == "cuda"
+        self.decoder = TokenDecoder(
+            self.model, self.num_tokens, record_cuda_graph if graphs else None
+        )
         self._initial_version = self._version()
 
     @classmethod
@@ -114,33 +129,28 @@ class OpenVLAPolicy(nn.Module):
         config: PolicyConfig | None = None,
         *,
         unnorm_key: str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         seed: int = 0,
     ) -> OpenVLAPolicy:
-        """Load a policy from a checkpoint folder, official or ours.
+        """Load a policy from a checkpoint, official or ours: a folder, a hub id, or adapters in PEFT's format.
 
         A stored critic is loaded if it was saved under the same CriticConfig; otherwise a fresh one is made from
-        `seed` and `critic_restored` is false. Stored adapters are loaded; `config.lora` puts new ones on a
-        checkpoint without. dtype: of the base weights; adapters and critic are always float32.
+        `seed` and `critic_restored` is false. Adapters of our own checkpoints stay adapters, those in PEFT's format
+        are merged; `config.lora` puts new ones on a checkpoint without. unnorm_key and dtype (of the model's
+        weights; adapters and critic are always float32) take the place of `config`'s.
 
         Raises UserError for missing, truncated or ill-fitting files.
         """
-        folder = Path(folder)
         config = config or PolicyConfig()
         device = resolve_device(config.device)
-        description = read_checkpoint_config(folder)
-        if unnorm_key is not None:
-            description = replace(description, unnorm_key=unnorm_key)
-        tokenizer = load_tokenizer(folder / files.TOKENIZER_FILE)
-        stored_critic = description.critic
-        network, description = _load_network(folder, description, config, device, dtype)
-        description = replace(description, critic=config.critic)
+        parts = load_parts(folder, config, device, unnorm_key, dtype)
+        network = parts.network
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            policy = cls(network, tokenizer, description, config, device)
-        if stored_critic == config.critic:
-            file = folder / files.CRITIC_FILE
-            files.load_into(policy.critic, file, f"a {config.critic.kind} critic")
+            policy = cls(network.model, parts.tokenizer, network.description, config, device)
+        policy.stored_dtypes = network.stored
+        if parts.stored_critic == config.critic:
+            files.load_into(policy.critic, parts.critic_file, f"a {config.critic.kind} critic")
             policy.critic_restored = True
         return policy
 
@@ -162,8 +172,7 @@ class OpenVLAPolicy(nn.Module):
         return self.model.language_model.lm_head.weight.device
 
     def _inputs(self, observation: Observation) -> tuple[Tensor, Prompts, Tensor]:
-        self.processor.check_images(observation.images)
-        raw = raw_pixels(observation.images, self.device)
+        raw = self.processor.raw(observation.images, self.device)
         prompts = self.processor.prompts(observation.instructions, self.device)
         time = torch.from_numpy(np.array(observation.time_fraction, dtype=np.float32))
         return raw, prompts, time.to(self.device)
@@ -199,29 +208,14 @@ class OpenVLAPolicy(nn.Module):
         shape = (len(observation), self.num_tokens)
         if uniforms is not None and uniforms.shape != shape:
             raise ValueError(f"uniforms must have shape {shape}, got {uniforms.shape}")
-        hidden, state = self.model.prefill(
-            pixel_values(raw, self.processor.config), prompts, self.num_tokens
-        )
+        hidden, state = self.decoder.prefill(pixel_values(raw, self.processor.config), prompts)
         values = self._value(raw, prompts, time, hidden)
         draws = None
         if temperature > 0:
             given = torch.rand(shape) if uniforms is None else torch.from_numpy(np.array(uniforms))
             draws = given.to(self.device, torch.float32)
-        tokens: list[Tensor] = []
-        log_probs: list[Tensor] = []
-        for k in range(self.num_tokens):
-            if k > 0:
-                hidden = self.model.decode(state, tokens[-1])
-            logits = self.model.action_logits(hidden)
-            if draws is None:
-                tokens.append(logits.argmax(-1))
-                continue
-            log_probs.append(action_log_softmax(logits, temperature))
-            tokens.append(sample_from_uniforms(log_probs[-1], draws[:, k]))
-        chosen = torch.stack(tokens, 1)
-        if draws is None:
-            return chosen, torch.zeros(shape, device=self.device), values
-        return chosen, gather_log_probs(torch.stack(log_probs, 1), chosen), values
+        tokens, log_probs = self.decoder.choose(hidden, state, draws, temperature)
+        return tokens, log_probs, values
 
     def evaluate(
         self, observation: Observation, tokens: Int64[Tensor, "N K"], temperature: float = 1.0
@@ -265,9 +259,8 @@ class OpenVLAPolicy(nn.Module):
         if folder is None:
             reference = copy.deepcopy(self.model)
         else:
-            reference = files.load_model(
-                Path(folder), self.description.model, self.device, self.model.dtype
-            )
+            source = find_source(folder, self.config.base)
+            reference = load_network(source, self.config, self.device, self.model.dtype).model
         self._reference[:] = [reference.requires_grad_(False).eval()]
 
     @torch.no_grad()
@@ -302,7 +295,10 @@ class OpenVLAPolicy(nn.Module):
         """Tokens to un-normalised actions in the simulator's units."""
         values = self.action_tokenizer.decode(tokens.detach().cpu().numpy())
         shaped = values.reshape(len(values), self.action_chunk, self.action_dim)
-        return self.statistics.unnormalize(shaped).astype(np.float32)
+        actions = self.statistics.unnormalize(shaped)
+        if self.description.model.gripper == "openvla":
+            actions = gripper_to_libero(actions)
+        return actions.astype(np.float32)
 
     def encode_actions(
         self, actions: Float32[np.ndarray, "N C A"] | Float64[np.ndarray, "N C A"]
@@ -316,57 +312,28 @@ class OpenVLAPolicy(nn.Module):
                 f"The policy plays {self.action_chunk} actions of size {self.action_dim} per turn, got actions of "
                 f"shape {tuple(actions.shape)}: check action_chunk and the dataset's action size"
             )
+        if self.description.model.gripper == "openvla":
+            actions = gripper_from_libero(actions)
         bins = self.action_tokenizer.encode(self.statistics.normalize(actions))
         return torch.from_numpy(bins.reshape(len(bins), self.num_tokens))
 
     def policy_parameters(self) -> list[nn.Parameter]:
-        """All weights of the model that are trained: the adapters alone if there are any."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        """All weights of the model that are trained: the adapters alone if there are any.
+
+        Raises UserError where they are not float32: in bfloat16 steps of a learning rate's size are rounded away.
+        """
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        coarse = {parameter.dtype for parameter in trained} - {torch.float32}
+        if coarse:
+            raise UserError(
+                f"the model's weights are {coarse.pop()} and cannot be trained in that precision: train adapters on "
+                "them (policy.lora), or all weights in float32 (policy.dtype float32, 24 bytes a weight)"
+            )
+        return trained
 
     def critic_parameters(self) -> list[nn.Parameter]:
         return list(self.critic.parameters())
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint, see `vla_rl.policies.checkpoint`. Adapters go without a base that has a folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_checkpoint_config(folder, self.description)
-        self.processor.tokenizer.save(str(folder / files.TOKENIZER_FILE))
-        if self.description.lora is not None:
-            files.save_tensors(lora.adapter_state(self.model), folder / files.ADAPTER_FILE)
-        if self.description.base is None:
-            files.save_tensors(lora.base_state(self.model), folder / files.MODEL_FILE)
-        files.save_tensors(self.critic.state_dict(), folder / files.CRITIC_FILE)
-
-
-def _load_network(
-    folder: Path,
-    description: Checkpoint,
-    config: PolicyConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[OpenVLA, Checkpoint]:
-    """The model with its adapters, and the description of what `save` will write."""
-    stored = description.lora
-    if stored is not None and config.lora is not None and not lora.same_shape(config.lora, stored):
-        raise UserError(
-            f"{folder} holds adapters of {stored}, the configuration asks for {config.lora}: use the stored settings"
-        )
-    base = Path(description.base) if description.base else folder
-    if not files.has_weights(base):
-        raise UserError(
-            f"No model weights ({files.MODEL_FILE} or {files.INDEX_FILE}) in {base}"
-            + (f", the base of the adapters in {folder}" if description.base else "")
-        )
-    network = files.load_model(base, description.model, device, dtype)
-    wanted = config.lora or stored
-    if wanted is None:
-        return network, description
-    lora.add_adapters(network, wanted)
-    if stored is not None:
-        file = folder / files.ADAPTER_FILE
-        tensors = files.read_tensors([file], torch.float32)
-        files.check_fit(tensors, lora.adapter_state(network), file, "these adapters")
-        lora.load_adapter_state(network, tensors)
-        return network, replace(description, lora=wanted)
-    return network, replace(description, lora=wanted, base=str(folder.resolve()))
+        """Write the checkpoint, see `exporting`. Adapters go without a base that has a folder."""
+        save_policy(self, folder)

@@ -137,6 +137,8 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.attn_pool = AttentionPool(config) if config.attention_pool else None
+        self.recompute = False
+        """Keep only each block's input for the backward pass."""
 
     def unused_parameters(self) -> list[nn.Parameter]:
         """Parameters that no gradient can reach: last block, final norm, pooling head."""
@@ -153,7 +155,7 @@ class VisionTransformer(nn.Module):
         if prefix:
             x = torch.cat([*prefix, x], 1)
         for block in list(self.blocks)[:-1]:
-            x = block(x)
+            x = kernels.run_block(block, x, recompute=self.recompute)
         return x[:, self.prefix :]
 
 

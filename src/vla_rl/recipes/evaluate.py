@@ -25,6 +25,7 @@ from vla_rl.recipes.videos import record_videos
 from vla_rl.rollout import Collector, EpisodeRecord, play_each_once
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import write_json
+from vla_rl.runtime.hub import hub_id
 from vla_rl.runtime.progress import progress
 from vla_rl.runtime.provenance import versions
 from vla_rl.runtime.run_folder import Run, training_run
@@ -151,7 +152,12 @@ def summary(records: list[EpisodeRecord]) -> dict[str, Any]:
 
 
 def locate_policy(checkpoint: Path) -> tuple[Path, EnvConfig | None]:
-    """Find the policy in a run (its newest checkpoint), a checkpoint or a policy folder, and its run's environment."""
+    """Find the policy in a run (its newest checkpoint), a checkpoint or a policy folder, and its run's environment.
+
+    Ids of hub repositories are returned as they are.
+    """
+    if hub_id(checkpoint) is not None:
+        return checkpoint, None
     if not checkpoint.exists():
         raise UserError(
             f"{checkpoint} does not exist: expected a run folder, a checkpoint or a policy folder"
@@ -173,10 +179,11 @@ def locate_policy(checkpoint: Path) -> tuple[Path, EnvConfig | None]:
         return saved[-1], env
     if (checkpoint / "policy" / "config.json").is_file():
         return checkpoint / "policy", env
-    if (checkpoint / "config.json").is_file():
+    if any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
         return checkpoint, env
     raise UserError(
-        f"{checkpoint} holds no policy: expected config.json with model.safetensors, a folder `policy`, or a run"
+        f"{checkpoint} holds no policy: expected config.json with model.safetensors, adapter_config.json, a folder "
+        "`policy`, or a run"
     )
 
 

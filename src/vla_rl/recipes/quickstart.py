@@ -23,8 +23,8 @@ from vla_rl.runtime.progress import console
 from vla_rl.runtime.run_folder import QUICKSTART_RUN
 
 
-def quickstart(config: QuickstartConfig) -> Path:
-    """Run every step that is still to do; returns the path of the report."""
+def quickstart(config: QuickstartConfig) -> Path | None:
+    """Run every step that is still to do. Returns the path of the report, None if practice was interrupted."""
     out = Path(config.out)
     if config.force:
         shutil.rmtree(out, ignore_errors=True)
@@ -60,7 +60,8 @@ def quickstart(config: QuickstartConfig) -> Path:
 
     report = out / "report.html"
     if not (ppo / "eval" / "after-sampled.json").is_file():
-        return report  # stopped by Ctrl-C: `train` has said how to go on
+        console().print("The same command goes on with practice, and then writes the report.")
+        return None
     shutil.copyfile(
         sft / "metrics.jsonl", ppo / "sft.jsonl"
     )  # the report shows the fine-tuning too

@@ -22,6 +22,7 @@ from vla_rl.curriculum import TaskSampler
 from vla_rl.envs import ProcessVectorEnv, split_initial_states
 from vla_rl.policies.kernels import keep_freed_memory
 from vla_rl.recipes.evaluate import evaluate_before_or_after, evaluate_during
+from vla_rl.recipes.memory_budget import with_micro_batch
 from vla_rl.recipes.train_state import TrainState, load_policy, open_training_run
 from vla_rl.rewards import SuccessReward
 from vla_rl.rollout import Collector, rollout_metrics
@@ -40,7 +41,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     seed_everything(config.run.seed)
     keep_freed_memory()
     policy = load_policy(config, run)
-    learner = PPO(policy, config.ppo, config.policy.critic, config.run.seed, config.run.threads)
+    ppo = with_micro_batch(config.ppo, policy, config.env.num_envs)
+    learner = PPO(policy, ppo, config.policy.critic, config.run.seed, config.run.threads)
     reward_model = SuccessReward()
     with (
         run,

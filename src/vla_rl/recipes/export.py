@@ -1,0 +1,53 @@
+"""Write a trained policy for other software.
+
+vla-rl export runs/first --out runs/export             one checkpoint in OpenVLA's format, adapters merged
+vla-rl export runs/first --out runs/adapter --adapter  the adapters alone, in PEFT's format
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from vla_rl.config import ExportConfig, PolicyConfig, UserError
+from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.exporting import export_adapter, export_merged
+from vla_rl.policies.loading import find_source, stored_dtype
+from vla_rl.recipes.evaluate import locate_policy
+from vla_rl.recipes.sft import require_unused
+from vla_rl.runtime.files import cannot_write
+
+
+def export(config: ExportConfig) -> Path:
+    """Write `config.out`, whole or not at all, and return it.
+
+    Computes on the CPU, with the weights in the precision they are stored in, so that a 7B model in bfloat16 takes
+    15 GB of memory. Raises UserError for a policy that cannot be read, one without adapters where those are asked
+    for, and an `out` that is in use or cannot be written.
+    """
+    out = Path(config.out)
+    require_unused(out)
+    folder = str(locate_policy(Path(config.checkpoint))[0])
+    source = find_source(folder, config.base)
+    settings = PolicyConfig(
+        checkpoint=folder, base=config.base, unnorm_key=config.unnorm_key, device="cpu"
+    )
+    policy = OpenVLAPolicy.from_checkpoint(folder, settings, dtype=stored_dtype(source))
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        if config.adapter:
+            export_adapter(policy, partial)
+        else:
+            dtype = None if config.dtype == "stored" else getattr(torch, config.dtype)
+            export_merged(policy, partial, dtype, int(config.shard_gigabytes * 1e9))
+        if out.is_dir():
+            shutil.rmtree(out)
+        partial.rename(out)
+    except OSError as error:
+        raise UserError(cannot_write(out, error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out

@@ -1,0 +1,70 @@
+"""Folder or hub id: where the files of a checkpoint lie on this machine.
+
+A checkpoint is named by a folder or by an id of the Hugging Face hub (`openvla/openvla-7b`, `owner/name@revision`).
+Of a hub repository only JSON and safetensors files are fetched, nothing that could run. Importing this module
+imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from vla_rl.config.errors import UserError
+
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+PATTERNS = ("*.json", "*.safetensors")
+
+
+def hub_id(reference: str | Path) -> tuple[str, str | None] | None:
+    """(repository, revision) where `reference` is a hub id, None where it names a folder.
+
+    A folder that exists is a folder, and so is anything below one: `runs/sft` never leads to a download while
+    there is a folder `runs`.
+    """
+    text = str(reference)
+    found = HUB_ID.fullmatch(text)
+    if found is None or Path(text).exists() or Path(text).parts[0] in ("runs", "checkpoints"):
+        return None
+    if Path(text).parent.exists():
+        return None
+    return found[1], found[2]
+
+
+def checkpoint_folder(reference: str | Path) -> Path:
+    """The local folder of a checkpoint, fetched from the hub or found in its cache where `reference` is a hub id.
+
+    Folders are returned as they are, whether they exist or not. Raises UserError if huggingface_hub is not
+    installed, or the repository is neither reachable nor cached.
+    """
+    named = hub_id(reference)
+    if named is None:
+        return Path(reference)
+    repository, revision = named
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(
+            f"{reference} is no folder here; to fetch it from the hub, install the package huggingface_hub "
+            "(`pip install huggingface_hub`), or download it elsewhere and give its folder"
+        ) from None
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=list(PATTERNS)
+        )
+    except (
+        Exception
+    ) as error:  # the library raises its own, its HTTP client's and the system's errors
+        raise UserError(_why_not(str(reference), repository, error)) from error
+    return Path(folder)
+
+
+def _why_not(reference: str, repository: str, error: Exception) -> str:
+    kind = type(error).__name__
+    start = f"{reference} is no folder here, and the hub's repository {repository!r}"
+    if kind in ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError"):
+        return f"{start} cannot be had ({kind}): check the spelling, or log in with `hf auth login` if it is private"
+    return (
+        f"{start} is neither reachable nor in the local cache ({kind}): on a machine with network, run "
+        f"`hf download {repository} --include '*.json' '*.safetensors' --local-dir DIR`, copy DIR here and give that"
+    )
