@@ -62,13 +62,27 @@ def _on(suite: str, base: TrainConfig = _OURS, ppo: PPOConfig | None = None) -> 
     return replace(base, env=EnvConfig(suite=suite), ppo=ppo or base.ppo)
 
 
+def _many_tasks(suite: str, floor: float) -> TrainConfig:
+    """Ours for suites with tasks that are never solved at first.
+
+    The paper's curriculum would play those three times out of four, and what is learned from nothing but failures is
+    noise that costs the other tasks (on mt10 drawer-open fell from 0.9 to 0.6): `frontier`, and windows twice as large.
+    Some tasks take the expert 14 turns: a horizon of 15 would leave a learner no time to err.
+    """
+    return replace(
+        _OURS,
+        env=EnvConfig(suite=suite, horizon=20),
+        ppo=replace(_OURS.ppo, turns=100, minibatch=512),
+        curriculum=replace(_OURS.curriculum, mode="frontier", floor=floor),
+    )
+
+
 PRESETS: dict[str, TrainConfig] = {
     "metaworld-mt1": _on("mt1:drawer-open"),
     "metaworld-mt5": _OURS,
-    # peg-insert-side and door-open take the expert up to 14 turns: 15 would leave a learner no time to err
-    "metaworld-mt10": replace(_OURS, env=EnvConfig(suite="mt10", horizon=20)),
-    # fifty tasks at the default floor of 0.02 would leave the curriculum nothing to choose
-    "metaworld-mt50": replace(_on("mt50"), curriculum=replace(_OURS.curriculum, floor=0.005)),
+    "metaworld-mt10": _many_tasks("mt10", floor=0.02),
+    # fifty tasks at a floor of 0.02 would leave the curriculum nothing to choose
+    "metaworld-mt50": _many_tasks("mt50", floor=0.005),
     "metaworld-mt5-paper": replace(
         _OURS,
         policy=PolicyConfig(critic=CriticConfig(kind="shared", time_fraction=False)),
