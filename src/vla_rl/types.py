@@ -169,6 +169,7 @@ class Rollout:
     truncated: Bool[np.ndarray, "M N"]
     final_values: Float32[np.ndarray, "M N"]
     next_values: Float32[np.ndarray, " N"]
+    next_images: UInt8[np.ndarray, "N H W 3"]  # what follows the window
     succeeded: Bool[np.ndarray, "M N"]  # of an episode that succeeded in this window
     valid: Bool[np.ndarray, "M N"]  # false where a crashed simulator left a turn without an outcome
     temperature: float  # the sampler's

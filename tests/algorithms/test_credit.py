@@ -39,6 +39,7 @@ def window(turns: int, envs: int = 1, **arrays: np.ndarray) -> Rollout:
         truncated=no,
         final_values=zeros,
         next_values=np.zeros(n, np.float32),
+        next_images=np.zeros((n, 4, 4, 3), np.uint8),
         succeeded=no,
         valid=~no,
         temperature=1.0,

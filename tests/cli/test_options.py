@@ -119,7 +119,7 @@ def test_every_preset_has_a_line_in_the_help_and_the_papers_numbers_are_the_pape
         ),
         ("train --resume", ["--resume needs a value"]),
         ("eval", ["CHECKPOINT is missing"]),
-        ("eval x --split heldout", ["--split: expected one of held-out, train", "'held-out'"]),
+        ("eval x --split heldout", ["--split: expected one of auto, held-out, train, all", "'held-out'"]),
         ("eval x --episodes-per-task 0", ["episodes_per_task must be at least 1, got 0"]),
         ("eval x --tempratur 1", ["no option --tempratur", "'--temperature'"]),
         ("report", ["RUN is missing"]),

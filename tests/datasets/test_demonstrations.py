@@ -3,7 +3,7 @@ import pytest
 
 from vla_rl.config import UserError
 from vla_rl.data.demonstrations import (
-    NORMALISED_ROBOT,
+    NORMALISED_ROBOTS,
     Demonstrations,
     action_chunks,
     demonstration_features,
@@ -62,7 +62,7 @@ def test_observation_takes_picture_and_instruction_of_the_same_frame():
     assert seen.instructions == ("a", "b")
 
 
-@pytest.mark.parametrize("robot", [NORMALISED_ROBOT, "arm"])
+@pytest.mark.parametrize("robot", [*NORMALISED_ROBOTS, "arm"])
 def test_loading_what_was_written(tmp_path, robot):
     rng = np.random.default_rng(0)
     features = demonstration_features(16, 3, 2, video=False)
@@ -86,7 +86,7 @@ def test_loading_what_was_written(tmp_path, robot):
         np.testing.assert_array_equal(values, np.concatenate([frames[name] for frames in written]))
     assert [demos.instructions[i] for i in demos.task_ids[[0, 40, 80]]] == ["open", "close", "open"]
     actions = demos.actions.astype(np.float64)
-    if robot == NORMALISED_ROBOT:
+    if robot in NORMALISED_ROBOTS:
         assert (demos.action_low.tolist(), demos.action_high.tolist()) == ([-1, -1], [1, 1])
     else:
         np.testing.assert_allclose(demos.action_low, np.quantile(actions, 0.01, axis=0))

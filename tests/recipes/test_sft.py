@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vla_rl.algorithms.sft import SFT, epoch_batches, random_shift, schedule, shift_images
 from vla_rl.config import DemosConfig, EnvConfig, PolicyConfig, SFTConfig, UserError
 from vla_rl.data.demonstrations import (
-    NORMALISED_ROBOT,
+    NORMALISED_ROBOTS,
     action_chunks,
     demonstration_features,
     load_demonstrations,
@@ -25,7 +25,7 @@ from vla_rl.recipes.sft import build_policy, fine_tune
 TASKS = ("open the drawer", "close the window")
 
 
-def write_dataset(folder, episodes=6, length=4, size=32, action_size=4, robot=NORMALISED_ROBOT):
+def write_dataset(folder, episodes=6, length=4, size=32, action_size=4, robot=NORMALISED_ROBOTS[0]):
     """Episodes whose picture's brightness tells the action."""
     rng = np.random.default_rng(0)
     texture = rng.integers(0, 128, (size, size, 3), dtype=np.uint8)

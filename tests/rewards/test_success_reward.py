@@ -109,6 +109,7 @@ def rollout():
         "truncated": flags,
         "final_values": numbers,
         "next_values": np.zeros(envs, dtype=np.float32),
+        "next_images": np.zeros((envs, 4, 4, 3), dtype=np.uint8),
         "succeeded": flags,
         "valid": ~flags,
         "temperature": 1.0,

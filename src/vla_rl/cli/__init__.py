@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from vla_rl import __version__
-from vla_rl.cli.options import normal, parse, say, with_lora
+from vla_rl.cli.options import normal, parse, say, value_of, with_lora
 from vla_rl.config import (
     DemosConfig,
+    EnvConfig,
     EvalConfig,
     ExportConfig,
+    PolicyConfig,
     SFTConfig,
     TrainConfig,
     UserError,
@@ -46,8 +48,16 @@ class EvalArguments:
     """Evaluate a policy: each (task, initial state) exactly once, with a confidence interval."""
 
     checkpoint: Path
-    """A run folder, one of its checkpoints, or a policy folder."""
+    """A run folder, one of its checkpoints, a policy folder, or a hub id (owner/name)."""
     protocol: EvalConfig = field(default_factory=EvalConfig)
+    horizon: int = 0
+    """Turns after which an episode is cut; 0 takes the training run's, or the benchmark's protocol."""
+    unnorm_key: str = ""
+    """Dataset whose action statistics un-normalise actions; empty takes the checkpoint's own, or the suite's."""
+    base: str = ""
+    """Folder or hub id of the model that adapters belong to, where it is not the one they name themselves."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the weights."""
     json: Path | None = None
     """File for the whole result."""
     videos_out: Path | None = None
@@ -150,7 +160,10 @@ def _quickstart(words: list[str]) -> int:
 
 
 def _demos(words: list[str]) -> int:
-    config = _parse(DemosConfig, words, "demos")
+    from vla_rl.recipes.protocols import laptop_env
+
+    suite = value_of("--env.suite", words) or EnvConfig().suite
+    config = _parse(DemosConfig, words, "demos", DemosConfig(env=laptop_env(suite)))
     from vla_rl.recipes.demos import collect_demos
 
     say(f"Demonstrations: {collect_demos(config)}")
@@ -198,7 +211,14 @@ def _eval(words: list[str]) -> int:
     from vla_rl.recipes.evaluate import evaluate_checkpoint
 
     result = evaluate_checkpoint(
-        request.checkpoint, request.protocol, None, request.json, videos, request.workers
+        request.checkpoint,
+        request.protocol,
+        None,
+        request.json,
+        videos,
+        request.workers,
+        PolicyConfig(unnorm_key=request.unnorm_key, base=request.base, dtype=request.dtype),
+        request.horizon,
     )
     say(_result_table(result))
     return 0
@@ -253,7 +273,10 @@ COMMANDS: dict[str, Command] = {
     ),
     "demos": Command(
         "collect expert demonstrations as a LeRobotDataset v3",
-        ("vla-rl demos --env.suite mt5 --episodes-per-task 5 --out runs/demos",),
+        (
+            "vla-rl demos --env.suite mt5 --episodes-per-task 5 --out runs/demos",
+            "vla-rl demos --env.suite libero-object --episodes-per-task 10 --out runs/libero-demos",
+        ),
         _demos,
     ),
     "convert": Command(
@@ -280,6 +303,7 @@ COMMANDS: dict[str, Command] = {
         (
             "vla-rl eval runs/first --suite mt5 --episodes-per-task 30 --json result.json",
             "vla-rl eval runs/sft/policy --temperature 1 --videos 2",
+            "vla-rl eval openvla/openvla-7b-finetuned-libero-spatial --suite libero-spatial",
         ),
         _eval,
     ),
@@ -360,7 +384,7 @@ def train_request(words: list[str]) -> tuple[TrainConfig, Path | None]:
         run = training_run(Path(resume))
         return _resumed(run, chosen, words), run
     base, words = with_lora(preset(chosen or DEFAULT_PRESET), words)
-    presets = "\n".join(f"  {name:<20} {summary}" for name, summary in SUMMARIES.items())
+    presets = "\n".join(f"  {name:<26} {summary}" for name, summary in SUMMARIES.items())
     notes = (
         f"To go on with a run: vla-rl train --resume RUN [{'] ['.join(RESUMABLE)}]\n\n"
         f"Presets (default {DEFAULT_PRESET}); the options' defaults below are the chosen one's:\n{presets}\n\n"

@@ -165,6 +165,14 @@ def _rephrase(message: str) -> str:
     return message
 
 
+def value_of(option: str, words: Sequence[str]) -> str | None:
+    """What `words` set `option` to, before anything is parsed; None where they do not."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if normal(word) == option:
+            return word.partition("=")[2] if "=" in word else following
+    return None
+
+
 def with_lora(base: C, words: list[str]) -> tuple[C, list[str]]:
     """Turn adapters on in `base` (a config with a policy) where any option speaks of them."""
     if not any(normal(word).startswith("--policy.lora") for word in words):

@@ -1,5 +1,6 @@
 """Plain frozen dataclasses; importing them imports no torch."""
 
+from vla_rl.config.ablation import AblationConfig
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest, require
 from vla_rl.config.model import (
@@ -14,12 +15,21 @@ from vla_rl.config.model import (
     VisionTowerConfig,
     tiny_model,
 )
+from vla_rl.config.reward import (
+    LabelConfig,
+    RewardCollectConfig,
+    RewardEvalConfig,
+    RewardLabelConfig,
+    RewardModelConfig,
+    RewardScoreConfig,
+)
 from vla_rl.config.training import (
     CurriculumConfig,
     DemosConfig,
     EvalConfig,
     ExportConfig,
     PPOConfig,
+    ProcessRewardConfig,
     RunConfig,
     SFTConfig,
     TrainConfig,
@@ -28,6 +38,7 @@ from vla_rl.config.training import (
 __all__ = [
     "OPENVLA_7B",
     "OPENVLA_LIBERO_PICTURES",
+    "AblationConfig",
     "ConfigError",
     "CriticConfig",
     "CurriculumConfig",
@@ -35,12 +46,19 @@ __all__ = [
     "EnvConfig",
     "EvalConfig",
     "ExportConfig",
+    "LabelConfig",
     "LanguageConfig",
     "LoraConfig",
     "ModelConfig",
     "PPOConfig",
     "PictureConfig",
     "PolicyConfig",
+    "ProcessRewardConfig",
+    "RewardCollectConfig",
+    "RewardEvalConfig",
+    "RewardLabelConfig",
+    "RewardModelConfig",
+    "RewardScoreConfig",
     "RunConfig",
     "SFTConfig",
     "TrainConfig",

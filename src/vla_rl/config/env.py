@@ -6,17 +6,23 @@ from dataclasses import dataclass
 
 from vla_rl.config.errors import require
 
+LIBERO_STATES = 50
+"""Initial states that LIBERO stores for each task."""
+
 
 @dataclass(frozen=True)
 class EnvConfig:
     """Simulators and their vectorisation."""
 
     suite: str = "mt5"
-    """Tasks to play: mt1:<task>, mt5, mt10 or mt50 (Meta-World)."""
+    """Tasks to play. Meta-World: mt1:<task>, mt5, mt10 or mt50. LIBERO: libero-spatial, -object, -goal, -10 or -90;
+    some tasks of one as libero-goal:<numbers or names, with commas>; LIBERO-PRO's as libero-goal-lan, -object, -swap
+    or -task."""
     image_size: int = 64
     """Height and width of the camera picture in pixels."""
-    camera: str = "corner2"
-    """Camera of the simulator's model. corner2 is moved close to the table, as others use it."""
+    camera: str = ""
+    """Camera of the simulator's model. Empty takes the benchmark's own: corner2, moved close to the table as others
+    use it, for Meta-World; agentview for LIBERO, which also has `wrist`."""
     action_repeat: int = 5
     """Simulator steps for which each action is held."""
     action_chunk: int = 2
@@ -32,7 +38,10 @@ class EnvConfig:
     held_out: int = 100
     """The last so many initial states are for evaluation only."""
     mesh_faces: int = 150
-    """Robot and object meshes are drawn with at most so many faces; 0 draws them whole. Physics is untouched."""
+    """Robot and object meshes are drawn with at most so many faces; 0 draws them whole, as published LIBERO policies
+    need it. Physics is untouched."""
+    settle_steps: int = 10
+    """LIBERO only: control steps without motion after a reset, in which objects come to rest; never counted."""
     step_timeout: float = 60.0
     """Seconds after which a silent simulator process counts as hung and is restarted."""
     max_restarts: int = 20
@@ -49,6 +58,14 @@ class EnvConfig:
         require(
             0 < self.held_out < self.initial_states,
             f"env.held_out must lie in 1..initial_states-1 = 1..{self.initial_states - 1}, got {self.held_out}",
+        )
+        require(
+            not self.suite.startswith("libero") or self.initial_states <= LIBERO_STATES,
+            f"env.initial_states may be at most {LIBERO_STATES} on LIBERO, which stores so many a task, got "
+            f"{self.initial_states}: set it, and env.held_out to fewer, or start from a preset called libero-...",
+        )
+        require(
+            self.settle_steps >= 0, f"env.settle_steps must be 0 or more, got {self.settle_steps}"
         )
         require(self.mesh_faces >= 0, f"env.mesh_faces must be 0 or more, got {self.mesh_faces}")
         require(

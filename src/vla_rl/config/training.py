@@ -233,13 +233,43 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
+class ProcessRewardConfig:
+    """A learned judge's reward for each turn, beside the simulator's success."""
+
+    judge: str = ""
+    """Folder of a process reward model (`vla-rl reward train`); empty: success is the only reward."""
+    weight: float = 0.3
+    """What a judgement of certain success is worth; success itself pays 1."""
+    form: Literal["potential", "additive"] = "potential"
+    """potential: gamma Phi(next) - Phi(now), which leaves the best policy as it is. additive: each turn is paid its
+    judgement, divided by the horizon."""
+    limit: float = 0.5
+    """An episode's dense rewards are held inside plus and minus this; below 1, so that success is worth most."""
+    normalize: bool = False
+    """Divide by a running root mean square, so that the judge's calibration does not set the size."""
+    refresh_every: int = 0
+    """Iterations after which the judge is trained on, on the policy's own new episodes; 0 never."""
+
+    def __post_init__(self) -> None:
+        require(self.weight >= 0, f"reward.weight must be 0 or more, got {self.weight}")
+        require(0 <= self.limit < 1, f"reward.limit must lie in [0, 1), got {self.limit}")
+        require(
+            self.refresh_every >= 0,
+            f"reward.refresh_every must be 0 (never) or more, got {self.refresh_every}",
+        )
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """Evaluation protocol: each (task, initial state) exactly once."""
 
     suite: str = ""
     """Suite to evaluate on; empty takes the training suite."""
-    split: Literal["held-out", "train"] = "held-out"
-    episodes_per_task: int = 30
+    split: Literal["auto", "held-out", "train", "all"] = "auto"
+    """Initial states to play: those never trained on, the others, or all. auto is the benchmark's protocol: held-out on
+    Meta-World, all on LIBERO."""
+    episodes_per_task: int | None = None
+    """The first so many of them; by default the protocol's: 30 on Meta-World, all on LIBERO."""
     temperature: float = 0.0
     """0 is greedy; above 0 samples, with randomness fixed by (seed, task, initial state, turn)."""
     seed: int = 0
@@ -248,7 +278,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.episodes_per_task >= 1,
+            self.episodes_per_task is None or self.episodes_per_task >= 1,
             f"episodes_per_task must be at least 1, got {self.episodes_per_task}: there would be nothing to evaluate",
         )
         require(
@@ -297,6 +327,7 @@ class TrainConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    reward: ProcessRewardConfig = field(default_factory=ProcessRewardConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -306,6 +337,13 @@ class TrainConfig:
             not self.ppo.time_limit_is_terminal or self.policy.critic.time_fraction,
             "ppo.time_limit_is_terminal needs a critic that sees the time: set policy.critic.time_fraction, "
             "or let time limits bootstrap",
+        )
+        require(
+            not self.reward.judge
+            or self.reward.form == "additive"
+            or self.ppo.time_limit_is_terminal,
+            "reward.form potential needs ppo.time_limit_is_terminal: where a time limit bootstraps, the potential of "
+            "the final observation would be missing; take the additive form",
         )
 
 
@@ -356,8 +394,8 @@ class QuickstartConfig:
     sft_epochs: int = 28
     """Passes over the demonstrations. Few on purpose: practice starts from a policy that often fails (30 epochs: about
     four in ten of its episodes succeed; 60: about three quarters)."""
-    episodes_per_task: int = 30
-    """Held-out initial states per task, evaluated before and after."""
+    episodes_per_task: int | None = None
+    """Held-out initial states per task, evaluated before and after; by default 30 on Meta-World, all on LIBERO."""
     seed: int = 0
     force: bool = False
     """Throw away what an earlier quickstart left in `out` and start anew."""

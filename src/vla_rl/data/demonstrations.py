@@ -17,8 +17,8 @@ from vla_rl.types import Observation
 IMAGE = "observation.images.image"
 STATE = "observation.state"
 ACTION = "action"
-NORMALISED_ROBOT = "metaworld_sawyer"
-"""`robot_type` of our own demonstrations: their actions are normalised to [-1, 1] by the simulator's definition."""
+NORMALISED_ROBOTS = ("metaworld_sawyer", "libero_panda")
+"""`robot_type` of our experts' demonstrations: their actions span [-1, 1] by the simulator's definition."""
 
 
 def demonstration_features(
@@ -157,12 +157,12 @@ def _action_range(
 ) -> tuple[Float64[np.ndarray, " A"], Float64[np.ndarray, " A"]]:
     """What -1 and +1 stand for.
 
-    Meta-World defines its actions in [-1, 1] and experts saturate them, so they are kept: quantiles of a few
+    Simulators define their actions in [-1, 1] and our experts saturate them, so they are kept: quantiles of a few
     demonstrations would cut off ends that the expert needs, and would differ from dataset to dataset. Elsewhere
     the 1 % and 99 % quantiles, as OpenVLA does.
     """
     size = actions.shape[1]
-    if reader.info.robot_type == NORMALISED_ROBOT:
+    if reader.info.robot_type in NORMALISED_ROBOTS:
         return np.full(size, -1.0), np.ones(size)
     low, high = np.quantile(actions.astype(np.float64), [0.01, 0.99], axis=0)
     return low, high

@@ -121,6 +121,10 @@ class ChainEnv(_KnownAnswerEnv):
         image[:, : round(image.shape[1] * (self._state + 0.5) / (self.LENGTH + 0.5))] = 255
         return image
 
+    def dense_reward(self) -> float:
+        """The share of the corridor walked, 0..1."""
+        return self._state / self.LENGTH
+
     @classmethod
     def value(cls, cell: int, move_probability: float, gamma: float) -> float:
         """V(cell) of the policy that moves with probability p in every turn, time limits bootstrapped:

@@ -23,13 +23,14 @@ from vla_rl.config.errors import ConfigError, nearest
 from vla_rl.envs.metaworld_tasks import INSTRUCTIONS, suite_tasks
 from vla_rl.envs.protocol import Snapshot
 from vla_rl.envs.rendering import CameraSettings
-from vla_rl.envs.simulator import SimulatorPool, SimulatorState, TaskSimulator
+from vla_rl.envs.sharing import SimulatorPool, SimulatorUser
+from vla_rl.envs.simulator import SimulatorState, TaskSimulator, metaworld_simulators
 from vla_rl.types import EpisodeSpec
 
 _ATTRIBUTE = "attribute:"
 
 
-class MetaWorldEnv:
+class MetaWorldEnv(SimulatorUser[TaskSimulator]):
     """One slot that plays any task of `config.suite`.
 
     Several of them may share one `SimulatorPool` (see `make_metaworld_envs`); their episodes do not mix. `pretty`
@@ -40,21 +41,23 @@ class MetaWorldEnv:
     proprio_dim = 4
 
     def __init__(
-        self, config: EnvConfig, *, pretty: bool = False, simulators: SimulatorPool | None = None
+        self,
+        config: EnvConfig,
+        *,
+        pretty: bool = False,
+        simulators: SimulatorPool[TaskSimulator] | None = None,
     ) -> None:
+        settings = CameraSettings.of(config, pretty)
         self.tasks = suite_tasks(config.suite)
+        super().__init__(simulators or metaworld_simulators(settings))
         self.instructions = tuple(INSTRUCTIONS[task] for task in self.tasks)
         self.instruction = ""
         self.turns = 0
         self._config = config
-        self._pool = simulators or SimulatorPool(CameraSettings.of(config, pretty))
-        self._pool.users += 1
         self._spec: EpisodeSpec | None = None
         self._ended = False
-        self._closed = False
-        self._simulator: TaskSimulator | None = None
-        self._parked: SimulatorState | None = None
-        self._reset_attributes: dict[str, Any] = {}
+        self._start: SimulatorState | None = None  # of the episode being played
+        self._last_action: Float32[np.ndarray, " 4"] | None = None
         self._expert: Any = None
 
     # -- episode -------------------------------------------------------------------------------------
@@ -66,14 +69,11 @@ class MetaWorldEnv:
                 f"task {spec.task!r} is not in suite {self._config.suite!r}."
                 f"{nearest(spec.task, self.tasks)}"
             )
-        self._leave()
-        simulator = self._pool.get(spec.task)
-        self._park_owner(simulator)
+        simulator = self._move_to(spec.task)
         simulator.reset(spec.initial_state)
-        simulator.owner = self
-        self._simulator = simulator
-        self._reset_attributes = dict(simulator.attributes)
-        self._expert = None
+        self._take(simulator)
+        self._start = simulator.save()
+        self._expert = self._last_action = None
         self._spec, self._ended, self.turns = spec, False, 0
         self.instruction = INSTRUCTIONS[spec.task]
 
@@ -93,6 +93,7 @@ class MetaWorldEnv:
         clipped = np.clip(np.asarray(actions, dtype=np.float32).reshape(-1, 4), -1, 1)
         success, steps = simulator.play(clipped, self._config.action_repeat, on_frame)
         self.turns += 1
+        self._last_action = clipped[(steps - 1) // self._config.action_repeat]
         truncated = not success and self.turns >= self._config.horizon
         self._ended = success or truncated
         return float(success), success, truncated, steps
@@ -109,13 +110,20 @@ class MetaWorldEnv:
         """Meta-World's state vector with objects and goal. Privileged: for the scripted expert alone."""
         return self._own().observation.copy()
 
+    def dense_reward(self) -> float:
+        """Meta-World's shaped reward of the present state, 0..10. Privileged: it sees objects and goal."""
+        if self._last_action is None:
+            raise RuntimeError("the dense reward is of a turn: play one since the last reset or restore")
+        return self._own().dense_reward(self._last_action)
+
     # -- snapshots -----------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
         """The episode so far, as arrays, numbers and strings; `restore` continues it, in any process."""
         simulator = self._own()
         assert self._spec is not None
-        before = self._reset_attributes
+        assert self._start is not None
+        before = self._start.attributes
         changed = {
             _ATTRIBUTE + name: _plain(name, value)
             for name, value in simulator.attributes.items()
@@ -132,7 +140,15 @@ class MetaWorldEnv:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue the episode of `snapshot`. Furniture and goal come from resetting its initial state."""
-        self.reset(EpisodeSpec(str(snapshot["task"]), int(snapshot["initial_state"])))
+        spec = EpisodeSpec(str(snapshot["task"]), int(snapshot["initial_state"]))
+        if spec == self._spec and self._start is not None:
+            # another moment of the episode being played: what its reset left behind is at hand
+            simulator = self._move_to(spec.task)
+            simulator.load(self._start)
+            self._take(simulator)
+            self._expert = self._last_action = None
+        else:
+            self.reset(spec)
         simulator = self._own()
         for key, value in snapshot.items():
             if key.startswith(_ATTRIBUTE):
@@ -140,41 +156,6 @@ class MetaWorldEnv:
                 simulator.attributes[key.removeprefix(_ATTRIBUTE)] = copied
         simulator.write_integration_state(np.asarray(snapshot["integration"], dtype=np.float64))
         self.turns, self._ended = int(snapshot["turns"]), bool(snapshot["ended"])
-
-    # -- sharing -------------------------------------------------------------------------------------
-
-    def _own(self) -> TaskSimulator:
-        """The simulator with this slot's state in it."""
-        simulator = self._simulator
-        if simulator is None:
-            raise RuntimeError("reset the environment first")
-        if simulator.owner is not self:
-            self._park_owner(simulator)
-            assert self._parked is not None
-            simulator.load(self._parked)
-            simulator.owner, self._parked = self, None
-        return simulator
-
-    def _park_owner(self, simulator: TaskSimulator) -> None:
-        owner = simulator.owner
-        if isinstance(owner, MetaWorldEnv) and owner is not self:
-            owner._parked = simulator.save()
-        simulator.owner = None
-
-    def _leave(self) -> None:
-        if self._simulator is not None and self._simulator.owner is self:
-            self._simulator.owner = None
-        self._simulator, self._parked = None, None
-
-    def close(self) -> None:
-        """Leave the simulators; the last user of a pool frees them."""
-        if self._closed:
-            return
-        self._closed = True
-        self._leave()
-        self._pool.users -= 1
-        if self._pool.users == 0:
-            self._pool.close()
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -187,7 +168,7 @@ def _plain(name: str, value: Any) -> Any:
 
 def make_metaworld_envs(config: EnvConfig, count: int) -> list[MetaWorldEnv]:
     """`count` environments in this process that share one simulator per task."""
-    pool = SimulatorPool(CameraSettings.of(config, pretty=False))
+    pool = metaworld_simulators(CameraSettings.of(config, pretty=False))
     return [MetaWorldEnv(config, simulators=pool) for _ in range(count)]
 
 

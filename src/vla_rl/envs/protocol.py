@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -44,6 +44,19 @@ class Env(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class DenselyRewarded(Protocol):
+    """An environment whose simulator has a shaped reward of its own. Privileged: it sees objects and goal."""
+
+    def dense_reward(self) -> float:
+        """The simulator's shaped reward of the present state, after at least one turn. Asking changes nothing."""
+        ...
+
+
+class EpisodesLostError(RuntimeError):
+    """A simulator process went down while its slots were asked something; their episodes must be put back."""
+
+
 class VectorEnv(Protocol):
     """N environments ("slots") in worker processes. Slots are driven independently of each other.
 
@@ -70,9 +83,25 @@ class VectorEnv(Protocol):
         """
         ...
 
-    def snapshot(self, slots: Sequence[int]) -> list[Snapshot]: ...
+    def snapshot(self, slots: Sequence[int]) -> list[Snapshot]:
+        """The state of each slot, whose work must be done. EpisodesLostError if a worker went down meanwhile."""
+        ...
 
-    def restore(self, slots: Sequence[int], snapshots: Sequence[Snapshot]) -> Observation: ...
+    def post_restore(self, slots: Sequence[int], snapshots: Sequence[Snapshot]) -> None:
+        """Continue the episodes of `snapshots`; `wait` then says what they show, as after a reset."""
+        ...
+
+    def restore(self, slots: Sequence[int], snapshots: Sequence[Snapshot]) -> Observation:
+        """`post_restore` and `wait` in one. EpisodesLostError if a worker went down meanwhile."""
+        ...
+
+    def dense_rewards(self, slots: Sequence[int]) -> Float32[np.ndarray, " S"]:
+        """The simulator's own shaped reward of each slot's present state, after at least one turn.
+
+        Privileged knowledge, a reference to measure choosers by: nothing that learns or acts may see it. UserError if
+        the simulator has none; EpisodesLostError if a worker went down meanwhile.
+        """
+        ...
 
     def memory_bytes(self) -> int:
         """Resident memory of all worker processes together."""

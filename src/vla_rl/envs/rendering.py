@@ -23,9 +23,9 @@ CORNER2_POSITION = (0.75, 0.075, 0.7)
 """Where `corner2` stands in the literature (its place in Meta-World's files is far away); it is also upside down."""
 
 _PRETTY_SHADOW_MAP = 2048
-_TEXELS_PER_PIXEL = (
-    4  # textures are kept at so many times the picture's size; OpenGL averages further
-)
+TEXELS_PER_PIXEL = 4
+"""Textures are kept at so many times the picture's size; OpenGL averages further."""
+
 _FAR = 100.0  # metres: a plane drawn as one tile instead of a grid of a thousand
 
 
@@ -39,33 +39,62 @@ class CameraSettings:
     pretty: bool  # shadows, reflections, sky, smooth edges: for videos
 
     @staticmethod
-    def of(config: EnvConfig, pretty: bool) -> CameraSettings:
-        return CameraSettings(config.camera, config.image_size, config.mesh_faces, pretty)
+    def of(config: EnvConfig, pretty: bool, default_camera: str = "corner2") -> CameraSettings:
+        """What `config` asks for; where it names no camera, the benchmark's own."""
+        camera = config.camera or default_camera
+        return CameraSettings(camera, config.image_size, config.mesh_faces, pretty)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn, and how well. The fields that a benchmark's pictures depend on."""
+
+    effects: bool  # shadows, reflections, sky, haze
+    multisamples: int  # smooth edges
+    shadow_map: int  # pixels along its side
+    simplified: bool  # smaller textures, coarser planes and round shapes
+    hidden_group: int | None = None  # geoms of this group are not drawn
+    upside_down: bool = False  # the camera hangs so: rows are swapped
+    mirrored: bool = False  # columns are swapped
+
+    @staticmethod
+    def of_metaworld(settings: CameraSettings) -> Drawing:
+        """Fast by default, everything on for videos. corner2 hangs upside down."""
+        pretty = settings.pretty
+        return Drawing(
+            effects=pretty,
+            multisamples=4 if pretty else 0,
+            shadow_map=_PRETTY_SHADOW_MAP if pretty else 0,
+            simplified=not pretty and settings.mesh_faces > 0,
+            upside_down=settings.camera == "corner2",
+            mirrored=settings.camera == "corner2",
+        )
 
 
 class Camera:
     """Takes pictures of one model. Owns OpenGL buffers; `close` frees them."""
 
-    def __init__(self, model: Any, settings: CameraSettings) -> None:
+    def __init__(self, model: Any, settings: CameraSettings, drawing: Drawing) -> None:
         self._mujoco = mujoco = load_mujoco()
-        self._size = settings.size
         self._model = model
-        self._mirrored = settings.camera == "corner2"
-        camera_id = _camera_id(model, settings.camera)
-        if self._mirrored:
-            model.cam_pos[camera_id] = CORNER2_POSITION
+        # OpenGL's rows run upwards
+        rows = slice(None, None, 1 if drawing.upside_down else -1)
+        self._arrange = rows, slice(None, None, -1 if drawing.mirrored else 1)
+        camera_id = camera_index(model, settings.camera)
         decimate_model(model, settings.mesh_faces)
 
         shared_context()
-        self._context = _upload(model, settings)
+        self._context = _upload(model, settings.size, drawing)
         self._scene = mujoco.MjvScene(model, maxgeom=max(200, 2 * (model.ngeom + model.nsite)))
-        if not settings.pretty:
+        if not drawing.effects:
             for name in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
                 self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{name}")] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._camera.fixedcamid = camera_id
         self._options, self._perturbation = mujoco.MjvOption(), mujoco.MjvPerturb()
+        if drawing.hidden_group is not None:
+            self._options.geomgroup[drawing.hidden_group] = 0
         self._area = mujoco.MjrRect(0, 0, settings.size, settings.size)
         self._pixels = np.empty((settings.size, settings.size, 3), dtype=np.uint8)
 
@@ -80,32 +109,31 @@ class Camera:
         )  # fmt: skip
         mujoco.mjr_render(self._area, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._area, self._context)
-        # OpenGL's rows run upwards. corner2 hangs upside down: turned by 180 degrees, only its columns swap
-        return (self._pixels[:, ::-1] if self._mirrored else self._pixels[::-1]).copy()
+        return self._pixels[self._arrange].copy()
 
     def close(self) -> None:
         shared_context()
         self._context.free()
 
 
-def _camera_id(model: Any, name: str) -> int:
+def camera_index(model: Any, name: str) -> int:
+    """Which of the model's cameras is called `name`. ConfigError with the nearest name if none is."""
     names = [model.camera(i).name for i in range(model.ncam)]
     if name not in names:
         raise ConfigError(f"the simulator has no camera {name!r}.{nearest(name, names)}")
     return names.index(name)
 
 
-def _upload(model: Any, settings: CameraSettings) -> Any:
+def _upload(model: Any, size: int, drawing: Drawing) -> Any:
     """Make the model's OpenGL context. Drawing settings live in the model; those that physics shares are put back."""
     mujoco = load_mujoco()
-    model.vis.global_.offwidth = model.vis.global_.offheight = settings.size
+    model.vis.global_.offwidth = model.vis.global_.offheight = size
     quality = model.vis.quality
-    quality.shadowsize = _PRETTY_SHADOW_MAP if settings.pretty else 0
-    quality.offsamples = 4 if settings.pretty else 0
-    if settings.pretty or settings.mesh_faces == 0:
+    quality.shadowsize, quality.offsamples = drawing.shadow_map, drawing.multisamples
+    if not drawing.simplified:
         return mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50.value)
     quality.numslices, quality.numstacks, quality.numquads = 12, 6, 2
-    _shrink_textures(model, _TEXELS_PER_PIXEL * settings.size)
+    _shrink_textures(model, TEXELS_PER_PIXEL * size)
     sizes: Float64[np.ndarray, "G 3"] = model.geom_size.copy()
     # a plane's third size is the spacing of the grid it is drawn with
     model.geom_size[model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE, 2] = _FAR

@@ -10,9 +10,10 @@ import psutil
 from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
-from vla_rl.envs.metaworld import make_metaworld_envs
-from vla_rl.envs.protocol import Snapshot
+from vla_rl.config.errors import UserError
+from vla_rl.envs.protocol import DenselyRewarded, Snapshot
 from vla_rl.envs.slots import SlotArrays
+from vla_rl.envs.suites import make_envs as make_suite_envs
 from vla_rl.envs.worker import MakeEnvs
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
@@ -23,10 +24,11 @@ class SerialVectorEnv:
     Work is done when it is posted. Errors of an environment are not caught: they surface in `post_*`.
     """
 
-    def __init__(self, config: EnvConfig, make_envs: MakeEnvs = make_metaworld_envs) -> None:
+    def __init__(self, config: EnvConfig, make_envs: MakeEnvs = make_suite_envs) -> None:
         self._envs = list(make_envs(config, config.num_envs))
         first = self._envs[0]
         self.num_envs, self.horizon = config.num_envs, config.horizon
+        self._suite = config.suite
         self.action_dim = first.action_dim
         self.tasks, self.instructions = first.tasks, first.instructions
         self.infrastructure_errors = 0
@@ -82,11 +84,22 @@ class SerialVectorEnv:
     def snapshot(self, slots: Sequence[int]) -> list[Snapshot]:
         return [self._envs[slot].snapshot() for slot in slots]
 
-    def restore(self, slots: Sequence[int], snapshots: Sequence[Snapshot]) -> Observation:
+    def post_restore(self, slots: Sequence[int], snapshots: Sequence[Snapshot]) -> None:
+        self._claim(slots, len(snapshots))
         for slot, snapshot in zip(slots, snapshots, strict=True):
             self._envs[slot].restore(snapshot)
             self._arrays.write_reset(slot, self._envs[slot], self.horizon)
-        return self._observation(slots)
+
+    def restore(self, slots: Sequence[int], snapshots: Sequence[Snapshot]) -> Observation:
+        self.post_restore(slots, snapshots)
+        return self.wait(slots).observation
+
+    def dense_rewards(self, slots: Sequence[int]) -> Float32[np.ndarray, " S"]:
+        envs = [self._envs[slot] for slot in slots]
+        rewards = [env.dense_reward() for env in envs if isinstance(env, DenselyRewarded)]
+        if len(rewards) != len(slots):
+            raise no_dense_reward(self._suite)
+        return np.array(rewards, dtype=np.float32)
 
     def memory_bytes(self) -> int:
         """Resident memory of this process."""
@@ -106,3 +119,11 @@ class SerialVectorEnv:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def no_dense_reward(suite: str) -> UserError:
+    """The error of whoever asks a simulator without a shaped reward for it."""
+    return UserError(
+        f"the simulator of {suite} has no dense reward of its own: expected a suite of Meta-World. Choose by a process "
+        "reward model or at random instead"
+    )

@@ -9,8 +9,6 @@ nobody reads) has no way back into the state. Tests compare whole episodes bit b
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +18,14 @@ from jaxtyping import Float32, Float64, UInt8
 
 from vla_rl.envs.gl import load_metaworld_classes, load_mujoco, shared_context
 from vla_rl.envs.metaworld_tasks import initial_state_generator
-from vla_rl.envs.rendering import Camera, CameraSettings
+from vla_rl.envs.rendering import (
+    CORNER2_POSITION,
+    Camera,
+    CameraSettings,
+    Drawing,
+    camera_index,
+)
+from vla_rl.envs.sharing import SimulatorPool
 from vla_rl.envs.success import SUCCESS
 
 _MOVED_AT_RESET = ("body_pos", "site_pos")
@@ -60,7 +65,9 @@ class TaskSimulator:
 
         self._pristine_model = self._copy_model()
         self._pristine_attributes = dict(env.__dict__)
-        self._camera = Camera(env.model, settings)
+        if settings.camera == "corner2":
+            env.model.cam_pos[camera_index(env.model, "corner2")] = CORNER2_POSITION
+        self._camera = Camera(env.model, settings, Drawing.of_metaworld(settings))
         self._spec_state = int(mujoco.mjtState.mjSTATE_INTEGRATION)
         self._state_size = mujoco.mj_stateSize(env.model, self._spec_state)
         self._positions_valid = False
@@ -196,12 +203,25 @@ class TaskSimulator:
 
     def picture(self) -> UInt8[np.ndarray, "H W 3"]:
         """What the camera sees now."""
-        if not self._positions_valid:
-            warm_start = self.data.qacc_warmstart.copy()
-            self._mujoco.mj_forward(self.model, self.data)
-            self.data.qacc_warmstart[:] = warm_start
-            self._positions_valid = True
+        self._place_bodies()
         return self._camera.picture(self.data)
+
+    def dense_reward(self, action: Float32[np.ndarray, " 4"]) -> float:
+        """Meta-World's shaped reward of the present state after `action`, 0..10. The state stays as it is."""
+        self._place_bodies()
+        attributes = dict(self.attributes)
+        reward, _ = self._env.evaluate_state(self.observation, action)
+        self._write_attributes(attributes)
+        return float(reward)
+
+    def _place_bodies(self) -> None:
+        """Compute where everything is, if only the state is known; the solver's warm start stays as it is."""
+        if self._positions_valid:
+            return
+        warm_start = self.data.qacc_warmstart.copy()
+        self._mujoco.mj_forward(self.model, self.data)
+        self.data.qacc_warmstart[:] = warm_start
+        self._positions_valid = True
 
     def close(self) -> None:
         self._camera.close()
@@ -210,31 +230,8 @@ class TaskSimulator:
 _MOCAP_QUATERNION = np.array([1.0, 0.0, 1.0, 0.0])
 
 
-class SimulatorPool:
-    """The simulators of this process, one per task, built when first played."""
-
-    def __init__(self, settings: CameraSettings) -> None:
-        load_metaworld_classes()
-        shared_context()  # fail now, with the remedy, rather than in the first episode
-        self._settings = settings
-        self._simulators: dict[str, TaskSimulator] = {}
-        self.users = 0
-
-    def get(self, task: str) -> TaskSimulator:
-        if task not in self._simulators:
-            self._simulators[task] = TaskSimulator(task, self._settings)
-            _return_freed_memory()
-        return self._simulators[task]
-
-    def close(self) -> None:
-        for simulator in self._simulators.values():
-            simulator.close()
-        self._simulators.clear()
-
-
-def _return_freed_memory() -> None:
-    """Reading a model leaves tens of megabytes of freed fragments, which glibc keeps unless told otherwise."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+def metaworld_simulators(settings: CameraSettings) -> SimulatorPool[TaskSimulator]:
+    """A pool of Meta-World's simulators. UserError at once, with the remedy, if none could be made."""
+    load_metaworld_classes()
+    shared_context()
+    return SimulatorPool(lambda task: TaskSimulator(task, settings))

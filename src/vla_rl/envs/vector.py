@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,9 +23,10 @@ from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest
-from vla_rl.envs.metaworld import make_metaworld_envs
-from vla_rl.envs.protocol import Snapshot
+from vla_rl.envs.protocol import EpisodesLostError, Snapshot
+from vla_rl.envs.serial import no_dense_reward
 from vla_rl.envs.slots import SlotArrays, anonymous_file
+from vla_rl.envs.suites import make_envs as make_suite_envs
 from vla_rl.envs.worker import MakeEnvs, WorkerSetup
 from vla_rl.envs.worker_process import WorkerFacts, WorkerLostError, WorkerProcess
 from vla_rl.types import EpisodeSpec, Observation, StepResult
@@ -41,7 +43,7 @@ class ProcessVectorEnv:
     More than `config.max_restarts` of them end the run with a UserError that shows the last traceback.
     """
 
-    def __init__(self, config: EnvConfig, make_envs: MakeEnvs = make_metaworld_envs) -> None:
+    def __init__(self, config: EnvConfig, make_envs: MakeEnvs = make_suite_envs) -> None:
         self.num_envs = config.num_envs
         self.horizon = config.horizon
         self.infrastructure_errors = 0
@@ -221,30 +223,58 @@ class ProcessVectorEnv:
 
     def snapshot(self, slots: Sequence[int]) -> list[Snapshot]:
         """The state of each slot, which must have an episode and no work outstanding."""
-        missing = [s for s in slots if s not in self._playing or s in self._pending]
-        if missing:
-            raise RuntimeError(f"slots {missing} have no episode at rest to take a snapshot of")
-        return [self._ask(slot, "snapshot", None)[0] for slot in slots]
+        return self._ask(slots, "snapshot")
+
+    def post_restore(self, slots: Sequence[int], snapshots: Sequence[Snapshot]) -> None:
+        """Continue the episodes of `snapshots` in `slots`."""
+        self._claim(slots, len(snapshots))
+        self._lost.difference_update(slots)
+        for worker, rows in self._rows_by_worker(slots).items():
+            mine = [slots[row] for row in rows]
+            self._playing.update(mine)
+            self._post(worker, "restore", mine, [snapshots[row] for row in rows])
 
     def restore(self, slots: Sequence[int], snapshots: Sequence[Snapshot]) -> Observation:
         """Continue the episodes of `snapshots` in `slots`; returns what they show."""
-        self._claim(slots, len(snapshots))
-        self._pending.difference_update(slots)
-        for slot, snapshot in zip(slots, snapshots, strict=True):
-            self._lost.discard(slot)
-            self._playing.add(slot)
-            self._ask(slot, "restore", [snapshot])
-        return self._observation(slots)
+        self.post_restore(slots, snapshots)
+        result = self.wait(slots)
+        if result.lost.any():
+            raise EpisodesLostError("a simulator process was lost during restore")
+        return result.observation
 
-    def _ask(self, slot: int, command: str, work: object) -> list[Snapshot]:
-        """Send one command and wait for its own answer, with everything posted before it."""
-        worker = slot % self._num_workers
-        ticket = self._post(worker, command, [slot], work)
+    def dense_rewards(self, slots: Sequence[int]) -> Float32[np.ndarray, " S"]:
+        """The simulator's own reward of each slot's state; privileged, see `VectorEnv.dense_rewards`."""
+        return np.array(self._ask(slots, "dense_rewards"), dtype=np.float32)
+
+    def _ask(self, slots: Sequence[int], command: str) -> list[Any]:
+        """One answer for each slot, which must have an episode at rest. All workers are asked before any is heard."""
+        if not self._lost.isdisjoint(slots):
+            raise EpisodesLostError(f"a simulator process was lost before {command}")
+        missing = [s for s in slots if s not in self._playing or s in self._pending]
+        if missing:
+            raise RuntimeError(f"slots {missing} have no episode at rest for {command}")
+        asked = self._rows_by_worker(slots)
+        tickets = {
+            worker: self._post(worker, command, [slots[row] for row in rows], None)
+            for worker, rows in asked.items()
+        }
+        heard = {worker: self._answer(worker, ticket) for worker, ticket in tickets.items()}
+        answers: list[Any] = [None] * len(slots)
+        for worker, rows in asked.items():
+            found = heard[worker]
+            if not isinstance(found, list):
+                raise EpisodesLostError(f"a simulator process was lost during {command}")
+            if len(found) != len(rows):
+                raise no_dense_reward(self._config.suite)
+            for row, answer in zip(rows, found, strict=True):
+                answers[row] = answer
+        return answers
+
+    def _answer(self, worker: int, ticket: int | None) -> object:
+        """The answer to one command, after everything posted before it; None if the worker was lost."""
         answer: object = None
         while ticket in self._outstanding[worker]:
             answer = self._collect(worker)
-        if not isinstance(answer, list):
-            raise RuntimeError(f"the simulator process was lost during {command} of slot {slot}")
         return answer
 
     # -- the rest ------------------------------------------------------------------------------------

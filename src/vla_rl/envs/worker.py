@@ -25,7 +25,7 @@ from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import UserError
-from vla_rl.envs.protocol import Env
+from vla_rl.envs.protocol import DenselyRewarded, Env
 from vla_rl.envs.slots import SlotArrays
 from vla_rl.types import EpisodeSpec
 
@@ -127,11 +127,18 @@ class _Worker:
             self._sign_of_life()
 
     def snapshot(self, slots: Sequence[int]) -> list[dict[str, Any]]:
+        """In the order of `slots`."""
         return [self._envs[slot].snapshot() for slot in slots]
 
     def restore(self, slots: Sequence[int], snapshots: Sequence[dict[str, Any]]) -> list[str]:
-        for slot, snapshot in zip(slots, snapshots, strict=True):
-            self._envs[slot].restore(snapshot)
-            self._arrays.write_reset(slot, self._envs[slot], self._horizon)
+        for row in sorted(range(len(slots)), key=lambda row: str(snapshots[row]["task"])):
+            env = self._envs[slots[row]]
+            env.restore(snapshots[row])
+            self._arrays.write_reset(slots[row], env, self._horizon)
             self._sign_of_life()
         return [self._envs[slot].instruction for slot in slots]
+
+    def dense_rewards(self, slots: Sequence[int]) -> list[float]:
+        """One number per slot; none at all if the simulator has no such reward."""
+        envs = [self._envs[slot] for slot in slots]
+        return [env.dense_reward() for env in envs if isinstance(env, DenselyRewarded)]

@@ -1,6 +1,7 @@
-"""Collect demonstrations from Meta-World's scripted experts, as a LeRobotDataset v3.
+"""Collect demonstrations from a benchmark's scripted experts, as a LeRobotDataset v3.
 
     vla-rl demos --env.suite mt5 --episodes-per-task 5 --out runs/demos
+    vla-rl demos --env.suite libero-object --episodes-per-task 10 --out runs/libero-demos
 
 The expert is asked once per action, and that action is held for `action_repeat` simulator steps: just as the
 policy's actions will be. One frame is one action: picture and proprioception before it, and the expert's clean action,
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -24,21 +26,16 @@ from vla_rl.config import DemosConfig, EnvConfig, UserError
 from vla_rl.data.demonstrations import (
     ACTION,
     IMAGE,
-    NORMALISED_ROBOT,
     STATE,
     demonstration_features,
 )
 from vla_rl.data.lerobot import LeRobotWriter
-from vla_rl.envs.metaworld import MetaWorldEnv, expert_action
-from vla_rl.envs.metaworld_tasks import suite_tasks
 from vla_rl.envs.protocol import split_initial_states
+from vla_rl.envs.suites import benchmark, task_names
 from vla_rl.runtime.devices import available_cpus
 from vla_rl.runtime.progress import Reporter, progress
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec
-
-SIMULATOR_RATE = 80
-"""Meta-World's control steps a second: 5 physics steps of 2.5 ms each."""
 
 
 def collect_demos(config: DemosConfig) -> Path:
@@ -47,7 +44,7 @@ def collect_demos(config: DemosConfig) -> Path:
     The dataset depends on the configuration alone, not on the number of processes. Raises UserError if the folder
     exists, or if an expert fails too often.
     """
-    tasks = suite_tasks(config.env.suite)
+    tasks = task_names(config.env.suite)
     workers = config.env.num_workers or available_cpus()
     # spawn: a forked child would inherit a half-dead OpenGL context and torch's thread pool
     context = get_context("spawn")
@@ -157,9 +154,9 @@ def _require_hope(task: _Task, config: DemosConfig) -> None:
 
 
 @cache
-def _environment(config: EnvConfig) -> MetaWorldEnv:
+def _environment(config: EnvConfig) -> Any:
     """This process's simulator: models and the renderer are kept from one job to the next."""
-    return MetaWorldEnv(config)
+    return benchmark(config.suite).make_envs(config, 1)[0]
 
 
 def _play_episodes(config: DemosConfig, task: str, states: list[int]) -> list[DemoEpisode]:
@@ -170,17 +167,22 @@ def _play_episodes(config: DemosConfig, task: str, states: list[int]) -> list[De
     return [_play_episode(env, EpisodeSpec(task, state), config) for state in states]
 
 
-def _play_episode(env: MetaWorldEnv, spec: EpisodeSpec, config: DemosConfig) -> DemoEpisode:
+def _play_episode(env: Any, spec: EpisodeSpec, config: DemosConfig) -> DemoEpisode:
     rng = generator(config.seed, "demos", "noise", spec.task, spec.initial_state)
+    played = benchmark(config.env.suite)
     images, proprio, actions, steps = [], [], [], 0
     env.reset(spec)
+    expert = played.make_expert(env)
     terminated = truncated = False
     while not (terminated or truncated):
-        action = expert_action(env)
+        action = expert.action()
+        # it has given up; a success ends the episode before it is asked again
+        if expert.done and images:
+            break
         images.append(env.render().copy())
         proprio.append(env.proprio().copy())
         actions.append(action)
-        noise = config.noise * rng.standard_normal(action.shape)
+        noise = config.noise * np.array(played.noise_scale) * rng.standard_normal(action.shape)
         executed = np.clip(action + noise, -1.0, 1.0).astype(np.float32)
         _, terminated, truncated, taken = env.step(executed[None])
         steps += taken
@@ -191,15 +193,16 @@ def _play_episode(env: MetaWorldEnv, spec: EpisodeSpec, config: DemosConfig) -> 
 
 
 def _open_writer(config: DemosConfig) -> LeRobotWriter:
+    played = benchmark(config.env.suite)
     features = demonstration_features(
         config.env.image_size,
-        MetaWorldEnv.proprio_dim,
-        MetaWorldEnv.action_dim,
+        played.proprio_dim,
+        played.action_dim,
         video=config.image_format == "mp4",
     )
     # frames are as far apart as actions; the format wants a whole number
-    fps = max(1, round(SIMULATOR_RATE / config.env.action_repeat))
-    return LeRobotWriter(config.out, fps=fps, features=features, robot_type=NORMALISED_ROBOT)
+    fps = max(1, round(played.simulator_rate / config.env.action_repeat))
+    return LeRobotWriter(config.out, fps=fps, features=features, robot_type=played.robot)
 
 
 def _columns(episode: DemoEpisode) -> dict[str, np.ndarray]:

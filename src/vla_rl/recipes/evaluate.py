@@ -21,6 +21,12 @@ from vla_rl.functional import wilson_interval
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.kernels import keep_freed_memory
 from vla_rl.policies.protocol import Policy
+from vla_rl.recipes.protocols import (
+    evaluation_env,
+    evaluation_protocol,
+    protocol_policy,
+    require_same_robot,
+)
 from vla_rl.recipes.videos import record_videos
 from vla_rl.rollout import Collector, EpisodeRecord, play_each_once
 from vla_rl.runtime.devices import use_threads
@@ -41,23 +47,30 @@ def evaluate_checkpoint(
     json_path: Path | None = None,
     videos: Path | None = None,
     workers: int = 0,
+    policy_config: PolicyConfig | None = None,
+    horizon: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate the policy found at `checkpoint`: a run folder, one of its checkpoints, or a policy folder.
+    """Evaluate the policy found at `checkpoint`: a run, one of its checkpoints, a policy folder or a hub id.
 
-    `env` defaults to what the policy was trained in. Returns the result that is also written to `json_path`;
-    pictures of `config.videos` episodes per task go to the folder `videos`.
+    `env` defaults to what the policy was trained in, or to the protocol of `config.suite`; `horizon` (turns), if given,
+    takes the place of its. Returns the result that is also written to `json_path`; pictures of `config.videos` episodes
+    per task go to the folder `videos`.
     """
     keep_freed_memory()
     folder, trained_in = locate_policy(checkpoint)
-    policy = OpenVLAPolicy.from_checkpoint(folder, PolicyConfig(checkpoint=str(folder)))
-    env = env or trained_in or EnvConfig()
-    env = replace(
-        env,
-        suite=config.suite or env.suite,
-        image_size=policy.description.model.image_size,
-        action_chunk=policy.action_chunk,
-        num_workers=workers or env.num_workers,
+    suite = config.suite or (env or trained_in or EnvConfig()).suite
+    chosen = protocol_policy(policy_config or PolicyConfig(), suite, folder)
+    policy = OpenVLAPolicy.from_checkpoint(folder, replace(chosen, checkpoint=str(folder)))
+    require_same_robot(policy.action_dim, suite)
+    model = policy.description.model
+    env = evaluation_env(
+        suite,
+        env or trained_in,
+        model.image_size,
+        model.pictures.resize != "none",
+        policy.action_chunk,
     )
+    env = replace(env, num_workers=workers or env.num_workers, horizon=horizon or env.horizon)
     with use_threads(1), ProcessVectorEnv(env) as envs:
         result, records = evaluate_policy(policy, envs, env, config, label="eval")
     result["checkpoint"] = str(checkpoint)
@@ -73,6 +86,7 @@ def evaluate_policy(
 ) -> tuple[dict[str, Any], list[EpisodeRecord]]:
     """Play every (task, initial state) of the protocol once; returns the result and its episodes."""
     started, errors_before = time.perf_counter(), envs.infrastructure_errors
+    config = evaluation_protocol(config, env)
     states = initial_states_of(env, config)
     specs = [EpisodeSpec(task, int(i)) for i in states for task in envs.tasks]
     with progress(f"evaluate {label}", total=len(specs)) as bar:
@@ -127,12 +141,17 @@ def evaluate_policy(
 
 def initial_states_of(env: EnvConfig, config: EvalConfig) -> list[int]:
     """The numbered initial states to evaluate on; an error if the split has fewer than asked for."""
+    config = evaluation_protocol(config, env)
+    assert config.episodes_per_task is not None
     train_states, held_out = split_initial_states(env.initial_states, env.held_out)
-    states = held_out if config.split == "held-out" else train_states
+    states = {"held-out": held_out, "train": train_states, "all": np.arange(env.initial_states)}[
+        config.split
+    ]
     if config.episodes_per_task > len(states):
         raise UserError(
             f"--episodes-per-task {config.episodes_per_task} asks for more than the {len(states)} initial "
-            f"states of the {config.split} split: each is played exactly once. Ask for fewer, or raise env.held_out"
+            f"states of the {config.split} split: each is played exactly once. Ask for fewer, or raise "
+            f"{'env.initial_states' if config.split == 'all' else 'env.held_out'}"
         )
     return [int(i) for i in states[: config.episodes_per_task]]
 

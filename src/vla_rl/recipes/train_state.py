@@ -14,6 +14,7 @@ from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
 from vla_rl.config import ConfigError, PPOConfig, TrainConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.policies import OpenVLAPolicy
+from vla_rl.recipes.protocols import require_same_robot
 from vla_rl.rollout import Collector
 from vla_rl.runtime.checkpoint import flatten_optimizer, read_checkpoint, restore_optimizer
 from vla_rl.runtime.run_folder import Run
@@ -46,10 +47,12 @@ def load_policy(config: TrainConfig, run: Run) -> OpenVLAPolicy:
     policy = OpenVLAPolicy.from_checkpoint(
         saved / "policy" if saved else initial, config.policy, seed=config.run.seed
     )
-    if policy.description.model.image_size != config.env.image_size:
+    require_same_robot(policy.action_dim, config.env.suite)
+    model = policy.description.model
+    if model.pictures.resize == "none" and model.image_size != config.env.image_size:
         raise ConfigError(
-            f"the policy looks at {policy.description.model.image_size} px, the environment draws "
-            f"{config.env.image_size} px: set env.image_size"
+            f"the policy looks at {model.image_size} px, the environment draws {config.env.image_size} px: "
+            "set env.image_size"
         )
     if policy.action_chunk != config.env.action_chunk:
         raise ConfigError(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from vla_rl.config import EnvConfig
-from vla_rl.envs import MetaWorldEnv
+from vla_rl.envs.suites import benchmark
 from vla_rl.policies.protocol import Policy
 from vla_rl.report.video import write_video
 from vla_rl.rollout import EpisodeRecord
@@ -25,9 +25,7 @@ from vla_rl.types import EpisodeSpec
 
 VIDEO_SIZE = 256
 FRAMES_PER_SECOND = 20.0
-STEPS_PER_FRAME = (
-    2  # simulator steps (12.5 ms each): two make 25 ms, so that a video runs at half speed
-)
+"""Half of real time for Meta-World (a frame every 25 ms), real time for LIBERO (every 50 ms)."""
 
 
 def record_videos(
@@ -50,11 +48,11 @@ def record_videos(
     else:
         chosen = choose_episodes(records, per_task)
     folder.mkdir(parents=True, exist_ok=True)
-    studio = MetaWorldEnv(replace(env, image_size=VIDEO_SIZE, mesh_faces=0), pretty=True)
+    studio = benchmark(env.suite).make_studio(replace(env, image_size=VIDEO_SIZE))
     index = []
     try:
         for record in chosen:
-            frames = replay(studio, record, policy)
+            frames = replay(studio, record, policy, benchmark(env.suite).frame_every)
             outcome = "success" if record.success else "failure"
             name = f"{record.spec.task}-{record.spec.initial_state}-{outcome}.mp4"
             write_video(folder / name, frames, FRAMES_PER_SECOND)
@@ -90,15 +88,17 @@ def _alternate(first: list[Any], second: list[Any]) -> list[list[Any]]:
     return [first[i : i + 1] + second[i : i + 1] for i in range(longest)]
 
 
-def replay(studio: MetaWorldEnv, record: EpisodeRecord, policy: Policy) -> list[np.ndarray]:
-    """Play the recorded tokens again, one picture every few simulator steps."""
+def replay(
+    studio: Any, record: EpisodeRecord, policy: Policy, frame_every: int
+) -> list[np.ndarray]:
+    """Play the recorded tokens again, one picture every `frame_every` simulator steps."""
     studio.reset(record.spec)
     frames, steps, success = [studio.render()], 0, False
 
     def on_frame() -> None:
         nonlocal steps
         steps += 1
-        if steps % STEPS_PER_FRAME == 0:
+        if steps % frame_every == 0:
             frames.append(studio.render())
 
     for tokens in record.tokens:

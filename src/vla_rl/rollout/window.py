@@ -107,6 +107,7 @@ class Window:
             truncated=self.truncated,
             final_values=final_values,
             next_values=next_values,
+            next_images=following.images,
             succeeded=self.succeeded,
             valid=self.valid,
             temperature=temperature,

