@@ -83,6 +83,9 @@ def test_a_policy_is_evaluated_as_it_was_trained() -> None:
     other = evaluation_env("libero-10", trained, 64, resizes=False, action_chunk=4)
     assert (other.suite, other.camera, other.mesh_faces) == ("libero-10", "wrist", 123)
     assert other.horizon == 520 // 8
+    # a policy with other chunks plays as many simulator steps
+    longer = evaluation_env("", trained, 64, resizes=False, action_chunk=8)
+    assert (longer.horizon, longer.action_chunk) == (18, 8)
     # another benchmark: its protocol
     assert evaluation_env("mt5", trained, 64, resizes=False, action_chunk=2) == EnvConfig()
 

@@ -20,6 +20,7 @@ from vla_rl.data.demonstrations import (
 )
 from vla_rl.data.lerobot import LeRobotWriter
 from vla_rl.policies import OpenVLAPolicy
+from vla_rl.recipes.evaluate import locate_policy
 from vla_rl.recipes.sft import build_policy, fine_tune
 
 TASKS = ("open the drawer", "close the window")
@@ -328,5 +329,8 @@ def test_real_demonstrations_are_learned_by_heart(tmp_path):
     assert torch.equal(policy.act(seen, temperature=0.0).tokens, tokens)
     last = (tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["sft/loss"] < 0.02
+    # evaluation finds where the demonstrations were played
+    where = replace(env, num_workers=0)
+    assert locate_policy(tmp_path / "out") == locate_policy(folder) == (folder, where)
     # what is played is what was demonstrated, up to half a bin
     assert np.abs(policy.decode_actions(tokens) - chunks).max() <= 1 / 31 + 1e-6

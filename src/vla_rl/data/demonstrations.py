@@ -21,6 +21,10 @@ NORMALISED_ROBOTS = ("metaworld_sawyer", "libero_panda")
 """`robot_type` of our experts' demonstrations: their actions span [-1, 1] by the simulator's definition."""
 
 
+ENVIRONMENT_FILE = "meta/environment.json"
+"""Beside a dataset of our experts: the environment they were played in. Other readers do not mind it."""
+
+
 def demonstration_features(
     image_size: int, proprio_size: int, action_size: int, *, video: bool
 ) -> dict[str, Feature]:

@@ -166,8 +166,8 @@ def write_results(config: AblationConfig, runs: dict[tuple[str, int], TrainConfi
     table = out / "table.md"
     notes = (
         f"\nMeans over {config.seeds} seeds, Wilson 95 % intervals over all their episodes; differences are paired "
-        "over the same seed and initial state, 95 %, and in brackets for each seed. The intervals know nothing of other "
-        "seeds.\n"
+        "over the same seed and initial state, 95 %, and in brackets for each seed. The intervals know nothing of "
+        "other seeds.\n"
     )
     write_text(table, "\n".join(rows) + "\n" + notes)
     _draw(summaries, out / "ablation.png")

@@ -23,8 +23,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from vla_rl.config import DemosConfig, EnvConfig, UserError
+from vla_rl.config.serialize import to_json
 from vla_rl.data.demonstrations import (
     ACTION,
+    ENVIRONMENT_FILE,
     IMAGE,
     STATE,
     demonstration_features,
@@ -33,6 +35,7 @@ from vla_rl.data.lerobot import LeRobotWriter
 from vla_rl.envs.protocol import split_initial_states
 from vla_rl.envs.suites import benchmark, task_names
 from vla_rl.runtime.devices import available_cpus
+from vla_rl.runtime.files import write_json
 from vla_rl.runtime.progress import Reporter, progress
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec
@@ -64,6 +67,8 @@ def collect_demos(config: DemosConfig) -> Path:
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+    # what was played does not depend on the number of processes, and its record must not either
+    write_json(Path(config.out) / ENVIRONMENT_FILE, to_json(replace(config.env, num_workers=0)))
     return Path(config.out)
 
 

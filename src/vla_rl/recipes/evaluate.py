@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,11 @@ from vla_rl.recipes.protocols import (
 from vla_rl.recipes.videos import record_videos
 from vla_rl.rollout import Collector, EpisodeRecord, play_each_once
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.files import write_json
+from vla_rl.runtime.files import read_json, write_json
 from vla_rl.runtime.hub import hub_id
 from vla_rl.runtime.progress import progress
 from vla_rl.runtime.provenance import versions
-from vla_rl.runtime.run_folder import Run, training_run
+from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, Run, training_run
 from vla_rl.types import EpisodeSpec
 
 FORMAT = 1
@@ -56,10 +57,32 @@ def evaluate_checkpoint(
     takes the place of its. Returns the result that is also written to `json_path`; pictures of `config.videos` episodes
     per task go to the folder `videos`.
     """
+    policy, env = policy_and_env(
+        checkpoint, config.suite, env, policy_config or PolicyConfig(), workers, horizon
+    )
+    with use_threads(1), ProcessVectorEnv(env) as envs:
+        result, records = evaluate_policy(policy, envs, env, config, label="eval")
+    result["checkpoint"] = str(checkpoint)
+    if json_path is not None:
+        write_json(json_path, result)
+    if videos is not None and config.videos > 0:
+        record_videos(records, policy, env, config.videos, videos)
+    return result
+
+
+def policy_and_env(
+    checkpoint: Path,
+    suite: str,
+    env: EnvConfig | None,
+    policy_config: PolicyConfig,
+    workers: int,
+    horizon: int,
+) -> tuple[OpenVLAPolicy, EnvConfig]:
+    """The policy found at `checkpoint`, and where it is evaluated: see `evaluate_checkpoint`."""
     keep_freed_memory()
     folder, trained_in = locate_policy(checkpoint)
-    suite = config.suite or (env or trained_in or EnvConfig()).suite
-    chosen = protocol_policy(policy_config or PolicyConfig(), suite, folder)
+    suite = suite or (env or trained_in or EnvConfig()).suite
+    chosen = protocol_policy(policy_config, suite, folder)
     policy = OpenVLAPolicy.from_checkpoint(folder, replace(chosen, checkpoint=str(folder)))
     require_same_robot(policy.action_dim, suite)
     model = policy.description.model
@@ -71,14 +94,7 @@ def evaluate_checkpoint(
         policy.action_chunk,
     )
     env = replace(env, num_workers=workers or env.num_workers, horizon=horizon or env.horizon)
-    with use_threads(1), ProcessVectorEnv(env) as envs:
-        result, records = evaluate_policy(policy, envs, env, config, label="eval")
-    result["checkpoint"] = str(checkpoint)
-    if json_path is not None:
-        write_json(json_path, result)
-    if videos is not None and config.videos > 0:
-        record_videos(records, policy, env, config.videos, videos)
-    return result
+    return policy, env
 
 
 def evaluate_policy(
@@ -86,9 +102,7 @@ def evaluate_policy(
 ) -> tuple[dict[str, Any], list[EpisodeRecord]]:
     """Play every (task, initial state) of the protocol once; returns the result and its episodes."""
     started, errors_before = time.perf_counter(), envs.infrastructure_errors
-    config = evaluation_protocol(config, env)
-    states = initial_states_of(env, config)
-    specs = [EpisodeSpec(task, int(i)) for i in states for task in envs.tasks]
+    specs = evaluation_specs(env, config, envs.tasks)
     with progress(f"evaluate {label}", total=len(specs)) as bar:
         done: list[bool] = []
 
@@ -104,14 +118,34 @@ def evaluate_policy(
             seed=config.seed,
             on_episode=on_episode,
         )
-    result = {
+    errors = envs.infrastructure_errors - errors_before
+    result = evaluation_result(records, env, config, errors, time.perf_counter() - started)
+    return result, records
+
+
+def evaluation_specs(
+    env: EnvConfig, config: EvalConfig, tasks: Sequence[str]
+) -> list[EpisodeSpec]:
+    """Every (task, initial state) of the protocol, once."""
+    return [EpisodeSpec(task, i) for i in initial_states_of(env, config) for task in tasks]
+
+
+def evaluation_result(
+    records: Sequence[EpisodeRecord],
+    env: EnvConfig,
+    config: EvalConfig,
+    infrastructure_errors: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """An evaluation as JSON values."""
+    config = evaluation_protocol(config, env)
+    tasks = dict.fromkeys(r.spec.task for r in records)
+    return {
         "format": FORMAT,
         "checkpoint": "",
         "suite": env.suite,
         "split": config.split,
-        "tasks": {
-            task: summary([r for r in records if r.spec.task == task]) for task in envs.tasks
-        },
+        "tasks": {task: summary([r for r in records if r.spec.task == task]) for task in tasks},
         "overall": summary(records),
         "horizon": env.horizon,
         "action_repeat": env.action_repeat,
@@ -121,7 +155,7 @@ def evaluate_policy(
             "temperature": config.temperature,
         },
         "seed": config.seed,
-        "initial_states": [int(i) for i in states],
+        "initial_states": initial_states_of(env, config),
         "episodes": [
             {
                 "task": r.spec.task,
@@ -132,11 +166,10 @@ def evaluate_policy(
             }
             for r in records
         ],
-        "infrastructure_errors": envs.infrastructure_errors - errors_before,
+        "infrastructure_errors": infrastructure_errors,
         "versions": versions(),
-        "wall_seconds": time.perf_counter() - started,
+        "wall_seconds": seconds,
     }
-    return result, records
 
 
 def initial_states_of(env: EnvConfig, config: EvalConfig) -> list[int]:
@@ -156,7 +189,7 @@ def initial_states_of(env: EnvConfig, config: EvalConfig) -> list[int]:
     return [int(i) for i in states[: config.episodes_per_task]]
 
 
-def summary(records: list[EpisodeRecord]) -> dict[str, Any]:
+def summary(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
     """Counts, success rate with its Wilson 95 % interval, and mean lengths."""
     successes, episodes = sum(r.success for r in records), len(records)
     low, high = wilson_interval(successes, episodes)
@@ -207,7 +240,9 @@ def locate_policy(checkpoint: Path) -> tuple[Path, EnvConfig | None]:
 
 
 def _env_of_run(folder: Path) -> EnvConfig | None:
-    """The environment of the training run in `folder`, if there is one."""
+    """The environment of the training run or the fine-tuning in `folder`, if it is known."""
+    if (folder / ENVIRONMENT_OF_RUN).is_file():
+        return from_json(EnvConfig, read_json(folder / ENVIRONMENT_OF_RUN))
     if not (folder / "run.json").is_file() or not (folder / "config.json").is_file():
         return None
     saved = json.loads((folder / "config.json").read_text())

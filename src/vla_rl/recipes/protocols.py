@@ -70,15 +70,17 @@ def evaluation_env(
     """Where a policy is evaluated: as it was trained if on the same benchmark, else by the protocol.
 
     `image_size` is the model's; frames come in it unless the policy `resizes` them itself. On another LIBERO suite than
-    the one trained on, the horizon is that suite's, in turns.
+    the one trained on, the horizon is that suite's, in turns; so many simulator steps stay when the chunk changes.
     """
     suite = suite or (trained_in.suite if trained_in is not None else EnvConfig().suite)
     env = benchmark_env(suite)
     if trained_in is not None and is_libero(trained_in.suite) == is_libero(suite):
         env = replace(trained_in, suite=suite)
+        steps_a_turn = action_chunk * env.action_repeat
+        steps = env.horizon * env.action_chunk * env.action_repeat
         if is_libero(suite) and suite != trained_in.suite:
-            steps_a_turn = action_chunk * env.action_repeat
-            env = replace(env, horizon=-(-protocol_horizon(suite) // steps_a_turn))
+            steps = protocol_horizon(suite)
+        env = replace(env, horizon=-(-steps // steps_a_turn))
     size = env.image_size if resizes else image_size
     return replace(env, image_size=size, action_chunk=action_chunk)
 

@@ -22,12 +22,17 @@ from torch import Tensor
 
 from vla_rl.algorithms.sft import SFT, epoch_batches, num_batches, random_shift
 from vla_rl.config import SFTConfig, UserError, tiny_model
-from vla_rl.data.demonstrations import Demonstrations, action_chunks, load_demonstrations
+from vla_rl.data.demonstrations import (
+    ENVIRONMENT_FILE,
+    Demonstrations,
+    action_chunks,
+    load_demonstrations,
+)
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import cannot_write
 from vla_rl.runtime.progress import Reporter, console, progress
-from vla_rl.runtime.run_folder import Run
+from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, Run
 from vla_rl.runtime.seeding import generator, seed_everything
 
 SMALL_MODEL = 20_000_000
@@ -79,8 +84,15 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
                 metrics["sft/success"] = evaluate(policy, epoch)
             run.log(epoch, metrics)
         save_policy(policy, out / "policy")
+        _keep_environment(Path(config.dataset), out)
     say("  ".join(f"{name.removeprefix('sft/')} {value:.3g}" for name, value in metrics.items()))
     return out / "policy"
+
+
+def _keep_environment(dataset: Path, out: Path) -> None:
+    """The policy is evaluated where its demonstrations were played, unless somebody says otherwise."""
+    if (dataset / ENVIRONMENT_FILE).is_file():
+        shutil.copyfile(dataset / ENVIRONMENT_FILE, out / ENVIRONMENT_OF_RUN)
 
 
 def train_epoch(

@@ -2,6 +2,7 @@
 
     runs/<name>/
       config.json       the resolved configuration
+      environment.json  of a fine-tuning: where its demonstrations were played
       run.json          command, git revision, versions, machine, times of start and resumption
       metrics.jsonl     one line per iteration
       tensorboard/      the same for TensorBoard
@@ -36,6 +37,7 @@ C = TypeVar("C")
 
 QUICKSTART_RUN = "ppo"
 """The training run within a quickstart's folder."""
+ENVIRONMENT_OF_RUN = "environment.json"
 logger = logging.getLogger(__name__)
 
 
