@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from vla_rl import cli
-from vla_rl.cli import COMMANDS, main, train_request
-from vla_rl.config import LoraConfig, TrainConfig, UserError
+from vla_rl.cli import COMMANDS, main
+from vla_rl.cli.commands import parse_command
+from vla_rl.cli.training import DEFAULT_PRESET, train_request
+from vla_rl.config import EvalConfig, LoraConfig, SFTConfig, TrainConfig, UserError
 from vla_rl.recipes.presets import PRESETS, SUMMARIES, preset
 from vla_rl.runtime.run_folder import Run
 
 
 def request(line: str) -> tuple[TrainConfig, Path | None]:
-    return train_request(line.split())
+    return train_request(line.split(), parse_command)
 
 
 def error(capsys: pytest.CaptureFixture[str], line: str) -> str:
@@ -54,9 +55,9 @@ def test_without_overrides_a_preset_is_what_it_is_but_for_a_name_with_the_time(n
 
 def test_no_preset_is_the_default_one() -> None:
     config, _ = request("--run.name x")
-    assert config.env == PRESETS[cli.DEFAULT_PRESET].env
+    assert config.env == PRESETS[DEFAULT_PRESET].env
     named, _ = request("")
-    assert named.run.name.startswith(f"{cli.DEFAULT_PRESET}-")
+    assert named.run.name.startswith(f"{DEFAULT_PRESET}-")
 
 
 def test_any_lora_option_turns_adapters_on() -> None:
@@ -119,7 +120,10 @@ def test_every_preset_has_a_line_in_the_help_and_the_papers_numbers_are_the_pape
         ),
         ("train --resume", ["--resume needs a value"]),
         ("eval", ["CHECKPOINT is missing"]),
-        ("eval x --split heldout", ["--split: expected one of auto, held-out, train, all", "'held-out'"]),
+        (
+            "eval x --split heldout",
+            ["--split: expected one of auto, held-out, train, all", "'held-out'"],
+        ),
         ("eval x --episodes-per-task 0", ["episodes_per_task must be at least 1, got 0"]),
         ("eval x --tempratur 1", ["no option --tempratur", "'--temperature'"]),
         ("report", ["RUN is missing"]),
@@ -186,13 +190,13 @@ def test_help_names_every_option_with_an_example(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as leaving:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert leaving.value.code == 0
     text = capsys.readouterr().out
     assert f"usage: vla-rl {command}" in text
     assert f"Examples:\n  vla-rl {command}" in text
     assert max(map(len, text.splitlines())) <= 100
-    classes = {"train": TrainConfig, "eval": cli.EvalConfig, "sft": cli.SFTConfig}
+    classes = {"train": TrainConfig, "eval": EvalConfig, "sft": SFTConfig}
     for cls, prefix in [(classes.get(command), "")]:
         for field in dataclasses.fields(cls) if cls else ():
             name = field.name.replace("_", "-")

@@ -14,11 +14,24 @@ import sys
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from vla_rl.config import LoraConfig, UserError, nearest
 
 C = TypeVar("C")
+
+
+class ParseCommand(Protocol):
+    """`parse` for a command by its name, with the help that belongs to it."""
+
+    def __call__(
+        self,
+        cls: type[C],
+        words: list[str],
+        command: str,
+        default: C | None = None,
+        notes: str = "",
+    ) -> C: ...
 
 
 def parse(

@@ -1,0 +1,70 @@
+"""Options of the commands that have no configuration of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vla_rl.config import EvalConfig
+
+
+@dataclass(frozen=True)
+class EvalArguments:
+    """Evaluate a policy: each (task, initial state) exactly once, with a confidence interval."""
+
+    checkpoint: Path
+    """A run folder, one of its checkpoints, a policy folder, or a hub id (owner/name)."""
+    protocol: EvalConfig = field(default_factory=EvalConfig)
+    horizon: int = 0
+    """Turns after which an episode is cut; 0 takes the training run's, or the benchmark's protocol."""
+    unnorm_key: str = ""
+    """Dataset whose action statistics un-normalise actions; empty takes the checkpoint's own, or the suite's."""
+    base: str = ""
+    """Folder or hub id of the model that adapters belong to, where it is not the one they name themselves."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the weights."""
+    json: Path | None = None
+    """File for the whole result."""
+    videos_out: Path | None = None
+    """Folder for the videos; by default `videos` beside the JSON file."""
+    workers: int = 0
+    """Simulator processes; 0 takes one per CPU core. The result does not depend on it."""
+
+
+@dataclass(frozen=True)
+class ConvertArguments:
+    """Convert LIBERO's official HDF5 demonstrations into a LeRobotDataset v3."""
+
+    source: Path
+    """An HDF5 file, or a folder of them; subfolders are searched too."""
+    out: Path = Path("runs/demos")
+    """Folder of the dataset to write; must not exist yet."""
+    drop_noops: bool = True
+    """Leave out frames in which nothing is moved, as OpenVLA does."""
+    image_size: int = 0
+    """Height and width of the pictures; 0 keeps those stored (128)."""
+    wrist: bool = False
+    """Also write the wrist camera."""
+    image_format: Literal["png", "mp4"] = "png"
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Write a run's report: one HTML file that opens offline."""
+
+    run: Path
+    """A run folder."""
+    out: Path | None = None
+    """The file; by default report.html in the run folder."""
+
+
+@dataclass(frozen=True)
+class DoctorArguments:
+    """Look for what would keep VLA-RL from running here, and say how to mend it."""
+
+    json: bool = False
+    """Print the findings as JSON."""
+    checkpoint: str = ""
+    """Look at this checkpoint (a folder, a run or a hub id) instead: what is in it, whether it is whole, and whether
+    this machine can run and train it."""

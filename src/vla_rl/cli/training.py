@@ -1,0 +1,76 @@
+"""What `vla-rl train` and `vla-rl ablate` are asked for: presets, changes to them, runs to go on with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from vla_rl.cli.options import ParseCommand, normal, with_lora
+from vla_rl.config import AblationConfig, TrainConfig, UserError
+
+RESUMABLE = ("--ppo.iterations", "--ppo.minutes")
+DEFAULT_PRESET = "metaworld-mt5"
+
+
+def train_request(words: list[str], parse_command: ParseCommand) -> tuple[TrainConfig, Path | None]:
+    """The configuration `vla-rl train WORDS` asks for, and the run folder to go on in, if any."""
+    from vla_rl.recipes.presets import SUMMARIES, preset
+
+    resume, words = _take_value(words, "--resume")
+    chosen = words[0] if words and not words[0].startswith("-") else None
+    words = words[1:] if chosen else words
+    if resume is not None:
+        from vla_rl.runtime.run_folder import training_run
+
+        run = training_run(Path(resume))
+        return _resumed(run, chosen, words, parse_command), run
+    base, words = with_lora(preset(chosen or DEFAULT_PRESET), words)
+    presets = "\n".join(f"  {name:<26} {summary}" for name, summary in SUMMARIES.items())
+    notes = (
+        f"To go on with a run: vla-rl train --resume RUN [{'] ['.join(RESUMABLE)}]\n\n"
+        f"Presets (default {DEFAULT_PRESET}); the options' defaults below are the chosen one's:\n{presets}\n\n"
+        "--policy.lora trains adapters only; --policy.lora.{rank,alpha,dropout,vision} set them."
+    )
+    config = parse_command(TrainConfig, words, "train", base, notes)
+    if not config.run.name:
+        name = f"{chosen or DEFAULT_PRESET}-{datetime.now():%Y%m%d-%H%M%S}"
+        config = replace(config, run=replace(config.run, name=name))
+    return config, None
+
+
+def _resumed(
+    folder: Path, chosen: str | None, words: list[str], parse_command: ParseCommand
+) -> TrainConfig:
+    from vla_rl.runtime.run_folder import read_config
+
+    if chosen:
+        raise UserError(f"--resume goes on with the run's own configuration: leave out {chosen!r}")
+    config = read_config(folder, TrainConfig)
+    for word in words:
+        option = normal(word)
+        if option.startswith("--") and option not in (*RESUMABLE, "--help"):
+            raise UserError(
+                f"{option} cannot change in a resumed run, only {' and '.join(RESUMABLE)} can: "
+                "start a new run for it"
+            )
+    return parse_command(TrainConfig, words, "train", config)
+
+
+def _take_value(words: list[str], option: str) -> tuple[str | None, list[str]]:
+    """Take `option VALUE` or `option=VALUE` out of `words`."""
+    for at, word in enumerate(words):
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2], words[:at] + words[at + 1 :]
+        if word == option:
+            if at + 1 == len(words) or words[at + 1].startswith("-"):
+                raise UserError(f"{option} needs a value: the folder of the run to go on with")
+            return words[at + 1], words[:at] + words[at + 2 :]
+    return None, words
+
+
+def ablation_request(words: list[str], parse_command: ParseCommand) -> AblationConfig:
+    """What `vla-rl ablate [PRESET] WORDS` asks for."""
+    chosen = words[0] if words and not words[0].startswith("-") else None
+    base = AblationConfig(preset=chosen) if chosen else AblationConfig()
+    return parse_command(AblationConfig, words[1:] if chosen else words, "ablate", base)
