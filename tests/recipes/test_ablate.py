@@ -1,0 +1,170 @@
+"""Ablations: each cell differs in one thing, results are paired, and what is done is not done again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vla_rl.config import AblationConfig, ConfigError, TrainConfig, UserError
+from vla_rl.config.ablation import CELLS
+from vla_rl.config.serialize import to_json
+from vla_rl.recipes import ablate as recipe
+from vla_rl.recipes.ablate import ablate, cell_config, compare, planned_run, write_results
+from vla_rl.recipes.presets import PRESETS, preset
+
+
+def differences(one: Any, two: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """The fields in which two configurations differ, by dotted path."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in one.keys() | two.keys():
+            found |= differences(one.get(key), two.get(key), f"{path}.{key}".lstrip("."))
+        return found
+    return {} if one == two else {path: (one, two)}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_cell_differs_from_the_whole_in_one_thing(name: str) -> None:
+    base = preset(name)
+    base = replace(base, reward=replace(base.reward, judge="runs/reward", form="additive"))
+    expected = {
+        "full": set(),
+        "no-reward": {"reward.judge"},
+        "no-curriculum": {"curriculum.mode"},
+        "temperature": {"ppo.temperature"},
+        "no-warmup": {"ppo.critic_warmup"},
+        "learning-rate": {"ppo.learning_rate"},
+    }
+    assert set(expected) == set(CELLS) == set(recipe.PAPER)
+    for cell, fields in expected.items():
+        changed = differences(to_json(base), to_json(cell_config(base, cell)))
+        assert set(changed) - {"ppo.critic_warmup_until_explained"} == fields, cell
+    assert cell_config(base, "learning-rate").ppo.learning_rate == 10 * base.ppo.learning_rate
+    # the paper's comparison, from whichever side the recipe stands on
+    temperatures = {base.ppo.temperature, cell_config(base, "temperature").ppo.temperature}
+    assert temperatures == {1.0, 1.5}
+
+
+def test_runs_of_a_seed_start_alike_and_have_places_of_their_own() -> None:
+    config = AblationConfig(checkpoint="policy", judge="judge", parallel=2, cores=3, out="o")
+    runs = [planned_run(config, cell, seed) for cell in CELLS for seed in range(3)]
+    assert len({run.run.name for run in runs}) == len(runs)
+    for run in runs:
+        assert (run.policy.checkpoint, run.env.num_workers, run.run.threads) == ("policy", 3, 3)
+    assert {run.run.seed for run in runs} == {0, 1, 2}
+    timed = planned_run(replace(config, minutes=8), "full", 0)
+    assert (timed.ppo.minutes, timed.ppo.iterations) == (8, 100_000)
+
+
+def pretend(run: TrainConfig, successes: list[int]) -> None:
+    """Leave behind what a run leaves: ten evaluated episodes."""
+    folder = Path(run.run.root) / run.run.name / "eval"
+    folder.mkdir(parents=True)
+    episodes = [{"success": bool(success)} for success in successes]
+    for mode in ("greedy", "sampled"):
+        (folder / f"after-{mode}.json").write_text(json.dumps({"episodes": episodes}))
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> tuple[AblationConfig, dict[tuple[str, int], TrainConfig]]:
+    config = AblationConfig(
+        checkpoint="policy", out=str(tmp_path), cells=("full", "no-warmup"), seeds=2
+    )
+    runs = {(c, s): planned_run(config, c, s) for s in range(2) for c in config.cells}
+    pretend(runs["full", 0], [1, 1, 1, 1, 1, 1, 1, 1, 0, 0])
+    pretend(runs["full", 1], [1, 1, 1, 1, 1, 1, 0, 0, 0, 0])
+    pretend(runs["no-warmup", 0], [1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
+    pretend(runs["no-warmup", 1], [1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
+    return config, runs
+
+
+def test_differences_are_paired_over_seed_and_state(finished) -> None:
+    _, runs = finished
+    result = compare(runs, "no-warmup", 2, "greedy")
+    assert result["mean"] == pytest.approx(0.4)
+    assert result["rate"].startswith("40.0 % [21.9, 61.3]")  # Wilson, 8 of 20
+    # 6 of 20 pairs lose 1: -30 %, standard error sqrt(0.3 * 0.7 * 20 / 19 / 20)
+    assert result["gain"] == "-30.0 [-50.6, -9.4] (-40, -20)"
+    assert compare(runs, "full", 2, "greedy")["gain"] == ""
+
+
+def test_the_table_stands_beside_the_papers(finished) -> None:
+    config, runs = finished
+    table = write_results(config, runs).read_text()
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert rows[0].split("|")[1:3] == [" ", " paper, LIBERO-Spatial "]
+    assert "| full | 90.2 % | 70.0 % [48.1, 85.5] |" in table
+    assert (
+        "| no critic warm-up | 80.0 % | 40.0 % [21.9, 61.3] | -30.0 [-50.6, -9.4] (-40, -20) |"
+        in table
+    )
+    assert (Path(config.out) / "ablation.png").stat().st_size > 5000
+
+
+def test_complete_runs_are_not_done_again(finished, monkeypatch) -> None:
+    config, _ = finished
+
+    def never(*_):
+        raise AssertionError("a complete run was started")
+
+    monkeypatch.setattr(recipe, "_train", never)
+    assert ablate(config).name == "table.md"
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"no cell 'no-warmupp'\. Did you mean 'no-warmup'"):
+        AblationConfig(cells=("full", "no-warmupp"))
+    with pytest.raises(ConfigError, match="full is what the others are compared with"):
+        AblationConfig(cells=("no-warmup",))
+    with pytest.raises(UserError, match="needs a policy to start from"):
+        ablate(AblationConfig())
+    for name in ("seeds", "iterations", "parallel"):
+        with pytest.raises(ConfigError, match=f"{name} must be at least 1"):
+            AblationConfig(**{name: 0})
+    assert {field.name for field in dataclasses.fields(AblationConfig)} >= {"judge", "cores"}
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_a_real_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cells trained in processes of their own, from a fresh policy; then the same command has nothing to do."""
+    from vla_rl.config import PolicyConfig, tiny_model
+    from vla_rl.envs.metaworld_tasks import INSTRUCTIONS
+    from vla_rl.policies import OpenVLAPolicy, identity_statistics
+
+    policy = tmp_path / "policy"
+    statistics = identity_statistics("metaworld", 4)
+    words = tuple(INSTRUCTIONS.values())
+    OpenVLAPolicy.create(tiny_model(), words, statistics, 4, 2, PolicyConfig(device="cpu")).save(
+        policy
+    )
+    base = preset("metaworld-mt5")
+    small = replace(
+        base,
+        env=replace(base.env, suite="mt1:drawer-close", num_envs=2, horizon=3),
+        ppo=replace(base.ppo, turns=4, minibatch=8, critic_warmup=1),
+    )
+    monkeypatch.setitem(PRESETS, "metaworld-mt5", small)
+    config = AblationConfig(
+        checkpoint=str(policy),
+        out=str(tmp_path / "out"),
+        cells=("full", "no-warmup"),
+        seeds=1,
+        iterations=2,
+        episodes_per_task=2,
+        cores=1,
+    )
+    table = ablate(config)
+    warmups = {
+        cell: json.loads((tmp_path / "out" / f"{cell}-seed-0" / "config.json").read_text())
+        for cell in config.cells
+    }
+    assert warmups["full"]["ppo"]["critic_warmup"] == 1
+    assert warmups["no-warmup"]["ppo"]["critic_warmup"] == 0
+    first = table.read_text()
+    assert ablate(config).read_text() == first
