@@ -1,10 +1,12 @@
-"""Simulator throughput and memory against gymnasium's AsyncVectorEnv over Meta-World's own rendering.
+"""Simulator throughput and memory against what the benchmarks bring themselves.
 
     python benchmarks/envs.py --seconds 25
+    python benchmarks/envs.py --benchmark libero --seconds 40     (see libero_envs.py)
 
-Both sides play the mt5 tasks with random actions: 16 environments, two actions a turn held for five simulator steps
-each, a 64-pixel picture from `corner2` at the end of every turn, stop at success, restart after 15 turns. The sides
-alternate in slices of a few seconds, so that whatever else the machine does hits both; read the ratio.
+Meta-World against gymnasium's AsyncVectorEnv over Meta-World's own rendering. Both sides play the mt5 tasks with random
+actions: 16 environments, two actions a turn held for five simulator steps each, a 64-pixel picture from `corner2` at
+the end of every turn, stop at success, restart after 15 turns. The sides alternate in slices of a few seconds, so that
+whatever else the machine does hits both; read the ratio.
 
 Ours: each of 16 slots may play any of the five tasks, as training needs. Theirs: each of 16 processes plays one task
 (easier). Memory is the proportional set size (PSS) of all worker processes plus this one, each side measured alone.
@@ -21,8 +23,8 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import psutil
 
+from side_by_side import alternate, memory_bytes, play
 from vla_rl.config import EnvConfig
 from vla_rl.envs.gl import load_mujoco
 from vla_rl.envs.metaworld import MetaWorldEnv, expert_action
@@ -74,6 +76,11 @@ class OfficialTurns(gymnasium.Env):
         return self._picture(), float(success), success, ended, {}
 
 
+def random_actions(rng: np.random.Generator) -> np.ndarray:
+    shape = (CONFIG.num_envs, CONFIG.action_chunk, 4)
+    return rng.uniform(-1, 1, shape).astype(np.float32)
+
+
 class Ours:
     """Slots of ProcessVectorEnv."""
 
@@ -96,9 +103,9 @@ class Ours:
         self.envs.post_reset(slots, specs)
         self.envs.wait(slots)
 
-    def turn(self, actions: np.ndarray) -> int:
+    def turn(self, rng: np.random.Generator) -> int:
         every = range(CONFIG.num_envs)
-        self.envs.post_step(every, actions)
+        self.envs.post_step(every, random_actions(rng))
         result = self.envs.wait(every)
         ended = [int(s) for s in result.slots[result.terminated | result.truncated]]
         if ended:
@@ -122,9 +129,9 @@ class Theirs:
         self.envs.reset(seed=0)
         self.ended = np.zeros(CONFIG.num_envs, dtype=bool)
 
-    def turn(self, actions: np.ndarray) -> int:
+    def turn(self, rng: np.random.Generator) -> int:
         played = int((~self.ended).sum())
-        _, _, terminated, truncated, _ = self.envs.step(actions)
+        _, _, terminated, truncated, _ = self.envs.step(random_actions(rng))
         self.ended = terminated | truncated
         return played
 
@@ -140,21 +147,6 @@ class _Maker:
         return OfficialTurns(self.task)
 
 
-def memory_bytes() -> int:
-    """PSS of this process and its children."""
-    me = psutil.Process()
-    return sum(process.memory_full_info().pss for process in [me, *me.children(recursive=True)])
-
-
-def play(side: Ours | Theirs, seconds: float, rng: np.random.Generator) -> tuple[int, float]:
-    """Turns played and the seconds they took."""
-    turns, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        shape = (CONFIG.num_envs, CONFIG.action_chunk, 4)
-        turns += side.turn(rng.uniform(-1, 1, shape).astype(np.float32))
-    return turns, time.perf_counter() - start
-
-
 def compare(seconds: float, slices: int) -> None:
     """Play both sides in alternation and print turns per second, memory, and their ratios."""
     rng = np.random.default_rng(1)
@@ -163,26 +155,15 @@ def compare(seconds: float, slices: int) -> None:
     memory = {Ours.name: memory_bytes()}
     theirs = Theirs()
     play(theirs, 2.0, rng)
-    turns = dict.fromkeys((Ours.name, Theirs.name), 0)
-    spent = dict.fromkeys(turns, 0.0)
-    ratios = []
-    for _ in range(slices):
-        rates = []
-        for side in (ours, theirs):
-            played, took = play(side, seconds / slices, rng)
-            turns[side.name] += played
-            spent[side.name] += took
-            rates.append(played / took)
-        ratios.append(rates[0] / rates[1])
+    rates = alternate(ours, theirs, seconds, slices)
     ours.close()
     memory[Theirs.name] = memory_bytes()
     theirs.close()
 
-    for name in turns:
-        rate = turns[name] / spent[name]
+    for name, rate in ((Ours.name, rates.ours), (Theirs.name, rates.theirs)):
         print(f"{name:28} {rate:7.1f} pictures/s  {memory[name] / 1e6:8.0f} MB (PSS)")
-    speed = (turns[Ours.name] / spent[Ours.name]) / (turns[Theirs.name] / spent[Theirs.name])
-    print(f"speed ratio {speed:.1f} (slices: {', '.join(f'{r:.1f}' for r in ratios)}; bar: 8)")
+    slices_text = ", ".join(f"{ratio:.1f}" for ratio in rates.slices)
+    print(f"speed ratio {rates.ratio:.1f} (slices: {slices_text}; bar: 8)")
     print(f"memory ratio {memory[Ours.name] / memory[Theirs.name]:.3f} (bar: 0.333)")
 
 
@@ -238,11 +219,25 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=25.0, help="per side, in all")
     parser.add_argument("--slices", type=int, default=5, help="alternations")
+    parser.add_argument(
+        "--benchmark",
+        choices=["metaworld", "libero", "all"],
+        default="metaworld",
+        help="what to measure",
+    )
     arguments = parser.parse_args()
     # for the other side's processes; ours see to it themselves
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("MUJOCO_GL", "egl")
     warnings.filterwarnings("ignore")
-    split_a_turn(episodes=20)
-    compare(arguments.seconds, arguments.slices)
+    if arguments.benchmark in (
+        "libero",
+        "all",
+    ):  # first: its other side forks, before anything is drawn here
+        import libero_envs
+
+        libero_envs.main(arguments.seconds, arguments.slices)
+    if arguments.benchmark in ("metaworld", "all"):
+        split_a_turn(episodes=20)
+        compare(arguments.seconds, arguments.slices)

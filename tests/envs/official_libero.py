@@ -3,9 +3,9 @@
     python official_libero.py PLAN.npz ...
 
 A plan holds `problem` (BDDL file), `initial_state`, `actions` (T, 7), `drawn` (steps whose pictures are wanted),
-`cameras`, `size`, and `joints` with `positions`, which are set before step `turned`. For each PLAN.npz, PLAN.played.npz tells what
-happened; index 0 of everything is the state after ten settling steps. Only the wanted pictures are rendered: they take
-most of the time.
+`cameras`, `size`, and `joints` with `positions`, which are set before step `turned`. For each PLAN.npz,
+PLAN.played.npz tells what happened; index 0 of everything is the state after ten settling steps. Only the wanted
+pictures are rendered: they take most of the time.
 """
 
 from __future__ import annotations

@@ -83,6 +83,12 @@ def assert_same_trajectory(one: list[Any], two: list[Any]) -> None:
         assert_same(a, b)
 
 
+def red(picture: np.ndarray) -> int:
+    """Pixels of a glowing burner."""
+    colours = picture.astype(int)
+    return int(((colours[..., 0] - colours[..., 1:].max(-1)) > 60).sum())
+
+
 def turn_knob(env: LiberoEnv, angle: float) -> None:
     simulator = env._own()
     simulator.data.qpos[simulator.model.joint(KNOB).qposadr[0]] = angle
@@ -315,15 +321,18 @@ def test_a_burner_glows_and_the_other_slots_stays_dark(envs: list[LiberoEnv]):
     for env in envs[:2]:
         env.reset(EpisodeSpec(PLATE, 0))
         env.step(still)
-    dark = envs[1].render().astype(int)
+    dark = envs[1].render()
+    assert red(dark) == 0
     turn_knob(envs[0], 1.0)
     assert envs[0].step(still) == (0.0, False, False, 4)
-    glowing = np.abs(envs[0].render() - dark)
-    assert glowing.max() > 50
-    assert np.abs(envs[1].render() - dark).max() == 0
+    assert red(envs[0].render()) >= 3
+    np.testing.assert_array_equal(envs[1].render(), dark)
+    shown: list[int] = []
+    envs[1].step(still, on_frame=lambda: shown.append(red(envs[1].render())))
+    assert shown == [0, 0, 0, 0]
     turn_knob(envs[0], 0.0)
     envs[0].step(still)
-    assert np.abs(envs[0].render() - dark).max() < 30
+    assert red(envs[0].render()) == 0
 
 
 def test_actions_are_clipped(envs: list[LiberoEnv]):
@@ -345,7 +354,7 @@ def test_proprio_follows_the_hand(envs: list[LiberoEnv]):
     for _ in range(4):
         env.step(action)
     after = env.proprio()
-    assert after[2] > before[2] + 0.1
+    assert after[2] > before[2] + 0.06
     np.testing.assert_allclose(after[:2], before[:2], atol=0.03)
     assert after[6] - after[7] < before[6] - before[7] - 0.02  # they have closed
     np.testing.assert_allclose(after[3:6], before[3:6], atol=0.1)  # the hand has not turned

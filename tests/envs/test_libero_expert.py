@@ -198,9 +198,9 @@ def test_a_bowl_is_held_by_its_wall_from_any_side():
 def test_no_rim_grasp_where_a_handle_is_in_the_way():
     handle = boxes(((-0.01, 0.06, 0.93), (0.01, 0.10, 0.95))).points()
     grasps = rim_grasps(np.concatenate([ring(0.06, 0.90, 0.95), handle]))
-    assert len(grasps) == 24 - 3  # straight at it, and 15 degrees either way
-    assert max(grasp.position[1] for grasp in grasps) < 0.055
-    assert min(grasp.position[1] for grasp in grasps) < -0.059
+    straight = [grasp.position[1] for grasp in grasps if abs(grasp.position[0]) < 0.005]
+    assert len(grasps) == 23
+    assert straight == [pytest.approx(-0.06, abs=1e-3)]  # opposite the handle alone
 
 
 def test_a_handle_is_what_sticks_out():
@@ -394,7 +394,7 @@ def test_what_the_expert_knows_of_a_scene(soup: LiberoEnv):
     # the hand as the observation has it, open, pointing down, ready to close along y
     np.testing.assert_allclose(scene.hand_position(), soup.proprio()[:3], atol=2e-3)
     assert scene.finger_opening() == pytest.approx(0.08, abs=0.005)
-    np.testing.assert_allclose(scene.hand_rotation()[:, 2], DOWN, atol=0.05)
+    np.testing.assert_allclose(scene.hand_rotation()[:, 2], DOWN, atol=0.1)
     assert abs(scene.hand_rotation()[1, 0]) > 0.99
     # a can: 6 to 7 cm wide, standing, and nothing of the scene inside it
     low, high = scene.shape("alphabet_soup_1").hull()
@@ -448,8 +448,11 @@ def test_two_pots_do_not_go_to_the_same_spot():
     env = make("libero-10:8")
     env.reset(EpisodeSpec(env.tasks[0], 0))
     scene = Scene(lambda: env.simulator)
-    places = [spot(scene, goal).point for goal in scene.goals()]
-    widths = [np.ptp(scene.shape(goal[1]).hull(), axis=0)[0] for goal in scene.goals()]
+    puts = [goal for goal in scene.goals() if goal[0] == "on"]
+    one, two = (spot(scene, goal).point for goal in puts)
+    region = scene.region_half_extents(puts[0][2])
+    centre = scene.position(puts[0][2])
     env.close()
-    assert len(places) == 2
-    assert abs(places[0] - places[1])[0] > 0.6 * max(widths)
+    np.testing.assert_allclose((one + two)[:2] / 2, centre[:2], atol=1e-6)
+    assert one[0] - two[0] == pytest.approx(2 * (region[0] - 0.015))
+    assert one[1] == two[1]

@@ -93,7 +93,9 @@ def test_the_import_asks_nothing_says_nothing_and_leaves_settings_alone(tmp_path
     }  # fmt: skip
     assert set(json.loads(run.stdout)) <= allowed
     assert (log.stat().st_mtime if log.exists() else None) == before
-    written = [path.name for path in (tmp_path / "home").rglob("*") if "libero" in path.name.lower()]
+    written = [
+        path.name for path in (tmp_path / "home").rglob("*") if "libero" in path.name.lower()
+    ]
     assert written == []
 
 

@@ -25,8 +25,11 @@ from vla_rl.envs.gl import load_mujoco
 from vla_rl.envs.libero_package import cache_folder
 from vla_rl.envs.meshes import simplify_mesh
 
-_VERSION = "2"  # part of every file name in the cache: raise it when the result changes
-_NEIGHBOURS = 8
+_VERSION = "4"  # part of every file name in the cache: raise it when the result changes
+_SAMPLES = 40_000
+_SMOOTH = 0.8  # cosine between normals of faces that are drawn as one round surface
+_TURNED = 0.1  # of the mesh's size
+_LEAP = 0.25  # of a face's longest side in the texture
 _VISUAL = "1"
 """Group of the geoms that are only drawn. robosuite's models take masses and inertias from group 0 alone."""
 
@@ -34,18 +37,37 @@ _VISUAL = "1"
 def lighten(xml: str, max_faces: int, max_texture: int) -> str:
     """A model's XML with its visual meshes cut to `max_faces` faces and its textures to `max_texture` pixels a side."""
     root = ElementTree.fromstring(xml)
-    physical = {geom.get("mesh") for geom in root.iter("geom") if not _only_drawn(geom)}
-    for mesh in root.iter("mesh"):
-        file = mesh.get("file", "")
-        if os.path.isabs(file) and mesh.get("name") not in physical:
-            mesh.set("file", str(_light_mesh(Path(file), max_faces)))
-            # a coarse shell may enclose no volume, which would be refused; its mass is not used
-            mesh.set("inertia", "shell")
-    for texture in root.iter("texture"):
-        file = texture.get("file", "")
-        if os.path.isabs(file):
-            texture.set("file", str(_light_texture(Path(file), max_texture)))
+    for mesh in _visual_meshes(root):
+        mesh.set("file", str(_light_mesh(Path(mesh.attrib["file"]), max_faces)))
+        # a coarse shell may enclose no volume, which would be refused; its mass is not used
+        mesh.set("inertia", "shell")
+    for texture in _texture_files(root):
+        texture.set("file", str(_light_texture(Path(texture.attrib["file"]), max_texture)))
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def without_looks(xml: str) -> str:
+    """The same model with the same names, its visual meshes and textures the smallest there are: never drawn."""
+    root = ElementTree.fromstring(xml)
+    for mesh in _visual_meshes(root):
+        del mesh.attrib["file"]
+        mesh.set("vertex", "0 0 0  1 0 0  0 1 0  0 0 1")
+    for texture in _texture_files(root):
+        del texture.attrib["file"]
+        for name, value in {"builtin": "flat", "width": "6", "height": "6"}.items():
+            texture.set(name, value)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _visual_meshes(root: ElementTree.Element) -> list[ElementTree.Element]:
+    """Mesh files that nothing collides with."""
+    physical = {geom.get("mesh") for geom in root.iter("geom") if not _only_drawn(geom)}
+    meshes = [mesh for mesh in root.iter("mesh") if mesh.get("name") not in physical]
+    return [mesh for mesh in meshes if os.path.isabs(mesh.get("file", ""))]
+
+
+def _texture_files(root: ElementTree.Element) -> list[ElementTree.Element]:
+    return [t for t in root.iter("texture") if os.path.isabs(t.get("file", ""))]
 
 
 def _only_drawn(geom: ElementTree.Element) -> bool:
@@ -156,29 +178,121 @@ def _simplify(
     """Corners, normals and texture coordinates of a mesh of at most `max_faces` faces."""
     points, faces = simplify_mesh(surface.vertices, surface.faces, max_faces)
     corners = points[faces]
-    facing = _unit(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))
-    charts = _charts(surface)
-    source = _nearest_agreeing(
-        corners.mean(1), facing, surface.vertices[surface.faces].mean(1), surface.normals.mean(1)
+    return corners, _corner_normals(points, faces), _texture(surface, corners)
+
+
+def _corner_normals(
+    points: Float32[np.ndarray, "v 3"], faces: Int32[np.ndarray, "f 3"]
+) -> Float32[np.ndarray, "f 3 3"]:
+    """Smooth over what bends little, with an edge elsewhere; larger faces count for more, so that they look flat."""
+    scaled = _scaled_normals(points[faces])
+    unit = _unit(scaled)
+    normals = np.empty((len(faces), 3, 3), np.float32)
+    order = np.argsort(faces, axis=None, kind="stable")
+    ends = np.cumsum(np.bincount(faces.reshape(-1)))
+    for around in np.split(order, ends[:-1]):
+        face, corner = np.divmod(around, 3)
+        smooth = unit[face] @ unit[face].T > _SMOOTH
+        normals[face, corner] = _unit(smooth @ scaled[face])
+    return normals
+
+
+def _scaled_normals(corners: Float32[np.ndarray, "f 3 3"]) -> Float32[np.ndarray, "f 3"]:
+    """Normals of faces, twice their area long."""
+    return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+
+
+def _texture(
+    surface: _Surface, corners: Float32[np.ndarray, "f 3 3"]
+) -> Float32[np.ndarray, "f 3 2"] | None:
+    """Texture coordinates for new faces: those of near points of `surface` that face the same way.
+
+    A face takes all its corners from one chart of the texture: between charts the image shows something else.
+    """
+    if surface.texture is None:
+        return None
+    samples = _sampled(surface)
+    facing = _unit(_scaled_normals(corners))
+    looked_at = _WEIGHTS @ corners
+    charts = samples.charts[samples.nearest(looked_at[:, 3:], facing)]
+    # of the four charts seen inside the one seen most, on a draw the middle's
+    votes = (charts[:, :, None] == charts[:, None]).sum(1)
+    chosen = np.take_along_axis(charts, votes.argmax(1)[:, None], 1)[:, 0]
+    seen = np.empty((len(corners), 7, 2), np.float32)
+    for chart in np.unique(chosen):
+        here = chosen == chart
+        own = samples.of(chart)
+        seen[here] = own.texture[own.nearest(looked_at[here], facing[here])]
+    return _without_leaps(seen)
+
+
+_WEIGHTS = np.array(
+    [[6, 0, 0], [0, 6, 0], [0, 0, 6], [2, 2, 2], [4, 1, 1], [1, 4, 1], [1, 1, 4]], np.float32
+) / np.float32(6)
+"""Where faces are looked at: their corners, their middles, half way between."""
+
+
+def _without_leaps(seen: Float32[np.ndarray, "f 7 2"]) -> Float32[np.ndarray, "f 3 2"]:
+    """Texture coordinates of corners; where those inside are not between them, the middle's for all three.
+
+    Such a face lies across a cut in its chart, and would show what the image holds beyond.
+    """
+    corners = seen[:, :3].copy()
+    longest = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).max(1)
+    leap = np.linalg.norm(_WEIGHTS @ corners - seen, axis=2).max(1)
+    across = leap > _LEAP * longest
+    corners[across] = seen[across, 3:4]
+    return corners
+
+
+class _Samples(NamedTuple):
+    """Points of a surface."""
+
+    points: Float32[np.ndarray, "n 3"]
+    facing: Float32[np.ndarray, "n 3"]
+    texture: Float32[np.ndarray, "n 2"]
+    charts: Int32[np.ndarray, " n"]
+    turned: float  # how far away a point counts that faces another way: metres for each unit between the normals
+
+    def of(self, chart: int) -> _Samples:
+        """Those of one chart."""
+        here = self.charts == chart
+        arrays = (array[here] for array in self[:4])
+        return _Samples(*arrays, turned=self.turned)
+
+    def nearest(
+        self, points: Float32[np.ndarray, "f k 3"], facing: Float32[np.ndarray, "f 3"]
+    ) -> Any:
+        """For each of k points on each face the number of the nearest sample, (f, k).
+
+        One on the other side of a thin wall is far away.
+        """
+        from scipy.spatial import KDTree
+
+        tree = KDTree(np.concatenate([self.points, self.turned * self.facing], axis=1))
+        directions = np.broadcast_to(self.turned * facing[:, None], points.shape)
+        return tree.query(np.concatenate([points, directions], axis=2))[1]
+
+
+def _sampled(surface: _Surface) -> _Samples:
+    """The middle of each face, and random points all over the surface."""
+    assert surface.texture is not None
+    corners = surface.vertices[surface.faces]
+    scaled = _scaled_normals(corners)
+    area = np.linalg.norm(scaled, axis=1).astype(np.float64) + 1e-20
+    rng = np.random.default_rng(0)
+    count = len(corners)
+    face = np.concatenate([np.arange(count), rng.choice(count, _SAMPLES, p=area / area.sum())])
+    weights = rng.dirichlet((1.0, 1.0, 1.0), len(face)).astype(np.float32)
+    weights[:count] = 1 / 3
+    extent = surface.vertices.max(0) - surface.vertices.min(0)
+    return _Samples(
+        np.einsum("nk,nkd->nd", weights, corners[face]),
+        _unit(scaled)[face],
+        np.einsum("nk,nkd->nd", weights, surface.texture[face]),
+        _charts(surface)[face],
+        turned=_TURNED * float(np.linalg.norm(extent)),
     )
-    # each corner takes its texture from the chart its face lies in: beyond the chart's edge the texture image
-    # shows something else
-    normals = np.empty_like(corners)
-    texture = None if surface.texture is None else np.empty((*corners.shape[:2], 2), np.float32)
-    for chart in np.unique(charts[source]):
-        of_source, of_new = charts == chart, charts[source] == chart
-        places = surface.vertices[surface.faces[of_source]].reshape(-1, 3)
-        found = _nearest_agreeing(
-            corners[of_new].reshape(-1, 3),
-            np.repeat(facing[of_new], 3, axis=0),
-            places,
-            surface.normals[of_source].reshape(-1, 3),
-        )
-        normals[of_new] = surface.normals[of_source].reshape(-1, 3)[found].reshape(-1, 3, 3)
-        if texture is not None and surface.texture is not None:
-            coordinates = surface.texture[of_source].reshape(-1, 2)
-            texture[of_new] = coordinates[found].reshape(-1, 3, 2)
-    return corners, normals, texture
 
 
 def _charts(surface: _Surface) -> Int32[np.ndarray, " F"]:
@@ -196,27 +310,6 @@ def _charts(surface: _Surface) -> Int32[np.ndarray, " F"]:
     number = int(corner.max()) + 1
     graph = coo_matrix((np.ones(len(pairs)), pairs.T), shape=(number, number))
     return connected_components(graph, directed=False)[1][corner[:, 0]].astype(np.int32)
-
-
-def _nearest_agreeing(
-    points: Float32[np.ndarray, "n 3"],
-    facing: Float32[np.ndarray, "n 3"],
-    places: Float32[np.ndarray, "N 3"],
-    normals: Float32[np.ndarray, "N 3"],
-) -> Int32[np.ndarray, " n"]:
-    """For each point the index of a near place, of several the one whose normal agrees best with `facing`.
-
-    The nearest alone may lie on the inner side of a thin wall.
-    """
-    from scipy.spatial import KDTree
-
-    near = KDTree(places).query(points, k=min(_NEIGHBOURS, len(places)))[1].reshape(len(points), -1)
-    agreement = np.einsum("nkd,nd->nk", _unit(normals)[near], facing)
-    nearest_good = np.argmax(
-        agreement > 0.5, axis=1
-    )  # the first, and so the nearest, that agrees well
-    best = np.where((agreement > 0.5).any(1), nearest_good, agreement.argmax(1))
-    return np.take_along_axis(near, best[:, None], 1)[:, 0].astype(np.int32)
 
 
 def _unit(vectors: Float32[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:

@@ -21,7 +21,7 @@ from jaxtyping import Float32, Float64, UInt8
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest
 from vla_rl.envs.gl import load_mujoco, shared_context
-from vla_rl.envs.libero_assets import lighten
+from vla_rl.envs.libero_assets import lighten, without_looks
 from vla_rl.envs.libero_control import ControlState, OperationalSpaceControl
 from vla_rl.envs.libero_package import load_libero
 from vla_rl.envs.libero_tasks import LiberoTask, stored_states, suite_tasks
@@ -43,7 +43,9 @@ class LiberoState:
     integration: Float64[np.ndarray, " S"]  # mujoco's mjSTATE_INTEGRATION
     control: ControlState
     site_colours: Float32[np.ndarray, "s 4"]  # a burner that is on glows
-    seen_colours: Float32[np.ndarray, "s 4"]  # in the last observation, taken before the step sets them
+    seen_colours: Float32[
+        np.ndarray, "s 4"
+    ]  # in the last observation, taken before the step sets them
 
     def arrays(self) -> dict[str, Any]:
         """The state as arrays and numbers, in copies."""
@@ -292,10 +294,14 @@ class _Unobserved:
     """Mixed into LIBERO's problems: no observations, which robosuite samples at every physics step; lighter meshes."""
 
     settings: CameraSettings
+    built = False
 
     def _initialize_sim(self, xml_string: str | None = None) -> None:
         xml = xml_string or self.model.get_xml()  # type: ignore[attr-defined]
-        if self.settings.mesh_faces > 0:
+        if not self.built:
+            xml = without_looks(xml)  # `reset` makes a new model of its own
+            self.built = True
+        elif self.settings.mesh_faces > 0:
             xml = lighten(xml, self.settings.mesh_faces, TEXELS_PER_PIXEL * self.settings.size)
         super()._initialize_sim(xml)  # type: ignore[misc]
 

@@ -158,6 +158,7 @@ _UNREADABLE = (
 )  # fmt: skip
 """What numpy, zipfile and pickle raise for files that are cut off or something else."""
 
+
 @cache
 def stored_states(path: Path) -> Float64[np.ndarray, "I S"]:
     """The simulator states stored for a task, one per row: time, positions, velocities. Read-only."""

@@ -113,7 +113,9 @@ class MetaWorldEnv(SimulatorUser[TaskSimulator]):
     def dense_reward(self) -> float:
         """Meta-World's shaped reward of the present state, 0..10. Privileged: it sees objects and goal."""
         if self._last_action is None:
-            raise RuntimeError("the dense reward is of a turn: play one since the last reset or restore")
+            raise RuntimeError(
+                "the dense reward is of a turn: play one since the last reset or restore"
+            )
         return self._own().dense_reward(self._last_action)
 
     # -- snapshots -----------------------------------------------------------------------------------
