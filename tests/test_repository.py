@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vla_rl.cli import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("src", "tests", "benchmarks", "scripts")
 MAX_LINES = 450
@@ -149,10 +151,12 @@ def test_commands_in_the_documents_exist_with_their_options():
     calls = [call for line in lines for call in re.findall(r"vla-rl ([a-z]+[^`|]*)", line)]
     options: dict[str, set[str]] = {}
     for call in calls:
-        options.setdefault(call.split()[0], set()).update(re.findall(r"--[a-z][\w.-]*", call))
+        words = call.split()
+        name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
+        options.setdefault(name, set()).update(re.findall(r"--[a-z][\w.-]*", call))
     assert {"quickstart", "demos", "sft", "train", "eval", "report", "doctor"} <= set(options)
     for command, used in options.items():
-        words = [command, *(["metaworld-mt5"] if command == "train" else []), "--help"]
+        words = [*command.split(), *(["metaworld-mt5"] if command == "train" else []), "--help"]
         answer = subprocess.run(
             [sys.executable, "-m", "vla_rl", *words],
             capture_output=True, text=True, check=False, cwd=ROOT,

@@ -322,6 +322,23 @@ def test_ctrl_c_is_the_parents_alone():
         assert not envs.wait(range(5)).lost.any()
 
 
+@pytest.mark.parametrize(
+    ("gpus", "chosen", "expected"),
+    [(2, None, ["0", "1", "0"]), (1, None, [None] * 3), (2, "5", ["5"] * 3)],
+)
+def test_workers_draw_on_the_gpus_in_turn(monkeypatch, gpus, chosen, expected):
+    monkeypatch.setattr("vla_rl.envs.vector.gpu_names", lambda: ["a GPU"] * gpus)
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", chosen)
+    with ProcessVectorEnv(replace(CONFIG, num_workers=3), make_faulty_envs) as envs:
+        devices = [
+            psutil.Process(worker.pid).environ().get("MUJOCO_EGL_DEVICE_ID")
+            for worker in envs._workers
+        ]
+    assert devices == expected
+
+
 def test_output_of_an_environment_does_not_disturb_the_pipe():
     envs = started()
     with envs:

@@ -20,7 +20,7 @@ from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, nearest
 from vla_rl.envs import libero_tasks, metaworld_tasks
 from vla_rl.envs.libero import LiberoEnv, make_libero_envs
-from vla_rl.envs.libero_expert import LiberoExpert
+from vla_rl.envs.libero_expert import NOISE_SCALE, LiberoExpert
 from vla_rl.envs.metaworld import MetaWorldEnv, expert_action, make_metaworld_envs
 from vla_rl.envs.protocol import Env
 
@@ -83,8 +83,7 @@ LIBERO = Benchmark(
     frame_every=1,
     action_dim=LiberoEnv.action_dim,
     proprio_dim=LiberoEnv.proprio_dim,
-    # a gripper that opens by chance drops what it holds
-    noise_scale=(1.0, 1.0, 1.0, 0.2, 0.2, 0.2, 0.0),
+    noise_scale=NOISE_SCALE,
     task_names=lambda suite: tuple(task.name for task in libero_tasks.suite_tasks(suite)),
     make_envs=make_libero_envs,
     make_studio=lambda config: LiberoEnv(replace(config, mesh_faces=0)),

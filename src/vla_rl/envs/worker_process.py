@@ -40,12 +40,15 @@ class WorkerLostError(Exception):
 class WorkerProcess:
     """One running worker. Every method but `close` may raise WorkerLostError."""
 
-    def __init__(self, setup: WorkerSetup) -> None:
+    def __init__(self, setup: WorkerSetup, egl_device: int | None = None) -> None:
+        """`egl_device` is the GPU to draw on, where there are several; the user's own choice goes before it."""
         ours, theirs = socket.socketpair()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         environment = dict(os.environ)
         environment.update(dict.fromkeys(_ONE_THREAD, "1"))
         environment.setdefault("LP_NUM_THREADS", "0")
+        if egl_device is not None:
+            environment.setdefault("MUJOCO_EGL_DEVICE_ID", str(egl_device))
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM.format(path=sys.path, pipe=theirs.fileno())],

@@ -142,8 +142,9 @@ PRESETS: dict[str, TrainConfig] = {
     "libero-object-openvla-7b": _libero_openvla("object"),
     "libero-goal-openvla-7b": _libero_openvla("goal"),
     "libero-10-openvla-7b": _libero_openvla("10"),
-    "libero-spatial-tiny": _libero_tiny("libero-spatial"),
-    "libero-object-tiny": _libero_tiny("libero-object"),
+    # three tasks of ten: what a laptop gets somewhere with in an hour or two
+    "libero-spatial-tiny": _libero_tiny("libero-spatial:0,2,8"),
+    "libero-object-tiny": _libero_tiny("libero-object:0,1,2"),
 }
 
 SUMMARIES: dict[str, str] = {
@@ -156,8 +157,8 @@ SUMMARIES: dict[str, str] = {
     "libero-object-openvla-7b": "the same on LIBERO-Object",
     "libero-goal-openvla-7b": "the same on LIBERO-Goal",
     "libero-10-openvla-7b": "the same on LIBERO-10 (Long)",
-    "libero-spatial-tiny": "a small policy on LIBERO-Spatial, on a laptop",
-    "libero-object-tiny": "a small policy on LIBERO-Object, on a laptop",
+    "libero-spatial-tiny": "a small policy on three tasks of LIBERO-Spatial, on a laptop",
+    "libero-object-tiny": "a small policy on three tasks of LIBERO-Object, on a laptop",
 }
 
 

@@ -21,7 +21,7 @@ from vla_rl.envs.suites import benchmark, is_libero
 
 _HELD_OUT = 10  # of LIBERO's stored states, for runs that keep some apart
 _METAWORLD_EPISODES = 30
-_LAPTOP_TURN = 4, 2  # actions a turn, control steps for which each is held
+_LAPTOP_TURN = 2, 4  # actions a turn, control steps for which each is held
 _LAPTOP_HELD_OUT = 20
 _LAPTOP_FACES = 300
 
