@@ -248,7 +248,11 @@ class ProcessRewardConfig:
     normalize: bool = False
     """Divide by a running root mean square, so that the judge's calibration does not set the size."""
     refresh_every: int = 0
-    """Iterations after which the judge is trained on, on the policy's own new episodes; 0 never."""
+    """Iterations after which the judge is trained on, on new episodes of the policy as it is by then; 0 never."""
+    refresh_episodes: int = 8
+    """Episodes per task that a refresh plays, on the training split."""
+    refresh_epochs: int = 5
+    """Passes of a refresh over all its episodes, old and new."""
 
     def __post_init__(self) -> None:
         require(self.weight >= 0, f"reward.weight must be 0 or more, got {self.weight}")
@@ -257,6 +261,9 @@ class ProcessRewardConfig:
             self.refresh_every >= 0,
             f"reward.refresh_every must be 0 (never) or more, got {self.refresh_every}",
         )
+        for name in ("refresh_episodes", "refresh_epochs"):
+            value = getattr(self, name)
+            require(value >= 1, f"reward.{name} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from vla_rl.envs.slots import SlotArrays, anonymous_file
 from vla_rl.envs.suites import make_envs as make_suite_envs
 from vla_rl.envs.worker import MakeEnvs, WorkerSetup
 from vla_rl.envs.worker_process import WorkerFacts, WorkerLostError, WorkerProcess
-from vla_rl.runtime.provenance import gpu_names
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
 _log = logging.getLogger(__name__)
@@ -81,9 +80,7 @@ class ProcessVectorEnv:
 
     def _new_worker(self, worker: int) -> WorkerProcess:
         slots = tuple(range(worker, self.num_envs, self._num_workers))
-        gpus = len(gpu_names())
-        setup = WorkerSetup(self._make_envs, self._config, slots, self._memory)
-        return WorkerProcess(setup, worker % gpus if gpus > 1 else None)
+        return WorkerProcess(WorkerSetup(self._make_envs, self._config, slots, self._memory))
 
     # -- posting -------------------------------------------------------------------------------------
 
@@ -270,7 +267,7 @@ class ProcessVectorEnv:
             if len(found) != len(rows):
                 raise no_dense_reward(self._config.suite)
             for row, answer in zip(rows, found, strict=True):
-                answers[len(rows) - 1 - row] = answer
+                answers[row] = answer
         return answers
 
     def _answer(self, worker: int, ticket: int | None) -> object:

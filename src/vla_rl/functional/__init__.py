@@ -6,6 +6,7 @@
     log_probs       tempered log-softmax over the action bins, entropy, sampling
     masking         masked mean, variance, whitening
     intervals       Wilson interval, paired difference
+    ranking         area under ROC, average precision, calibration, pairwise ranking, rank correlation
     precision       computations happen in float32 at least, whatever came in
 
 Axes (legend in `vla_rl.types`): M turns of a window, N environments, B samples, K action tokens of a turn, V bins.
@@ -34,6 +35,17 @@ from vla_rl.functional.policy_losses import (
     turn_mean,
 )
 from vla_rl.functional.precision import at_least_float32
+from vla_rl.functional.ranking import (
+    Ranking,
+    Reliability,
+    area_under_roc,
+    average_precision,
+    average_ranks,
+    calibration_error,
+    pairwise_ranking,
+    rank_correlation,
+    reliability,
+)
 from vla_rl.functional.returns import (
     BootstrapInputs,
     bootstrap_inputs,
@@ -54,11 +66,17 @@ __all__ = [
     "Interval",
     "KLEstimator",
     "PairedDifference",
+    "Ranking",
     "Ratio",
+    "Reliability",
     "SurrogateStatistics",
     "action_log_softmax",
+    "area_under_roc",
     "at_least_float32",
+    "average_precision",
+    "average_ranks",
     "bootstrap_inputs",
+    "calibration_error",
     "clipped_surrogate",
     "clipped_value_loss",
     "discounted_returns",
@@ -72,6 +90,9 @@ __all__ = [
     "masked_var",
     "masked_whiten",
     "paired_difference",
+    "pairwise_ranking",
+    "rank_correlation",
+    "reliability",
     "sample_from_uniforms",
     "squared_value_loss",
     "surrogate_statistics",

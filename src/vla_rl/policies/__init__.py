@@ -9,7 +9,7 @@ from vla_rl.policies.action_tokens import (
 from vla_rl.policies.openvla import OpenVLA
 from vla_rl.policies.policy import OpenVLAPolicy
 from vla_rl.policies.processing import Processor
-from vla_rl.policies.protocol import Evaluation, Policy, PolicyOutput
+from vla_rl.policies.protocol import Evaluation, Policy, PolicyOutput, Proposals
 from vla_rl.policies.tokenizer import build_tiny_tokenizer
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Policy",
     "PolicyOutput",
     "Processor",
+    "Proposals",
     "build_tiny_tokenizer",
     "identity_statistics",
     "select_statistics",

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,8 @@ def choose_tokens(
 ) -> Choice:
     """Draw `count` tokens one after the other; without `draws` greedily, with log-probs of 0.
 
+    A draw that is NaN takes the likeliest token, with its log-prob.
+
     Nothing in here waits for the device, and shapes depend on nothing that the device computes.
     """
     tokens: list[Tensor] = []
@@ -66,7 +69,8 @@ def choose_tokens(
             tokens.append(logits.argmax(-1))
             continue
         log_probs.append(action_log_softmax(logits, temperature))
-        tokens.append(sample_from_uniforms(log_probs[-1], draws[:, k]))
+        sampled = sample_from_uniforms(log_probs[-1], draws[:, k])
+        tokens.append(torch.where(draws[:, k].isnan(), logits.argmax(-1), sampled))
     chosen = torch.stack(tokens, 1)
     if draws is None:
         return chosen, torch.zeros(chosen.shape, device=chosen.device)
@@ -159,6 +163,23 @@ class TokenDecoder:
         )
         alike = Prompts(padded, prompts.lengths, row_by_row=True)
         return self.model.prefill(pixel_values, alike, self.count, shape.cache)
+
+    def prefill_shared(
+        self, pixel_values: Float[Tensor, "N 6 H W"], prompts: Prompts, copies: int
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "NJ D"], Decoding]:
+        """Run the prompts once and hand every row to `copies` continuations, row by row.
+
+        Returns the hidden states [N, D], and what `choose` needs for the N * J continuations. Keys and values of the
+        prompts are copied, not computed again: the prefill is where the time goes, their copies only take memory.
+        """
+        hidden, state = self.prefill(pixel_values, prompts)
+        if copies == 1:
+            return hidden, hidden, state
+        index = state.columns.index
+        repeated = None if index is None else index.repeat_interleave(copies, 0)
+        columns = replace(state.columns, index=repeated)
+        decoding = Decoding(state.cache.repeat(copies), columns)
+        return hidden, hidden.repeat_interleave(copies, 0), decoding
 
     def choose(
         self,

@@ -7,6 +7,7 @@ and there is no full-vocabulary output.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +72,12 @@ class KeyValueCache:
         # zeros: columns not yet written are hidden from softmax, but 0 * nan would still be nan
         self.storage = torch.zeros(shape, device=device, dtype=dtype)
         self.columns = columns
+
+    def repeat(self, copies: int) -> KeyValueCache:
+        """A cache with every row `copies` times in a row, in memory of its own."""
+        repeated = copy.copy(self)
+        repeated.storage = self.storage.repeat_interleave(copies, 2)
+        return repeated
 
     def clear(self, start: int) -> None:
         """Empty the columns from `start` on, before the ones up to there are written again."""

@@ -36,7 +36,7 @@ from vla_rl.policies.hf_config import Checkpoint
 from vla_rl.policies.loading import find_source, load_network, load_parts
 from vla_rl.policies.openvla import OpenVLA, Prompts, initialise
 from vla_rl.policies.processing import Processor, pixel_values, with_protocol
-from vla_rl.policies.protocol import Evaluation, PolicyOutput
+from vla_rl.policies.protocol import Evaluation, PolicyOutput, Proposals
 from vla_rl.policies.tokenizer import build_tiny_tokenizer
 from vla_rl.runtime.devices import resolve_device
 from vla_rl.types import Observation
@@ -200,6 +200,30 @@ class OpenVLAPolicy(nn.Module):
             tokens, log_probs, values = self._decode(observation, temperature, uniforms)
         # copies made outside inference mode may take part in training
         return PolicyOutput(tokens.clone(), log_probs.clone(), values.clone())
+
+    def propose(
+        self, observation: Observation, temperature: float, uniforms: Float32[np.ndarray, "N J K"]
+    ) -> Proposals:
+        """Decode J candidates for each observation from one prefill, see `Policy.propose`."""
+        if not temperature > 0:
+            raise ValueError(
+                f"candidates differ only if sampled: temperature must be positive, got {temperature}"
+            )
+        shape = (len(observation), uniforms.shape[1], self.num_tokens)
+        if uniforms.shape != shape or shape[1] == 0:
+            raise ValueError(
+                f"uniforms must have shape ({len(observation)}, J, {self.num_tokens}), got {uniforms.shape}"
+            )
+        with torch.inference_mode():
+            raw, prompts, time = self._inputs(observation)
+            pixels = pixel_values(raw, self.processor.config)
+            hidden, repeated, state = self.decoder.prefill_shared(pixels, prompts, shape[1])
+            values = self._value(raw, prompts, time, hidden)
+            given = np.array(uniforms, dtype=np.float32).reshape(-1, self.num_tokens)
+            draws = torch.from_numpy(given).to(self.device)
+            tokens, log_probs = self.decoder.choose(repeated, state, draws, temperature)
+        # copies made outside inference mode may take part in training
+        return Proposals(tokens.clone().view(shape), log_probs.clone().view(shape), values.clone())
 
     def _decode(
         self, observation: Observation, temperature: float, uniforms: np.ndarray | None

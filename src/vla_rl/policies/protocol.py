@@ -24,6 +24,15 @@ class PolicyOutput:
 
 
 @dataclass(frozen=True)
+class Proposals:
+    """What `propose` returns: J candidates for each observation, on the policy's device, without gradients."""
+
+    tokens: Int64[Tensor, "N J K"]  # action bins 0..bins-1
+    log_probs: Float[Tensor, "N J K"]  # of the tempered distribution; float32
+    values: Float[Tensor, " N"]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` returns, with gradients."""
 
@@ -53,7 +62,18 @@ class Policy(Protocol):
         """Decode K tokens for each observation; temperature 0 is greedy.
 
         `uniforms` in [0, 1) are the sampler's randomness, one number per token (inverse CDF): a row's
-        result then does not depend on what else is in the batch. None draws them from torch.
+        result then does not depend on what else is in the batch. NaN takes the likeliest token. None draws them from
+        torch.
+        """
+        ...
+
+    def propose(
+        self, observation: Observation, temperature: float, uniforms: Float32[np.ndarray, "N J K"]
+    ) -> Proposals:
+        """Decode J candidates for each observation in one batch, from one prefill per observation.
+
+        Candidate j equals `act` with `uniforms[:, j]`, to the token; log-probs to 1e-5 in float32. Where a uniform is
+        NaN the likeliest token is taken, so that a candidate of NaNs is the greedy one.
         """
         ...
 

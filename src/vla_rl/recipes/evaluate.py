@@ -123,9 +123,7 @@ def evaluate_policy(
     return result, records
 
 
-def evaluation_specs(
-    env: EnvConfig, config: EvalConfig, tasks: Sequence[str]
-) -> list[EpisodeSpec]:
+def evaluation_specs(env: EnvConfig, config: EvalConfig, tasks: Sequence[str]) -> list[EpisodeSpec]:
     """Every (task, initial state) of the protocol, once."""
     return [EpisodeSpec(task, i) for i in initial_states_of(env, config) for task in tasks]
 

@@ -23,8 +23,8 @@ from vla_rl.envs import ProcessVectorEnv, split_initial_states
 from vla_rl.policies.kernels import keep_freed_memory
 from vla_rl.recipes.evaluate import evaluate_before_or_after, evaluate_during
 from vla_rl.recipes.memory_budget import with_micro_batch
+from vla_rl.recipes.rewarding import build_reward, refresh_judge
 from vla_rl.recipes.train_state import TrainState, load_policy, open_training_run
-from vla_rl.rewards import SuccessReward
 from vla_rl.rollout import Collector, rollout_metrics
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.progress import share_progress
@@ -43,7 +43,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     policy = load_policy(config, run)
     ppo = with_micro_batch(config.ppo, policy, config.env.num_envs)
     learner = PPO(policy, ppo, config.policy.critic, config.run.seed, config.run.threads)
-    reward_model = SuccessReward()
+    reward_model = build_reward(config, policy)
     with (
         run,
         graceful_stop("this iteration") as stop,
@@ -55,7 +55,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         collector = Collector(
             policy, envs, curriculum.draw_one, curriculum.observe, config.run.seed
         )
-        state = TrainState(run, policy, learner, curriculum, collector, config.run.save_every)
+        state = TrainState(
+            run, policy, learner, reward_model, curriculum, collector, config.run.save_every
+        )
         if not state.restore():
             evaluate_before_or_after("before", run, policy, envs, config)
             collector.start()
@@ -63,6 +65,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         with share_progress("PPO", state.progress(config.ppo)) as bar:
             while not (stop.requested or state.finished(config.ppo)):
                 started = time.perf_counter()
+                refresh_judge(state.iteration, run, policy, envs, collector, reward_model, config)
                 # 1. act: every environment plays `turns` turns with the current policy
                 collected = collector.collect(
                     config.ppo.turns, config.ppo.temperature, state.iteration
@@ -81,7 +84,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
                 seconds = collected.seconds | {"learn": time.perf_counter() - learning}
 
                 # 5. remember
-                metrics = losses | curriculum.metrics()
+                metrics = losses | curriculum.metrics() | reward_model.metrics()
                 metrics |= rollout_metrics(
                     collected, dense_rewards, seconds, time.perf_counter() - started, envs
                 )

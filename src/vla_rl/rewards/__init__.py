@@ -4,6 +4,7 @@ Sparse and dense rewards stay apart: `Rollout.rewards` is the simulator's succes
 `RewardModel` adds a dense reward for each turn. Checkpoints are chosen by the former alone.
 """
 
+from vla_rl.rewards.process import ProcessReward
 from vla_rl.rewards.success import (
     SUCCESS_REWARD,
     RewardModel,
@@ -11,4 +12,4 @@ from vla_rl.rewards.success import (
     bound_dense_rewards,
 )
 
-__all__ = ["SUCCESS_REWARD", "RewardModel", "SuccessReward", "bound_dense_rewards"]
+__all__ = ["SUCCESS_REWARD", "ProcessReward", "RewardModel", "SuccessReward", "bound_dense_rewards"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -24,6 +25,16 @@ class RewardModel(Protocol):
         """
         ...
 
+    def metrics(self) -> dict[str, float]:
+        """What is worth logging of the last window."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON: what the next window's rewards depend on."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
 
 class SuccessReward:
     """Success is the only reward; the dense part is zero."""
@@ -31,6 +42,15 @@ class SuccessReward:
     def score(self, rollout: Rollout) -> Float32[np.ndarray, "M N"]:
         """Zeros."""
         return np.zeros(rollout.rewards.shape, dtype=np.float32)
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
 
 
 def bound_dense_rewards(

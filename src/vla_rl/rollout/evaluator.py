@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Int64
+from torch import Tensor
 
 from vla_rl.envs.protocol import VectorEnv
 from vla_rl.policies.protocol import Policy
@@ -28,6 +30,10 @@ class EpisodeRecord:
     tokens: list[list[int]] = field(default_factory=list)  # per turn, to replay it for a video
 
 
+Decide = Callable[[Observation, Sequence[EpisodeRecord]], Int64[Tensor, "S K"]]
+"""Chooses the next turn's tokens of some episodes, each known by how far it has come."""
+
+
 def play_each_once(
     policy: Policy,
     envs: VectorEnv,
@@ -36,9 +42,11 @@ def play_each_once(
     temperature: float = 0.0,
     seed: int = 0,
     on_episode: Callable[[EpisodeRecord], None] | None = None,
+    decide: Decide | None = None,
 ) -> list[EpisodeRecord]:
     """Play every spec once and return the records in the order of `specs`.
 
+    `decide` takes the policy's place in choosing tokens; then temperature and seed are its own business.
     An episode lost to a crashed or hung simulator is played again from its start. Slots are driven in two groups, so
     that one infers while the other simulates.
     """
@@ -48,13 +56,33 @@ def play_each_once(
     queue = list(range(len(specs)))[::-1]
     half = (envs.num_envs + 1) // 2
     groups = [_Group(list(range(half)), envs), _Group(list(range(half, envs.num_envs)), envs)]
+    plain = _plain(policy, temperature, seed)
     for group in groups:
         group.fill(queue, records)
     while any(group.playing for group in groups):
         for group in groups:
             group.receive(queue, records, on_episode)
-            group.act(policy, records, temperature, seed)
+            group.act(policy, decide or plain, records)
     return records
+
+
+def _plain(policy: Policy, temperature: float, seed: int) -> Decide:
+    """What the policy does by itself: greedy, or sampled with keyed randomness."""
+
+    def decide(observation: Observation, records: Sequence[EpisodeRecord]) -> Int64[Tensor, "S K"]:
+        uniforms = None
+        if temperature > 0:
+            tokens = policy.action_chunk * policy.action_dim
+            draws = [
+                generator(seed, r.spec.task, r.spec.initial_state, r.turns).random(
+                    tokens, np.float32
+                )
+                for r in records
+            ]
+            uniforms = np.stack(draws)
+        return policy.act(observation, temperature, uniforms).tokens
+
+    return decide
 
 
 class _Group:
@@ -116,28 +144,14 @@ class _Group:
         self._reset(lost, records)
         self.fill(queue, records)
 
-    def act(
-        self, policy: Policy, records: list[EpisodeRecord], temperature: float, seed: int
-    ) -> None:
+    def act(self, policy: Policy, decide: Decide, records: list[EpisodeRecord]) -> None:
         """Decide the next turn of every playing slot and post it."""
         if not self.playing:
             return
         slots = sorted(self.playing)
         observation = Observation.concatenate([self.views[slot] for slot in slots])
-        uniforms = None
-        if temperature > 0:
-            tokens = policy.action_chunk * policy.action_dim
-            turns = [records[self.playing[slot]] for slot in slots]
-            uniforms = np.stack(
-                [
-                    generator(seed, r.spec.task, r.spec.initial_state, r.turns).random(
-                        tokens, np.float32
-                    )
-                    for r in turns
-                ]
-            )
-        output = policy.act(observation, temperature, uniforms)
-        self.envs.post_step(slots, policy.decode_actions(output.tokens))
-        for slot, row in zip(slots, output.tokens.cpu().tolist(), strict=True):
+        tokens = decide(observation, [records[self.playing[slot]] for slot in slots])
+        self.envs.post_step(slots, policy.decode_actions(tokens))
+        for slot, row in zip(slots, tokens.cpu().tolist(), strict=True):
             records[self.playing[slot]].tokens.append(row)
         self.posted = slots

@@ -1,0 +1,116 @@
+"""Teaching a judge: next-token cross-entropy on its answer.
+
+    L = - 1 / B sum_b log p(answer_b | pictures_b, question_b)
+
+over the whole vocabulary, at the answer's position and nowhere else. AdamW, linear warm-up, cosine decay, gradient
+clipping; on a CPU a batch is split into single-threaded shares.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from torch import Tensor
+
+from vla_rl.algorithms.gradients import ShardedGradients
+from vla_rl.algorithms.sft import schedule, shift_images
+from vla_rl.config import RewardModelConfig, UserError
+from vla_rl.rewards.judge import TrainableJudge
+from vla_rl.rewards.tiny_judge import TinyJudge
+
+
+@dataclass(frozen=True)
+class JudgeBatch:
+    """B decisions and the answer that is right for each."""
+
+    images: UInt8[np.ndarray, "B F H W 3"]
+    instructions: list[str]
+    actions: Float32[np.ndarray, "B C A"]  # what was done
+    positive: Bool[np.ndarray, " B"]
+    matched: Bool[np.ndarray, " B"]  # under its own instruction
+
+
+class JudgeLearner:
+    """One optimizer over a judge's trained weights, and its schedule."""
+
+    def __init__(self, judge: TrainableJudge, config: RewardModelConfig, total_steps: int) -> None:
+        self.judge, self.config, self.total_steps = judge, config, total_steps
+        self.parameters = judge.trained_parameters()
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        # a large model's operations are long enough to be shared by torch's own threads
+        shares = config.threads if judge.description.backbone == "tiny" else 1
+        self.gradients = ShardedGradients(shares, config.micro_batch, judge.device)
+        self.steps = 0
+
+    def update(self, batch: JudgeBatch) -> dict[str, float]:
+        """One optimizer step; returns loss (nats), accuracy, gradient norm and learning rate.
+
+        Raises UserError, with no weight changed, where the loss or a gradient is not finite.
+        """
+        rate = self.config.learning_rate * schedule(
+            self.steps, self.config.warmup_steps, self.total_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.judge.train_mode(True)
+        numbers = self.gradients.backward(
+            lambda rows: self._loss(batch, rows), torch.arange(len(batch.positive)), self.parameters
+        )
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        if not math.isfinite(norm) or not math.isfinite(numbers["loss"]):
+            raise UserError(
+                f"training the judge diverged: loss {numbers['loss']:g}, gradient norm {norm:g} at step {self.steps} "
+                f"of {self.total_steps}. No weight was changed by it. Lower reward.learning_rate (now "
+                f"{self.config.learning_rate:g}) or lengthen reward.warmup_steps."
+            )
+        self.optimizer.step()
+        self.judge.train_mode(False)
+        self.steps += 1
+        return numbers | {"grad_norm": norm, "learning_rate": rate}
+
+    def _loss(
+        self, batch: JudgeBatch, rows: Int64[Tensor, " b"]
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        at = rows.numpy()
+        images, actions = batch.images[at], batch.actions[at]
+        instructions = [batch.instructions[i] for i in at.tolist()]
+        answers = torch.from_numpy(batch.positive[at])
+        numbers: dict[str, float] = {}
+        extra: Tensor | float = 0.0
+        if isinstance(self.judge, TinyJudge) and self.config.action_coef:
+            log_probs, taken = self.judge.joint_log_probs(
+                images, instructions, actions, answers.long()
+            )
+            matched = torch.from_numpy(batch.matched[at]).to(taken)
+            action_loss = -(taken * matched).mean()
+            extra = self.config.action_coef * action_loss
+            numbers["action_loss"] = action_loss.item()
+        else:
+            seen = actions if self.judge.sees_actions else None
+            log_probs = self.judge.answer_log_probs(images, instructions, seen)
+        answers = answers.to(log_probs.device)
+        loss = -log_probs.gather(1, answers.long()[:, None]).mean()
+        right = (log_probs[:, 1] > log_probs[:, 0]) == answers
+        numbers |= {"loss": loss.item(), "accuracy": right.float().mean().item()}
+        return loss + extra, numbers
+
+    def close(self) -> None:
+        self.gradients.close()
+
+
+def shift_sequences(
+    images: UInt8[np.ndarray, "B F H W 3"], max_shift: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "B F H W 3"]:
+    """Shift each example by its own random whole number of pixels, all of its pictures alike."""
+    if max_shift == 0:
+        return images
+    batch, history, height, width, _ = images.shape
+    shifts = rng.integers(-max_shift, max_shift + 1, size=(batch, 2))
+    flat = images.reshape(-1, height, width, 3)
+    return shift_images(flat, np.repeat(shifts, history, axis=0), max_shift).reshape(images.shape)

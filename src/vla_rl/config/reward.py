@@ -1,0 +1,290 @@
+"""The process reward model: which decisions it is taught to call progress, and how it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from vla_rl.config.errors import require
+from vla_rl.config.model import LoraConfig
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """How trajectories are labelled. Times are seconds of robot time, so that one setting fits every action rate.
+
+    The paper (arXiv 2505.18719, section 3.3) names the ideas and no number; every number here is ours.
+    """
+
+    scheme: Literal["keyframe", "segments"] = "keyframe"
+    """keyframe: milestones where the gripper changes, key frames where the hand comes to rest, the decisions that lead
+    there are positive (the paper's). segments: equal parts in time with rising progress (a second source's)."""
+    gripper: Literal["auto", "measured", "commanded"] = "auto"
+    """Where the opening of the gripper is read: from proprioception, or from the gripper command in the action. auto
+    measures where the robot's layout is known and the trajectory has proprioception."""
+    gripper_change: float = 0.25
+    """A milestone is a change of the opening by at least this share of the gripper's full stroke (0..1)."""
+    gripper_hysteresis: float = 0.1
+    """A reversal smaller than this share of the full stroke does not interrupt a change: noise, or settling fingers."""
+    min_segment: float = 0.375
+    """Shortest segment in seconds, the last one apart: a gripper that opens and closes again within it is ignored, and
+    so is a change so near to the beginning, where robots put themselves right."""
+    near_zero_speed: float = 0.15
+    """The hand is at rest below this share of the trajectory's own speed scale (its 90 % quantile)."""
+    leaving_speed: float = 0.3
+    """It is under way again above this share; in between it stays what it was, so that noise makes no key frames."""
+    speed_floor: float = 0.01
+    """Speed in m/s below which the hand is at rest however slow the trajectory is as a whole."""
+    ends_are_key: bool = True
+    """The end of a segment is a key frame too: the gripper has changed there, or the task was solved. Episodes stop at
+    success, in mid-motion, so without it the goal itself is no key frame. False is the paper to the letter."""
+    window: float = 0.25
+    """Decisions that begin within so many seconds before a key frame, and the key frame's own, are positive; never
+    beyond the previous milestone."""
+    window_share: float = 0.5
+    """And never more than this share of the way from the previous key frame: fast robots would have no negatives."""
+    margin: float = 0.125
+    """Decisions so many seconds ahead of a window are neither positive nor negative: they look like both."""
+    failure_share: float = 1.0
+    """The last share of a failed trajectory whose decisions are negative; those before are left out."""
+    num_segments: int = 5
+    """segments: equal parts into which a trajectory is cut."""
+    failure_peak: float = 0.5
+    """segments: progress to which a failed trajectory rises over its first half."""
+    failure_end: float = 0.25
+    """segments: progress in the second half of a failed trajectory."""
+    positive_progress: float = 0.5
+    """segments: decisions with more progress than this are positive, the others negative."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "gripper_change", "gripper_hysteresis", "near_zero_speed", "leaving_speed", "window_share", "failure_share",
+            "failure_peak", "failure_end", "positive_progress",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"labels.{name} is a share and must lie in 0..1, got {value}")
+        for name in ("min_segment", "speed_floor", "window", "margin"):
+            value = getattr(self, name)
+            require(value >= 0, f"labels.{name} must be 0 or more, got {value}")
+        require(
+            0 < self.gripper_hysteresis <= self.gripper_change,
+            "labels.gripper_hysteresis must be positive and at most labels.gripper_change = "
+            f"{self.gripper_change}, got {self.gripper_hysteresis}",
+        )
+        require(
+            self.near_zero_speed <= self.leaving_speed,
+            f"labels.leaving_speed must be at least labels.near_zero_speed = {self.near_zero_speed}, got "
+            f"{self.leaving_speed}",
+        )
+        require(self.window > 0, "labels.window must be positive, got 0: nothing would be positive")
+        require(
+            self.num_segments >= 1,
+            f"labels.num_segments must be at least 1, got {self.num_segments}",
+        )
+
+
+@dataclass(frozen=True)
+class RewardCollectConfig:
+    """Play a policy on the training split and keep whole trajectories, failures among them."""
+
+    checkpoint: str
+    """A run folder, one of its checkpoints, a policy folder, or a hub id (owner/name)."""
+    out: str = "runs/trajectories"
+    """Folder of the LeRobotDataset v3 to write; must not exist yet."""
+    suite: str = ""
+    """Suite to play; empty takes the one the policy was trained on."""
+    episodes_per_task: int = 20
+    """Initial states of the training split to play of every task, each once."""
+    temperature: float = 1.0
+    """Sampling temperature; 0 is greedy. Sampled play shows more ways to fail."""
+    image_format: Literal["png", "mp4"] = "png"
+    workers: int = 0
+    """Simulator processes; 0 takes one per CPU core. The result does not depend on it."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.episodes_per_task >= 1,
+            f"episodes_per_task must be at least 1, got {self.episodes_per_task}",
+        )
+        require(self.temperature >= 0, f"temperature must be 0 or more, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class RewardLabelConfig:
+    """Label the trajectories of a dataset."""
+
+    dataset: str
+    """Folder of a LeRobotDataset v3: demonstrations, or what `vla-rl reward collect` wrote."""
+    out: str = ""
+    """Folder for the labels; empty takes <dataset>/labels. Must not exist yet."""
+    action_chunk: int = 0
+    """Actions a decision; 0 takes those stored, one for demonstrations."""
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    plot: bool = False
+    """Draw every trajectory with its labels, into <out>/plots."""
+    max_plots: int = 50
+    """At most so many of them, spread evenly over tasks and outcomes."""
+
+    def __post_init__(self) -> None:
+        require(self.action_chunk >= 0, f"action_chunk must be 0 or more, got {self.action_chunk}")
+        require(self.max_plots >= 1, f"max_plots must be at least 1, got {self.max_plots}")
+
+
+@dataclass(frozen=True)
+class RewardModelConfig:
+    """Train a process reward model: a vision-language model that says whether the robot gets on with its task."""
+
+    datasets: tuple[str, ...] = ("runs/demos",)
+    """Folders of LeRobotDatasets v3: demonstrations, and the policy's own play with its failures."""
+    out: str = "runs/reward"
+    """Run folder; the judge is written to <out>/judge."""
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    backbone: str = "tiny"
+    """tiny: this project's own model class, trained from scratch on a CPU. Else a folder or hub id of an image-text
+    model (Qwen/Qwen2-VL-2B-Instruct is the paper's authors')."""
+    start: str = ""
+    """Folder of a judge to train on instead of starting from the backbone; it keeps its own prompt, answers, history
+    and size, and those given here must be the same."""
+    prompt: str = "The task is {instruction}, is it completed?"
+    """What the model is asked about the picture (the authors' question). Its next token is the answer."""
+    positive_answer: str = "1"
+    negative_answer: str = "0"
+    """Both must be a single token of the model's tokenizer."""
+    sees_actions: bool = False
+    """The proposed actions of the decision are part of the prompt: R(o, a) as in the paper's algorithm 1."""
+    action_chunk: int = 0
+    """Actions a decision; 0 takes those stored, one for demonstrations. Matters where the model sees actions."""
+    history: int = 1
+    """Pictures the model sees: the decision's own and those of the decisions before it."""
+    camera: str = ""
+    """Feature that holds the pictures; empty takes observation.images.image, or the only camera."""
+    image_size: int = 0
+    """Height and width to which the pictures are resized; 0 keeps them as stored."""
+    held_out_tasks: tuple[str, ...] = ()
+    """Tasks (by name or instruction) never trained on, to measure what the model makes of new ones."""
+    validation_fraction: float = 0.2
+    """Share of each task's episodes that are held out, whole; episodes from the same initial state stay together."""
+    mismatched_share: float = 0.3
+    """Share of the training examples that are pictures under another task's instruction: all of them negative."""
+    action_coef: float = 0.3
+    """tiny only: weight of a second task, to name the action that was taken (as token after token, like a policy). It
+    teaches a model that starts from nothing where hand and objects are; 0 is off."""
+    epochs: int = 0
+    """Passes over the labelled decisions; 0: 30 for the tiny backbone, 10 for any other (the authors')."""
+    batch_size: int = 0
+    """0: 64 for the tiny backbone, 8 for any other."""
+    micro_batch: int = 0
+    """Examples per forward pass, gradients being accumulated over a batch; 0 takes the whole batch."""
+    learning_rate: float = 0.0
+    """0: 1e-3 for the tiny backbone, 1e-4 for any other (the authors')."""
+    weight_decay: float = 0.05
+    warmup_steps: int = 20
+    """Steps over which the learning rate rises; it then falls along a cosine."""
+    max_grad_norm: float = 1.0
+    random_shift: int = 2
+    """Pictures are shifted by up to so many pixels each way; all pictures of one example alike."""
+    lora: LoraConfig | None = None
+    """Adapters on a backbone that is not the tiny one; without them rank 32, alpha 16."""
+    all_weights: bool = False
+    """Train all weights of such a backbone instead of adapters."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the frozen weights of such a backbone. auto: bfloat16 on a GPU, else float32."""
+    device: str = "auto"
+    """auto takes CUDA where there is a GPU, else the CPU."""
+    threads: int = 0
+    """CPU shares into which a batch is split, one thread each; 0 takes one per core."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.datasets), "reward.datasets is empty: give at least one folder of episodes"
+        )
+        require("{instruction}" in self.prompt, "reward.prompt must contain {instruction}")
+        require(
+            bool(self.positive_answer.strip()) and bool(self.negative_answer.strip())
+            and self.positive_answer.strip() != self.negative_answer.strip(),
+            "reward.positive_answer and reward.negative_answer must be two different words, got "
+            f"{self.positive_answer!r} and {self.negative_answer!r}",
+        )  # fmt: skip
+        require(self.history >= 1, f"reward.history must be at least 1, got {self.history}")
+        for name in (
+            "epochs", "batch_size", "micro_batch", "learning_rate", "weight_decay", "warmup_steps",
+            "action_coef", "action_chunk", "image_size", "random_shift", "threads",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            require(value >= 0, f"reward.{name} must be 0 or more, got {value}")
+        require(
+            self.max_grad_norm > 0,
+            f"reward.max_grad_norm must be positive, got {self.max_grad_norm}",
+        )
+        for name in ("validation_fraction", "mismatched_share"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"reward.{name} must lie in [0, 1), got {value}")
+        require(
+            not (self.is_tiny and (self.lora is not None or self.all_weights)),
+            "reward.lora and reward.all_weights are for pretrained backbones: the tiny one is always trained whole",
+        )
+        require(
+            not (self.lora is not None and self.all_weights),
+            "reward.lora and reward.all_weights exclude each other",
+        )
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the backbone is the project's own."""
+        return self.backbone == "tiny"
+
+    def resolved(self) -> RewardModelConfig:
+        """The same with every 0 that stands for a default of the backbone replaced by it."""
+        adapters = self.lora or (None if self.is_tiny or self.all_weights else LoraConfig())
+        return replace(
+            self,
+            epochs=self.epochs or (30 if self.is_tiny else 10),
+            batch_size=self.batch_size or (64 if self.is_tiny else 8),
+            learning_rate=self.learning_rate or (1e-3 if self.is_tiny else 1e-4),
+            lora=adapters,
+        )
+
+
+@dataclass(frozen=True)
+class RewardEvalConfig:
+    """Measure a process reward model on episodes it was not trained on."""
+
+    judge: str
+    """A run folder of `vla-rl reward train`, or the judge in it."""
+    datasets: tuple[str, ...] = ()
+    """Other datasets to measure on, all of their episodes; empty takes the episodes that training held out."""
+    out: str = ""
+    """Folder for evaluation.json and reliability.png; empty takes <judge>/evaluation."""
+    bins: int = 10
+    """Bins of the reliability plot and of the expected calibration error."""
+    resamples: int = 200
+    """Bootstrap resamples of whole episodes behind the 95 % intervals; 0 for none."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.bins >= 1, f"bins must be at least 1, got {self.bins}")
+        require(self.resamples >= 0, f"resamples must be 0 or more, got {self.resamples}")
+
+
+@dataclass(frozen=True)
+class RewardScoreConfig:
+    """Draw what a process reward model thinks of one episode, over time, above its film."""
+
+    judge: str
+    """A run folder of `vla-rl reward train`, or the judge in it."""
+    dataset: str
+    """Folder of the LeRobotDataset v3 with the episode."""
+    episode: int = 0
+    """Its number in the dataset."""
+    instruction: str = ""
+    """Judge it under this instruction instead of its own."""
+    out: str = "reward.png"
+    """The picture. A name that ends in .mp4 makes a video instead."""
+
+    def __post_init__(self) -> None:
+        require(self.episode >= 0, f"episode must be 0 or more, got {self.episode}")
+        require(
+            self.out.endswith((".png", ".mp4")), f"out must end in .png or .mp4, got {self.out!r}"
+        )

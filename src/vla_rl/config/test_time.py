@@ -1,0 +1,87 @@
+"""Spending compute when a policy is used instead of when it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vla_rl.config.errors import require
+from vla_rl.config.training import EvalConfig
+
+SearchMode = Literal["action", "lookahead", "refine"]
+ChooserName = Literal["judge", "simulator", "success", "random"]
+
+
+@dataclass(frozen=True)
+class BestOfConfig:
+    """Best of N: candidates are sampled from the policy, and a chooser picks."""
+
+    best_of: int = 8
+    """N, the candidates of each decision; for `refine` the rounds, the first one included. 1 is plain play."""
+    mode: SearchMode = "lookahead"
+    """action: N actions are sampled and one is played. lookahead: N continuations are played from a snapshot of the
+    simulator and the first turn of one is kept. refine: the episode is played to its end and again from its
+    worst-scored turn on."""
+    chooser: ChooserName = "judge"
+    """judge: a process reward model. For reference, simulator: Meta-World's own dense reward, which sees objects and
+    goal (an upper bound); success: nothing but whether a candidate reached success in the simulator, else chance;
+    random: chance alone (a lower bound)."""
+    judge: str = ""
+    """Folder of the process reward model (`vla-rl reward train`)."""
+    lookahead: int = 4
+    """lookahead: turns that each continuation is played before it is judged."""
+    execute: int = 1
+    """lookahead: turns of the chosen continuation that are kept before the next choice."""
+    temperature: float = 1.0
+    """Sampling temperature of the candidates."""
+    greedy_first: bool = True
+    """The first candidate (the first round) takes the likeliest token everywhere, so that N = 1 is greedy play. False
+    samples all of them, so that N = 1 is sampled play."""
+
+    def __post_init__(self) -> None:
+        for name in ("best_of", "lookahead", "execute"):
+            value = getattr(self, name)
+            require(value >= 1, f"best-of-N: {name} must be at least 1, got {value}")
+        require(
+            self.execute <= self.lookahead,
+            f"best-of-N: execute = {self.execute} turns cannot be kept of a lookahead of {self.lookahead}: raise "
+            "lookahead, or lower execute",
+        )
+        require(
+            self.temperature > 0,
+            f"best-of-N: temperature must be positive, got {self.temperature}: greedy candidates would all be the same",
+        )
+
+
+@dataclass(frozen=True)
+class ScalingConfig:
+    """Success against N: the same evaluation with more and more candidates."""
+
+    checkpoint: str
+    """A run folder, one of its checkpoints, a policy folder, or a hub id."""
+    search: BestOfConfig = field(default_factory=BestOfConfig)
+    """How candidates are made; its `best_of` and `chooser` are varied."""
+    protocol: EvalConfig = field(default_factory=EvalConfig)
+    """What is evaluated. Its temperature is not used: the candidates' is `search.temperature`."""
+    sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    choosers: tuple[ChooserName, ...] = ("judge", "simulator", "success", "random")
+    """Which choosers to compare; those that cannot be had (no judge given, no dense reward in the simulator) are left
+    out with a notice."""
+    out: str = "runs/scaling"
+    """Folder for the results, scaling.json, scaling.md and scaling.png. Evaluations found there are not done again."""
+    bootstrap: int = 2000
+    """Resamplings of the episodes for the fit's uncertainty."""
+    workers: int = 0
+    """Simulator processes; 0 takes one per CPU core. The result does not depend on it."""
+
+    def __post_init__(self) -> None:
+        require(len(self.sizes) >= 1, "scaling: sizes is empty, expected numbers of candidates")
+        require(
+            min(self.sizes) >= 1 and len(set(self.sizes)) == len(self.sizes),
+            f"scaling: sizes must be different numbers of at least 1, got {list(self.sizes)}",
+        )
+        require(len(self.choosers) >= 1, "scaling: choosers is empty")
+        require(
+            self.bootstrap >= 100, f"scaling: bootstrap must be at least 100, got {self.bootstrap}"
+        )
+        require(self.workers >= 0, f"scaling: workers must be 0 or more, got {self.workers}")

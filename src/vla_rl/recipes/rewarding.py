@@ -1,0 +1,131 @@
+"""The reward of a training run: success alone, or a judge beside it, which may learn from the run's own episodes."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+
+from vla_rl.config import TrainConfig, UserError
+from vla_rl.envs.protocol import VectorEnv
+from vla_rl.policies import OpenVLAPolicy
+from vla_rl.recipes.reward_evaluation import training_config
+from vla_rl.recipes.reward_labels import play_and_keep, training_specs
+from vla_rl.recipes.reward_model import train_reward
+from vla_rl.rewards import ProcessReward, RewardModel, SuccessReward
+from vla_rl.rewards.judge import JUDGE_FILE, JudgeDescription, load_judge
+from vla_rl.rewards.trajectories import TrajectoryWriter
+from vla_rl.rollout import Collector
+from vla_rl.runtime.run_folder import Run
+from vla_rl.runtime.seeding import restore_torch_rng, torch_rng_state
+
+
+def build_reward(config: TrainConfig, policy: OpenVLAPolicy) -> RewardModel:
+    """What `config.reward` asks for. UserError if the judge was trained for other pictures or actions."""
+    settings = config.reward
+    if not settings.judge:
+        return SuccessReward()
+    judge = load_judge(settings.judge, config.policy.device)
+    _require_fit(judge.description, config, policy)
+
+    def decode_actions(tokens: Int64[np.ndarray, "B K"]) -> Float32[np.ndarray, "B C A"]:
+        return policy.decode_actions(torch.from_numpy(tokens))
+
+    return ProcessReward(
+        judge,
+        settings,
+        gamma=config.ppo.gamma,
+        horizon=config.env.horizon,
+        decode_actions=decode_actions,
+    )
+
+
+def _require_fit(judge: JudgeDescription, config: TrainConfig, policy: OpenVLAPolicy) -> None:
+    folder = config.reward.judge
+    if judge.history != 1:
+        raise UserError(
+            f"the judge in {folder} looks at {judge.history} pictures at a time; in training one is at hand: train a "
+            "judge with history 1"
+        )
+    if judge.image_size not in (0, config.env.image_size):
+        raise UserError(
+            f"the judge in {folder} looks at {judge.image_size} px, the environment draws {config.env.image_size} px: "
+            "train a judge on pictures of that size"
+        )
+    if not judge.sees_actions:
+        return
+    if config.reward.form == "potential":
+        raise UserError(
+            f"the judge in {folder} judges actions, and a potential is a function of what is seen alone: set "
+            "reward.form additive, or train a judge without actions"
+        )
+    if (judge.action_chunk, judge.action_size) != (policy.action_chunk, policy.action_dim):
+        raise UserError(
+            f"the judge in {folder} judges {judge.action_chunk} actions of size {judge.action_size}, the policy "
+            f"decides {policy.action_chunk} of size {policy.action_dim}: train a judge on the policy's own episodes"
+        )
+
+
+def refresh_judge(
+    iteration: int,
+    run: Run,
+    policy: OpenVLAPolicy,
+    envs: VectorEnv,
+    collector: Collector,
+    reward_model: RewardModel,
+    config: TrainConfig,
+) -> None:
+    """Every `reward.refresh_every` iterations, before playing: teach the judge what the policy does by now.
+
+    The policy plays new episodes of the training split; the judge goes on learning on them and on all it has learned
+    from before. Everything lies in <run>/judges/iteration-N, and a resumed run that finds it there takes it.
+    """
+    every = config.reward.refresh_every
+    if not isinstance(reward_model, ProcessReward) or every == 0:
+        return
+    if iteration == 0 or iteration % every != 0:
+        return
+    folder = run.folder / "judges" / f"iteration-{iteration:06d}"
+    trained = folder / "model"
+    random = torch_rng_state()
+    if not (trained / "judge" / JUDGE_FILE).is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed in the middle of it
+        running = collector.state_dict()
+        _play(folder / "episodes", policy, envs, config, iteration)
+        _teach(trained, folder / "episodes", reward_model, config, iteration)
+        collector.load_state_dict(running)
+    reward_model.use(load_judge(trained, config.policy.device), str(trained))
+    restore_torch_rng(random)
+
+
+def _play(
+    out: Path, policy: OpenVLAPolicy, envs: VectorEnv, config: TrainConfig, iteration: int
+) -> None:
+    seed = config.run.seed + 7919 * iteration  # other initial states each time
+    specs = training_specs(config.env, config.reward.refresh_episodes, seed)
+    with TrajectoryWriter(str(out)) as writer:
+        play_and_keep(
+            policy, envs, config.env, specs, writer.add,
+            temperature=config.ppo.temperature, seed=seed,
+        )  # fmt: skip
+
+
+def _teach(
+    out: Path, episodes: Path, reward_model: ProcessReward, config: TrainConfig, iteration: int
+) -> None:
+    judge = load_judge(reward_model.folder, config.policy.device)
+    learned = training_config(reward_model.folder, judge)
+    train_reward(
+        replace(
+            learned,
+            datasets=(*learned.datasets, str(episodes.resolve())),
+            start=reward_model.folder,
+            out=str(out),
+            epochs=config.reward.refresh_epochs,
+            seed=config.run.seed + iteration,
+        )
+    )

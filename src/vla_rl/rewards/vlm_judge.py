@@ -1,0 +1,373 @@
+"""The judge on any image-text model of Hugging Face, with adapters: the paper's authors take Qwen2-VL-2B.
+
+Loaded through AutoModelForImageTextToText and AutoProcessor, from a folder or the hub, safetensors alone and never with
+code of the repository. The model's own chat template makes the conversation; the token after it is the answer.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor, nn
+
+from vla_rl.config import LoraConfig, RewardModelConfig, UserError
+from vla_rl.policies.weights import MODEL_FILE, read_tensors, save_tensors
+from vla_rl.rewards.judge import (
+    Actions,
+    Images,
+    JudgeDescription,
+    log_odds_in_parts,
+    read_description,
+    write_description,
+)
+from vla_rl.runtime.devices import resolve_device
+from vla_rl.runtime.hub import hub_id
+
+ADAPTER_FILE = "adapter_model.safetensors"
+PART = 8
+"""Decisions scored at a time."""
+HUNDREDTHS = 100
+"""Actions are written as whole hundredths of the simulator's unit: few tokens, and a sign that is easy to see."""
+
+
+class VlmJudge:
+    """`TrainableJudge` on a pretrained image-text model."""
+
+    def __init__(
+        self, model: Any, processor: Any, description: JudgeDescription, device: torch.device
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.processor = processor
+        self.description = description
+        self._device = device
+        # the answer then stands in the last column of every row
+        processor.tokenizer.padding_side = "left"
+        answers = description.negative_answer, description.positive_answer
+        self.answer_ids = [self._answer_id(answer) for answer in answers]
+        self._only_last = "logits_to_keep" in inspect.signature(_base(model).forward).parameters
+
+    @classmethod
+    def create(cls, config: RewardModelConfig, action_shape: tuple[int, int] = (0, 0)) -> VlmJudge:
+        """A judge on the pretrained `config.backbone`, with fresh adapters unless all weights are trained.
+
+        Raises UserError where the backbone is no image-text model, has no processor, or would need code of its own.
+        """
+        chunk, size = action_shape if config.sees_actions else (0, 0)
+        description = JudgeDescription(
+            config.backbone, config.prompt, config.positive_answer, config.negative_answer,
+            0, config.history, chunk, size,
+            None if config.all_weights else config.lora or LoraConfig(),
+        )  # fmt: skip
+        device = resolve_device(config.device)
+        model, processor = load_backbone(config.backbone, config.dtype, device)
+        if config.all_weights:
+            model = model.float().requires_grad_(True)  # what is trained is float32
+        else:
+            model = with_adapters(model, config.lora or LoraConfig(), config.seed)
+        return cls(model, processor, description, device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def sees_actions(self) -> bool:
+        return self.description.sees_actions
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def train_mode(self, on: bool) -> None:
+        """Dropout on or off."""
+        self.model.train(on)
+
+    def answer_log_probs(
+        self, images: Images, instructions: Sequence[str], actions: Actions | None = None
+    ) -> Float[Tensor, "B 2"]:
+        """See `TrainableJudge.answer_log_probs`."""
+        pictures = self.description.check(images, instructions, actions)
+        inputs = self.inputs(
+            pictures, [self.question(*pair) for pair in _pairs(instructions, actions)]
+        )
+        options = {"logits_to_keep": 1} if self._only_last else {}
+        logits = self.model(**inputs, use_cache=False, **options).logits[:, -1]
+        return torch.log_softmax(logits.float(), -1)[:, self.answer_ids]
+
+    def log_odds(
+        self, images: Images, instructions: Sequence[str], actions: Actions | None = None
+    ) -> Float32[np.ndarray, " B"]:
+        """See `Judge.log_odds`."""
+        return log_odds_in_parts(self, images, instructions, actions, PART, threads=1)
+
+    def question(self, instruction: str, action: Float32[np.ndarray, "C A"] | None = None) -> str:
+        """What the user says after the picture."""
+        text = self.description.prompt.format(instruction=instruction)
+        if action is None:
+            return text
+        steps = [
+            "(" + ", ".join(f"{round(HUNDREDTHS * float(x))}" for x in step) + ")"
+            for step in action
+        ]
+        return f"{text} The next action: {' '.join(steps)}"
+
+    def inputs(
+        self, pictures: UInt8[np.ndarray, "B F H W 3"], questions: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Conversations of one user's message each, ready for the assistant's first token; padded on the left."""
+        from PIL import Image
+
+        images = [[Image.fromarray(picture) for picture in seen] for seen in pictures]
+        texts = [
+            self.processor.apply_chat_template(
+                [user_message(len(seen), question)], tokenize=False, add_generation_prompt=True
+            )
+            for seen, question in zip(images, questions, strict=True)
+        ]
+        bos = self.processor.tokenizer.bos_token
+        options = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
+        batch = self.processor(
+            text=texts, images=images, padding=True, return_tensors="pt", **options
+        )
+        return {name: value.to(self._device) for name, value in batch.items()}
+
+    def _answer_id(self, answer: str) -> int:
+        ids = self.processor.tokenizer.encode(answer, add_special_tokens=False)
+        if len(ids) != 1:
+            raise UserError(
+                f"the answer {answer!r} is {len(ids)} tokens for {self.description.backbone}, expected one: choose "
+                "another word"
+            )
+        return int(ids[0])
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained into `folder`, which is made; the backbone and its processor stay where they are."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.description.lora is not None:
+            from peft import get_peft_model_state_dict
+
+            save_tensors(get_peft_model_state_dict(self.model), folder / ADAPTER_FILE)
+            self.model.peft_config["default"].save_pretrained(str(folder))
+        else:
+            # tied weights are stored once
+            save_tensors(dict(self.model.named_parameters()), folder / MODEL_FILE)
+        write_description(folder, self.description)
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "auto") -> VlmJudge:
+        """Read what `save` wrote, on the backbone it names. UserError where either is missing or they do not fit."""
+        description = read_description(folder)
+        place = resolve_device(device)
+        model, processor = load_backbone(description.backbone, "auto", place)
+        file = folder / (MODEL_FILE if description.lora is None else ADAPTER_FILE)
+        tensors = read_tensors([file])
+        if description.lora is None:
+            found = model.float().load_state_dict(tensors, strict=False)
+            trained = {name for name, _ in model.named_parameters()}
+            missing = trained & set(found.missing_keys)
+            unknown = set(found.unexpected_keys)
+        else:
+            from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+            model = with_adapters(model, description.lora, seed=0)
+            wanted = get_peft_model_state_dict(model)
+            missing, unknown = set(wanted) - set(tensors), set(tensors) - set(wanted)
+            if not missing and not unknown:
+                _require_shapes(tensors, wanted, file)
+                set_peft_model_state_dict(model, tensors)
+        if missing or unknown:
+            raise UserError(
+                f"{file} does not belong to {description.backbone}: {len(missing)} weights are missing, {len(unknown)} "
+                f"unknown ({sorted(missing | unknown)[0]}, ...). Was another model put in that place?"
+            )
+        return cls(model, processor, description, place)
+
+
+def user_message(pictures: int, question: str) -> dict[str, Any]:
+    """The chat message of `types.Turn.messages`, with several pictures; the pictures themselves go apart."""
+    images = [{"type": "image"} for _ in range(pictures)]
+    return {"role": "user", "content": [*images, {"type": "text", "text": question}]}
+
+
+def _pairs(
+    instructions: Sequence[str], actions: Actions | None
+) -> list[tuple[str, Float32[np.ndarray, "C A"] | None]]:
+    given = [None] * len(instructions) if actions is None else list(actions)
+    return list(zip(instructions, given, strict=True))
+
+
+def _require_shapes(found: dict[str, Tensor], wanted: dict[str, Tensor], file: Path) -> None:
+    for name, tensor in wanted.items():
+        if found[name].shape != tensor.shape:
+            raise UserError(
+                f"{file}: {name} has shape {tuple(found[name].shape)}, the backbone needs {tuple(tensor.shape)}: it "
+                "belongs to another model"
+            )
+
+
+# --------------------------------------------------------------------------------------------------
+# The backbone
+
+
+def load_backbone(reference: str, dtype: str, device: torch.device) -> tuple[Any, Any]:
+    """Model (frozen) and processor of a folder or hub id. Raises UserError for anything but an image-text model."""
+    transformers = _transformers()
+    source, options = _source(reference)
+    config = _attempt(
+        reference, "a config.json of an image-text model",
+        lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **options),
+    )  # fmt: skip
+    if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise UserError(
+            f"{reference} is a {config.model_type!r} model, expected one that takes pictures and text and answers with "
+            "text (transformers' AutoModelForImageTextToText), such as Qwen/Qwen2-VL-2B-Instruct"
+        )
+    processor = load_processor(reference, config)
+    half = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+    model = _attempt(
+        reference, "safetensors weights of an image-text model",
+        lambda: transformers.AutoModelForImageTextToText.from_pretrained(
+            source, dtype=torch.bfloat16 if half else torch.float32, trust_remote_code=False,
+            use_safetensors=True, **options,
+        ),
+    )  # fmt: skip
+    return model.requires_grad_(False), processor
+
+
+def load_processor(reference: str, config: Any) -> Any:
+    """The processor: tokenizer, picture processor and chat template. Raises UserError where one of them is missing."""
+    transformers = _transformers()
+    source, options = _source(reference)
+    what = "a processor (preprocessor_config.json, tokenizer.json)"
+
+    def load() -> Any:
+        try:
+            return transformers.AutoProcessor.from_pretrained(
+                source, trust_remote_code=False, **options
+            )
+        except ImportError:
+            # of models that also take videos the processor needs torchvision; a judge shows no videos
+            return _processor_without_videos(source, options, config)
+
+    processor = _attempt(reference, what, load)
+    for part in ("tokenizer", "image_processor"):
+        if getattr(processor, part, None) is None:
+            raise UserError(
+                f"{reference} has no {part.replace('_', ' ')}: expected {what}. Copy the files that came with the model"
+            )
+    if not getattr(processor, "chat_template", None):
+        raise UserError(
+            f"{reference} has no chat template (chat_template.jinja or chat_template.json): take the instruct version "
+            "of the model"
+        )
+    return processor
+
+
+def _processor_without_videos(source: str, options: dict[str, Any], config: Any) -> Any:
+    """The processor put together from its parts, but for the one that takes videos."""
+    transformers = _transformers()
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    kind: Any = PROCESSOR_MAPPING[type(config)]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        source, trust_remote_code=False, **options
+    )
+    parts: dict[str, Any] = {"tokenizer": tokenizer}
+    wanted = inspect.signature(kind.__init__).parameters
+    if "image_processor" in wanted:
+        parts["image_processor"] = transformers.AutoImageProcessor.from_pretrained(
+            source, trust_remote_code=False, **options
+        )
+    described, _ = kind.get_processor_dict(source, **options)
+    template = described.get("chat_template") or tokenizer.chat_template
+    return _pictures_only(kind)(**parts, chat_template=template)
+
+
+def _pictures_only(kind: type[Any]) -> type[Any]:
+    """The processor's class, content without a video processor."""
+
+    def check(self: Any, name: str, argument: Any) -> Any:
+        if "video" in name and argument is None:
+            return type(None)
+        return kind.check_argument_for_proper_class(self, name, argument)
+
+    return type(kind.__name__, (kind,), {"check_argument_for_proper_class": check})
+
+
+def with_adapters(model: Any, config: LoraConfig, seed: int) -> Any:
+    """Fresh float32 adapters on the language model's linear layers; if asked for, on all others but the output head."""
+    try:
+        import peft
+    except ImportError:
+        raise UserError(
+            "LoRA needs the package peft: install the extra with `pip install 'vla-rl[lora]'`"
+        ) from None
+    language = {id(module) for module in model.get_decoder().modules()}
+    head = id(model.get_output_embeddings())
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and id(module) != head
+        and (config.vision or id(module) in language)
+    ]
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=names,
+        bias="none",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted = peft.get_peft_model(model, settings)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:  # in bfloat16 small steps would be rounded away
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _source(reference: str) -> tuple[str, dict[str, Any]]:
+    """What transformers is told: a folder that must exist, or a hub repository and its revision."""
+    named = hub_id(reference)
+    if named is not None:
+        repository, revision = named
+        return repository, {} if revision is None else {"revision": revision}
+    if not os.path.isdir(reference):
+        raise UserError(
+            f"there is no folder {reference!r}: reward.backbone is `tiny`, a folder, or a hub id such as "
+            "Qwen/Qwen2-VL-2B-Instruct"
+        )
+    return reference, {}
+
+
+def _attempt(reference: str, expected: str, load: Any) -> Any:
+    """load(), with what transformers raises for a folder or repository that is not as it should be as a UserError."""
+    try:
+        return load()
+    except Exception as error:  # the library's own kinds of error, its dataclasses', the system's
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{reference}: expected {expected}, and transformers could not load it ({lines[0]}). Code of a repository "
+            "is never run, and pickled weights are never read"
+        ) from error
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            "this judge needs the package transformers: install the extra with `pip install 'vla-rl[lora]'`"
+        ) from None
+    return transformers

@@ -1,0 +1,322 @@
+"""Training, measuring and drawing a process reward model, on episodes that a tiny judge learns in seconds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vla_rl.algorithms.reward_model import JudgeBatch, JudgeLearner, shift_sequences
+from vla_rl.algorithms.sft import shift_images
+from vla_rl.config import (
+    LabelConfig,
+    RewardEvalConfig,
+    RewardModelConfig,
+    RewardScoreConfig,
+    UserError,
+)
+from vla_rl.functional import area_under_roc
+from vla_rl.recipes.reward_evaluation import (
+    bootstrap_interval,
+    evaluate_reward,
+    measure,
+    mismatched,
+    score_reward,
+)
+from vla_rl.recipes.reward_model import (
+    epoch_of,
+    judge_rows,
+    read_trajectories,
+    train_reward,
+)
+from vla_rl.report.video import read_video
+from vla_rl.rewards.examples import build_examples
+from vla_rl.rewards.judge import load_judge
+from vla_rl.rewards.tiny_judge import TinyJudge
+from vla_rl.rewards.trajectories import save_trajectories
+
+# pytest finds modules beside a test file alone
+sys.path.append(str(Path(__file__).parents[1] / "rewards"))
+from toy_trajectories import TASKS, episodes, trajectory
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return save_trajectories(tmp_path_factory.mktemp("data") / "play", episodes(10))
+
+
+def config(dataset, out, **changes) -> RewardModelConfig:
+    settings = {
+        "labels": LabelConfig(scheme="segments"), "epochs": 8, "batch_size": 16, "threads": 1,
+        "learning_rate": 2e-3, "warmup_steps": 5, "validation_fraction": 0.3, **changes,
+    }  # fmt: skip
+    return RewardModelConfig(datasets=(str(dataset),), out=str(out), **settings)
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "reward"
+    assert train_reward(config(dataset, out)) == out / "judge"
+    return out
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def test_training_leaves_a_judge_its_split_and_a_line_an_epoch(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 9))
+    assert lines[-1]["reward/loss"] < 0.5 * lines[0]["reward/loss"]
+    assert lines[-1]["reward/validation_auroc"] > 0.9
+    split = json.loads((run / "split.json").read_text())
+    assert len(split["training"]) == 14
+    assert len(split["validation"]) == 6
+    assert not split["held_out"]
+
+
+def test_the_same_configuration_gives_the_same_judge_to_the_bit(dataset, tmp_path):
+    judges = []
+    for name in ("a", "b"):
+        settings = config(dataset, tmp_path / name, epochs=1, threads=2)
+        judges.append(load_judge(train_reward(settings)))
+    for one, other in zip(*(j.model.state_dict().values() for j in judges), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_epoch_is_every_labelled_decision_and_the_share_of_mismatched_ones(dataset):
+    settings = config(dataset, "unused", mismatched_share=0.25).resolved()
+    examples = build_examples(read_trajectories(settings), settings.labels)
+    rows = np.concatenate([np.arange(30), np.arange(60, 90)])  # five episodes of each task
+    batches = list(epoch_of(settings, examples, rows, epoch=1))
+    matched = np.concatenate([b.matched for b in batches])
+    positive = np.concatenate([b.positive for b in batches])
+    assert (matched.sum(), (~matched).sum()) == (60, 20)
+    assert not positive[~matched].any()
+    assert positive.sum() == examples.positive[rows].sum()
+    # the same actions come back once each under their own instruction
+    seen = np.concatenate([b.actions[b.matched] for b in batches])
+    assert len(np.unique(seen, axis=0)) == 60
+    own = {examples.actions[row].tobytes(): examples.instructions_of(rows[i : i + 1])[0]
+           for i, row in enumerate(rows)}  # fmt: skip
+    for batch in batches:
+        same = [
+            own[a.tobytes()] == w for a, w in zip(batch.actions, batch.instructions, strict=True)
+        ]
+        np.testing.assert_array_equal(same, batch.matched)
+    again = next(epoch_of(settings, examples, rows, epoch=2))
+    assert not np.array_equal(again.actions, batches[0].actions)
+
+
+def test_pictures_of_one_example_are_shifted_alike():
+    rng = np.random.default_rng(0)
+    images = np.repeat(rng.integers(0, 256, (5, 1, 9, 9, 3), dtype=np.uint8), 2, axis=1)
+    moved = shift_sequences(images, 2, np.random.default_rng(1))
+    np.testing.assert_array_equal(moved[:, 0], moved[:, 1])
+    shifts = np.random.default_rng(1).integers(-2, 3, size=(5, 2))
+    np.testing.assert_array_equal(moved[:, 0], shift_images(images[:, 0], shifts, 2))
+    assert len(np.unique(shifts, axis=0)) > 1
+
+
+def test_shares_in_threads_learn_what_one_learns(dataset):
+    numbers = []
+    for threads, micro in ((1, 0), (2, 0), (1, 3)):
+        settings = config(dataset, "x", threads=threads, micro_batch=micro).resolved()
+        judge = TinyJudge.create(settings, list(TASKS.values()), 32)
+        made = trajectory(0, True)
+        batch = JudgeBatch(
+            made.images[:, None], [made.instruction] * 6, made.actions,
+            np.arange(6) > 2, np.ones(6, bool),
+        )  # fmt: skip
+        learner = JudgeLearner(judge, settings, 10)
+        numbers.append([learner.update(batch)["loss"] for _ in range(3)])
+        learner.close()
+    np.testing.assert_allclose(numbers[1], numbers[0], rtol=1e-3)
+    np.testing.assert_allclose(numbers[2], numbers[0], rtol=1e-3)
+
+
+def test_a_judge_that_diverges_is_said_to(dataset):
+    settings = config(dataset, "x", learning_rate=1.0).resolved()
+    judge = TinyJudge.create(settings, list(TASKS.values()), 32)
+    with torch.no_grad():
+        judge.model.language_model.lm_head.weight[0, 0] = float("nan")
+    made = trajectory(0, True)
+    batch = JudgeBatch(made.images[:, None], [made.instruction] * 6, made.actions, np.arange(6) > 2,
+                       np.ones(6, bool))  # fmt: skip
+    before = judge.model.projector.fc1.weight.clone()
+    with pytest.raises(UserError, match="diverged: loss nan"):
+        JudgeLearner(judge, settings, 10).update(batch)
+    assert torch.equal(judge.model.projector.fc1.weight, before)
+
+
+def test_training_goes_on_from_a_judge(run, dataset, tmp_path):
+    settings = config(dataset, tmp_path / "more", start=str(run), epochs=1)
+    more = load_judge(train_reward(settings))
+    line = json.loads((tmp_path / "more" / "metrics.jsonl").read_text().splitlines()[0])
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["reward/loss"] < 0.5 * first["reward/loss"]
+    assert more.description == load_judge(run).description
+    with pytest.raises(UserError, match="trained with prompt"):
+        train_reward(replace(settings, prompt="Is {instruction} done?", out=str(tmp_path / "no")))
+    other = save_trajectories(tmp_path / "larger", episodes(2, size=48))
+    with pytest.raises(UserError, match="32 x 32, got 48 x 48"):
+        train_reward(replace(settings, datasets=(str(other),), out=str(tmp_path / "no")))
+
+
+def test_one_class_only_is_refused(tmp_path):
+    failures = [t for t in episodes(4) if not t.success]
+    folder = save_trajectories(tmp_path / "failures", failures)
+    with pytest.raises(UserError, match="decisions, all 24 are negative"):
+        train_reward(config(folder, tmp_path / "out", validation_fraction=0.0))
+
+
+def test_a_folder_in_use_and_a_missing_dataset_are_refused(run, dataset, tmp_path):
+    with pytest.raises(UserError, match="exists and is not empty"):
+        train_reward(config(dataset, run))
+    with pytest.raises(UserError):
+        train_reward(config(tmp_path / "nothing", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+# -- measuring -------------------------------------------------------------------------------------
+
+
+def test_evaluation_of_held_out_episodes(run):
+    result = evaluate_reward(RewardEvalConfig(judge=str(run), resamples=20))
+    assert json.loads((run / "evaluation" / "evaluation.json").read_text()) == result
+    assert (run / "evaluation" / "reliability.png").stat().st_size > 5000
+    seen = result["seen_tasks"]
+    assert result["held_out_of_training"]
+    assert seen["episodes"] == 6
+    assert seen["auroc"] > 0.9
+    low, high = seen["auroc_interval"]
+    assert low <= seen["auroc"] <= high
+    assert seen["average_precision"] > seen["chance"]
+    assert 0 <= seen["calibration_error"] < 0.4
+    assert sum(seen["reliability"]["counts"]) == seen["decisions"] == 36
+    # a lamp that lights up: every success above every failure, and rising in time
+    assert seen["ranking"]["last"] == {"accuracy": 1.0, "pairs": seen["ranking"]["last"]["pairs"]}
+    assert seen["progress_correlation"]["episodes"] > 0
+    assert result["mismatched"]["pairs"] == result["mismatched"]["decisions"] == seen["positives"]
+    assert result["held_out_tasks"] is None
+
+
+def test_measures_of_a_judge_whose_answers_are_known():
+    """It says +t in successes and -1 in failures, but for one failure that it takes for the best of all."""
+    made = [trajectory(0, True), trajectory(1, False), trajectory(2, True), trajectory(3, False)]
+    examples = build_examples(made, LabelConfig(scheme="segments"))
+    odds = np.concatenate([np.arange(6), np.full(6, -1), np.arange(6), np.full(6, 9)])
+    odds = odds.astype(np.float32)
+    settings = RewardEvalConfig(judge="unused", resamples=0)
+    found = measure(examples, np.arange(24), odds, settings)
+    assert (found["episodes"], found["successes"], found["decisions"]) == (4, 2, 24)
+    assert found["auroc"] == area_under_roc(odds, examples.positive)
+    # two successes against two failures: right about one of them
+    assert found["ranking"]["mean"] == {"accuracy": 0.5, "pairs": 4}
+    assert found["progress_correlation"] == {"mean": 1.0, "share_above_0.5": 1.0, "episodes": 2}
+    assert found["tasks"][TASKS["red-task"]]["positives"] == examples.positive.sum()
+    only_failures = measure(examples, np.arange(6, 12), odds[6:12], settings)
+    assert only_failures["auroc"] is None
+    assert only_failures["ranking"]["mean"] == {"accuracy": None, "pairs": 0}
+
+
+class ChannelJudge:
+    """Known answers: how bright the colour is that the instruction names; a blind one looks at red alone."""
+
+    sees_actions = False
+
+    def __init__(self, blind: bool) -> None:
+        self.blind = blind
+
+    def log_odds(self, images, instructions, actions=None):
+        colours = [0 if self.blind or "red" in text else 1 for text in instructions]
+        return images[np.arange(len(images)), -1, ..., colours].mean((1, 2)).astype(np.float32)
+
+
+def test_mismatched_instructions_with_judges_whose_answers_are_known():
+    made = [trajectory(0, True), trajectory(1, True, "green-task")]
+    examples = build_examples(made, LabelConfig(scheme="segments"))
+    rows, settings = np.arange(12), RewardEvalConfig(judge="unused", resamples=10)
+    judge = ChannelJudge(blind=False)
+    found = mismatched(judge, examples, rows, judge_rows(judge, examples, rows), settings)
+    assert (found["auroc"], found["paired"]) == (1.0, 1.0)
+    assert found["pairs"] == found["decisions"] == examples.positive.sum()
+    blind = ChannelJudge(blind=True)
+    found = mismatched(blind, examples, rows, judge_rows(blind, examples, rows), settings)
+    assert (found["auroc"], found["paired"]) == (0.5, 0.5)
+    one = build_examples(made[:1], LabelConfig(scheme="segments"))
+    assert mismatched(judge, one, rows[:6], np.zeros(6, np.float32), settings) is None
+
+
+def test_evaluation_of_held_out_tasks_and_of_other_datasets(dataset, tmp_path):
+    settings = config(dataset, tmp_path / "run", epochs=1, held_out_tasks=(TASKS["green-task"],),
+                      mismatched_share=0.0)  # fmt: skip
+    train_reward(settings)
+    result = evaluate_reward(RewardEvalConfig(judge=str(tmp_path / "run"), resamples=0))
+    assert result["held_out_tasks"]["episodes"] == 10
+    assert list(result["held_out_tasks"]["tasks"]) == [TASKS["green-task"]]
+    assert list(result["seen_tasks"]["tasks"]) == [TASKS["red-task"]]
+    assert result["seen_tasks"]["auroc_interval"] is None
+    other = save_trajectories(tmp_path / "other", episodes(2))
+    given = RewardEvalConfig(
+        judge=str(tmp_path / "run"), datasets=(str(other),), out=str(tmp_path / "result")
+    )
+    result = evaluate_reward(given)
+    assert result["seen_tasks"]["episodes"] == 4
+    assert not result["held_out_of_training"]
+    assert (tmp_path / "result" / "evaluation.json").is_file()
+
+
+def test_a_changed_dataset_is_not_mistaken_for_held_out_episodes(tmp_path):
+    folder = save_trajectories(tmp_path / "data", episodes(4))
+    train_reward(config(folder, tmp_path / "run", epochs=1))
+    folder.rename(tmp_path / "old")
+    save_trajectories(folder, episodes(5))
+    with pytest.raises(UserError, match="have changed since the judge was trained"):
+        evaluate_reward(RewardEvalConfig(judge=str(tmp_path / "run")))
+
+
+def test_a_judge_without_its_run_needs_datasets(run, dataset, tmp_path):
+    load_judge(run).save(tmp_path / "alone")
+    with pytest.raises(UserError, match="name --datasets"):
+        evaluate_reward(RewardEvalConfig(judge=str(tmp_path / "alone")))
+    one = save_trajectories(tmp_path / "failures", [trajectory(0, False), trajectory(1, False)])
+    with pytest.raises(UserError, match="all 12 are negative"):
+        evaluate_reward(RewardEvalConfig(judge=str(tmp_path / "alone"), datasets=(str(one),)))
+
+
+def test_the_bootstrap_resamples_whole_episodes():
+    """Copies of a decision within its episode say nothing new: the interval does not shrink."""
+    rng = np.random.default_rng(0)
+    odds = rng.normal(size=40).astype(np.float32)
+    positive = odds + rng.normal(size=40) > 0
+    episode = np.arange(40) // 4
+    settings = RewardEvalConfig(judge="unused", resamples=300)
+    low, high = bootstrap_interval(odds, positive, episode, settings)
+    assert low < area_under_roc(odds, positive) < high
+    copied = [np.repeat(x, 10) for x in (odds, positive, episode)]
+    assert bootstrap_interval(*copied, settings) == pytest.approx([low, high], abs=1e-6)
+
+
+# -- drawing ---------------------------------------------------------------------------------------
+
+
+def test_an_episode_is_drawn_and_filmed(run, dataset, tmp_path):
+    drawn = score_reward(
+        RewardScoreConfig(judge=str(run), dataset=str(dataset), out=str(tmp_path / "a" / "x.png"))
+    )
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    film = score_reward(
+        RewardScoreConfig(
+            judge=str(run), dataset=str(dataset), episode=3, out=str(tmp_path / "x.mp4")
+        )
+    )
+    assert len(read_video(film)) == 6 + 4
+    with pytest.raises(UserError, match="20 episodes, numbered from 0"):
+        score_reward(RewardScoreConfig(judge=str(run), dataset=str(dataset), episode=20))
+    with pytest.raises(UserError, match=r"\.png or \.mp4"):
+        RewardScoreConfig(judge="a", dataset="b", out="x.gif")

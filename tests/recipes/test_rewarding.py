@@ -1,0 +1,117 @@
+"""A judge in the training loop: where it fits, what it adds, and that a refreshed one is found again on resumption."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from vla_rl.config import (
+    DemosConfig,
+    EnvConfig,
+    PolicyConfig,
+    ProcessRewardConfig,
+    RewardModelConfig,
+    TrainConfig,
+    UserError,
+    tiny_model,
+)
+from vla_rl.envs.metaworld_tasks import INSTRUCTIONS
+from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.recipes.demos import collect_demos
+from vla_rl.recipes.reward_model import train_reward
+from vla_rl.recipes.rewarding import build_reward
+from vla_rl.recipes.train_ppo import train
+from vla_rl.rewards import ProcessReward, SuccessReward
+
+TASK = "drawer-close"
+pytestmark = [pytest.mark.sim, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rewarding")
+
+
+@pytest.fixture(scope="module")
+def policy(folder: Path) -> Path:
+    statistics = identity_statistics("metaworld", 4)
+    made = OpenVLAPolicy.create(
+        tiny_model(), (INSTRUCTIONS[TASK],), statistics, 4, 2, PolicyConfig(device="cpu")
+    )
+    made.save(folder / "policy")
+    return folder / "policy"
+
+
+@pytest.fixture(scope="module")
+def judge(folder: Path) -> Path:
+    env = EnvConfig(suite=f"mt1:{TASK}", num_workers=1)
+    demos = collect_demos(DemosConfig(env=env, out=str(folder / "demos"), episodes_per_task=3))
+    config = RewardModelConfig(
+        datasets=(str(demos),), out=str(folder / "reward"), epochs=1, mismatched_share=0.0
+    )
+    return train_reward(config)
+
+
+def training(policy: Path, root: Path, judge: Path, **reward: object) -> TrainConfig:
+    config = TrainConfig()
+    return replace(
+        config,
+        env=replace(config.env, suite=f"mt1:{TASK}", num_envs=2, num_workers=1, horizon=4),
+        policy=replace(config.policy, checkpoint=str(policy), device="cpu"),
+        ppo=replace(config.ppo, iterations=3, turns=6, minibatch=12, critic_warmup=1),
+        reward=ProcessRewardConfig(judge=str(judge), **reward),  # type: ignore[arg-type]
+        eval=replace(config.eval, episodes_per_task=1),
+        run=replace(config.run, name="run", root=str(root), save_every=1, tensorboard=False),
+    )
+
+
+def final_tensors(run: Path) -> dict[str, np.ndarray]:
+    newest = sorted((run / "checkpoints").glob("iteration-*"))[-1]
+    return {
+        f"{file.name}:{name}": values
+        for file in sorted(newest.rglob("*.safetensors"))
+        for name, values in load_file(file).items()
+    }
+
+
+def test_a_judge_that_does_not_fit_is_refused(policy: Path, judge: Path, tmp_path: Path) -> None:
+    loaded = OpenVLAPolicy.from_checkpoint(policy, PolicyConfig(checkpoint=str(policy)))
+    config = training(policy, tmp_path, judge)
+    assert isinstance(build_reward(config, loaded), ProcessReward)
+    alone = replace(config, reward=ProcessRewardConfig())
+    assert isinstance(build_reward(alone, loaded), SuccessReward)
+    larger = replace(config, env=replace(config.env, image_size=96))
+    with pytest.raises(UserError, match="looks at 64 px, the environment draws 96 px"):
+        build_reward(larger, loaded)
+    with pytest.raises(UserError, match="is no process reward model"):
+        build_reward(training(policy, tmp_path, tmp_path / "nowhere"), loaded)
+
+
+def test_a_refreshed_judge_is_found_again(policy: Path, judge: Path, tmp_path: Path) -> None:
+    """Three iterations at a go equal two, a stop, and one more, to the bit; the judge is new from the second one on."""
+    settings = {"refresh_every": 1, "refresh_episodes": 2, "refresh_epochs": 1, "weight": 0.4}
+    whole = train(training(policy, tmp_path / "whole", judge, **settings))
+    begun = training(policy, tmp_path / "parts", judge, **settings)
+    parts = train(replace(begun, ppo=replace(begun.ppo, iterations=2)))
+    train(begun, parts)
+    expected, found = final_tensors(whole), final_tensors(parts)
+    assert expected.keys() == found.keys()
+    different = [name for name in expected if not np.array_equal(expected[name], found[name])]
+    assert not different
+
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["rollout/return_dense"] != 0 for line in lines)
+    assert all(line["rollout/success_rate"] <= 1 for line in lines)
+    # two refreshes, the second on the first's episodes too, and each judge another one
+    runs = sorted((whole / "judges").iterdir())
+    assert [run.name for run in runs] == ["iteration-000001", "iteration-000002"]
+    second = json.loads((runs[1] / "model" / "config.json").read_text())
+    assert [Path(name).parent.name for name in second["datasets"][1:]] == [run.name for run in runs]
+    assert second["start"] == str(runs[0] / "model")
+    judges = [load_file(next((run / "model" / "judge").glob("*.safetensors"))) for run in runs]
+    assert any(not np.array_equal(judges[0][name], judges[1][name]) for name in judges[0])

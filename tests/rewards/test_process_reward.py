@@ -1,0 +1,219 @@
+"""The process reward in the loop: shaping that pays progress alone, bounds that hold, and a watch that warns."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from vla_rl.config import ConfigError, PPOConfig, ProcessRewardConfig, TrainConfig
+from vla_rl.rewards.process import (
+    HackingWatch,
+    ProcessReward,
+    RunningScale,
+    potential_shaping,
+    trend,
+)
+from vla_rl.types import Rollout
+
+
+class BrightnessJudge:
+    """Known answers: the log-odds of a picture is its first pixel's red value minus 100."""
+
+    sees_actions = False
+    calls = 0
+
+    def log_odds(self, images, instructions, actions=None):
+        assert len(images) == len(instructions)
+        self.calls += 1
+        return images[:, 0, 0, 0].astype(np.float32) - 100
+
+
+def window(brightness: np.ndarray, following: list[int], **arrays: np.ndarray) -> Rollout:
+    """A window in which the red value of each turn's picture is given, (M, N)."""
+    m, n = brightness.shape
+    images = np.zeros((m, n, 2, 2, 3), np.uint8)
+    images[:, :, 0, 0, 0] = brightness
+    after = np.zeros((n, 2, 2, 3), np.uint8)
+    after[:, 0, 0, 0] = following
+    zeros, no = np.zeros((m, n), np.float32), np.zeros((m, n), bool)
+    rollout = Rollout(
+        images=images,
+        task_ids=np.zeros((m, n), np.int64),
+        tasks=("task",),
+        instructions=("do it",),
+        initial_states=np.zeros((m, n), np.int64),
+        proprio=np.zeros((m, n, 4), np.float32),
+        time_fraction=zeros,
+        tokens=np.zeros((m, n, 2), np.int64),
+        log_probs=np.zeros((m, n, 2), np.float32),
+        values=zeros,
+        rewards=zeros,
+        terminated=no,
+        truncated=no,
+        final_values=zeros,
+        next_values=np.zeros(n, np.float32),
+        next_images=after,
+        succeeded=no,
+        valid=~no,
+        temperature=1.0,
+    )
+    return replace(rollout, **arrays)
+
+
+def reward(judge=None, horizon: int = 4, gamma: float = 0.5, **config) -> ProcessReward:
+    def never(tokens):
+        raise AssertionError("this judge sees no actions")
+
+    return ProcessReward(
+        judge or BrightnessJudge(),
+        ProcessRewardConfig(judge="folder", **config),
+        gamma=gamma,
+        horizon=horizon,
+        decode_actions=never,
+    )
+
+
+def flags(*rows: list[int]) -> np.ndarray:
+    return np.array(rows, bool)
+
+
+LOW, HALF, HIGH = 0, 100, 200  # probabilities 0, 1/2 and 1
+
+
+def test_progress_is_paid_and_taken_back() -> None:
+    rollout = window(np.array([[LOW], [HALF], [HIGH], [HALF]]), [HALF])
+    dense = reward(gamma=0.5, weight=1.0, limit=0.9).score(rollout)
+    # 0.5 p(next) - p(now)
+    assert dense[:, 0].tolist() == pytest.approx([0.25, 0.0, -0.75, -0.25], abs=1e-6)
+
+
+def test_nothing_follows_an_end() -> None:
+    rollout = window(np.array([[HALF], [HIGH]]), [HIGH], terminated=flags([1], [0]))
+    dense = reward(gamma=0.5, weight=0.8, limit=0.9).score(rollout)
+    assert dense[:, 0].tolist() == pytest.approx([-0.4, 0.4 - 0.8])
+
+
+@given(
+    hnp.arrays(np.float32, st.integers(1, 9), elements=st.floats(0, 1, width=32)),
+    st.floats(0.1, 1.0),
+)
+def test_over_an_episode_shaping_pays_only_where_it_began(potentials, gamma) -> None:
+    """Ng, Harada, Russell 1999: the discounted sum is -Phi(o_0), whatever was done."""
+    turns = len(potentials)
+    ended = np.zeros((turns, 1), bool)
+    ended[-1] = True
+    shaped = potential_shaping(potentials[:, None], np.ones(1, np.float32), ended, gamma)
+    total = float(gamma ** np.arange(turns) @ shaped[:, 0].astype(np.float64))
+    assert total == pytest.approx(-potentials[0], abs=1e-5)
+
+
+def test_windows_cut_shaping_nowhere() -> None:
+    """Two windows give what one gives."""
+    brightness = np.array([[90], [101], [95], [104], [99], [100]])
+    whole = reward(gamma=0.9).score(window(brightness, [97]))
+    model = reward(gamma=0.9)
+    parts = [
+        model.score(window(brightness[:3], [104])),
+        model.score(window(brightness[3:], [97])),
+    ]
+    np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-7)
+
+
+def test_the_additive_form_pays_each_turn_its_share() -> None:
+    rollout = window(np.array([[HALF, HIGH], [LOW, HIGH]]), [0, 0])
+    dense = reward(form="additive", weight=0.4, horizon=4).score(rollout)
+    np.testing.assert_allclose(dense, [[0.05, 0.1], [0.0, 0.1]], atol=1e-7)
+
+
+@given(
+    hnp.arrays(np.uint8, (12, 2), elements=st.integers(90, 110)),
+    hnp.arrays(np.bool_, (12, 2)),
+    st.sampled_from(["potential", "additive"]),
+    st.floats(0, 3),
+    st.floats(0, 0.9),
+    st.booleans(),
+)
+def test_an_episodes_dense_rewards_stay_below_success(
+    brightness, ended, form, weight, limit, normalize
+) -> None:
+    rollout = window(brightness, [100, 100], truncated=ended)
+    model = reward(form=form, weight=weight, limit=limit, normalize=normalize, horizon=3)
+    dense = model.score(rollout)
+    for slot in range(2):
+        running = 0.0
+        for turn in range(12):
+            running += float(dense[turn, slot])
+            assert abs(running) <= limit + 1e-5
+            running = 0.0 if ended[turn, slot] else running
+
+
+def test_turns_without_an_outcome_are_paid_nothing() -> None:
+    rollout = window(np.array([[HIGH], [HIGH], [HIGH]]), [HIGH], valid=flags([1], [0], [1]))
+    dense = reward(form="additive", weight=0.4, horizon=4).score(rollout)
+    assert dense[:, 0].tolist() == pytest.approx([0.1, 0.0, 0.1])
+
+
+def test_one_call_scores_a_whole_window() -> None:
+    judge = BrightnessJudge()
+    reward(judge, form="additive").score(window(np.full((6, 5), HALF), [0] * 5))
+    assert judge.calls == 1
+
+
+def test_what_a_resumed_run_needs_is_saved() -> None:
+    """The episode's budget and the scale cross a save; without them the second window would differ."""
+    first = window(np.full((2, 1), 101), [101])
+    second = window(np.full((2, 1), 102), [101])
+    settings = {"form": "additive", "weight": 2.0, "limit": 0.9, "horizon": 2, "normalize": True}
+    model = reward(**settings)
+    model.score(first)
+    saved = model.state_dict()
+    expected = model.score(second)
+    resumed = reward(**settings)
+    resumed.load_state_dict(saved)
+    np.testing.assert_array_equal(resumed.score(second), expected)
+    assert not np.allclose(reward(**settings).score(second), expected)
+
+
+def test_the_scale_makes_the_judges_units_irrelevant() -> None:
+    values = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    valid = np.ones((5, 3), bool)
+    small, large = RunningScale(), RunningScale()
+    np.testing.assert_allclose(
+        small.normalised(values, valid), large.normalised(100 * values, valid), rtol=1e-5
+    )
+    assert np.sqrt(np.mean(np.square(small.normalised(values, valid)))) == pytest.approx(1.0)
+
+
+def test_a_trend_is_a_slope_over_its_error() -> None:
+    # y = 0, 1, 2, 4: slope 1.3, residuals 0.2, -0.1, -0.4, 0.3, error sqrt(0.3 / 2 / 5)
+    assert trend([0, 1, 2, 4]) == pytest.approx(1.3 / np.sqrt(0.03))
+    assert trend([3.0] * 6) == 0.0
+    assert trend([3, 2, 1, 0]) < -100
+
+
+def test_the_watch_warns_once_when_reward_and_success_part(caplog) -> None:
+    watch = HackingWatch(windows=6)
+    rng = np.random.default_rng(0)
+    with caplog.at_level(logging.WARNING):
+        for step in range(6):
+            healthy = watch.observe(0.1 * step, 0.1 * step + 0.01 * rng.random())
+        assert healthy["reward/hacking"] == 0
+        for step in range(8):
+            hacked = watch.observe(1 + 0.1 * step, 0.5 - 0.05 * step + 0.01 * rng.random())
+    assert hacked["reward/hacking"] == 1
+    assert sum("please the judge" in message for message in caplog.messages) == 1
+
+
+def test_bad_settings() -> None:
+    with pytest.raises(ConfigError, match=r"reward.limit must lie in \[0, 1\), got 1"):
+        ProcessRewardConfig(limit=1.0)
+    with pytest.raises(ConfigError, match=r"potential needs ppo.time_limit_is_terminal"):
+        TrainConfig(
+            ppo=PPOConfig(time_limit_is_terminal=False), reward=ProcessRewardConfig(judge="x")
+        )

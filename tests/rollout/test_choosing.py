@@ -1,0 +1,97 @@
+"""Choosers: what each of them looks at."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vla_rl.config import UserError
+from vla_rl.rewards.judge import JudgeDescription
+from vla_rl.rollout.choosing import JudgeChooser, Moment, make_chooser
+
+
+class Records:
+    """A judge that notes what it is shown and says the mean brightness."""
+
+    def __init__(self, history: int = 1, sees_actions: bool = False) -> None:
+        self.description = JudgeDescription(
+            "records", "?", "1", "0", 0, history, 2 if sees_actions else 0, 4 if sees_actions else 0
+        )
+        self.sees_actions = sees_actions
+        self.shown: list[tuple[np.ndarray, list[str], np.ndarray | None]] = []
+
+    def log_odds(self, images, instructions, actions=None):
+        self.shown.append((images, list(instructions), actions))
+        return images.reshape(len(images), -1).mean(1).astype(np.float32)
+
+    def save(self, folder) -> None:
+        raise NotImplementedError
+
+
+def picture(value: int) -> np.ndarray:
+    return np.full((4, 4, 3), value, np.uint8)
+
+
+def moment(j: int, before: tuple[int, ...], after: tuple[int, ...] = (), turn: int = 0) -> Moment:
+    return Moment(
+        ("chain", 7, turn, j),
+        "walk",
+        tuple(map(picture, before)),
+        np.full((2, 4), j, np.float32),
+        tuple(map(picture, after)),
+        dense_reward=float(10 - j),
+    )
+
+
+def test_a_judge_without_actions_sees_what_the_turn_led_to() -> None:
+    judge = Records()
+    chooser = JudgeChooser(judge)
+    assert chooser.needs_outcome
+    scores = chooser.score([moment(0, (1,), (50,)), moment(1, (1,), (9, 200))])
+    assert scores.tolist() == [50, 200]
+    images, instructions, actions = judge.shown[0]
+    assert images.shape == (2, 4, 4, 3)
+    assert instructions == ["walk", "walk"]
+    assert actions is None
+    assert len(judge.shown) == 1
+
+
+def test_a_judge_of_actions_sees_the_picture_before_and_the_action() -> None:
+    judge = Records(sees_actions=True)
+    chooser = JudgeChooser(judge)
+    assert not chooser.needs_outcome
+    scores = chooser.score([moment(0, (1,), (50,)), moment(3, (2,))])
+    assert scores.tolist() == [1, 2]
+    actions = judge.shown[0][2]
+    assert actions is not None
+    assert actions[:, 0, 0].tolist() == [0, 3]
+
+
+def test_a_judge_with_a_history_sees_the_last_pictures_with_the_first_repeated() -> None:
+    judge = Records(history=3)
+    JudgeChooser(judge).score(
+        [moment(0, (1,), (5,)), moment(1, (1,), (5, 6)), moment(2, (1,), (5, 6, 7, 8))]
+    )
+    shown = judge.shown[0][0][..., 0, 0, 0]
+    assert shown.tolist() == [[5, 5, 5], [5, 5, 6], [6, 7, 8]]
+
+
+def test_the_simulators_reward_is_taken_as_it_is() -> None:
+    chooser = make_chooser("simulator", None, 0)
+    assert chooser.needs_dense_reward
+    assert chooser.score([moment(3, (1,)), moment(0, (1,))]).tolist() == [7, 10]
+
+
+def test_chance_is_fair_and_fixed_by_seed_and_candidate() -> None:
+    moments = [moment(j, (1,), turn=t) for t in range(500) for j in range(4)]
+    scores = make_chooser("random", None, 5).score(moments)
+    again = make_chooser("success", None, 5).score(moments[::-1])[::-1]
+    np.testing.assert_array_equal(scores, again)
+    assert (make_chooser("random", None, 6).score(moments) != scores).mean() > 0.99
+    picks = np.bincount(scores.reshape(500, 4).argmax(1), minlength=4)
+    assert (abs(picks - 125) < 4 * np.sqrt(500 * 3 / 16)).all()
+
+
+def test_a_judge_that_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match="vla-rl reward train"):
+        make_chooser("judge", None, 0)
