@@ -3,7 +3,7 @@
     repeat:  curriculum picks (task, initial state)
              -> act: N simulators x M turns, the policy decoding K action tokens a turn
              -> score: sparse success plus the process reward of each turn
-             -> credit: GAE over turns; a success ends the return, a time limit bootstraps
+             -> credit: GAE over turns; a success ends the return, and so does the horizon (or it bootstraps)
              -> improve: critic, then epochs of the clipped objective on action tokens
              -> remember: metrics, checkpoint, evaluation on every (task, initial state) once
 
