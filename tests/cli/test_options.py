@@ -203,6 +203,17 @@ def test_help_names_every_option_with_an_example(
             assert f"--{prefix}{name}" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "rank"),
+    [("--backbone some/vlm --lora.rank 4", 4), ("--backbone some/vlm --lora", 32), ("", None)],
+)
+def test_adapters_of_a_judge(monkeypatch: pytest.MonkeyPatch, words: str, rank: int | None) -> None:
+    given = []
+    monkeypatch.setattr("vla_rl.recipes.reward_model.train_reward", given.append)
+    assert main(["reward", "train", *words.split()]) == 0
+    assert (given[0].lora.rank if given[0].lora else None) == rank
+
+
 def test_the_help_of_a_preset_shows_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     shown = {}
     for name in ("metaworld-mt5", "metaworld-mt5-paper"):

@@ -87,6 +87,32 @@ def test_dense_reward_is_meta_worlds_and_asking_changes_nothing(
 
 
 @pytest.mark.sim
+def test_what_the_reward_writes_is_taken_back(
+    envs: list[MetaWorldEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of Meta-World's rewards keep notes; they must not reach the episode or its snapshots."""
+    env = envs[0]
+    env.reset(EpisodeSpec("drawer-open", 5))
+    env.step(random_actions(1, 1)[0])
+    kind = type(env._own()._env)
+    official = kind.evaluate_state
+
+    def notes(self, obs, action):
+        self.obj_init_pos = self.obj_init_pos + 1
+        self.noted = True
+        return official(self, obs, action)
+
+    before = env.snapshot()
+    monkeypatch.setattr(kind, "evaluate_state", notes)
+    env.dense_reward()
+    after = env.snapshot()
+    assert after.keys() == before.keys()
+    for key, value in before.items():
+        np.testing.assert_array_equal(value, after[key], err_msg=key)
+    assert "noted" not in env._own().attributes
+
+
+@pytest.mark.sim
 def test_kept_continuations_replay_as_recorded() -> None:
     """Episodes put together from snapshots, of any number of workers, are what their actions give when just played."""
     pytest.importorskip("metaworld")

@@ -65,7 +65,7 @@ def test_the_result_says_how_it_was_found_and_what_it_cost(
 def test_a_study_is_continued_and_not_mixed_with_another(checkpoint: Path, tmp_path: Path) -> None:
     config = ScalingConfig(
         str(checkpoint),
-        BestOfConfig(lookahead=2),
+        BestOfConfig(lookahead=2, judge=""),
         PROTOCOL,
         sizes=(1, 2),
         choosers=("judge", "random", "success"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,12 +15,13 @@ from vla_rl.cli.arguments import (
     EvalArguments,
     ReportArguments,
 )
-from vla_rl.cli.options import parse, say, value_of, with_lora
+from vla_rl.cli.options import normal, parse, say, value_of, with_lora
 from vla_rl.cli.training import ablation_request, train_request
 from vla_rl.config import (
     DemosConfig,
     EnvConfig,
     ExportConfig,
+    LoraConfig,
     PolicyConfig,
     RewardCollectConfig,
     RewardEvalConfig,
@@ -143,7 +145,13 @@ def _reward_label(words: list[str]) -> int:
 
 
 def _reward_train(words: list[str]) -> int:
-    config = parse_command(RewardModelConfig, words, "reward train")
+    adapters = [word for word in words if normal(word).startswith("--lora")]
+    base = RewardModelConfig()
+    if adapters:  # the folder of the backbone is only known when the words are parsed
+        backbone = value_of("--backbone", words) or base.backbone
+        base = replace(base, backbone=backbone, lora=LoraConfig())
+    words = [word for word in words if word != "--lora"]
+    config = parse_command(RewardModelConfig, words, "reward train", base)
     from vla_rl.recipes.reward_model import train_reward
 
     say(f"Judge: {train_reward(config)}")

@@ -167,11 +167,11 @@ class RewardModelConfig:
     """Share of each task's episodes that are held out, whole; episodes from the same initial state stay together."""
     mismatched_share: float = 0.3
     """Share of the training examples that are pictures under another task's instruction: all of them negative."""
-    action_coef: float = 0.3
+    action_coef: float = 1.0
     """tiny only: weight of a second task, to name the action that was taken (as token after token, like a policy). It
     teaches a model that starts from nothing where hand and objects are; 0 is off."""
     epochs: int = 0
-    """Passes over the labelled decisions; 0: 30 for the tiny backbone, 10 for any other (the authors')."""
+    """Passes over the labelled decisions; 0: 25 for the tiny backbone, 10 for any other (the authors')."""
     batch_size: int = 0
     """0: 64 for the tiny backbone, 8 for any other."""
     micro_batch: int = 0
@@ -182,7 +182,7 @@ class RewardModelConfig:
     warmup_steps: int = 20
     """Steps over which the learning rate rises; it then falls along a cosine."""
     max_grad_norm: float = 1.0
-    random_shift: int = 2
+    random_shift: int = 3
     """Pictures are shifted by up to so many pixels each way; all pictures of one example alike."""
     lora: LoraConfig | None = None
     """Adapters on a backbone that is not the tiny one; without them rank 32, alpha 16."""
@@ -240,7 +240,7 @@ class RewardModelConfig:
         adapters = self.lora or (None if self.is_tiny or self.all_weights else LoraConfig())
         return replace(
             self,
-            epochs=self.epochs or (30 if self.is_tiny else 10),
+            epochs=self.epochs or (25 if self.is_tiny else 10),
             batch_size=self.batch_size or (64 if self.is_tiny else 8),
             learning_rate=self.learning_rate or (1e-3 if self.is_tiny else 1e-4),
             lora=adapters,

@@ -29,6 +29,7 @@ from vla_rl.envs.slots import SlotArrays, anonymous_file
 from vla_rl.envs.suites import make_envs as make_suite_envs
 from vla_rl.envs.worker import MakeEnvs, WorkerSetup
 from vla_rl.envs.worker_process import WorkerFacts, WorkerLostError, WorkerProcess
+from vla_rl.runtime.provenance import gpu_names
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
 _log = logging.getLogger(__name__)
@@ -80,7 +81,9 @@ class ProcessVectorEnv:
 
     def _new_worker(self, worker: int) -> WorkerProcess:
         slots = tuple(range(worker, self.num_envs, self._num_workers))
-        return WorkerProcess(WorkerSetup(self._make_envs, self._config, slots, self._memory))
+        gpus = len(gpu_names())
+        setup = WorkerSetup(self._make_envs, self._config, slots, self._memory)
+        return WorkerProcess(setup, worker % gpus if gpus > 1 else None)
 
     # -- posting -------------------------------------------------------------------------------------
 

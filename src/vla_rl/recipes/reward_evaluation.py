@@ -1,7 +1,7 @@
 """How good a judge is: on episodes it was not trained on, tasks it has never seen, and instructions that do not fit.
 
-vla-rl reward eval --judge runs/reward
-vla-rl reward score --judge runs/reward --dataset runs/play --episode 3 --out reward.png
+vla-rl reward eval runs/reward
+vla-rl reward score runs/reward runs/play --episode 3 --out reward.png
 
 seen_tasks       the held-out episodes of the tasks that were trained on (or all episodes of other datasets)
 held_out_tasks   all episodes of the tasks that training left out
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def _material(config: RewardEvalConfig, judge: TrainableJudge) -> _Material:
         )
     training = training_config(config.judge, judge)
     if config.datasets:
-        training = _with(training, datasets=config.datasets)
+        training = replace(training, datasets=config.datasets)
     trajectories = read_trajectories(training)
     description = judge.description
     examples = build_examples(
@@ -135,12 +135,6 @@ def training_config(judge_path: str, judge: TrainableJudge) -> RewardModelConfig
         action_chunk=description.action_chunk,
         image_size=description.image_size,
     )
-
-
-def _with(config: RewardModelConfig, **changes: Any) -> RewardModelConfig:
-    from dataclasses import replace
-
-    return replace(config, **changes)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from vla_rl.algorithms.reward_model import JudgeBatch, JudgeLearner, shift_seque
 from vla_rl.algorithms.sft import epoch_batches, num_batches
 from vla_rl.config import RewardModelConfig, UserError
 from vla_rl.functional import area_under_roc, calibration_error
+from vla_rl.policies.kernels import keep_freed_memory
 from vla_rl.recipes.sft import require_unused
 from vla_rl.rewards.examples import (
     Examples,
@@ -56,6 +57,7 @@ def train_reward(config: RewardModelConfig) -> Path:
     are missing, empty, damaged or do not fit together, for labels of one class only, for a backbone that is no
     image-text model, for an `out` that is in use, and when the loss diverges.
     """
+    keep_freed_memory()
     config = config.resolved()
     out = Path(config.out)
     require_unused(out)

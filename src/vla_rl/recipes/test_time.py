@@ -145,7 +145,8 @@ def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
     with use_threads(1), ProcessVectorEnv(env) as envs:
         for size in sizes:
             for chooser in choosers:
-                search = replace(config.search, chooser=chooser, best_of=size)
+                judged_by = config.search.judge if chooser == "judge" else ""
+                search = replace(config.search, chooser=chooser, best_of=size, judge=judged_by)
                 name = "plain-1" if size == 1 else f"{chooser}-{size}"
                 file = out / "evaluations" / f"{name}.json"
                 result = stored_evaluation(file, config, search, env)
@@ -233,7 +234,7 @@ def write_study(
         for size, result, outcome in zip(sizes, own.values(), outcomes, strict=True):
             gain = paired_difference(outcomes[0].tolist(), outcome.tolist())
             rows.append(_row(chooser, size, rates[size], result, gain if size > sizes[0] else None))
-    about = f"{Path(config.checkpoint).name or config.checkpoint}, mode {search.mode}"
+    about = f"{'/'.join(Path(config.checkpoint).parts[-2:])}, mode {search.mode}"
     if search.mode == "lookahead":
         about += f", {search.lookahead} turns ahead, {search.execute} kept"
     about += f", temperature {search.temperature:g}"

@@ -15,6 +15,7 @@ from vla_rl.functional import Reliability
 from vla_rl.report.video import write_video
 
 FILM_COLUMNS = 10
+LEFT, WIDE = 0.06, 0.92  # of a figure's width
 VIDEO_SLOWDOWN = 4.0
 """Videos of episodes of a second or two play so many times slower than real time."""
 
@@ -55,7 +56,7 @@ def draw_reliability(path: Path, diagrams: Mapping[str, Reliability]) -> None:
         bottom.bar(left, found.counts, width * 0.9, color=colour)
     top.set(ylabel="share of positives", xlim=(0, 1), ylim=(0, 1))
     top.legend(frameon=False)
-    bottom.set(xlabel="predicted probability", ylabel="decisions", yscale="log")
+    bottom.set(xlabel="predicted probability", ylabel="decisions")
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -67,16 +68,17 @@ def draw_judgement(path: Path, judgement: Judgement) -> None:
     """The probability over time above a strip of what was seen then."""
     plt = _pyplot()
     shown = _columns(len(judgement.images))
-    figure = plt.figure(figsize=(1.25 * FILM_COLUMNS, 4.6), layout="constrained")
-    grid = figure.add_gridspec(2, FILM_COLUMNS, height_ratios=(2.2, 1))
-    axes = figure.add_subplot(grid[0, :])
+    figure = plt.figure(figsize=(12, 4.8))
+    axes = figure.add_axes((LEFT, 0.43, WIDE, 0.44))
     _curve(axes, judgement)
     axes.set_title(f"{judgement.title}\n{judgement.question}", fontsize=10)
+    axes.legend(fontsize=8, loc="best")
+    cell = WIDE / FILM_COLUMNS
     for column, at in enumerate(shown):
-        cell = figure.add_subplot(grid[1, column])
-        cell.imshow(judgement.images[at])
-        cell.set_title(f"{judgement.seconds[at]:.2f} s", fontsize=8)
-        cell.set_axis_off()
+        picture = figure.add_axes((LEFT + column * cell, 0.01, cell * 0.97, 0.24))
+        picture.imshow(judgement.images[at])
+        picture.set_title(f"{judgement.seconds[at]:.2f} s", fontsize=8)
+        picture.set_axis_off()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -84,8 +86,9 @@ def draw_judgement(path: Path, judgement: Judgement) -> None:
 def film_judgement(path: Path, judgement: Judgement) -> None:
     """An mp4: the curve with a moving line above, the picture of that moment below."""
     plt = _pyplot()
-    figure = plt.figure(figsize=(5.12, 7.2), dpi=100, layout="constrained")
-    top, bottom = figure.subplots(2, 1, height_ratios=(1, 2))
+    figure = plt.figure(figsize=(5.12, 7.2), dpi=100)
+    top = figure.add_axes((0.13, 0.72, 0.84, 0.21))
+    bottom = figure.add_axes((0.02, 0.01, 0.96, 0.63))
     _curve(top, judgement)
     top.set_title(f"{judgement.title}\n{judgement.question}", fontsize=8)
     cursor = top.axvline(0, color="C3", linewidth=1.5)
@@ -119,9 +122,8 @@ def _curve(axes: Any, judgement: Judgement) -> None:
               label="key frames; shaded: labelled positive")  # fmt: skip
     axes.set(
         ylim=(0, 1.05), xlim=(-step / 2, seconds[-1] + step / 2),
-        xlabel="s", ylabel="probability of the positive answer",
+        xlabel="s", ylabel="p(positive answer)",
     )  # fmt: skip
-    axes.legend(frameon=False, fontsize=8, loc="center left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
 

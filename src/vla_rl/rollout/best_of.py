@@ -4,7 +4,7 @@
     lookahead  N continuations of H turns are played from a snapshot, the chooser judges where they lead; the first
                turn(s) of the best are kept and their snapshot is the new state: nothing is replayed
     refine     the episode is played to its end, every turn is scored, and it is played again from the worst one on;
-               after N rounds the ending with the best final score counts
+               after N rounds the ending with the best score counts
 
 Candidate j of a decision draws from (seed, task, initial state, turn, j). So the result is the same for any number of
 workers or slots; N = 1 is plain evaluation, to the episode; and since the kept candidate goes on as it did when it was
@@ -256,9 +256,10 @@ def _candidates(search: _Search, live: Sequence[_Live]) -> list[list[Branch]]:
     tokens = propose(search.policy, view, moments, count, search.sampling).numpy()
     search.cost.prefills += len(live)
     search.cost.action_chunks += len(live) * count
-    # nothing to choose: no need to look ahead. An action is judged by its own turn alone
+    # an action is judged by its own turn alone; chance, and one candidate, need no look ahead at all
     ahead = config.lookahead if config.mode == "lookahead" else 1
-    limit = ahead if search.choosing else config.execute
+    looking = search.choosing and (search.succeeds_first or not search.chooser.blind)
+    limit = ahead if looking else config.execute
     return [
         [
             Branch(
@@ -312,8 +313,10 @@ def _keep(search: _Search, episode: _Live, branch: Branch, turns: int) -> None:
     _append(episode.record, kept)
     last = kept[-1]
     episode.view, episode.snapshot, episode.frames = last.view, last.snapshot, last.before
-    if len(kept) == len(branch.turns) and branch.ended:
-        episode.over, episode.record.success = True, branch.success
+    episode.over = len(kept) == len(branch.turns) and branch.ended
+    assert episode.over or episode.snapshot is not None
+    if episode.over:
+        episode.record.success = branch.success
         search.finish(episode.record)
 
 
@@ -335,6 +338,15 @@ class _Ending:
     moments: list[Moment]
     success: bool
     scores: list[float] = field(default_factory=list[float])
+
+    def score(self, chooser: Chooser) -> float:
+        """How good the whole of it is: the mean over its turns, or where scores are of states that of the last one.
+
+        Chance takes the last too: means over fewer turns vary more, and would favour short episodes.
+        """
+        if chooser.scores_progress or chooser.blind:
+            return self.scores[-1]
+        return float(np.mean(self.scores))
 
     def worst(self, progress: bool) -> int:
         """The turn to regenerate from: the lowest score, or where scores are of states the least rise of them."""
@@ -370,7 +382,7 @@ def _refined(search: _Search, specs: Sequence[EpisodeSpec]) -> list[_Ending]:
         search.cost.decisions += len(open_rows)
         for i, ending in zip(open_rows, again, strict=True):
             solved = search.succeeds_first and ending.success
-            if solved or ending.scores[-1] > best[i].scores[-1]:
+            if solved or ending.score(search.chooser) > best[i].score(search.chooser):
                 best[i] = ending
     return best
 

@@ -39,6 +39,7 @@ class Chooser(Protocol):
     needs_dense_reward: bool
     needs_outcome: bool  # scores only what has been played
     scores_progress: bool  # the score is of the state reached; a turn's own worth is its rise
+    blind: bool  # looks at nothing
 
     def score(self, moments: Sequence[Moment]) -> Float32[np.ndarray, " B"]: ...
 
@@ -52,6 +53,7 @@ class JudgeChooser:
 
     needs_dense_reward = False
     scores_progress = False
+    blind = False
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
@@ -84,6 +86,7 @@ class SimulatorChooser:
     needs_dense_reward = True
     needs_outcome = True
     scores_progress = True
+    blind = False
 
     def score(self, moments: Sequence[Moment]) -> Float32[np.ndarray, " B"]:
         rewards = [moment.dense_reward for moment in moments]
@@ -98,6 +101,7 @@ class RandomChooser:
     needs_dense_reward = False
     needs_outcome = False
     scores_progress = False
+    blind = True
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
