@@ -16,7 +16,7 @@ from test_metaworld import (
 )
 
 from vla_rl.config import EnvConfig, PolicyConfig, UserError, tiny_model
-from vla_rl.config.test_time import BestOfConfig
+from vla_rl.config.search import BestOfConfig
 from vla_rl.envs.known_answers import ChainEnv, make_bandit_envs, make_chain_envs
 from vla_rl.envs.metaworld import MetaWorldEnv, make_metaworld_envs
 from vla_rl.envs.metaworld_tasks import INSTRUCTIONS

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vla_rl.config import EnvConfig, PolicyConfig, UserError, tiny_model
-from vla_rl.config.test_time import BestOfConfig
+from vla_rl.config.search import BestOfConfig
 from vla_rl.envs import EpisodesLostError, ProcessVectorEnv
 from vla_rl.envs.known_answers import BanditEnv, ChainEnv, make_bandit_envs, make_chain_envs
 from vla_rl.envs.serial import SerialVectorEnv

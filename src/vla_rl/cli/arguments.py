@@ -24,6 +24,17 @@ class EvalArguments:
     """Folder or hub id of the model that adapters belong to, where it is not the one they name themselves."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the weights."""
+    best_of: int = 1
+    """Best of N: candidates of each decision (of `refine`: rounds), from which a chooser picks. 1 is plain play."""
+    mode: Literal["action", "lookahead", "refine"] = "lookahead"
+    """action: N actions are sampled. lookahead: N continuations from a snapshot of the simulator. refine: the episode
+    again from its worst-scored turn on."""
+    chooser: Literal["judge", "simulator", "success", "random"] = "judge"
+    """judge: a process reward model. For reference, the simulator's own dense reward, success seen ahead, or chance."""
+    judge: str = ""
+    """Folder of the process reward model that chooses (`vla-rl reward train`)."""
+    lookahead: int = 4
+    """Turns that a continuation is played before it is judged."""
     json: Path | None = None
     """File for the whole result."""
     videos_out: Path | None = None

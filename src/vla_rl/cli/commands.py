@@ -30,6 +30,7 @@ from vla_rl.config import (
     RewardScoreConfig,
     SFTConfig,
 )
+from vla_rl.config.search import BestOfConfig, ScalingConfig
 from vla_rl.config.training import QuickstartConfig
 
 C = TypeVar("C")
@@ -112,18 +113,25 @@ def _eval(words: list[str]) -> int:
     videos = request.videos_out
     if videos is None and request.protocol.videos > 0:
         videos = (request.json.parent if request.json else Path()) / "videos"
-    from vla_rl.recipes.evaluate import evaluate_checkpoint
+    shared = (None, request.json, videos, request.workers)
+    policy = PolicyConfig(unnorm_key=request.unnorm_key, base=request.base, dtype=request.dtype)
+    if request.best_of == 1:
+        from vla_rl.recipes.evaluate import evaluate_checkpoint
 
-    result = evaluate_checkpoint(
-        request.checkpoint,
-        request.protocol,
-        None,
-        request.json,
-        videos,
-        request.workers,
-        PolicyConfig(unnorm_key=request.unnorm_key, base=request.base, dtype=request.dtype),
-        request.horizon,
-    )
+        result = evaluate_checkpoint(
+            request.checkpoint, request.protocol, *shared, policy, request.horizon
+        )
+    else:
+        from vla_rl.recipes.search import evaluate_best_of
+
+        sampled = request.protocol.temperature
+        search = BestOfConfig(
+            request.best_of, request.mode, request.chooser, request.judge, request.lookahead,
+            temperature=sampled or 1.0, greedy_first=sampled == 0,
+        )  # fmt: skip
+        result = evaluate_best_of(
+            request.checkpoint, request.protocol, search, *shared, policy, request.horizon
+        )
     say(_result_table(result))
     return 0
 
@@ -171,6 +179,15 @@ def _reward_score(words: list[str]) -> int:
     from vla_rl.recipes.reward_evaluation import score_reward
 
     say(f"Picture: {score_reward(config)}")
+    return 0
+
+
+def _scaling(words: list[str]) -> int:
+    config = parse_command(ScalingConfig, words, "scaling")
+    from vla_rl.recipes.search import scaling_study
+
+    table = scaling_study(config)
+    say(f"Table: {table}")
     return 0
 
 
@@ -273,6 +290,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl eval runs/first --suite mt5 --episodes-per-task 30 --json result.json",
             "vla-rl eval runs/sft/policy --temperature 1 --videos 2",
             "vla-rl eval openvla/openvla-7b-finetuned-libero-spatial --suite libero-spatial",
+            "vla-rl eval runs/first --best-of 8 --judge runs/reward",
         ),
         _eval,
     ),
@@ -300,6 +318,11 @@ COMMANDS: dict[str, Command] = {
         "draw what a process reward model thinks of an episode, over time",
         ("vla-rl reward score runs/reward runs/play --episode 3 --out episode.png",),
         _reward_score,
+    ),
+    "scaling": Command(
+        "success against the number of candidates at test time",
+        ("vla-rl scaling runs/sft/policy --search.judge runs/reward --out runs/scaling",),
+        _scaling,
     ),
     "ablate": Command(
         "train a preset whole and without each of its parts, and compare",

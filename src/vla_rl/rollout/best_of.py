@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from vla_rl.config.test_time import BestOfConfig
+from vla_rl.config.search import BestOfConfig
 from vla_rl.envs.protocol import Snapshot, VectorEnv
 from vla_rl.policies.protocol import Policy
 from vla_rl.rollout.branches import Branch, BranchPlayer, Cost, PlayedTurn, Sampling

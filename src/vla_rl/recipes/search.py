@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, UserError
+from vla_rl.config.search import BestOfConfig, ChooserName, ScalingConfig
 from vla_rl.config.serialize import to_json
-from vla_rl.config.test_time import BestOfConfig, ChooserName, ScalingConfig
 from vla_rl.envs import ProcessVectorEnv
 from vla_rl.envs.protocol import VectorEnv
 from vla_rl.envs.serial import no_dense_reward

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from vla_rl.config import ConfigError, EnvConfig, EvalConfig, PolicyConfig, UserError, tiny_model
-from vla_rl.config.test_time import BestOfConfig, ScalingConfig
+from vla_rl.config.search import BestOfConfig, ScalingConfig
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
-from vla_rl.recipes.test_time import (
+from vla_rl.recipes.search import (
     evaluate_best_of,
     judge_of,
     scaling_study,
