@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -62,7 +63,10 @@ CHILD = "import sys; block = bytearray(64 * 2**20); print('ready', flush=True); 
 def test_memory_grows_with_what_is_allocated_here_and_in_children() -> None:
     alone = resident_memory(children=False)
     children = resident_memory() - alone
-    block = np.ones(64 * 2**20, dtype=np.uint8)
+    # pages of its own: the allocator may serve an array from what earlier tests have freed
+    pages = mmap.mmap(-1, 64 * 2**20)
+    block = np.frombuffer(pages, dtype=np.uint8)
+    block[:] = 1
     assert resident_memory(children=False) - alone > 60 * 2**20
     del block
     child = subprocess.Popen(
