@@ -71,6 +71,16 @@ class ReportArguments:
 
 
 @dataclass(frozen=True)
+class CurveArguments:
+    """Draw a run's evaluated success against the updates of PPO."""
+
+    run: Path
+    """A run folder; train with run.eval_every for more points than before and after."""
+    out: Path | None = None
+    """The picture (PNG); by default curve.png in the run folder."""
+
+
+@dataclass(frozen=True)
 class DoctorArguments:
     """Look for what would keep VLA-RL from running here, and say how to mend it."""
 

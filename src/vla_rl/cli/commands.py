@@ -6,16 +6,20 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from vla_rl.cli import arguments
 from vla_rl.cli.arguments import (
     ConvertArguments,
+    CurveArguments,
     DoctorArguments,
     EvalArguments,
     ReportArguments,
 )
 from vla_rl.cli.options import normal, parse, say, value_of, with_lora
+from vla_rl.cli.tables import judge_table, success_table
 from vla_rl.cli.training import ablation_request, train_request
 from vla_rl.config import (
     DemosConfig,
@@ -57,6 +61,32 @@ def parse_command(
     )
 
 
+class Recipe(NamedTuple):
+    """A command that parses a `config`, gives it to `function` in `module`, and says what that returned.
+
+    The module is imported when the command runs, so that no command waits for another's libraries.
+    """
+
+    config: type[Any]
+    """Given as it is, or field by field if it is one of `cli.arguments`."""
+    module: str
+    function: str
+    says: str
+
+    def __call__(self, words: list[str]) -> int:
+        command = next(name for name, entry in COMMANDS.items() if entry.run is self)
+        config = parse_command(self.config, words, command)
+        result = self.call(config)
+        say(f"{self.says}: {result}")
+        return 0
+
+    def call(self, config: Any) -> Any:
+        """What the function returns for a parsed `config`."""
+        function = getattr(import_module(f"vla_rl.{self.module}"), self.function)
+        by_field = self.config.__module__ == arguments.__name__
+        return function(**vars(config)) if by_field else function(config)
+
+
 def _quickstart(words: list[str]) -> int:
     config = parse_command(QuickstartConfig, words, "quickstart")
     from vla_rl.recipes.quickstart import quickstart
@@ -72,22 +102,6 @@ def _demos(words: list[str]) -> int:
     from vla_rl.recipes.demos import collect_demos
 
     say(f"Demonstrations: {collect_demos(config)}")
-    return 0
-
-
-def _convert(words: list[str]) -> int:
-    request = parse_command(ConvertArguments, words, "convert")
-    from vla_rl.data.libero_hdf5 import convert_libero_hdf5
-
-    folder = convert_libero_hdf5(
-        request.source,
-        request.out,
-        drop_noops=request.drop_noops,
-        image_size=request.image_size,
-        wrist=request.wrist,
-        image_format=request.image_format,
-    )
-    say(f"Demonstrations: {folder}")
     return 0
 
 
@@ -132,23 +146,7 @@ def _eval(words: list[str]) -> int:
         result = evaluate_best_of(
             request.checkpoint, request.protocol, search, *shared, policy, request.horizon
         )
-    say(_result_table(result))
-    return 0
-
-
-def _reward_collect(words: list[str]) -> int:
-    config = parse_command(RewardCollectConfig, words, "reward collect")
-    from vla_rl.recipes.reward_labels import collect_trajectories
-
-    say(f"Trajectories: {collect_trajectories(config)}")
-    return 0
-
-
-def _reward_label(words: list[str]) -> int:
-    config = parse_command(RewardLabelConfig, words, "reward label")
-    from vla_rl.recipes.reward_labels import label_dataset
-
-    say(f"Labels: {label_dataset(config)}")
+    say(success_table(result))
     return 0
 
 
@@ -170,24 +168,7 @@ def _reward_eval(words: list[str]) -> int:
     config = parse_command(RewardEvalConfig, words, "reward eval")
     from vla_rl.recipes.reward_evaluation import evaluate_reward
 
-    say(json.dumps(evaluate_reward(config), indent=2))
-    return 0
-
-
-def _reward_score(words: list[str]) -> int:
-    config = parse_command(RewardScoreConfig, words, "reward score")
-    from vla_rl.recipes.reward_evaluation import score_reward
-
-    say(f"Picture: {score_reward(config)}")
-    return 0
-
-
-def _scaling(words: list[str]) -> int:
-    config = parse_command(ScalingConfig, words, "scaling")
-    from vla_rl.recipes.search import scaling_study
-
-    table = scaling_study(config)
-    say(f"Table: {table}")
+    say(judge_table(evaluate_reward(config)))
     return 0
 
 
@@ -197,22 +178,6 @@ def _ablate(words: list[str]) -> int:
 
     table = ablate(config)
     say(f"{table.read_text(encoding='utf-8')}\nTable: {table}")
-    return 0
-
-
-def _export(words: list[str]) -> int:
-    config = parse_command(ExportConfig, words, "export")
-    from vla_rl.recipes.export import export
-
-    say(f"Exported: {export(config)}")
-    return 0
-
-
-def _report(words: list[str]) -> int:
-    request = parse_command(ReportArguments, words, "report")
-    from vla_rl.report.html import write_report
-
-    say(f"Report: {write_report(request.run, request.out)}")
     return 0
 
 
@@ -231,16 +196,6 @@ def _doctor(words: list[str]) -> int:
     else:
         say(format_checks(checks))
     return 0 if healthy(checks) else 1
-
-
-def _result_table(result: dict[str, Any]) -> str:
-    rows = [*result["tasks"].items(), ("all", result["overall"])]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(
-        f"{name:<{width}}  {row['successes']:>4}/{row['episodes']:<4} {row['success_rate']:6.1%}"
-        f"  [{row['interval'][0]:.1%}, {row['interval'][1]:.1%}]"
-        for name, row in rows
-    )
 
 
 class Command(NamedTuple):
@@ -268,7 +223,7 @@ COMMANDS: dict[str, Command] = {
     "convert": Command(
         "convert LIBERO's official demonstrations into a LeRobotDataset v3",
         ("vla-rl convert datasets/libero_spatial --out runs/libero-spatial --image-size 224",),
-        _convert,
+        Recipe(ConvertArguments, "data.libero_hdf5", "convert_libero_hdf5", "Demonstrations"),
     ),
     "sft": Command(
         "fine-tune a policy on demonstrations",
@@ -297,12 +252,12 @@ COMMANDS: dict[str, Command] = {
     "reward collect": Command(
         "keep whole episodes of a policy, failures among them, for a process reward model",
         ("vla-rl reward collect runs/sft --episodes-per-task 20 --out runs/play",),
-        _reward_collect,
+        Recipe(RewardCollectConfig, "recipes.reward_labels", "collect_trajectories", "Trajectories"),
     ),
     "reward label": Command(
         "label the decisions of trajectories, and draw them",
         ("vla-rl reward label runs/demos --plot",),
-        _reward_label,
+        Recipe(RewardLabelConfig, "recipes.reward_labels", "label_dataset", "Labels"),
     ),
     "reward train": Command(
         "train a process reward model: a judge of what the robot is doing",
@@ -317,12 +272,17 @@ COMMANDS: dict[str, Command] = {
     "reward score": Command(
         "draw what a process reward model thinks of an episode, over time",
         ("vla-rl reward score runs/reward runs/play --episode 3 --out episode.png",),
-        _reward_score,
+        Recipe(RewardScoreConfig, "recipes.reward_evaluation", "score_reward", "Picture"),
     ),
     "scaling": Command(
         "success against the number of candidates at test time",
         ("vla-rl scaling runs/sft/policy --search.judge runs/reward --out runs/scaling",),
-        _scaling,
+        Recipe(ScalingConfig, "recipes.search", "scaling_study", "Table"),
+    ),
+    "curve": Command(
+        "success against the updates of PPO, of a run that was evaluated on its way",
+        ("vla-rl curve runs/first",),
+        Recipe(CurveArguments, "recipes.search", "training_curve", "Picture"),
     ),
     "ablate": Command(
         "train a preset whole and without each of its parts, and compare",
@@ -335,10 +295,12 @@ COMMANDS: dict[str, Command] = {
             "vla-rl export runs/first --out runs/export",
             "vla-rl export runs/first --out runs/adapter --adapter",
         ),
-        _export,
+        Recipe(ExportConfig, "recipes.export", "export", "Exported"),
     ),
     "report": Command(
-        "write a run's report as one HTML file", ("vla-rl report runs/first",), _report
+        "write a run's report as one HTML file",
+        ("vla-rl report runs/first",),
+        Recipe(ReportArguments, "report.html", "write_report", "Report"),
     ),
     "doctor": Command(
         "check this machine and say how to mend what is wrong",

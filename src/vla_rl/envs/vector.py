@@ -50,6 +50,7 @@ class ProcessVectorEnv:
         self.infrastructure_errors = 0
         self._config, self._make_envs = config, make_envs
         self._num_workers = min(config.num_workers or _cpu_cores(), config.num_envs)
+        self._num_gpus = len(gpu_names())
         self._memory = anonymous_file()
         self._workers: list[WorkerProcess] = []
         self._closed = False
@@ -81,7 +82,7 @@ class ProcessVectorEnv:
 
     def _new_worker(self, worker: int) -> WorkerProcess:
         slots = tuple(range(worker, self.num_envs, self._num_workers))
-        gpus = len(gpu_names())
+        gpus = self._num_gpus
         setup = WorkerSetup(self._make_envs, self._config, slots, self._memory)
         return WorkerProcess(setup, worker % gpus if gpus > 1 else None)
 

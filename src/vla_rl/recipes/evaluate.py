@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,12 @@ from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, Run, training_run
 from vla_rl.types import EpisodeSpec
 
 FORMAT = 1
+Play = Callable[..., list[EpisodeRecord]]
+"""Plays episodes as `play_each_once` does."""
+Evaluate = Callable[
+    [OpenVLAPolicy, VectorEnv, EnvConfig, EvalConfig], tuple[dict[str, Any], list[EpisodeRecord]]
+]
+"""`evaluate_policy`, or something that plays otherwise."""
 
 
 def evaluate_checkpoint(
@@ -50,18 +56,19 @@ def evaluate_checkpoint(
     workers: int = 0,
     policy_config: PolicyConfig | None = None,
     horizon: int = 0,
+    evaluate: Evaluate | None = None,
 ) -> dict[str, Any]:
     """Evaluate the policy found at `checkpoint`: a run, one of its checkpoints, a policy folder or a hub id.
 
     `env` defaults to what the policy was trained in, or to the protocol of `config.suite`; `horizon` (turns), if given,
     takes the place of its. Returns the result that is also written to `json_path`; pictures of `config.videos` episodes
-    per task go to the folder `videos`.
+    per task go to the folder `videos`. `evaluate` takes the place of plain play (`evaluate_policy`).
     """
     policy, env = policy_and_env(
         checkpoint, config.suite, env, policy_config or PolicyConfig(), workers, horizon
     )
     with use_threads(1), ProcessVectorEnv(env) as envs:
-        result, records = evaluate_policy(policy, envs, env, config, label="eval")
+        result, records = (evaluate or evaluate_policy)(policy, envs, env, config)
     result["checkpoint"] = str(checkpoint)
     if json_path is not None:
         write_json(json_path, result)
@@ -98,19 +105,27 @@ def policy_and_env(
 
 
 def evaluate_policy(
-    policy: Policy, envs: VectorEnv, env: EnvConfig, config: EvalConfig, label: str
+    policy: Policy,
+    envs: VectorEnv,
+    env: EnvConfig,
+    config: EvalConfig,
+    label: str = "evaluate",
+    play: Play = play_each_once,
 ) -> tuple[dict[str, Any], list[EpisodeRecord]]:
-    """Play every (task, initial state) of the protocol once; returns the result and its episodes."""
+    """Play every (task, initial state) of the protocol once; returns the result and its episodes.
+
+    play: how the episodes are played, if not plainly (called like `play_each_once`).
+    """
     started, errors_before = time.perf_counter(), envs.infrastructure_errors
     specs = evaluation_specs(env, config, envs.tasks)
-    with progress(f"evaluate {label}", total=len(specs)) as bar:
+    with progress(label, total=len(specs)) as bar:
         done: list[bool] = []
 
         def on_episode(record: EpisodeRecord) -> None:
             done.append(record.success)
             bar.advance(1, success=float(np.mean(done)))
 
-        records = play_each_once(
+        records = play(
             policy,
             envs,
             specs,
@@ -253,7 +268,9 @@ def evaluate_before_or_after(
     """Evaluate greedily and sampled, with videos, into <run>/eval/<label>-{greedy,sampled}.json."""
     for mode, temperature in (("greedy", 0.0), ("sampled", config.ppo.temperature)):
         protocol = replace(config.eval, temperature=temperature)
-        result, records = evaluate_policy(policy, envs, config.env, protocol, f"{label} {mode}")
+        result, records = evaluate_policy(
+            policy, envs, config.env, protocol, f"evaluate {label} {mode}"
+        )
         result["checkpoint"] = label
         write_json(run.eval_folder / f"{label}-{mode}.json", result)
         if mode == "greedy" and config.eval.videos > 0:
@@ -280,6 +297,7 @@ def evaluate_during(
     if config.run.eval_every == 0 or iteration % config.run.eval_every != 0:
         return
     running = collector.state_dict()
-    result, _ = evaluate_policy(policy, envs, config.env, config.eval, f"iteration {iteration}")
+    label = f"evaluate iteration {iteration}"
+    result, _ = evaluate_policy(policy, envs, config.env, config.eval, label)
     write_json(run.eval_folder / f"iteration-{iteration:06d}.json", result)
     collector.load_state_dict(running)

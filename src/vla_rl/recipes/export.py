@@ -6,18 +6,17 @@ vla-rl export runs/first --out runs/adapter --adapter  the adapters alone, in PE
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 
-from vla_rl.config import ExportConfig, PolicyConfig, UserError
+from vla_rl.config import ExportConfig, PolicyConfig
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.exporting import export_adapter, export_merged
 from vla_rl.policies.loading import find_source, stored_dtype
 from vla_rl.recipes.evaluate import locate_policy
 from vla_rl.recipes.sft import require_unused
-from vla_rl.runtime.files import cannot_write
+from vla_rl.runtime.files import whole_folder
 
 
 def export(config: ExportConfig) -> Path:
@@ -35,19 +34,10 @@ def export(config: ExportConfig) -> Path:
         checkpoint=folder, base=config.base, unnorm_key=config.unnorm_key, device="cpu"
     )
     policy = OpenVLAPolicy.from_checkpoint(folder, settings, dtype=stored_dtype(source))
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(out) as partial:
         if config.adapter:
             export_adapter(policy, partial)
         else:
             dtype = None if config.dtype == "stored" else getattr(torch, config.dtype)
             export_merged(policy, partial, dtype, int(config.shard_gigabytes * 1e9))
-        if out.is_dir():
-            shutil.rmtree(out)
-        partial.rename(out)
-    except OSError as error:
-        raise UserError(cannot_write(out, error)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out

@@ -10,7 +10,6 @@ repeat: every labelled decision once, and a share of pictures under another task
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -42,7 +41,7 @@ from vla_rl.rewards.judge import (
 )
 from vla_rl.rewards.trajectories import Trajectory, load_trajectories
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.files import cannot_write, read_json, write_json
+from vla_rl.runtime.files import read_json, whole_folder, write_json
 from vla_rl.runtime.progress import console, progress
 from vla_rl.runtime.run_folder import Run
 from vla_rl.runtime.seeding import generator, seed_everything
@@ -89,7 +88,8 @@ def train_reward(config: RewardModelConfig) -> Path:
             metrics |= validate(judge, examples, validation)
             run.log(epoch, metrics)
         learner.close()
-        save_judge(judge, out / "judge")
+        with whole_folder(out / "judge") as folder:
+            judge.save(folder)
     console().print("  ".join(f"{k.removeprefix('reward/')} {v:.3g}" for k, v in metrics.items()))
     return out / "judge"
 
@@ -226,18 +226,6 @@ def validate(judge: TrainableJudge, examples: Examples, rows: Rows) -> dict[str,
         "reward/validation_auroc": area_under_roc(odds, positive),
         "reward/validation_ece": calibration_error(probability(odds), positive),
     }
-
-
-def save_judge(judge: TrainableJudge, folder: Path) -> None:
-    """Save into a folder beside `folder`, then rename it: a judge is there whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        judge.save(partial)
-        partial.rename(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(cannot_write(folder, error)) from error
 
 
 def run_of(judge: Path | str) -> Path | None:

@@ -2,12 +2,12 @@
 
 vla-rl eval runs/quickstart --best-of 8 --mode lookahead --judge runs/reward --json result.json
 vla-rl scaling runs/quickstart --search.judge runs/reward --out runs/scaling
+vla-rl curve runs/first                                   (trained with --run.eval-every 10)
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,20 @@ from vla_rl.envs.suites import is_libero
 from vla_rl.functional import paired_difference
 from vla_rl.functional.scaling import fit_log
 from vla_rl.policies.protocol import Policy
-from vla_rl.recipes.evaluate import evaluation_result, evaluation_specs, policy_and_env
-from vla_rl.recipes.videos import record_videos
+from vla_rl.recipes.evaluate import (
+    evaluate_checkpoint,
+    evaluate_policy,
+    evaluation_specs,
+    policy_and_env,
+)
 from vla_rl.report.reading import Rate, read_run
 from vla_rl.report.scaling import ScalingCurve, draw_scaling, draw_training
 from vla_rl.rewards.judge import Judge, load_judge
-from vla_rl.rollout import EpisodeRecord, make_chooser, play_best_of
+from vla_rl.rollout import Cost, EpisodeRecord, make_chooser, play_best_of
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import read_json, write_json, write_text
-from vla_rl.runtime.progress import console, progress
+from vla_rl.runtime.progress import console
+from vla_rl.types import EpisodeSpec
 
 LABELS = {
     "judge": "process reward model",
@@ -57,18 +62,16 @@ def evaluate_best_of(
 
     Success is the simulator's as always. The result also says how the candidates were made and what a turn cost.
     """
-    policy, env = policy_and_env(
-        checkpoint, config.suite, env, policy_config or PolicyConfig(), workers, horizon
+
+    def evaluate(
+        policy: Policy, envs: VectorEnv, env: EnvConfig, config: EvalConfig
+    ) -> tuple[dict[str, Any], list[EpisodeRecord]]:
+        judge = judge_of(search, env.suite)
+        return evaluate_search(policy, envs, env, config, search, judge)
+
+    return evaluate_checkpoint(
+        checkpoint, config, env, json_path, videos, workers, policy_config, horizon, evaluate
     )
-    judge = judge_of(search, env.suite)
-    with use_threads(1), ProcessVectorEnv(env) as envs:
-        result, records = evaluate_search(policy, envs, env, config, search, judge)
-    result["checkpoint"] = str(checkpoint)
-    if json_path is not None:
-        write_json(json_path, result)
-    if videos is not None and config.videos > 0:
-        record_videos(records, policy, env, config.videos, videos)
-    return result
 
 
 def judge_of(search: BestOfConfig, suite: str) -> Judge | None:
@@ -86,7 +89,7 @@ def judge_of(search: BestOfConfig, suite: str) -> Judge | None:
     if search.mode == "action" and not judge.sees_actions:
         raise UserError(
             f"mode action needs a judge that sees actions, the one in {search.judge} sees pictures alone: train one "
-            "with --model.sees-actions, or choose --mode lookahead"
+            "with --sees-actions, or choose --mode lookahead"
         )
     return judge
 
@@ -99,28 +102,32 @@ def evaluate_search(
     search: BestOfConfig,
     judge: Judge | None,
 ) -> tuple[dict[str, Any], list[EpisodeRecord]]:
-    """Play every (task, initial state) of the protocol once; returns the result and its episodes."""
-    started, errors_before = time.perf_counter(), envs.infrastructure_errors
-    specs = evaluation_specs(env, config, envs.tasks)
+    """`evaluate_policy` with best of N in every decision; the result also has `search` and `cost`."""
     # with one candidate there is nothing to choose: any chooser will do
     name = search.chooser if search.best_of > 1 else "random"
     chooser = make_chooser(name, judge, config.seed)
-    with progress(f"best of {search.best_of} by {name}", total=len(specs)) as bar:
-        done: list[bool] = []
+    costs: list[Cost] = []
 
-        def on_episode(record: EpisodeRecord) -> None:
-            done.append(record.success)
-            bar.advance(1, success=float(np.mean(done)))
-
+    def play(
+        policy: Policy,
+        envs: VectorEnv,
+        specs: Sequence[EpisodeSpec],
+        temperature: float,
+        seed: int,
+        on_episode: Callable[[EpisodeRecord], None],
+    ) -> list[EpisodeRecord]:
         records, cost = play_best_of(
-            policy, envs, specs, search, chooser, seed=config.seed, on_episode=on_episode
+            policy, envs, specs, search, chooser, seed=seed, on_episode=on_episode
         )
-    seconds = time.perf_counter() - started
-    errors = envs.infrastructure_errors - errors_before
-    result = evaluation_result(records, env, config, errors, seconds)
+        costs.append(cost)
+        return records
+
+    label = f"best of {search.best_of} by {name}"
+    result, records = evaluate_policy(policy, envs, env, config, label, play)
     result["sampling"] = {"mode": "best-of", "temperature": search.temperature}
     result["search"] = to_json(search)
-    result["cost"] = {"total": vars(cost), "per_turn": cost.per_turn(seconds)}
+    per_turn = costs[0].per_turn(result["wall_seconds"])
+    result["cost"] = {"total": vars(costs[0]), "per_turn": per_turn}
     return result, records
 
 
@@ -315,11 +322,14 @@ def write_table(
     return path
 
 
-def training_curve(run: Path, out: Path) -> Path:
+def training_curve(run: Path, out: Path | None = None) -> Path:
     """Draw a run's evaluated success against the steps of training, in the same style; returns the PNG's path.
+
+    out: the PNG; by default curve.png in the run folder.
 
     UserError if the run was evaluated fewer than two times.
     """
+    out = out or run / "curve.png"
     if not draw_training(read_run(run), out):
         raise UserError(
             f"{run} holds fewer than two evaluations: expected eval/iteration-*.json. Train with run.eval_every, "

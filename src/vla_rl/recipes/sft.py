@@ -30,7 +30,7 @@ from vla_rl.data.demonstrations import (
 )
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.files import cannot_write
+from vla_rl.runtime.files import whole_folder
 from vla_rl.runtime.progress import Reporter, console, progress
 from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, Run
 from vla_rl.runtime.seeding import generator, seed_everything
@@ -83,7 +83,8 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
             if evaluate is not None and epoch == config.epochs:
                 metrics["sft/success"] = evaluate(policy, epoch)
             run.log(epoch, metrics)
-        save_policy(policy, out / "policy")
+        with whole_folder(out / "policy") as folder:
+            policy.save(folder)
         _keep_environment(Path(config.dataset), out)
     say("  ".join(f"{name.removeprefix('sft/')} {value:.3g}" for name, value in metrics.items()))
     return out / "policy"
@@ -178,15 +179,3 @@ def dataset_statistics(demos: Demonstrations) -> dict[str, Any]:
         "num_transitions": len(demos),
         "num_trajectories": demos.num_episodes,
     }
-
-
-def save_policy(policy: OpenVLAPolicy, folder: Path) -> None:
-    """Save into a folder beside `folder`, then rename it: a policy is there whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        policy.save(partial)
-        partial.rename(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(cannot_write(folder, error)) from error

@@ -15,8 +15,6 @@ LeRobot reads the dataset as before: it does not look into the folder.
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +28,7 @@ from vla_rl.config.serialize import from_json, to_json
 from vla_rl.rewards.labels import Labels
 from vla_rl.rewards.signals import robot_signals
 from vla_rl.rewards.trajectories import Trajectory
-from vla_rl.runtime.files import cannot_write, read_json, write_json
+from vla_rl.runtime.files import read_json, whole_folder, write_json
 
 FORMAT = 1
 SUMMARY = "labels.json"
@@ -49,16 +47,9 @@ def save_labels(
         raise UserError(
             f"{folder} exists already: labels are never overwritten. Remove it, or choose another folder (--out)."
         )
-    partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(folder) as partial:
         pq.write_table(_table(trajectories, labels, config), partial / TABLE)
         write_json(partial / SUMMARY, _summary(trajectories, labels, config, dataset))
-        partial.rename(folder)
-    except OSError as error:
-        raise UserError(cannot_write(folder, error)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load_labels(folder: Path) -> tuple[LabelConfig, list[Labels]]:

@@ -1,11 +1,13 @@
-"""Files that are either whole or not there: written aside, synced to the disk, then renamed."""
+"""Files and folders that are either whole or not there: written aside, synced to the disk, then renamed."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,30 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path} is damaged: expected a JSON object, got {type(data).__name__}")
     return data
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` to write into, which takes its name (and its place) at the end.
+
+    After an error nothing is left of it, and what `folder` held is as it was. Raises UserError where the disk is full
+    or refuses.
+    """
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        for path in aside.rglob("*"):
+            sync_file(path)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        aside.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise UserError(cannot_write(folder, error)) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync_file(path: Path) -> None:

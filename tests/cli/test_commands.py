@@ -1,0 +1,60 @@
+"""The table of commands against the recipes it names."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from vla_rl.cli.commands import COMMANDS, Recipe
+from vla_rl.cli.tables import judge_table
+
+RECIPES = {name: entry.run for name, entry in COMMANDS.items() if isinstance(entry.run, Recipe)}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_command_calls_a_function_that_takes_its_options(name: str) -> None:
+    recipe = RECIPES[name]
+    function = getattr(import_module(f"vla_rl.{recipe.module}"), recipe.function)
+    if recipe.config.__module__ == "vla_rl.cli.arguments":
+        fields = {entry.name: None for entry in dataclasses.fields(recipe.config)}
+        inspect.signature(function).bind(**fields)
+    else:
+        (parameter, *others) = inspect.signature(function).parameters.values()
+        assert parameter.annotation == recipe.config.__name__
+        assert all(other.default is not other.empty for other in others)
+
+
+def measured(auroc: float | None) -> dict[str, Any]:
+    return {
+        "decisions": 20,
+        "positives": 8,
+        "episodes": 4,
+        "successes": 2,
+        "auroc": auroc,
+        "auroc_interval": None if auroc is None else [0.81, 0.95],
+        "average_precision": auroc,
+        "chance": 0.4,
+        "calibration_error": 0.0312,
+        "ranking": {"last": {"accuracy": None, "pairs": 0}},
+        "progress_correlation": {"mean": 0.5, "episodes": 2},
+        "tasks": {"drawer-open": {"decisions": 20, "positives": 8, "auroc": auroc}},
+    }
+
+
+def test_a_judges_table_says_what_could_not_be_measured() -> None:
+    result = {"seen_tasks": measured(0.912), "held_out_tasks": None, "mismatched": None}
+    text = judge_table(result)
+    assert "AUROC                           0.912  [0.810, 0.950]" in text
+    assert "AUROC of drawer-open  0.912  8/20 positive" in text
+    assert "success above failure, at end   -  0 pairs" in text
+    assert "held-out tasks" not in text
+    assert "mismatched" not in text
+    result |= {"held_out_tasks": measured(None), "mismatched": {"auroc": 0.97}}
+    text = judge_table(result)
+    assert "held-out tasks: 20 decisions" in text
+    assert "AUROC                           -  [-, -]" in text
+    assert text.endswith("mismatched instructions: AUROC 0.970")
