@@ -27,6 +27,7 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--png", type=Path, help="write the learning curves here")
+    parser.add_argument("--tasks-png", type=Path, help="write a panel for each task here")
     parser.add_argument("--label", default="", help="title of the figure")
     arguments = parser.parse_args()
     for mode in MODES:
@@ -38,6 +39,8 @@ def main() -> None:
     print(task_table(arguments.runs))
     if arguments.png:
         draw(arguments.runs, arguments.png, arguments.label)
+    if arguments.tasks_png:
+        draw_tasks(arguments.runs, arguments.tasks_png, arguments.label)
 
 
 def table(runs: list[Path], mode: str) -> str:
@@ -132,6 +135,36 @@ def draw(runs: list[Path], path: Path, label: str) -> None:
         title="lines: training, sampled\ndots: held-out, greedy", loc="lower right", frameon=False
     )
     axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
+def draw_tasks(runs: list[Path], path: Path, label: str) -> None:
+    """A panel a task: success in training (the curriculum's window) and on held-out states before and after."""
+    tasks = list(result(runs[0], "before", "greedy")["tasks"])
+    columns = min(5, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(2.1 * columns, 1.9 * rows), layout="constrained",
+        sharex=True, sharey=True, squeeze=False,
+    )  # fmt: skip
+    for axes, task in zip(grid.flat, tasks, strict=False):
+        for index, run in enumerate(runs):
+            lines = metrics(run)
+            minutes = [line["total/train_seconds"] / 60 for line in lines]
+            success = [100 * line[f"curriculum/success/{task}"] for line in lines]
+            axes.plot(minutes, success, color=f"C{index}", lw=1.2)
+            for when, what in ((0.0, "before"), (minutes[-1], "after")):
+                rate = result(run, what, "greedy")["tasks"][task]["success_rate"]
+                axes.plot(when, 100 * rate, "o", color=f"C{index}", ms=5, clip_on=False)
+        axes.set_title(task.replace("_", " ")[:28], fontsize=8)
+        axes.set_ylim(0, 100)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(
+        "minutes of practice (lines: training, sampled; dots: held-out, greedy)", fontsize=8
+    )
+    figure.supylabel("success, %", fontsize=8)
+    figure.suptitle(label, fontsize=9)
     figure.savefig(path, dpi=130)
 
 
