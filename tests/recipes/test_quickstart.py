@@ -1,10 +1,12 @@
 """The whole job on one real task, as short as it can be: every step leaves its folder, none is done twice."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from vla_rl.config import UserError
 from vla_rl.config.training import QuickstartConfig
 from vla_rl.recipes.evaluate import locate_policy
 from vla_rl.recipes.quickstart import quickstart
@@ -58,3 +60,18 @@ def test_quickstart_from_nothing_to_a_report_and_again(tmp_path: Path):
     # its folder stands for the training run in it, wherever a run is asked for
     assert locate_policy(out) == locate_policy(out / "ppo")
     assert "<h1>quickstart</h1>" in write_report(out, tmp_path / "again.html").read_text()
+
+    # more minutes go on where it stopped, and are evaluated; other settings do not mix
+    with pytest.raises(UserError, match=r"--demos-per-task 1.*--force"):
+        quickstart(replace(config, demos_per_task=2))
+    more = json.loads(lines.splitlines()[-1])["total/train_seconds"] / 60 + 0.01
+    quickstart(replace(config, minutes=more))
+    assert metrics.read_text().startswith(lines)
+    assert len(metrics.read_text()) > len(lines)
+    assert json.loads((out / "ppo" / "config.json").read_text())["ppo"]["minutes"] == more
+
+
+def test_a_quickstart_in_a_place_that_refuses_is_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*choose another folder"):
+        quickstart(QuickstartConfig(out=str(tmp_path / "file" / "quickstart")))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,16 @@ def test_rewind_forgets_what_came_later_and_a_half_written_line(tmp_path: Path) 
         run.log(3, {"loss": 9.0})
         assert [line["iteration"] for line in lines(run)] == [1, 2, 3]
     assert json.loads((run.folder / "run.json").read_text())["resumed"][0]["command"] == ["again"]
+
+
+def test_limits_changed_on_resuming_stay_changed(tmp_path: Path) -> None:
+    with Run.create(tmp_path, "first", CONFIG, []) as run:
+        run.log(1, {})
+    longer = replace(CONFIG, ppo=replace(CONFIG.ppo, iterations=9))
+    with Run.open(run.folder, ["longer"], longer):
+        pass
+    with Run.open(run.folder, ["again"]) as run:
+        assert run.read_config(TrainConfig) == longer
 
 
 def test_wall_seconds_go_on_over_sittings(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The main job from nothing to a report, on a laptop: demonstrations -> SFT -> PPO -> before and after.
 
 Every step leaves a folder; a step whose folder is complete is not done again, and a training run that was stopped
-goes on. So a quickstart can be interrupted at any time and started again with the same command.
+goes on. So a quickstart can be interrupted at any time and started again with the same command; more minutes than
+before go on with practice, anything else that differs is refused.
 """
 
 from __future__ import annotations
@@ -12,24 +13,32 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from vla_rl.config import DemosConfig, SFTConfig, TrainConfig
+from vla_rl.config import DemosConfig, SFTConfig, TrainConfig, UserError
+from vla_rl.config.serialize import to_json
 from vla_rl.config.training import QuickstartConfig
 from vla_rl.recipes.demos import collect_demos
 from vla_rl.recipes.presets import preset
 from vla_rl.recipes.sft import fine_tune
 from vla_rl.recipes.train_ppo import train
 from vla_rl.report.html import write_report
+from vla_rl.runtime.files import cannot_write, read_json, write_json
 from vla_rl.runtime.progress import console
 from vla_rl.runtime.run_folder import QUICKSTART_RUN
 
+REQUEST = "quickstart.json"
+"""What the quickstart in a folder was asked for."""
+
 
 def quickstart(config: QuickstartConfig) -> Path | None:
-    """Run every step that is still to do. Returns the path of the report, None if practice was interrupted."""
+    """Run every step that is still to do. Returns the path of the report, None if practice was interrupted.
+
+    Raises UserError where `config.out` cannot be written, or holds a quickstart with other settings.
+    """
     out = Path(config.out)
+    base = preset(config.preset)
     if config.force:
         shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    base = preset(config.preset)
+    _begin(config, out)
     demos, sft, ppo = out / "demos", out / "sft", out / QUICKSTART_RUN
 
     if not (demos / "meta" / "info.json").is_file():
@@ -68,6 +77,34 @@ def quickstart(config: QuickstartConfig) -> Path | None:
     _timed("4/4 report", lambda: write_report(ppo, report))
     console().print(f"Report: {report}  (open it in a browser)")
     return report
+
+
+def _begin(config: QuickstartConfig, out: Path) -> None:
+    """Note in `out` what is asked for. UserError if an earlier quickstart there was asked for something else.
+
+    More minutes than before are practised on top, so what was evaluated after those is no longer the end.
+    """
+    asked = {name: v for name, v in to_json(config).items() if name not in ("out", "force")}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(cannot_write(out, error)) from error
+    file = out / REQUEST
+    before = read_json(file) if file.is_file() else asked
+    different = [
+        f"--{name.replace('_', '-')} {before.get(name)}"
+        for name in asked
+        if name != "minutes" and before.get(name) != asked[name]
+    ]
+    if different:
+        raise UserError(
+            f"{out} holds a quickstart with {', '.join(different)}: give the same to go on with it, another --out to "
+            "keep it, or --force to throw it away"
+        )
+    if asked["minutes"] > before["minutes"]:
+        for old in (out / QUICKSTART_RUN / "eval").glob("after-*.json"):
+            old.unlink()
+    write_json(file, asked)
 
 
 def _practice(config: QuickstartConfig, base: TrainConfig) -> TrainConfig:

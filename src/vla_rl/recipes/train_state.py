@@ -32,7 +32,7 @@ def open_training_run(config: TrainConfig, resume: Path | None) -> Run:
         "wandb": config.run.wandb,
     }
     if resume is not None:
-        return Run.open(resume, sys.argv, **sinks)
+        return Run.open(resume, sys.argv, config, **sinks)
     if not config.policy.checkpoint:
         raise ConfigError(
             "policy.checkpoint is empty: PPO improves a pretrained policy. Make one with `vla-rl demos` and "

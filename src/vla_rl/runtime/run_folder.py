@@ -143,16 +143,23 @@ class Run:
         cls,
         folder: str | Path,
         command: Sequence[str] = (),
+        config: Any = None,
         *,
         keep: int = 2,
         tensorboard: bool = False,
         wandb: bool = False,
     ) -> Run:
-        """Go on in an existing run folder; run.json notes when and by which command."""
+        """Go on in an existing run folder; run.json notes when and by which command.
+
+        `config`, if given, takes the place of the saved one: how long the run may go on can change, and stays changed
+        when it is resumed again.
+        """
         folder = Path(folder)
         _require_run(folder)
         run = cls(folder, keep=keep, tensorboard=tensorboard, wandb=wandb)
         try:
+            if config is not None:
+                write_json(folder / "config.json", to_json(config))
             described = read_json(folder / "run.json")
             described.setdefault("resumed", []).append(describe_run(command))
             write_json(folder / "run.json", described)
