@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -20,7 +21,7 @@ from vla_rl.config import (
     TrainConfig,
     tiny_model,
 )
-from vla_rl.config.serialize import from_json, to_json
+from vla_rl.config.serialize import differences, from_json, to_json
 from vla_rl.config.training import QuickstartConfig
 
 CONFIGS: list[Any] = [
@@ -147,3 +148,13 @@ def test_only_dataclasses_of_plain_values_are_configurations() -> None:
         to_json(Odd({1}))
     with pytest.raises(TypeError, match="expected an instance"):
         to_json(TrainConfig)
+
+
+def test_differences_are_named_by_their_dotted_path() -> None:
+    one = TrainConfig()
+    two = replace(one, ppo=replace(one.ppo, turns=7), run=replace(one.run, name="x"))
+    assert differences(one, one) == {}
+    assert differences(one, two) == {"ppo.turns": (one.ppo.turns, 7), "run.name": ("", "x")}
+    # lora is none in one, a group in the other
+    three = replace(one, policy=replace(one.policy, lora=LoraConfig()))
+    assert set(differences(one, three)) == {"policy.lora"}

@@ -6,26 +6,15 @@ import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from vla_rl.config import AblationConfig, ConfigError, TrainConfig, UserError
 from vla_rl.config.ablation import CELLS
-from vla_rl.config.serialize import to_json
+from vla_rl.config.serialize import differences
 from vla_rl.recipes import ablate as recipe
 from vla_rl.recipes.ablate import ablate, cell_config, compare, planned_run, write_results
 from vla_rl.recipes.presets import PRESETS, preset
-
-
-def differences(one: Any, two: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """The fields in which two configurations differ, by dotted path."""
-    if isinstance(one, dict) and isinstance(two, dict):
-        found: dict[str, tuple[Any, Any]] = {}
-        for key in one.keys() | two.keys():
-            found |= differences(one.get(key), two.get(key), f"{path}.{key}".lstrip("."))
-        return found
-    return {} if one == two else {path: (one, two)}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -42,7 +31,7 @@ def test_every_cell_differs_from_the_whole_in_one_thing(name: str) -> None:
     }
     assert set(expected) == set(CELLS) == set(recipe.PAPER)
     for cell, fields in expected.items():
-        changed = differences(to_json(base), to_json(cell_config(base, cell)))
+        changed = differences(base, cell_config(base, cell))
         assert set(changed) - {"ppo.critic_warmup_until_explained"} == fields, cell
     assert cell_config(base, "learning-rate").ppo.learning_rate == 10 * base.ppo.learning_rate
     # the paper's comparison, from whichever side the recipe stands on
@@ -168,3 +157,7 @@ def test_a_real_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert warmups["no-warmup"]["ppo"]["critic_warmup"] == 0
     first = table.read_text()
     assert ablate(config).read_text() == first
+    with pytest.raises(
+        UserError, match=r"full-seed-0 was trained with ppo\.iterations 2 \(now 3\)"
+    ):
+        ablate(replace(config, iterations=3))

@@ -27,6 +27,22 @@ def to_json(config: Any) -> Json:
     return {f.name: _encode(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
+def differences(one: Any, two: Any) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two configurations (or what `to_json` made of them) differ, by dotted name: both values."""
+    if dataclasses.is_dataclass(one):
+        one = to_json(one)
+    if dataclasses.is_dataclass(two):
+        two = to_json(two)
+    if not isinstance(one, dict) or not isinstance(two, dict):
+        return {} if one == two else {"": (one, two)}
+    first, second = cast(Json, one), cast(Json, two)
+    return {
+        (_join(name, inner) if inner else name): values
+        for name in dict.fromkeys([*first, *second])
+        for inner, values in differences(first.get(name), second.get(name)).items()
+    }
+
+
 def from_json(cls: type[C], data: object, path: str = "") -> C:
     """Build the dataclass `cls` from what `to_json` made of it.
 

@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from vla_rl.config import AblationConfig, TrainConfig, UserError
+from vla_rl.config.serialize import differences
 from vla_rl.functional import paired_difference, wilson_interval
 from vla_rl.recipes.presets import preset
 from vla_rl.runtime.devices import available_cpus
 from vla_rl.runtime.files import write_text
 from vla_rl.runtime.progress import console
+from vla_rl.runtime.run_folder import read_config
 
 MODES = ("greedy", "sampled")
 
@@ -77,6 +79,8 @@ def ablate(config: AblationConfig) -> Path:
     if len(cells) < len(config.cells):
         console().print("no --judge was given: all runs are without a process reward")
     runs = {(c, s): planned_run(config, c, s) for s in range(config.seeds) for c in cells}
+    for run in runs.values():
+        _require_same(run)
     waiting = {key: run for key, run in runs.items() if not _complete(_folder(run))}
     console().print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them complete")
     # spawn, and a process for each run: nothing of one run's memory or threads is left to the next
@@ -133,10 +137,28 @@ def _complete(run: Path) -> bool:
     return (run / "eval" / "after-sampled.json").is_file()
 
 
+def _require_same(run: TrainConfig) -> None:
+    """UserError if the folder of this run holds one with other settings: they would be compared as if alike."""
+    folder = _folder(run)
+    if not (folder / "config.json").is_file():
+        return
+    found = differences(read_config(folder, TrainConfig), run)
+    # how the work is shared out may change from one sitting to the next
+    changed = {
+        name: v for name, v in found.items() if name not in ("env.num_workers", "run.threads")
+    }
+    if changed:
+        settings = ", ".join(
+            f"{name} {old!r} (now {new!r})" for name, (old, new) in changed.items()
+        )
+        raise UserError(
+            f"{folder} was trained with {settings}: give the same settings to go on, or another --out"
+        )
+
+
 def _train(config: TrainConfig) -> None:
     """One run, in a process of its own."""
     from vla_rl.recipes.train_ppo import train
-    from vla_rl.runtime.run_folder import read_config
 
     folder = _folder(config)
     if (folder / "config.json").is_file():

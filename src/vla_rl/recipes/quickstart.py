@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vla_rl.config import DemosConfig, SFTConfig, TrainConfig, UserError
-from vla_rl.config.serialize import to_json
+from vla_rl.config.serialize import differences, to_json
 from vla_rl.config.training import QuickstartConfig
 from vla_rl.recipes.demos import collect_demos
 from vla_rl.recipes.presets import preset
@@ -92,9 +92,9 @@ def _begin(config: QuickstartConfig, out: Path) -> None:
     file = out / REQUEST
     before = read_json(file) if file.is_file() else asked
     different = [
-        f"--{name.replace('_', '-')} {before.get(name)}"
-        for name in asked
-        if name != "minutes" and before.get(name) != asked[name]
+        f"--{name.replace('_', '-')} {old}"
+        for name, (old, _) in differences(before, asked).items()
+        if name != "minutes"
     ]
     if different:
         raise UserError(
