@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def draw_tasks(runs: list[Path], path: Path, label: str) -> None:
             for when, what in ((0.0, "before"), (minutes[-1], "after")):
                 rate = result(run, what, "greedy")["tasks"][task]["success_rate"]
                 axes.plot(when, 100 * rate, "o", color=f"C{index}", ms=5, clip_on=False)
-        axes.set_title(task.replace("_", " ")[:28], fontsize=8)
+        axes.set_title(textwrap.fill(task.replace("_", " "), 28), fontsize=8)
         axes.set_ylim(0, 100)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
