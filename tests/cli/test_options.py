@@ -97,6 +97,10 @@ def test_every_preset_has_a_line_in_the_help_and_the_papers_numbers_are_the_pape
         ("train --ppo.learnin-rate 3", ["no option --ppo.learnin-rate", "'--ppo.learning-rate'"]),
         ("train --learning-rate=3", ["no option --learning-rate", "'--ppo.learning-rate'"]),
         ("train -x", ["no option -x"]),
+        (
+            "train --no-run.tensorboard",
+            ["no option --no-run.tensorboard", "'--run.no-tensorboard'"],
+        ),
         ("train --policy.lora.rnk 3", ["no option --policy.lora.rnk", "'--policy.lora.rank'"]),
         ("train --ppo.learning-rate abc", ["--ppo.learning-rate: expected a number, got 'abc'"]),
         ("train --ppo.iterations 2.5", ["--ppo.iterations: expected an integer, got '2.5'"]),

@@ -55,7 +55,9 @@ def parse(
     for word in words:
         option = normal(word)
         if re.match(r"-[-a-z]", option) and option not in (*options, "--help", "-h"):
-            raise UserError(f"{command}: there is no option {option}.{nearest(option, options)}")
+            # the opposite of a switch in a group: --run.no-tensorboard, not --no-run.tensorboard
+            meant = _negative(option.replace("--no-", "--", 1)) if option[:5] == "--no-" else option
+            raise UserError(f"{command}: there is no option {option}.{nearest(meant, options)}")
     conf = tyro.conf
     markers: list[Any] = [conf.AvoidSubcommands, conf.SuppressFixed, conf.DisallowNone]
     markers += [conf.PositionalRequiredArgs, conf.PositionalMetavarFromFieldName]
