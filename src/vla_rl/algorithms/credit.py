@@ -32,13 +32,19 @@ class Batch:
 
 
 def assign_credit(
-    rollout: Rollout, dense_rewards: Float32[np.ndarray, "M N"], config: PPOConfig
+    rollout: Rollout,
+    dense_rewards: Float32[np.ndarray, "M N"],
+    config: PPOConfig,
+    in_return: bool = True,
 ) -> Batch:
     """Advantages by GAE over turns, and the critic's targets.
 
     A success ends the return; a time limit bootstraps from the true final observation unless the horizon is part of
     the task. Advantages and value targets have a lambda each: a small one keeps the policy gradient's variance
     low, a large one keeps the critic's targets free of its own errors.
+
+    in_return: Dense rewards are part of the return. Else the critic learns success alone, and the advantages get the
+    dense rewards' sum with trace lambda and no baseline.
     """
     tensor = torch.from_numpy
     values = tensor(rollout.values)
@@ -54,10 +60,17 @@ def assign_credit(
     valid = tensor(rollout.valid)
     # A crashed simulator cuts the trace: the turn before it bootstraps from the value of what was seen last.
     trace[:-1] = trace[:-1] * valid[1:]
-    rewards = tensor(rollout.rewards + dense_rewards)
+    dense = tensor(dense_rewards)
+    rewards = tensor(rollout.rewards)
+    rewards = rewards + dense if in_return else rewards
     advantages = generalized_advantages(
         rewards, discounts, values, next_values, trace, config.gae_lambda
     )
+    if not in_return:
+        nothing = torch.zeros_like(values)
+        advantages = advantages + generalized_advantages(
+            dense, discounts, nothing, nothing, trace, config.gae_lambda
+        )
     targets = values + generalized_advantages(
         rewards, discounts, values, next_values, trace, config.value_lambda
     )

@@ -240,9 +240,10 @@ class ProcessRewardConfig:
     """Folder of a process reward model (`vla-rl reward train`); empty: success is the only reward."""
     weight: float = 0.3
     """What a judgement of certain success is worth; success itself pays 1."""
-    form: Literal["potential", "additive"] = "potential"
+    form: Literal["potential", "additive", "progress"] = "potential"
     """potential: gamma Phi(next) - Phi(now), which leaves the best policy as it is. additive: each turn is paid its
-    judgement, divided by the horizon."""
+    judgement, divided by the horizon. progress: Phi(next) - Phi(now), with Phi = weight once the task is done; it goes
+    into the advantages alone, over the next few turns (ppo.gae_lambda), and the critic learns success only."""
     limit: float = 0.5
     """An episode's dense rewards are held inside plus and minus this; below 1, so that success is worth most."""
     normalize: bool = False
@@ -347,7 +348,7 @@ class TrainConfig:
         )
         require(
             not self.reward.judge
-            or self.reward.form == "additive"
+            or self.reward.form != "potential"
             or self.ppo.time_limit_is_terminal,
             "reward.form potential needs ppo.time_limit_is_terminal: where a time limit bootstraps, the potential of "
             "the final observation would be missing; take the additive form",

@@ -58,9 +58,9 @@ def _require_fit(judge: JudgeDescription, config: TrainConfig, policy: OpenVLAPo
         )
     if not judge.sees_actions:
         return
-    if config.reward.form == "potential":
+    if config.reward.form != "additive":
         raise UserError(
-            f"the judge in {folder} judges actions, and a potential is a function of what is seen alone: set "
+            f"the judge in {folder} judges actions, and {config.reward.form} is a function of what is seen alone: set "
             "reward.form additive, or train a judge without actions"
         )
     if (judge.action_chunk, judge.action_size) != (policy.action_chunk, policy.action_dim):

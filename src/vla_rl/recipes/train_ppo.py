@@ -75,7 +75,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
                 dense_rewards = reward_model.score(collected.rollout)
 
                 # 3. credit: advantages and value targets
-                batch = assign_credit(collected.rollout, dense_rewards, config.ppo)
+                batch = assign_credit(
+                    collected.rollout, dense_rewards, config.ppo, reward_model.in_return
+                )
 
                 # 4. improve: the critic, then (after its warm-up) the policy
                 learning = time.perf_counter()

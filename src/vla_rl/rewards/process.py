@@ -2,6 +2,7 @@
 
     additive     r_t = w p(o_t, a_t) / horizon                   every turn is paid for what the judge sees in it
     potential    r_t = gamma Phi(o_{t+1}) - Phi(o_t), Phi = w p  progress is paid, and its loss is taken back
+    progress     r_t = Phi(o_{t+1}) - Phi(o_t), Phi = w at success, and the critic does not learn it
 
 p is the judge's probability of its positive answer. Whatever the judge says, an episode's dense rewards add up to less
 than success pays (`bound_dense_rewards`), and the judge decides neither success nor checkpoints nor the curriculum.
@@ -53,6 +54,11 @@ class ProcessReward:
         self._watch = HackingWatch()
         self._last: dict[str, float] = {}
 
+    @property
+    def in_return(self) -> bool:
+        """See `RewardModel.in_return`."""
+        return self._config.form != "progress"
+
     def use(self, judge: Judge, folder: str) -> None:
         """Ask this judge from now on."""
         self.judge, self.folder = judge, folder
@@ -65,6 +71,11 @@ class ProcessReward:
         if config.form == "potential":
             following = self._following(rollout)
             dense = potential_shaping(scores, following, ended, self._gamma)
+        elif config.form == "progress":
+            following = self._following(rollout)
+            dense = progress_rewards(
+                scores, following, rollout.terminated, rollout.truncated | ~rollout.valid
+            )
         else:
             dense = scores / self._horizon
         if config.normalize:
@@ -149,6 +160,29 @@ def potential_shaping(
     """
     after = np.concatenate([potentials[1:], following[None]])
     return (gamma * np.where(ended, 0.0, after) - potentials).astype(np.float32)
+
+
+def progress_rewards(
+    potentials: Float32[np.ndarray, "M N"],
+    following: Float32[np.ndarray, " N"],
+    succeeded: Bool[np.ndarray, "M N"],
+    stopped: Bool[np.ndarray, "M N"],
+) -> Float32[np.ndarray, "M N"]:
+    """Phi(o_{t+1}) - Phi(o_t), with Phi = 1 after a success; 0 on a turn that a time limit or a fault ended.
+
+    Summed with a trace of lambda and no baseline this is the mean of what the judge thinks of the next turns less what
+    it thinks now: what a choice among continuations goes by. A critic that learned it would take it out again, as it
+    does with a potential (Wiewiora 2003, JAIR 19).
+
+    Args:
+        potentials: Phi of what was seen before each turn, 0..1.
+        following: Phi of what follows the window.
+        succeeded: The turn ended its episode with success.
+        stopped: The turn ended its episode otherwise, or has no outcome.
+    """
+    after = np.concatenate([potentials[1:], following[None]])
+    after = np.where(succeeded, 1.0, np.where(stopped, potentials, after))
+    return (after - potentials).astype(np.float32)
 
 
 class RunningScale:

@@ -18,6 +18,11 @@ SUCCESS_REWARD = 1.0
 class RewardModel(Protocol):
     """Dense rewards for the turns of a window."""
 
+    @property
+    def in_return(self) -> bool:
+        """Whether they are part of the return that the critic learns; else they go into the advantages alone."""
+        ...
+
     def score(self, rollout: Rollout) -> Float32[np.ndarray, "M N"]:
         """Dense reward of each turn, to be added to `rollout.rewards`, which it does not contain.
 
@@ -38,6 +43,8 @@ class RewardModel(Protocol):
 
 class SuccessReward:
     """Success is the only reward; the dense part is zero."""
+
+    in_return = True
 
     def score(self, rollout: Rollout) -> Float32[np.ndarray, "M N"]:
         """Zeros."""
