@@ -102,6 +102,21 @@ def test_dense_reward_is_added():
     torch.testing.assert_close(batch.value_targets, torch.tensor([1.5]))
 
 
+def test_dense_rewards_outside_the_return_reach_the_advantages_alone():
+    rollout = window(
+        3, rewards=column(0, 1, 0), values=column(0.5, 0.25, 8), terminated=flags(0, 1, 0),
+        next_values=np.array([8], np.float32),
+    )  # fmt: skip
+    dense = column(0.1, 0.3, 0.7)
+    batch = assign_credit(rollout, dense, PLAIN, in_return=False)
+    sparse = credit(rollout)
+    torch.testing.assert_close(batch.value_targets, sparse.value_targets)
+    # the trace ends with the episode: turn 0 gets 0.1 + 0.9 * 0.5 * 0.3
+    torch.testing.assert_close(
+        batch.advantages - sparse.advantages, torch.tensor([0.235, 0.3, 0.7])
+    )
+
+
 def test_turn_lost_to_a_crash_is_left_out_and_the_one_before_bootstraps():
     # turn 1 has no outcome; turn 2 is the retried episode and succeeds
     rollout = window(

@@ -17,6 +17,7 @@ from vla_rl.rewards.process import (
     ProcessReward,
     RunningScale,
     potential_shaping,
+    progress_rewards,
     trend,
 )
 from vla_rl.types import Rollout
@@ -123,6 +124,34 @@ def test_windows_cut_shaping_nowhere() -> None:
         model.score(window(brightness[3:], [97])),
     ]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-7)
+
+
+def test_progress_ends_at_one_with_success_and_nowhere_with_a_time_limit() -> None:
+    """Three episodes in a column each: one goes on, one succeeds, one is cut."""
+    rollout = window(
+        np.array([[LOW, LOW, HALF], [HALF, HALF, HIGH]]),
+        [HIGH, LOW, LOW],
+        terminated=flags([0, 0, 0], [0, 1, 0]),
+        truncated=flags([0, 0, 0], [0, 0, 1]),
+    )
+    model = reward(form="progress", weight=0.8, limit=0.9)
+    dense = model.score(rollout)
+    np.testing.assert_allclose(dense, [[0.4, 0.4, 0.4], [0.4, 0.4, 0.0]], atol=1e-6)
+    assert not model.in_return
+    assert reward().in_return
+    assert reward(form="additive").in_return
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 9), elements=st.floats(0, 1, width=32)), st.booleans())
+def test_progress_of_an_episode_is_where_it_ended_less_where_it_began(potentials, success) -> None:
+    turns = len(potentials)
+    last = np.zeros((turns, 1), bool)
+    last[-1] = True
+    rewards = progress_rewards(
+        potentials[:, None], np.full(1, 0.3, np.float32), last & success, last & (not success)
+    )
+    expected = (1.0 if success else potentials[-1]) - potentials[0]
+    assert rewards.sum(dtype=np.float64) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_additive_form_pays_each_turn_its_share() -> None:
