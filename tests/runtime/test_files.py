@@ -19,6 +19,9 @@ def test_a_folder_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
         assert not target.exists()
     assert (target / "inner" / "a").read_text() == "1"
     assert os.listdir(tmp_path) == ["policy"]
+    with whole_folder(target) as folder:  # in the place of another
+        (folder / "b").write_text("2")
+    assert os.listdir(target) == ["b"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("other")])
