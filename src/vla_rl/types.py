@@ -173,6 +173,13 @@ class Rollout:
     succeeded: Bool[np.ndarray, "M N"]  # of an episode that succeeded in this window
     valid: Bool[np.ndarray, "M N"]  # false where a crashed simulator left a turn without an outcome
     temperature: float  # the sampler's
+    simulator_rewards: Float32[np.ndarray, "M N"] | None = None
+    """The simulator's own dense reward after each turn, 0..1, NaN where it could not be had; None unless asked for."""
+
+    @property
+    def ended(self) -> Bool[np.ndarray, "M N"]:
+        """The turn was its episode's last: success, the time limit, or no outcome."""
+        return self.terminated | self.truncated | ~self.valid
 
     @property
     def num_turns(self) -> int:

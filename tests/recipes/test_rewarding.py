@@ -26,7 +26,7 @@ from vla_rl.recipes.demos import collect_demos
 from vla_rl.recipes.reward_model import train_reward
 from vla_rl.recipes.rewarding import build_reward
 from vla_rl.recipes.train_ppo import train
-from vla_rl.rewards import ProcessReward, SuccessReward
+from vla_rl.rewards import ShapedReward, SuccessReward
 
 TASK = "drawer-close"
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
@@ -82,7 +82,7 @@ def final_tensors(run: Path) -> dict[str, np.ndarray]:
 def test_a_judge_that_does_not_fit_is_refused(policy: Path, judge: Path, tmp_path: Path) -> None:
     loaded = OpenVLAPolicy.from_checkpoint(policy, PolicyConfig(checkpoint=str(policy)))
     config = training(policy, tmp_path, judge)
-    assert isinstance(build_reward(config, loaded), ProcessReward)
+    assert isinstance(build_reward(config, loaded), ShapedReward)
     alone = replace(config, reward=ProcessRewardConfig())
     assert isinstance(build_reward(alone, loaded), SuccessReward)
     larger = replace(config, env=replace(config.env, image_size=96))
@@ -90,6 +90,26 @@ def test_a_judge_that_does_not_fit_is_refused(policy: Path, judge: Path, tmp_pat
         build_reward(larger, loaded)
     with pytest.raises(UserError, match="is no process reward model"):
         build_reward(training(policy, tmp_path, tmp_path / "nowhere"), loaded)
+
+
+def test_the_simulator_in_place_of_a_judge(policy: Path, tmp_path: Path) -> None:
+    """Its reward is paid, and a stopped run goes on as if it had not been."""
+    simulator = Path("simulator")
+    whole = train(training(policy, tmp_path / "whole", simulator))
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert any(line["rollout/return_dense"] > 0 for line in lines)
+    begun = training(policy, tmp_path / "parts", simulator)
+    parts = train(replace(begun, ppo=replace(begun.ppo, iterations=2)))
+    train(begun, parts)
+    expected, found = final_tensors(whole), final_tensors(parts)
+    assert expected.keys() == found.keys()
+    assert not [name for name in expected if not np.array_equal(expected[name], found[name])]
+
+    libero = replace(
+        begun, env=replace(begun.env, suite="libero-goal", initial_states=50, held_out=10)
+    )
+    with pytest.raises(UserError, match="libero-goal has no dense reward of its own"):
+        build_reward(libero, OpenVLAPolicy.from_checkpoint(policy, begun.policy))
 
 
 def test_a_refreshed_judge_is_found_again(policy: Path, judge: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""The process reward in the loop: shaping that pays progress alone, bounds that hold, and a watch that warns."""
+"""The process reward in the loop: shaping that pays progress alone, bounds that hold, and the simulator as a scorer."""
 
 from __future__ import annotations
 
-import logging
+import json
 from dataclasses import replace
 
 import hypothesis.extra.numpy as hnp
@@ -12,14 +12,8 @@ import pytest
 from hypothesis import given
 
 from vla_rl.config import ConfigError, PPOConfig, ProcessRewardConfig, TrainConfig
-from vla_rl.rewards.process import (
-    HackingWatch,
-    ProcessReward,
-    RunningScale,
-    potential_shaping,
-    progress_rewards,
-    trend,
-)
+from vla_rl.rewards import JudgeScorer, ShapedReward, SimulatorScorer
+from vla_rl.rewards.shaping import RunningScale, potential_shaping, progress_rewards
 from vla_rl.types import Rollout
 
 
@@ -67,16 +61,17 @@ def window(brightness: np.ndarray, following: list[int], **arrays: np.ndarray) -
     return replace(rollout, **arrays)
 
 
-def reward(judge=None, horizon: int = 4, gamma: float = 0.5, **config) -> ProcessReward:
+def reward(
+    judge=None, horizon: int = 4, gamma: float = 0.5, form="potential", **config
+) -> ShapedReward:
     def never(tokens):
         raise AssertionError("this judge sees no actions")
 
-    return ProcessReward(
-        judge or BrightnessJudge(),
-        ProcessRewardConfig(judge="folder", **config),
+    return ShapedReward(
+        JudgeScorer(judge or BrightnessJudge(), "folder", never),
+        ProcessRewardConfig(judge="folder", form=form, **config),
         gamma=gamma,
         horizon=horizon,
-        decode_actions=never,
     )
 
 
@@ -219,24 +214,37 @@ def test_the_scale_makes_the_judges_units_irrelevant() -> None:
     assert np.sqrt(np.mean(np.square(small.normalised(values, valid)))) == pytest.approx(1.0)
 
 
-def test_a_trend_is_a_slope_over_its_error() -> None:
-    # y = 0, 1, 2, 4: slope 1.3, residuals 0.2, -0.1, -0.4, 0.3, error sqrt(0.3 / 2 / 5)
-    assert trend([0, 1, 2, 4]) == pytest.approx(1.3 / np.sqrt(0.03))
-    assert trend([3.0] * 6) == 0.0
-    assert trend([3, 2, 1, 0]) < -100
+def simulated(rewards: list[list[float]], **arrays: np.ndarray) -> Rollout:
+    after = np.array(rewards, np.float32)
+    return window(
+        np.zeros(after.shape, np.uint8), [0] * after.shape[1], simulator_rewards=after, **arrays
+    )
 
 
-def test_the_watch_warns_once_when_reward_and_success_part(caplog) -> None:
-    watch = HackingWatch(windows=6)
-    rng = np.random.default_rng(0)
-    with caplog.at_level(logging.WARNING):
-        for step in range(6):
-            healthy = watch.observe(0.1 * step, 0.1 * step + 0.01 * rng.random())
-        assert healthy["reward/hacking"] == 0
-        for step in range(8):
-            hacked = watch.observe(1 + 0.1 * step, 0.5 - 0.05 * step + 0.01 * rng.random())
-    assert hacked["reward/hacking"] == 1
-    assert sum("please the judge" in message for message in caplog.messages) == 1
+def test_the_simulator_speaks_of_what_follows_a_turn() -> None:
+    """In a column each: an episode that goes on, one that ends in the middle, one with an answer missing."""
+    rollout = simulated(
+        [[0.2, 0.3, 0.1], [0.5, 0.9, np.nan], [0.4, 0.6, 0.7]],
+        truncated=flags([0, 0, 0], [0, 1, 0], [0, 0, 0]),
+    )
+    scorer = SimulatorScorer()
+    before = scorer.scores(rollout)
+    np.testing.assert_allclose(before, [[0.2, 0.3, 0.1], [0.2, 0.3, 0.1], [0.5, 0.6, 0.1]])
+    np.testing.assert_allclose(scorer.following(rollout), [0.4, 0.6, 0.7])
+    # the next window goes on where this one stopped, in another process too
+    again = SimulatorScorer()
+    again.load_state_dict(json.loads(json.dumps(scorer.state_dict())))
+    following = simulated([[0.8, 0.8, np.nan]])
+    for resumed in (scorer, again):
+        np.testing.assert_allclose(resumed.scores(following), [[0.4, 0.6, 0.7]])
+
+
+def test_what_the_simulator_says_after_an_end_is_not_the_next_episodes() -> None:
+    scorer = SimulatorScorer()
+    scorer.scores(simulated([[0.9]], terminated=flags([1])))
+    again = SimulatorScorer()
+    again.load_state_dict(json.loads(json.dumps(scorer.state_dict())))
+    np.testing.assert_allclose(again.scores(simulated([[0.1]])), [[0.1]])
 
 
 def test_bad_settings() -> None:
@@ -244,5 +252,8 @@ def test_bad_settings() -> None:
         ProcessRewardConfig(limit=1.0)
     with pytest.raises(ConfigError, match=r"potential needs ppo.time_limit_is_terminal"):
         TrainConfig(
-            ppo=PPOConfig(time_limit_is_terminal=False), reward=ProcessRewardConfig(judge="x")
+            ppo=PPOConfig(time_limit_is_terminal=False),
+            reward=ProcessRewardConfig(judge="x", form="potential"),
         )
+    with pytest.raises(ConfigError, match="the simulator needs no teaching: leave it at 0"):
+        ProcessRewardConfig(judge="simulator", refresh_every=6)

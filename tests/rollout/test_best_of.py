@@ -384,5 +384,5 @@ def test_slots_of_a_lost_worker_are_said_to_be_lost(walker: OpenVLAPolicy) -> No
             envs.dense_rewards([0])
         shown = envs.restore([0, 2], [states[1], states[2]])
         assert shown.time_fraction.tolist() == [0, 0]
-        assert envs.dense_rewards([2, 0]).tolist() == pytest.approx([2 / 5, 0])
+        assert envs.dense_rewards([2, 0]).tolist() == pytest.approx([10 * 2 / 5, 0])
         assert envs.infrastructure_errors == 1

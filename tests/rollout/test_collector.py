@@ -73,6 +73,34 @@ def test_window_holds_what_was_seen_said_and_answered(policy: OpenVLAPolicy):
     assert all(1 <= e.turns <= HORIZON for e in collected.finished)
 
 
+def test_the_simulators_own_reward_is_of_the_state_after_a_turn(policy: OpenVLAPolicy):
+    """The chain's is the share of the corridor walked, which the next picture shows; a success has walked it all."""
+    with chain(4) as envs:
+        sampler = TaskSampler(CurriculumConfig(), envs.tasks, np.arange(5, dtype=np.int64), 0)
+        collector = Collector(
+            policy, envs, sampler.draw_one, sampler.observe, 0, ask_simulator=True
+        )
+        collector.start()
+        rollout = collector.collect(20, 1.0, 0).rollout
+    walked = rollout.simulator_rewards
+    assert walked is not None
+    assert rollout.terminated.any()
+    assert rollout.truncated.any()
+    np.testing.assert_allclose(walked[rollout.terminated], 1.0)
+    assert (walked[rollout.truncated] < 1).all()
+    bright = (rollout.images[:, :, 0, :, 0] > 0).mean(-1)  # (state + 1/2) of LENGTH + 1/2
+    state = bright * (ChainEnv.LENGTH + 0.5) - 0.5
+    goes_on = ~rollout.ended[:-1]
+    np.testing.assert_allclose(
+        walked[:-1][goes_on], state[1:][goes_on] / ChainEnv.LENGTH, atol=0.05
+    )
+
+
+def test_nobody_asks_the_simulator_unless_told_to(policy: OpenVLAPolicy):
+    collector, _, _ = collector_of(policy, chain(4))
+    assert collector.collect(3, 1.0, 0).rollout.simulator_rewards is None
+
+
 def test_turns_of_an_episode_that_succeeded_are_marked(policy: OpenVLAPolicy):
     collector, _, _ = collector_of(policy, chain(4))
     rollout = collector.collect(24, 1.0, 0).rollout

@@ -19,7 +19,7 @@ class AblationConfig:
     checkpoint: str = ""
     """Policy to start every run from."""
     judge: str = ""
-    """Folder of a process reward model; without one the cell no-reward says nothing and is left out."""
+    """Folder of a process reward model, or `simulator`; without one the cell no-reward says nothing and is left out."""
     out: str = "runs/ablation"
     """Folder of all runs, of table.md and of ablation.png."""
     cells: tuple[str, ...] = CELLS

@@ -237,12 +237,14 @@ class ProcessRewardConfig:
     """A learned judge's reward for each turn, beside the simulator's success."""
 
     judge: str = ""
-    """Folder of a process reward model (`vla-rl reward train`); empty: success is the only reward."""
+    """Folder of a process reward model (`vla-rl reward train`); empty: success is the only reward. `simulator` takes
+    Meta-World's own dense reward in its place, which sees objects and goal: an upper bound, to learn whether a judge
+    could help at all."""
     weight: float = 0.3
     """What a judgement of certain success is worth; success itself pays 1."""
-    form: Literal["potential", "additive", "progress"] = "potential"
-    """potential: gamma Phi(next) - Phi(now), which leaves the best policy as it is. additive: each turn is paid its
-    judgement, divided by the horizon. progress: Phi(next) - Phi(now), with Phi = weight once the task is done; it goes
+    form: Literal["additive", "potential", "progress"] = "additive"
+    """additive: each turn is paid its judgement, divided by the horizon. potential: gamma Phi(next) - Phi(now), which
+    leaves the best policy as it is. progress: Phi(next) - Phi(now), with Phi = weight once the task is done; it goes
     into the advantages alone, over the next few turns (ppo.gae_lambda), and the critic learns success only."""
     limit: float = 0.5
     """An episode's dense rewards are held inside plus and minus this; below 1, so that success is worth most."""
@@ -265,6 +267,15 @@ class ProcessRewardConfig:
         for name in ("refresh_episodes", "refresh_epochs"):
             value = getattr(self, name)
             require(value >= 1, f"reward.{name} must be at least 1, got {value}")
+        require(
+            not self.asks_simulator or self.refresh_every == 0,
+            "reward.refresh_every teaches a judge, the simulator needs no teaching: leave it at 0, or give a judge",
+        )
+
+    @property
+    def asks_simulator(self) -> bool:
+        """Whether the simulator's own dense reward stands in for a judge."""
+        return self.judge == "simulator"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jaxtyping import Float32, UInt8
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError
-from vla_rl.envs.protocol import Snapshot
+from vla_rl.envs.protocol import DENSE_REWARD_MAX, Snapshot
 from vla_rl.types import EpisodeSpec
 
 
@@ -122,8 +122,8 @@ class ChainEnv(_KnownAnswerEnv):
         return image
 
     def dense_reward(self) -> float:
-        """The share of the corridor walked, 0..1."""
-        return self._state / self.LENGTH
+        """The share of the corridor walked, times DENSE_REWARD_MAX."""
+        return DENSE_REWARD_MAX * self._state / self.LENGTH
 
     @classmethod
     def value(cls, cell: int, move_probability: float, gamma: float) -> float:

@@ -124,6 +124,6 @@ class SerialVectorEnv:
 def no_dense_reward(suite: str) -> UserError:
     """The error of whoever asks a simulator without a shaped reward for it."""
     return UserError(
-        f"the simulator of {suite} has no dense reward of its own: expected a suite of Meta-World. Choose by a process "
-        "reward model or at random instead"
+        f"the simulator of {suite} has no dense reward of its own: expected a suite of Meta-World. Take a process "
+        "reward model in its place"
     )

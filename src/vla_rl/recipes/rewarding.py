@@ -12,11 +12,13 @@ from jaxtyping import Float32, Int64
 
 from vla_rl.config import TrainConfig, UserError
 from vla_rl.envs.protocol import VectorEnv
+from vla_rl.envs.serial import no_dense_reward
+from vla_rl.envs.suites import is_libero
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.recipes.reward_evaluation import training_config
 from vla_rl.recipes.reward_labels import play_and_keep, training_specs
 from vla_rl.recipes.reward_model import train_reward
-from vla_rl.rewards import ProcessReward, RewardModel, SuccessReward
+from vla_rl.rewards import JudgeScorer, RewardModel, ShapedReward, SimulatorScorer, SuccessReward
 from vla_rl.rewards.judge import JUDGE_FILE, JudgeDescription, load_judge
 from vla_rl.rewards.trajectories import TrajectoryWriter
 from vla_rl.rollout import Collector
@@ -26,22 +28,21 @@ from vla_rl.runtime.seeding import restore_torch_rng, torch_rng_state
 
 def build_reward(config: TrainConfig, policy: OpenVLAPolicy) -> RewardModel:
     """What `config.reward` asks for. UserError if the judge was trained for other pictures or actions."""
-    settings = config.reward
+    settings, horizon = config.reward, config.env.horizon
     if not settings.judge:
         return SuccessReward()
+    if settings.asks_simulator:
+        if is_libero(config.env.suite):
+            raise no_dense_reward(config.env.suite)
+        return ShapedReward(SimulatorScorer(), settings, gamma=config.ppo.gamma, horizon=horizon)
     judge = load_judge(settings.judge, config.policy.device)
     _require_fit(judge.description, config, policy)
 
     def decode_actions(tokens: Int64[np.ndarray, "B K"]) -> Float32[np.ndarray, "B C A"]:
         return policy.decode_actions(torch.from_numpy(tokens))
 
-    return ProcessReward(
-        judge,
-        settings,
-        gamma=config.ppo.gamma,
-        horizon=config.env.horizon,
-        decode_actions=decode_actions,
-    )
+    scorer = JudgeScorer(judge, settings.judge, decode_actions)
+    return ShapedReward(scorer, settings, gamma=config.ppo.gamma, horizon=horizon)
 
 
 def _require_fit(judge: JudgeDescription, config: TrainConfig, policy: OpenVLAPolicy) -> None:
@@ -85,9 +86,12 @@ def refresh_judge(
     from before. Everything lies in <run>/judges/iteration-N, and a resumed run that finds it there takes it.
     """
     every = config.reward.refresh_every
-    if not isinstance(reward_model, ProcessReward) or every == 0:
+    if every == 0 or iteration == 0 or iteration % every != 0:
         return
-    if iteration == 0 or iteration % every != 0:
+    if not isinstance(reward_model, ShapedReward):
+        return
+    scorer = reward_model.scorer
+    if not isinstance(scorer, JudgeScorer):
         return
     folder = run.folder / "judges" / f"iteration-{iteration:06d}"
     trained = folder / "model"
@@ -96,9 +100,9 @@ def refresh_judge(
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed in the middle of it
         running = collector.state_dict()
         _play(folder / "episodes", policy, envs, config, iteration)
-        _teach(trained, folder / "episodes", reward_model, config, iteration)
+        _teach(trained, folder / "episodes", scorer, config, iteration)
         collector.load_state_dict(running)
-    reward_model.use(load_judge(trained, config.policy.device), str(trained))
+    scorer.use(load_judge(trained, config.policy.device), str(trained))
     restore_torch_rng(random)
 
 
@@ -115,15 +119,15 @@ def _play(
 
 
 def _teach(
-    out: Path, episodes: Path, reward_model: ProcessReward, config: TrainConfig, iteration: int
+    out: Path, episodes: Path, scorer: JudgeScorer, config: TrainConfig, iteration: int
 ) -> None:
-    judge = load_judge(reward_model.folder, config.policy.device)
-    learned = training_config(reward_model.folder, judge)
+    judge = load_judge(scorer.folder, config.policy.device)
+    learned = training_config(scorer.folder, judge)
     train_reward(
         replace(
             learned,
             datasets=(*learned.datasets, str(episodes.resolve())),
-            start=reward_model.folder,
+            start=scorer.folder,
             out=str(out),
             epochs=config.reward.refresh_epochs,
             seed=config.run.seed + iteration,

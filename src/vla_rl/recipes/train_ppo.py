@@ -53,8 +53,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         curriculum = TaskSampler(config.curriculum, envs.tasks, train_states, config.run.seed)
         collector = Collector(
-            policy, envs, curriculum.draw_one, curriculum.observe, config.run.seed
-        )
+            policy, envs, curriculum.draw_one, curriculum.observe, config.run.seed,
+            ask_simulator=config.reward.asks_simulator,
+        )  # fmt: skip
         state = TrainState(
             run, policy, learner, reward_model, curriculum, collector, config.run.save_every
         )

@@ -4,7 +4,8 @@ Sparse and dense rewards stay apart: `Rollout.rewards` is the simulator's succes
 `RewardModel` adds a dense reward for each turn. Checkpoints are chosen by the former alone.
 """
 
-from vla_rl.rewards.process import ProcessReward
+from vla_rl.rewards.process import JudgeScorer, SimulatorScorer
+from vla_rl.rewards.shaping import ShapedReward
 from vla_rl.rewards.success import (
     SUCCESS_REWARD,
     RewardModel,
@@ -12,4 +13,12 @@ from vla_rl.rewards.success import (
     bound_dense_rewards,
 )
 
-__all__ = ["SUCCESS_REWARD", "ProcessReward", "RewardModel", "SuccessReward", "bound_dense_rewards"]
+__all__ = [
+    "SUCCESS_REWARD",
+    "JudgeScorer",
+    "RewardModel",
+    "ShapedReward",
+    "SimulatorScorer",
+    "SuccessReward",
+    "bound_dense_rewards",
+]

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Int64
 
-from vla_rl.envs.protocol import VectorEnv
+from vla_rl.envs.protocol import DENSE_REWARD_MAX, EpisodesLostError, VectorEnv
 from vla_rl.policies.protocol import Policy
 from vla_rl.rollout.window import FinishedEpisode, Window
 from vla_rl.runtime.seeding import generator
@@ -59,7 +60,9 @@ class Collector:
         draw: Callable[[], EpisodeSpec],
         observe: Callable[[str, bool], None],
         seed: int,
+        ask_simulator: bool = False,
     ) -> None:
+        """`ask_simulator`: also ask the simulator for its own dense reward after each turn (privileged)."""
         self.policy, self.envs, self.draw, self.observe, self.seed = (
             policy,
             envs,
@@ -67,6 +70,7 @@ class Collector:
             observe,
             seed,
         )
+        self.ask_simulator = ask_simulator
         self.task_index = {task: i for i, task in enumerate(envs.tasks)}
         half = (envs.num_envs + 1) // 2
         slots = np.arange(envs.num_envs)
@@ -86,9 +90,8 @@ class Collector:
 
     def collect(self, num_turns: int, temperature: float, iteration: int) -> Collected:
         """Play `num_turns` turns in every environment."""
-        window = Window(
-            num_turns, self.envs, self.policy.action_chunk * self.policy.action_dim, self.current[0]
-        )
+        num_tokens = self.policy.action_chunk * self.policy.action_dim
+        window = Window(num_turns, self.envs, num_tokens, self.current[0], self.ask_simulator)
         for state in self.slots:
             state.window_start = 0
         clock = _Clock()
@@ -135,6 +138,8 @@ class Collector:
         result = self.envs.wait(list(group))
         clock.switch("other")
         window.record_outcome(turn, group, result)
+        if window.simulator_rewards is not None:  # before any reset
+            window.simulator_rewards[turn, group] = self._simulator_rewards(group, result.lost)
         restarted: list[int] = []
         for row, slot in enumerate(group):
             state = self.slots[slot]
@@ -162,6 +167,15 @@ class Collector:
             fresh = self._wait_until_reset(slots).observation
             clock.switch("other")
             self.current[index] = _replace_rows(result.observation, restarted, fresh)
+
+    def _simulator_rewards(
+        self, group: Int64[np.ndarray, " S"], lost: Bool[np.ndarray, " S"]
+    ) -> Float32[np.ndarray, " S"]:
+        rewards = np.full(len(group), np.nan, np.float32)
+        with suppress(EpisodesLostError):  # they come back as lost on the next turn
+            asked = self.envs.dense_rewards([int(slot) for slot in group[~lost]])
+            rewards[~lost] = np.clip(asked / DENSE_REWARD_MAX, 0, 1)
+        return rewards
 
     def _wait_until_reset(self, slots: Any) -> StepResult:
         """Wait for resets; a worker that crashes while resetting is asked again (it has been restarted)."""

@@ -26,8 +26,14 @@ class Window:
     """M turns of N environments, being filled. See `Rollout` for what each array means."""
 
     def __init__(
-        self, num_turns: int, envs: VectorEnv, num_tokens: int, example: Observation
+        self,
+        num_turns: int,
+        envs: VectorEnv,
+        num_tokens: int,
+        example: Observation,
+        ask_simulator: bool = False,
     ) -> None:
+        """`ask_simulator`: keep its dense rewards too."""
         m, n = num_turns, envs.num_envs
         self.tasks, self.instructions, self.num_tokens = envs.tasks, envs.instructions, num_tokens
         self.images = np.zeros((m, n, *example.images.shape[1:]), np.uint8)
@@ -41,6 +47,7 @@ class Window:
         self.rewards = np.zeros((m, n), np.float32)
         self.terminated, self.truncated = np.zeros((m, n), bool), np.zeros((m, n), bool)
         self.succeeded, self.valid = np.zeros((m, n), bool), np.ones((m, n), bool)
+        self.simulator_rewards = np.full((m, n), np.nan, np.float32) if ask_simulator else None
         self.simulator_steps = 0
         self.finished: list[FinishedEpisode] = []
         self._cut: list[tuple[int, int]] = []  # (turn, slot) ended by the time limit
@@ -111,4 +118,5 @@ class Window:
             succeeded=self.succeeded,
             valid=self.valid,
             temperature=temperature,
+            simulator_rewards=self.simulator_rewards,
         )
