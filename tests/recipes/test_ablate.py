@@ -118,10 +118,9 @@ def test_mistakes_are_named() -> None:
     assert {field.name for field in dataclasses.fields(AblationConfig)} >= {"judge", "cores"}
 
 
-@pytest.mark.sim
-@pytest.mark.slow
-def test_a_real_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two cells trained in processes of their own, from a fresh policy; then the same command has nothing to do."""
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AblationConfig:
+    """The default preset in small, and a fresh policy to start from."""
     from vla_rl.config import PolicyConfig, tiny_model
     from vla_rl.envs.metaworld_tasks import INSTRUCTIONS
     from vla_rl.policies import OpenVLAPolicy, identity_statistics
@@ -133,13 +132,13 @@ def test_a_real_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         policy
     )
     base = preset("metaworld-mt5")
-    small = replace(
+    reduced = replace(
         base,
         env=replace(base.env, suite="mt1:drawer-close", num_envs=2, horizon=3),
         ppo=replace(base.ppo, turns=4, minibatch=8, critic_warmup=1),
     )
-    monkeypatch.setitem(PRESETS, "metaworld-mt5", small)
-    config = AblationConfig(
+    monkeypatch.setitem(PRESETS, "metaworld-mt5", reduced)
+    return AblationConfig(
         checkpoint=str(policy),
         out=str(tmp_path / "out"),
         cells=("full", "no-warmup"),
@@ -148,16 +147,43 @@ def test_a_real_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         episodes_per_task=2,
         cores=1,
     )
-    table = ablate(config)
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_a_real_ablation(small: AblationConfig) -> None:
+    """Two cells trained in processes of their own, from a fresh policy; then the same command has nothing to do."""
+    table = ablate(small)
     warmups = {
-        cell: json.loads((tmp_path / "out" / f"{cell}-seed-0" / "config.json").read_text())
-        for cell in config.cells
+        cell: json.loads((Path(small.out) / f"{cell}-seed-0" / "config.json").read_text())
+        for cell in small.cells
     }
     assert warmups["full"]["ppo"]["critic_warmup"] == 1
     assert warmups["no-warmup"]["ppo"]["critic_warmup"] == 0
     first = table.read_text()
-    assert ablate(config).read_text() == first
+    assert ablate(small).read_text() == first
     with pytest.raises(
         UserError, match=r"full-seed-0 was trained with ppo\.iterations 2 \(now 3\)"
     ):
-        ablate(replace(config, iterations=3))
+        ablate(replace(small, iterations=3))
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_a_run_that_diverges_is_a_result(
+    small: AblationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with the policy it had last saved, the table says so, and it is not tried again."""
+    base = preset(small.preset)
+    hopeless = replace(base, ppo=replace(base.ppo, critic_warmup=0, learning_rate=1e30))
+    monkeypatch.setitem(PRESETS, small.preset, hopeless)
+    config = replace(small, cells=("full",), iterations=4)
+    table = ablate(config)
+    assert "| full (1 of 1 runs diverged) |" in table.read_text()
+    run = Path(small.out) / "full-seed-0"
+    assert "not finite" in (run / recipe.DIVERGED).read_text()
+    evaluation = json.loads((run / "eval" / "after-greedy.json").read_text())
+    assert evaluation["checkpoint"] == small.checkpoint, "nothing had been saved yet"
+    assert len(evaluation["episodes"]) == 2
+    monkeypatch.setattr(recipe, "_train", None)
+    assert ablate(config) == table

@@ -29,6 +29,8 @@ from vla_rl.runtime.progress import console
 from vla_rl.runtime.run_folder import read_config
 
 MODES = ("greedy", "sampled")
+DIVERGED = "diverged.txt"
+"""In the folder of a run that was stopped by a number that is not finite: where, and why."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,10 @@ def ablate(config: AblationConfig) -> Path:
         for job in as_completed(jobs):
             job.result()
             cell, seed = jobs[job]
-            state = "done" if _complete(_folder(runs[cell, seed])) else "stopped"
+            folder = _folder(runs[cell, seed])
+            state = "done" if _complete(folder) else "stopped"
+            if (folder / DIVERGED).is_file():
+                state = "diverged; what it had last saved is compared"
             console().print(f"{cell}, seed {seed}: {state}")
     unfinished = [run for run in runs.values() if not _complete(_folder(run))]
     if unfinished:
@@ -157,14 +162,35 @@ def _require_same(run: TrainConfig) -> None:
 
 
 def _train(config: TrainConfig) -> None:
-    """One run, in a process of its own."""
-    from vla_rl.recipes.train_ppo import train
+    """One run, in a process of its own. Diverging is a result as well."""
+    from vla_rl.recipes.train_ppo import TrainingDivergedError, train
 
     folder = _folder(config)
-    if (folder / "config.json").is_file():
-        train(read_config(folder, TrainConfig), folder)
-    else:
-        train(config)
+    try:
+        if (folder / "config.json").is_file():
+            train(read_config(folder, TrainConfig), folder)
+        else:
+            train(config)
+    except TrainingDivergedError as error:
+        write_text(folder / DIVERGED, f"{error}\n")
+        _evaluate_last_good(config)
+
+
+def _evaluate_last_good(config: TrainConfig) -> None:
+    """What a run that diverged had last saved stands for it, or else what it started from."""
+    from vla_rl.recipes.evaluate import evaluate_checkpoint
+
+    folder = _folder(config)
+    saved = any((folder / "checkpoints").glob("iteration-*/policy"))
+    policy = folder if saved else Path(config.policy.checkpoint)
+    for mode, temperature in zip(MODES, (0.0, config.ppo.temperature), strict=True):
+        evaluate_checkpoint(
+            policy,
+            replace(config.eval, temperature=temperature),
+            config.env,
+            folder / "eval" / f"after-{mode}.json",
+            policy_config=config.policy,
+        )
 
 
 # -- results -----------------------------------------------------------------------------------------
@@ -180,7 +206,7 @@ def write_results(config: AblationConfig, runs: dict[tuple[str, int], TrainConfi
     ]
     summaries: dict[str, dict[str, Any]] = {}
     for cell in cells:
-        title = PAPER[cell].title.format(temperature=runs[cell, 0].ppo.temperature)
+        title = _title(cell, [runs[cell, seed] for seed in range(config.seeds)])
         found = {mode: compare(runs, cell, config.seeds, mode) for mode in MODES}
         summaries[title] = found
         columns = [text for mode in MODES for text in (found[mode]["rate"], found[mode]["gain"])]
@@ -189,11 +215,18 @@ def write_results(config: AblationConfig, runs: dict[tuple[str, int], TrainConfi
     notes = (
         f"\nMeans over {config.seeds} seeds, Wilson 95 % intervals over all their episodes; differences are paired "
         "over the same seed and initial state, 95 %, and in brackets for each seed. The intervals know nothing of "
-        "other seeds.\n"
+        "other seeds. Sampled episodes are at the temperature that a run practised at. Of a run that diverged, what it "
+        "had last saved is compared.\n"
     )
     write_text(table, "\n".join(rows) + "\n" + notes)
     _draw(summaries, out / "ablation.png")
     return table
+
+
+def _title(cell: str, runs: Sequence[TrainConfig]) -> str:
+    title = PAPER[cell].title.format(temperature=runs[0].ppo.temperature)
+    diverged = sum((_folder(run) / DIVERGED).is_file() for run in runs)
+    return f"{title} ({diverged} of {len(runs)} runs diverged)" if diverged else title
 
 
 def compare(
