@@ -17,6 +17,7 @@ from vla_rl.config.model import (
 )
 from vla_rl.config.reward import (
     LabelConfig,
+    ProcessRewardConfig,
     RewardCollectConfig,
     RewardEvalConfig,
     RewardLabelConfig,
@@ -29,7 +30,6 @@ from vla_rl.config.training import (
     EvalConfig,
     ExportConfig,
     PPOConfig,
-    ProcessRewardConfig,
     RunConfig,
     SFTConfig,
     TrainConfig,

@@ -1,4 +1,4 @@
-"""The process reward model: which decisions it is taught to call progress, and how it is trained."""
+"""The process reward model: what it is taught to call progress, how it is trained, and what practice makes of it."""
 
 from __future__ import annotations
 
@@ -288,3 +288,49 @@ class RewardScoreConfig:
         require(
             self.out.endswith((".png", ".mp4")), f"out must end in .png or .mp4, got {self.out!r}"
         )
+
+
+@dataclass(frozen=True)
+class ProcessRewardConfig:
+    """A learned judge's reward for each turn, beside the simulator's success."""
+
+    judge: str = ""
+    """Folder of a process reward model (`vla-rl reward train`); empty: success is the only reward. `simulator` takes
+    Meta-World's own dense reward in its place, which sees objects and goal: an upper bound, to learn whether a judge
+    could help at all."""
+    weight: float = 0.3
+    """What a judgement of certain success is worth; success itself pays 1."""
+    form: Literal["additive", "potential", "progress"] = "additive"
+    """additive: each turn is paid its judgement, divided by the horizon. potential: gamma Phi(next) - Phi(now), which
+    leaves the best policy as it is. progress: Phi(next) - Phi(now), with Phi = weight once the task is done; it goes
+    into the advantages alone, over the next few turns (ppo.gae_lambda), and the critic learns success only."""
+    limit: float = 0.5
+    """An episode's dense rewards are held inside plus and minus this; below 1, so that success is worth most."""
+    normalize: bool = False
+    """Divide by a running root mean square, so that the judge's calibration does not set the size."""
+    refresh_every: int = 0
+    """Iterations after which the judge is trained on, on new episodes of the policy as it is by then; 0 never."""
+    refresh_episodes: int = 8
+    """Episodes per task that a refresh plays, on the training split."""
+    refresh_epochs: int = 5
+    """Passes of a refresh over all its episodes, old and new."""
+
+    def __post_init__(self) -> None:
+        require(self.weight >= 0, f"reward.weight must be 0 or more, got {self.weight}")
+        require(0 <= self.limit < 1, f"reward.limit must lie in [0, 1), got {self.limit}")
+        require(
+            self.refresh_every >= 0,
+            f"reward.refresh_every must be 0 (never) or more, got {self.refresh_every}",
+        )
+        for name in ("refresh_episodes", "refresh_epochs"):
+            value = getattr(self, name)
+            require(value >= 1, f"reward.{name} must be at least 1, got {value}")
+        require(
+            not self.asks_simulator or self.refresh_every == 0,
+            "reward.refresh_every teaches a judge, the simulator needs no teaching: leave it at 0, or give a judge",
+        )
+
+    @property
+    def asks_simulator(self) -> bool:
+        """Whether the simulator's own dense reward stands in for a judge."""
+        return self.judge == "simulator"
