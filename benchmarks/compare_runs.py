@@ -4,9 +4,9 @@
         --group "with the judge" runs/ablation/full-seed-* --png rprm.png
 
 Prints, for each group, sampled success in training over windows of ten iterations (mean over tasks, then over seeds,
-lowest and highest seed in brackets), held-out success after practice, and the episodes that it takes to reach what the
-first group has in its last ten iterations (median over seeds; of a seed that does not get there, "more than" what it
-played). Success is a running mean over ten iterations. Reads only what `vla-rl train` left in the run folders.
+lowest and highest seed in brackets), held-out success after practice, and the episodes needed to reach what the same
+seed of the first group has in its last ten iterations, as a share of that seed's episodes (median, and each seed;
+"never": not within the run). Runs are paired in the order given. Reads only what `vla-rl train` left in the folders.
 """
 
 from __future__ import annotations
@@ -80,14 +80,13 @@ def read_curve(run: Path, iterations: int = 0) -> Curve:
 
 
 def training_table(groups: dict[str, list[Curve]]) -> str:
-    """Success in training, window by window, and the episodes to the first group's end."""
+    """Success in training, window by window, and the share of episodes to the first group's end."""
     length = min(len(curve.success) for curves in groups.values() for curve in curves)
     starts = [start for start in (5, 15, 25, 40, 60) if start + WINDOW <= length]
     first = next(iter(groups.values()))
-    target = float(np.mean([curve.running()[-1] for curve in first]))
     heads = [f"iterations {start + 1} to {start + WINDOW}" for start in starts]
     rows = [
-        f"\n| in training | {' | '.join(heads)} | episodes to {100 * target:.1f} % |",
+        f"\n| in training | {' | '.join(heads)} | episodes needed |",
         "|---|" + "---|" * (len(starts) + 1),
     ]
     for name, curves in groups.items():
@@ -95,21 +94,20 @@ def training_table(groups: dict[str, list[Curve]]) -> str:
         for start in starts:
             means = [100 * curve.success[start : start + WINDOW].mean() for curve in curves]
             cells.append(f"{np.mean(means):.1f} % [{min(means):.1f}, {max(means):.1f}]")
-        rows.append(f"| {name} | {' | '.join(cells)} | {median_episodes(curves, target)} |")
+        needed = share_of_episodes(first, curves) if len(curves) == len(first) else ""
+        rows.append(f"| {name} | {' | '.join(cells)} | {needed} |")
     return "\n".join(rows)
 
 
-def median_episodes(curves: list[Curve], target: float) -> str:
-    """Median over seeds, and each seed's own."""
-    needed = [curve.episodes_to(target) for curve in curves]
-    played = max(curve.episodes[-1] for curve in curves)
-    words = [
-        f"{n:.0f}" if np.isfinite(n) else f"> {c.episodes[-1]:.0f}"
-        for n, c in zip(needed, curves, strict=True)
+def share_of_episodes(first: list[Curve], curves: list[Curve]) -> str:
+    """Episodes to the last running mean of the same seed in `first`, over that seed's episodes: median and each."""
+    shares = [
+        100 * curve.episodes_to(reference.running()[-1]) / reference.episodes[-1]
+        for reference, curve in zip(first, curves, strict=True)
     ]
-    median = float(np.median(needed))
-    middle = f"{median:.0f}" if np.isfinite(median) else f"> {played:.0f}"
-    return f"{middle} ({', '.join(words)})"
+    words = [f"{share:.0f} %" if np.isfinite(share) else "never" for share in shares]
+    median = float(np.median(shares))
+    return f"{f'{median:.0f} %' if np.isfinite(median) else 'never'} ({', '.join(words)})"
 
 
 def held_out_table(groups: dict[str, list[Curve]]) -> str:
