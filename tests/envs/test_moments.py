@@ -154,11 +154,11 @@ def test_dense_rewards_through_workers() -> None:
             envs.wait([0, 2])
             found = envs.dense_rewards([2, 1, 0])
             assert found.dtype == np.float32
-            assert found.tolist() == pytest.approx([3 / 5, 1 / 5, 1 / 5])
+            assert found.tolist() == pytest.approx([10 * 3 / 5, 10 * 1 / 5, 10 * 1 / 5])
         with make(TINY, make_bandit_envs) as envs:
             envs.post_reset([0], [EpisodeSpec("bandit", 0)])
             envs.wait([0])
-            with pytest.raises(UserError, match=r"no dense reward.*at random"):
+            with pytest.raises(UserError, match=r"no dense reward.*Take a process reward model"):
                 envs.dense_rewards([0])
 
 

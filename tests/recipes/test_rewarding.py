@@ -95,11 +95,13 @@ def test_a_judge_that_does_not_fit_is_refused(policy: Path, judge: Path, tmp_pat
 def test_the_simulator_in_place_of_a_judge(policy: Path, tmp_path: Path) -> None:
     """Its reward is paid, and a stopped run goes on as if it had not been."""
     simulator = Path("simulator")
-    whole = train(training(policy, tmp_path / "whole", simulator))
+    settings = training(policy, tmp_path / "whole", simulator)
+    settings = replace(settings, ppo=replace(settings.ppo, iterations=2))
+    whole = train(settings)
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert any(line["rollout/return_dense"] > 0 for line in lines)
-    begun = training(policy, tmp_path / "parts", simulator)
-    parts = train(replace(begun, ppo=replace(begun.ppo, iterations=2)))
+    begun = replace(settings, run=replace(settings.run, root=str(tmp_path / "parts")))
+    parts = train(replace(begun, ppo=replace(begun.ppo, iterations=1)))
     train(begun, parts)
     expected, found = final_tensors(whole), final_tensors(parts)
     assert expected.keys() == found.keys()

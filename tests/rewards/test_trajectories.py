@@ -129,8 +129,8 @@ def cut(rollout: Rollout, edges: list[int]) -> list[Rollout]:
     """The same play in consecutive windows."""
     arrays = [
         name
-        for name in vars(rollout)
-        if name not in ("tasks", "instructions", "next_values", "next_images", "temperature")
+        for name, values in vars(rollout).items()
+        if isinstance(values, np.ndarray) and name not in ("next_values", "next_images")
     ]
     stops = [*edges, len(rollout.rewards)]
     starts = [0, *edges]
