@@ -158,7 +158,7 @@ def test_the_additive_form_pays_each_turn_its_share() -> None:
 @given(
     hnp.arrays(np.uint8, (12, 2), elements=st.integers(90, 110)),
     hnp.arrays(np.bool_, (12, 2)),
-    st.sampled_from(["potential", "additive"]),
+    st.sampled_from(["potential", "additive", "progress"]),
     st.floats(0, 3),
     st.floats(0, 0.9),
     st.booleans(),

@@ -9,6 +9,7 @@ import torch
 from vla_rl.config import CurriculumConfig, EnvConfig, PolicyConfig, tiny_model
 from vla_rl.curriculum import TaskSampler
 from vla_rl.envs.known_answers import ChainEnv
+from vla_rl.envs.protocol import EpisodesLostError
 from vla_rl.envs.serial import SerialVectorEnv
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.rollout import Collector, play_each_once
@@ -94,6 +95,20 @@ def test_the_simulators_own_reward_is_of_the_state_after_a_turn(policy: OpenVLAP
     np.testing.assert_allclose(
         walked[:-1][goes_on], state[1:][goes_on] / ChainEnv.LENGTH, atol=0.05
     )
+
+
+def test_a_simulator_lost_while_it_is_asked_ends_nothing(policy: OpenVLAPolicy):
+    class Losing(SerialVectorEnv):
+        def dense_rewards(self, slots):
+            raise EpisodesLostError("lost")
+
+    envs = chain(4, Losing)
+    sampler = TaskSampler(CurriculumConfig(), envs.tasks, np.arange(5, dtype=np.int64), 0)
+    collector = Collector(policy, envs, sampler.draw_one, sampler.observe, 0, ask_simulator=True)
+    collector.start()
+    rollout = collector.collect(6, 1.0, 0).rollout
+    assert np.isnan(rollout.simulator_rewards).all()
+    assert rollout.valid.all(), "the turn before has its outcome"
 
 
 def test_nobody_asks_the_simulator_unless_told_to(policy: OpenVLAPolicy):

@@ -4,7 +4,7 @@ Sparse and dense rewards stay apart: `Rollout.rewards` is the simulator's succes
 `RewardModel` adds a dense reward for each turn. Checkpoints are chosen by the former alone.
 """
 
-from vla_rl.rewards.process import JudgeScorer, SimulatorScorer
+from vla_rl.rewards.scorers import JudgeScorer, SimulatorScorer
 from vla_rl.rewards.shaping import ShapedReward
 from vla_rl.rewards.success import (
     SUCCESS_REWARD,

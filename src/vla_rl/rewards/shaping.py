@@ -167,7 +167,7 @@ def progress_rewards(
 
 
 class RunningScale:
-    """Division by a running standard deviation, so that the judge's calibration does not set the reward's size."""
+    """Division by a running root mean square, so that the judge's calibration does not set the reward's size."""
 
     def __init__(self, decay: float = 0.9) -> None:
         self._decay, self._square, self._weight = decay, 0.0, 0.0
