@@ -19,7 +19,7 @@ from vla_rl.config import (
     UserError,
     tiny_model,
 )
-from vla_rl.config.model import PICTURES
+from vla_rl.config.openvla import PICTURES
 from vla_rl.policies import Processor, build_tiny_tokenizer, pictures
 from vla_rl.policies.jpeg import jpeg_round_trip
 from vla_rl.policies.processing import pixel_values, raw_pixels, with_protocol

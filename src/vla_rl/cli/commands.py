@@ -34,8 +34,8 @@ from vla_rl.config import (
     RewardScoreConfig,
     SFTConfig,
 )
+from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import BestOfConfig, ScalingConfig
-from vla_rl.config.training import QuickstartConfig
 
 C = TypeVar("C")
 

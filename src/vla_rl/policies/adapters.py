@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from vla_rl.config.errors import UserError
-from vla_rl.config.model import LoraConfig
+from vla_rl.config.policy import LoraConfig
 from vla_rl.policies.hf_config import read_json
 from vla_rl.policies.weights import TensorEntry, read_tensors, save_tensors
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_rl.config.errors import UserError
-from vla_rl.config.model import ModelConfig
+from vla_rl.config.openvla import ModelConfig
 from vla_rl.policies.adapters import StoredAdapter
 from vla_rl.policies.openvla import OpenVLA
 from vla_rl.policies.weights import (

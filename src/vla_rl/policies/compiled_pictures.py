@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from vla_rl.config.model import PictureConfig
+from vla_rl.config.openvla import PictureConfig
 from vla_rl.policies import jpeg
 from vla_rl.policies.pictures import Blend, Taps, crop_blend, lanczos3_taps
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from vla_rl.config.model import CriticConfig, ModelConfig
+from vla_rl.config.openvla import ModelConfig
+from vla_rl.config.policy import CriticConfig
 from vla_rl.policies.kernels import Linear
 from vla_rl.policies.openvla import Prompts
 

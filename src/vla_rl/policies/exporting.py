@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from vla_rl.config.errors import UserError
-from vla_rl.config.model import LoraConfig
+from vla_rl.config.policy import LoraConfig
 from vla_rl.policies import checkpoint as files
 from vla_rl.policies import lora
 from vla_rl.policies.adapters import merged_weight, write_adapter

@@ -17,14 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.config.errors import ConfigError, UserError, nearest
-from vla_rl.config.model import (
-    OPENVLA_7B,
-    CriticConfig,
-    LanguageConfig,
-    LoraConfig,
-    ModelConfig,
-    VisionTowerConfig,
-)
+from vla_rl.config.openvla import OPENVLA_7B, LanguageConfig, ModelConfig, VisionTowerConfig
+from vla_rl.config.policy import CriticConfig, LoraConfig
 
 CONFIG_FILE = "config.json"
 STATISTICS_FILE = "dataset_statistics.json"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vla_rl.config.model import LanguageConfig
+from vla_rl.config.openvla import LanguageConfig
 from vla_rl.policies import kernels
 from vla_rl.policies.kernels import Linear
 

@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 
 from vla_rl.config.errors import ConfigError, UserError
-from vla_rl.config.model import CriticConfig, PolicyConfig
+from vla_rl.config.policy import CriticConfig, PolicyConfig
 from vla_rl.policies import checkpoint as files
 from vla_rl.policies import lora
 from vla_rl.policies.adapters import (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_rl.config.errors import UserError
-from vla_rl.config.model import LoraConfig
+from vla_rl.config.policy import LoraConfig
 from vla_rl.policies import kernels
 from vla_rl.policies.openvla import OpenVLA
 

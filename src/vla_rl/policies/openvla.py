@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vla_rl.config.model import ModelConfig
+from vla_rl.config.openvla import ModelConfig
 from vla_rl.policies import kernels
 from vla_rl.policies.kernels import Linear
 from vla_rl.policies.language import Columns, KeyValueCache, LanguageModel

@@ -25,7 +25,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from vla_rl.config.errors import UserError
-from vla_rl.config.model import PictureConfig
+from vla_rl.config.openvla import PictureConfig
 from vla_rl.policies.jpeg import jpeg_round_trip
 
 SMALLEST = 16

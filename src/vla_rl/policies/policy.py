@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from vla_rl.config.errors import UserError
-from vla_rl.config.model import ModelConfig, PolicyConfig
+from vla_rl.config.openvla import ModelConfig
+from vla_rl.config.policy import PolicyConfig
 from vla_rl.functional import (
     action_log_softmax,
     entropy,

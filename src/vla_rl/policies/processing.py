@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from vla_rl.config.errors import UserError
-from vla_rl.config.model import PICTURES, ModelConfig, PictureConfig, PolicyConfig
+from vla_rl.config.openvla import PICTURES, ModelConfig, PictureConfig
+from vla_rl.config.policy import PolicyConfig
 from vla_rl.policies.openvla import Prompts
 from vla_rl.policies.pictures import prepare
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
 from vla_rl.config.errors import UserError
-from vla_rl.config.model import ModelConfig
+from vla_rl.config.openvla import ModelConfig
 
 BLANK = "\u2581"
 SPECIAL = ("<unk>", "<s>", "</s>")  # ids 0, 1, 2 as in Llama's vocabulary

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vla_rl.config.model import ModelConfig, VisionTowerConfig
+from vla_rl.config.openvla import ModelConfig, VisionTowerConfig
 from vla_rl.policies import kernels
 from vla_rl.policies.kernels import Linear
 

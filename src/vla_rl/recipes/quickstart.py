@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from vla_rl.config import DemosConfig, SFTConfig, TrainConfig, UserError
+from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.serialize import differences, to_json
-from vla_rl.config.training import QuickstartConfig
 from vla_rl.recipes.demos import collect_demos
 from vla_rl.recipes.presets import preset
 from vla_rl.recipes.sft import fine_tune
