@@ -32,8 +32,8 @@ from rich.table import Table
 
 from vla_rl.config import OPENVLA_7B, OPENVLA_LIBERO_PICTURES
 from vla_rl.policies import pictures
-from vla_rl.policies.kernels import keep_freed_memory
-from vla_rl.policies.processing import pixel_values
+from vla_rl.policies.openvla.processing import pixel_values
+from vla_rl.runtime.memory import keep_freed_memory
 
 SIZE = OPENVLA_7B.image_size
 CPU = torch.device("cpu")

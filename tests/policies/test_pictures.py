@@ -22,7 +22,7 @@ from vla_rl.config import (
 from vla_rl.config.openvla import PICTURES
 from vla_rl.policies import Processor, build_tiny_tokenizer, pictures
 from vla_rl.policies.jpeg import jpeg_round_trip
-from vla_rl.policies.processing import pixel_values, raw_pixels, with_protocol
+from vla_rl.policies.openvla.processing import pixel_values, raw_pixels, with_protocol
 
 DATA = Path(__file__).parents[1] / "data" / "pictures"
 CPU = torch.device("cpu")

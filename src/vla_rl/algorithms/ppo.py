@@ -34,7 +34,7 @@ from vla_rl.functional import (
     surrogate_statistics,
     turn_mean,
 )
-from vla_rl.policies.protocol import Evaluation, Policy
+from vla_rl.policies.policy import Evaluation, Policy
 from vla_rl.types import Observation
 
 

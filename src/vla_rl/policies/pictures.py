@@ -8,8 +8,8 @@ OpenVLA's evaluation gives with TensorFlow 2.15 (openvla/openvla@c8f03f4, experi
 sums are written out tap by tap, and a product is rounded before it is added. On the CPU a compiled version of the same
 arithmetic is used where numba is installed (LIBERO's simulator brings it).
 
-Normalisation is `vla_rl.policies.processing.pixel_values`. Our LIBERO environment returns frames already upright, so
-`rotate_180` is for frames straight from the simulator.
+Normalisation is `processing.pixel_values`. Our LIBERO environment returns frames already upright, so `rotate_180` is
+for frames straight from the simulator.
 """
 
 from __future__ import annotations

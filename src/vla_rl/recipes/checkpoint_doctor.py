@@ -15,15 +15,15 @@ import torch
 
 from vla_rl.config import LoraConfig, ModelConfig, PPOConfig, UserError
 from vla_rl.policies import select_statistics
-from vla_rl.policies.checkpoint import CRITIC_FILE, check_fit, weights_of
-from vla_rl.policies.hf_config import Checkpoint
-from vla_rl.policies.loading import LARGE_MODEL, Source, find_source
-from vla_rl.policies.openvla import OpenVLA
-from vla_rl.policies.tokenizer import load_tokenizer
-from vla_rl.policies.weights import TensorEntry, read_header
+from vla_rl.policies.openvla.checkpoint import CRITIC_FILE, check_fit, weights_of
+from vla_rl.policies.openvla.config_files import Checkpoint
+from vla_rl.policies.openvla.loading import LARGE_MODEL, Source, find_source
+from vla_rl.policies.openvla.memory import GB, count_weights, inference_budget, training_budget
+from vla_rl.policies.openvla.model import OpenVLA
+from vla_rl.policies.openvla.tokenizer import load_tokenizer
+from vla_rl.policies.safetensors_files import TensorEntry, read_header
 from vla_rl.recipes.doctor import Check
 from vla_rl.recipes.evaluate import locate_policy
-from vla_rl.recipes.memory_budget import GB, count_weights, inference_budget, training_budget
 
 SHOWN_DATASETS = 8
 

@@ -20,8 +20,7 @@ from vla_rl.envs import ProcessVectorEnv, split_initial_states
 from vla_rl.envs.protocol import VectorEnv
 from vla_rl.functional import wilson_interval
 from vla_rl.policies import OpenVLAPolicy
-from vla_rl.policies.kernels import keep_freed_memory
-from vla_rl.policies.protocol import Policy
+from vla_rl.policies.policy import Policy
 from vla_rl.recipes.protocols import (
     evaluation_env,
     evaluation_protocol,
@@ -33,6 +32,7 @@ from vla_rl.rollout import Collector, EpisodeRecord, play_each_once
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import read_json, write_json
 from vla_rl.runtime.hub import hub_id
+from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import progress
 from vla_rl.runtime.provenance import versions
 from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, Run, training_run

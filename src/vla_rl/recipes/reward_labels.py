@@ -26,8 +26,7 @@ from vla_rl.envs import ProcessVectorEnv, split_initial_states
 from vla_rl.envs.protocol import VectorEnv
 from vla_rl.envs.suites import task_names
 from vla_rl.policies import OpenVLAPolicy
-from vla_rl.policies.kernels import keep_freed_memory
-from vla_rl.policies.protocol import Policy
+from vla_rl.policies.policy import Policy
 from vla_rl.recipes.evaluate import locate_policy
 from vla_rl.recipes.protocols import evaluation_env, protocol_policy, require_same_robot
 from vla_rl.report.label_picture import draw_labels
@@ -38,6 +37,7 @@ from vla_rl.rewards.trajectories import Trajectory, TrajectoryWriter, load_traje
 from vla_rl.rollout import play_each_once
 from vla_rl.rollout.recording import RecordingVectorEnv
 from vla_rl.runtime.devices import use_threads
+from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import console, progress
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec

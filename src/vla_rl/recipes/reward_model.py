@@ -22,7 +22,6 @@ from vla_rl.algorithms.reward_model import JudgeBatch, JudgeLearner, shift_seque
 from vla_rl.algorithms.sft import epoch_batches, num_batches
 from vla_rl.config import RewardModelConfig, UserError
 from vla_rl.functional import area_under_roc, calibration_error
-from vla_rl.policies.kernels import keep_freed_memory
 from vla_rl.recipes.sft import require_unused
 from vla_rl.rewards.examples import (
     Examples,
@@ -42,6 +41,7 @@ from vla_rl.rewards.judge import (
 from vla_rl.rewards.trajectories import Trajectory, load_trajectories
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import read_json, whole_folder, write_json
+from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import console, progress
 from vla_rl.runtime.run_folder import Run
 from vla_rl.runtime.seeding import generator, seed_everything

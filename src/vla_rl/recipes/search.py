@@ -23,7 +23,7 @@ from vla_rl.envs.serial import no_dense_reward
 from vla_rl.envs.suites import is_libero
 from vla_rl.functional import paired_difference
 from vla_rl.functional.scaling import fit_log
-from vla_rl.policies.protocol import Policy
+from vla_rl.policies.policy import Policy
 from vla_rl.recipes.evaluate import (
     evaluate_checkpoint,
     evaluate_policy,

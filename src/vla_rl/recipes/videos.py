@@ -17,7 +17,7 @@ import torch
 
 from vla_rl.config import EnvConfig
 from vla_rl.envs.suites import benchmark
-from vla_rl.policies.protocol import Policy
+from vla_rl.policies.policy import Policy
 from vla_rl.report.video import write_video
 from vla_rl.rollout import EpisodeRecord
 from vla_rl.runtime.files import write_json

@@ -24,12 +24,13 @@ from vla_rl.config import ConfigError, ModelConfig, RewardModelConfig, UserError
 from vla_rl.config.serialize import from_json, to_json
 from vla_rl.policies import OpenVLA, Processor, build_tiny_tokenizer
 from vla_rl.policies.action_tokens import ActionTokenizer
-from vla_rl.policies.checkpoint import TOKENIZER_FILE, check_fit
-from vla_rl.policies.language import Columns
-from vla_rl.policies.openvla import Prompts, initialise
-from vla_rl.policies.processing import pixel_values, raw_pixels
-from vla_rl.policies.tokenizer import load_tokenizer
-from vla_rl.policies.weights import MODEL_FILE, read_tensors, save_tensors
+from vla_rl.policies.openvla.checkpoint import TOKENIZER_FILE, check_fit
+from vla_rl.policies.openvla.language import Columns
+from vla_rl.policies.openvla.model import initialise
+from vla_rl.policies.openvla.processing import pixel_values, raw_pixels
+from vla_rl.policies.openvla.tokenizer import load_tokenizer
+from vla_rl.policies.prompts import Prompts
+from vla_rl.policies.safetensors_files import MODEL_FILE, read_tensors, save_tensors
 from vla_rl.rewards.judge import (
     Actions,
     Images,

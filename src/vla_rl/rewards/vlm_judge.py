@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from vla_rl.config import LoraConfig, RewardModelConfig, UserError
-from vla_rl.policies.weights import MODEL_FILE, read_tensors, save_tensors
+from vla_rl.policies.safetensors_files import MODEL_FILE, read_tensors, save_tensors
 from vla_rl.rewards.judge import (
     Actions,
     Images,

@@ -25,7 +25,7 @@ from jaxtyping import Float32
 
 from vla_rl.config.search import BestOfConfig
 from vla_rl.envs.protocol import Snapshot, VectorEnv
-from vla_rl.policies.protocol import Policy
+from vla_rl.policies.policy import Policy
 from vla_rl.rollout.branches import Branch, BranchPlayer, Cost, PlayedTurn, Sampling
 from vla_rl.rollout.choosing import Chooser, Moment, Picture
 from vla_rl.rollout.evaluator import EpisodeRecord, play_each_once

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32, Int64
 
 from vla_rl.envs.protocol import EpisodesLostError, Snapshot, VectorEnv
-from vla_rl.policies.protocol import Policy
+from vla_rl.policies.policy import Policy
 from vla_rl.rollout.choosing import Moment, Picture
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation, StepResult

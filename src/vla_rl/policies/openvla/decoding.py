@@ -26,8 +26,9 @@ from torch import Tensor
 
 from vla_rl.functional import action_log_softmax, gather_log_probs, sample_from_uniforms
 from vla_rl.policies import kernels
-from vla_rl.policies.language import Columns, KeyValueCache
-from vla_rl.policies.openvla import Decoding, OpenVLA, Prompts
+from vla_rl.policies.openvla.language import Columns, KeyValueCache
+from vla_rl.policies.openvla.model import Decoding, OpenVLA
+from vla_rl.policies.prompts import Prompts
 
 LOG = logging.getLogger(__name__)
 

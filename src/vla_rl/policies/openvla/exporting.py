@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from vla_rl.config.errors import UserError
 from vla_rl.config.policy import LoraConfig
-from vla_rl.policies import checkpoint as files
-from vla_rl.policies import lora
-from vla_rl.policies.adapters import merged_weight, write_adapter
-from vla_rl.policies.hf_config import (
+from vla_rl.policies.openvla import checkpoint as files
+from vla_rl.policies.openvla import lora
+from vla_rl.policies.openvla.config_files import (
     STATISTICS_FILE,
     Checkpoint,
     write_checkpoint_config,
     write_json,
 )
-from vla_rl.policies.openvla import OpenVLA
-from vla_rl.policies.processing import Processor
-from vla_rl.policies.weights import SHARD_BYTES, Stored, save_sharded, save_tensors
+from vla_rl.policies.openvla.model import OpenVLA
+from vla_rl.policies.openvla.processing import Processor
+from vla_rl.policies.peft_files import merged_weight, write_adapter
+from vla_rl.policies.safetensors_files import SHARD_BYTES, Stored, save_sharded, save_tensors
 
 
 @runtime_checkable

@@ -22,22 +22,9 @@ from torch import Tensor, nn
 from vla_rl.config.openvla import ModelConfig
 from vla_rl.policies import kernels
 from vla_rl.policies.kernels import Linear
-from vla_rl.policies.language import Columns, KeyValueCache, LanguageModel
-from vla_rl.policies.vision import VisionBackbone
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Tokenised prompts, padded on the right. `lengths` stays on the host: shapes depend on it."""
-
-    ids: Int64[Tensor, "N L"]
-    lengths: Int64[np.ndarray, " N"]
-    row_by_row: bool = False
-    """Address columns row by row even where all lengths are equal, so that only the shape of `ids` matters."""
-
-    @property
-    def equal_length(self) -> bool:
-        return not self.row_by_row and bool((self.lengths == self.lengths[0]).all())
+from vla_rl.policies.openvla.language import Columns, KeyValueCache, LanguageModel
+from vla_rl.policies.openvla.vision import VisionBackbone
+from vla_rl.policies.prompts import Prompts
 
 
 class Projector(nn.Module):

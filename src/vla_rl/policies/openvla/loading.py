@@ -17,25 +17,25 @@ from tokenizers import Tokenizer
 
 from vla_rl.config.errors import ConfigError, UserError
 from vla_rl.config.policy import CriticConfig, PolicyConfig
-from vla_rl.policies import checkpoint as files
-from vla_rl.policies import lora
-from vla_rl.policies.adapters import (
+from vla_rl.policies.openvla import checkpoint as files
+from vla_rl.policies.openvla import lora
+from vla_rl.policies.openvla.config_files import (
+    STATISTICS_FILE,
+    Checkpoint,
+    read_checkpoint_config,
+    read_json,
+)
+from vla_rl.policies.openvla.model import OpenVLA
+from vla_rl.policies.openvla.processing import with_protocol
+from vla_rl.policies.openvla.tokenizer import load_tokenizer
+from vla_rl.policies.peft_files import (
     ADAPTER_FILE,
     StoredAdapter,
     is_adapter_folder,
     read_adapter,
     strip_prefix,
 )
-from vla_rl.policies.hf_config import (
-    STATISTICS_FILE,
-    Checkpoint,
-    read_checkpoint_config,
-    read_json,
-)
-from vla_rl.policies.openvla import OpenVLA
-from vla_rl.policies.processing import with_protocol
-from vla_rl.policies.tokenizer import load_tokenizer
-from vla_rl.policies.weights import TensorEntry, has_weights, read_tensors
+from vla_rl.policies.safetensors_files import TensorEntry, has_weights, read_tensors
 from vla_rl.runtime.hub import checkpoint_folder, hub_id
 
 LARGE_MODEL = 1_000_000_000

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vla_rl.config.errors import UserError
 from vla_rl.config.policy import LoraConfig
 from vla_rl.policies import kernels
-from vla_rl.policies.openvla import OpenVLA
+from vla_rl.policies.openvla.model import OpenVLA
 
 ADAPTER = "default"
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from vla_rl.config.errors import UserError
 from vla_rl.config.openvla import ModelConfig
-from vla_rl.policies.adapters import StoredAdapter
-from vla_rl.policies.openvla import OpenVLA
-from vla_rl.policies.weights import (
+from vla_rl.policies.openvla.model import OpenVLA
+from vla_rl.policies.peft_files import StoredAdapter
+from vla_rl.policies.safetensors_files import (
     SHARD_BYTES,
     Stored,
     TensorEntry,

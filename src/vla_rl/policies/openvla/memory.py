@@ -74,7 +74,7 @@ def count_weights(model: ModelConfig, lora: LoraConfig | None = None) -> tuple[i
     total = sum(parameter.numel() for parameter in network.parameters())
     if lora is None:
         return total, total
-    from vla_rl.policies.lora import adapted_layers
+    from vla_rl.policies.openvla.lora import adapted_layers
 
     sizes = [network.get_submodule(name).weight.shape for name in adapted_layers(network, lora)]
     return total, sum(lora.rank * sum(shape) for shape in sizes)  # type: ignore[arg-type]
