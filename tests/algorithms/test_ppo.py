@@ -18,7 +18,7 @@ from vla_rl.config import (
 )
 from vla_rl.curriculum import TaskSampler
 from vla_rl.envs.known_answers import BanditEnv, ChainEnv
-from vla_rl.envs.serial import SerialVectorEnv
+from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.rollout import Collector, play_each_once
 from vla_rl.types import EpisodeSpec

@@ -14,9 +14,9 @@ import pytest
 from official_libero import integration_state
 
 from vla_rl.config import ConfigError, EnvConfig, UserError
-from vla_rl.envs.libero import LiberoEnv, make_libero_envs
-from vla_rl.envs.libero_tasks import suite_tasks
-from vla_rl.envs.vector import ProcessVectorEnv
+from vla_rl.envs.libero.env import LiberoEnv, make_libero_envs
+from vla_rl.envs.libero.tasks import suite_tasks
+from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.types import EpisodeSpec
 
 pytest.importorskip("libero")

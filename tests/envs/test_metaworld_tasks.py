@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vla_rl.config import ConfigError
-from vla_rl.envs.metaworld_tasks import (
+from vla_rl.envs.metaworld.tasks import (
     INSTRUCTIONS,
     SUITES,
     initial_state_generator,

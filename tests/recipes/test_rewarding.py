@@ -20,7 +20,7 @@ from vla_rl.config import (
     UserError,
     tiny_model,
 )
-from vla_rl.envs.metaworld_tasks import INSTRUCTIONS
+from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.recipes.demos import collect_demos
 from vla_rl.recipes.reward_model import train_reward

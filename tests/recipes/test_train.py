@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, TrainConfig, UserError, tiny_model
-from vla_rl.envs.metaworld_tasks import INSTRUCTIONS
+from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.recipes.evaluate import evaluate_checkpoint, locate_policy
 from vla_rl.recipes.train_ppo import train

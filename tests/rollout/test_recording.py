@@ -10,7 +10,7 @@ import torch
 
 from vla_rl.config import EnvConfig, UserError
 from vla_rl.envs.known_answers import ChainEnv, make_chain_envs
-from vla_rl.envs.serial import SerialVectorEnv
+from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.policies.policy import PolicyOutput
 from vla_rl.recipes.reward_labels import play_and_keep, training_specs
 from vla_rl.rewards.trajectories import Trajectory

@@ -95,7 +95,7 @@ def _quickstart(words: list[str]) -> int:
 
 
 def _demos(words: list[str]) -> int:
-    from vla_rl.recipes.protocols import laptop_env
+    from vla_rl.envs.defaults import laptop_env
 
     suite = value_of("--env.suite", words) or EnvConfig().suite
     config = parse_command(DemosConfig, words, "demos", DemosConfig(env=laptop_env(suite)))

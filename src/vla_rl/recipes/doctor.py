@@ -226,7 +226,7 @@ def check_libero() -> Check:
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     code = (
         "from vla_rl.config.errors import UserError\n"
-        "from vla_rl.envs.libero_package import load_libero\n"
+        "from vla_rl.envs.libero.package import load_libero\n"
         "try: print(len(load_libero().problems), 'kinds of scenes')\n"
         "except UserError as error: raise SystemExit(str(error))"
     )

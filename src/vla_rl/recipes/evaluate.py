@@ -17,16 +17,16 @@ import numpy as np
 from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, TrainConfig, UserError
 from vla_rl.config.serialize import from_json
 from vla_rl.envs import ProcessVectorEnv, split_initial_states
-from vla_rl.envs.protocol import VectorEnv
-from vla_rl.functional import wilson_interval
-from vla_rl.policies import OpenVLAPolicy
-from vla_rl.policies.policy import Policy
-from vla_rl.recipes.protocols import (
+from vla_rl.envs.defaults import (
     evaluation_env,
     evaluation_protocol,
     protocol_policy,
     require_same_robot,
 )
+from vla_rl.envs.env import VectorEnv
+from vla_rl.functional import wilson_interval
+from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.policy import Policy
 from vla_rl.recipes.videos import record_videos
 from vla_rl.rollout import Collector, EpisodeRecord, play_each_once
 from vla_rl.runtime.devices import use_threads

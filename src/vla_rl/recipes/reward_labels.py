@@ -23,12 +23,12 @@ from vla_rl.config import (
     UserError,
 )
 from vla_rl.envs import ProcessVectorEnv, split_initial_states
-from vla_rl.envs.protocol import VectorEnv
-from vla_rl.envs.suites import task_names
+from vla_rl.envs.defaults import evaluation_env, protocol_policy, require_same_robot
+from vla_rl.envs.env import VectorEnv
+from vla_rl.envs.registry import task_names
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.policy import Policy
 from vla_rl.recipes.evaluate import locate_policy
-from vla_rl.recipes.protocols import evaluation_env, protocol_policy, require_same_robot
 from vla_rl.report.label_picture import draw_labels
 from vla_rl.rewards.label_files import save_labels
 from vla_rl.rewards.labels import Labels, label

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float32, Int64
 
 from vla_rl.config import TrainConfig, UserError
-from vla_rl.envs.protocol import VectorEnv
-from vla_rl.envs.serial import no_dense_reward
-from vla_rl.envs.suites import is_libero
+from vla_rl.envs.benchmark import no_dense_reward
+from vla_rl.envs.env import VectorEnv
+from vla_rl.envs.registry import is_libero
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.recipes.reward_evaluation import training_config
 from vla_rl.recipes.reward_labels import play_and_keep, training_specs

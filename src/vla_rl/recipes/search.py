@@ -18,9 +18,9 @@ from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, UserError
 from vla_rl.config.search import BestOfConfig, ChooserName, ScalingConfig
 from vla_rl.config.serialize import to_json
 from vla_rl.envs import ProcessVectorEnv
-from vla_rl.envs.protocol import VectorEnv
-from vla_rl.envs.serial import no_dense_reward
-from vla_rl.envs.suites import is_libero
+from vla_rl.envs.benchmark import no_dense_reward
+from vla_rl.envs.env import VectorEnv
+from vla_rl.envs.registry import is_libero
 from vla_rl.functional import paired_difference
 from vla_rl.functional.scaling import fit_log
 from vla_rl.policies.policy import Policy

@@ -13,8 +13,8 @@ import torch
 from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
 from vla_rl.config import ConfigError, PPOConfig, TrainConfig
 from vla_rl.curriculum import TaskSampler
+from vla_rl.envs.defaults import require_same_robot
 from vla_rl.policies import OpenVLAPolicy
-from vla_rl.recipes.protocols import require_same_robot
 from vla_rl.rewards import RewardModel
 from vla_rl.rollout import Collector
 from vla_rl.runtime.checkpoint import flatten_optimizer, read_checkpoint, restore_optimizer

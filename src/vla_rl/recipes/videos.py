@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from vla_rl.config import EnvConfig
-from vla_rl.envs.suites import benchmark
+from vla_rl.envs.registry import benchmark
 from vla_rl.policies.policy import Policy
 from vla_rl.report.video import write_video
 from vla_rl.rollout import EpisodeRecord

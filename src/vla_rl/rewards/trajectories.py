@@ -23,8 +23,8 @@ from torch import Tensor
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import UserError
-from vla_rl.envs.metaworld_tasks import INSTRUCTIONS
-from vla_rl.envs.suites import benchmark
+from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
+from vla_rl.envs.registry import benchmark
 from vla_rl.runtime.files import read_json, write_json
 from vla_rl.types import Rollout
 

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vla_rl.config.search import BestOfConfig
-from vla_rl.envs.protocol import Snapshot, VectorEnv
+from vla_rl.envs.env import Snapshot, VectorEnv
 from vla_rl.policies.policy import Policy
 from vla_rl.rollout.branches import Branch, BranchPlayer, Cost, PlayedTurn, Sampling
 from vla_rl.rollout.choosing import Chooser, Moment, Picture

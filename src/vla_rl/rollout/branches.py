@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from vla_rl.envs.protocol import EpisodesLostError, Snapshot, VectorEnv
+from vla_rl.envs.env import EpisodesLostError, Snapshot, VectorEnv
 from vla_rl.policies.policy import Policy
 from vla_rl.rollout.choosing import Moment, Picture
 from vla_rl.runtime.seeding import generator

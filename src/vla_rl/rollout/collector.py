@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64
 
-from vla_rl.envs.protocol import DENSE_REWARD_MAX, EpisodesLostError, VectorEnv
+from vla_rl.envs.env import DENSE_REWARD_MAX, EpisodesLostError, VectorEnv
 from vla_rl.policies.policy import Policy
 from vla_rl.rollout.window import FinishedEpisode, Window
 from vla_rl.runtime.seeding import generator

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int64
 from torch import Tensor
 
-from vla_rl.envs.protocol import VectorEnv
+from vla_rl.envs.env import VectorEnv
 from vla_rl.policies.policy import Policy
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from vla_rl.envs.protocol import VectorEnv
+from vla_rl.envs.env import VectorEnv
 from vla_rl.policies.policy import Policy, PolicyOutput
 from vla_rl.types import EpisodeSpec, Observation, Rollout, StepResult
 

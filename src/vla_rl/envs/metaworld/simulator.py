@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from vla_rl.envs.gl import load_metaworld_classes, load_mujoco, shared_context
-from vla_rl.envs.metaworld_tasks import initial_state_generator
-from vla_rl.envs.rendering import (
+from vla_rl.envs.metaworld.success import SUCCESS
+from vla_rl.envs.metaworld.tasks import initial_state_generator
+from vla_rl.envs.rendering.camera import (
     CORNER2_POSITION,
     Camera,
     CameraSettings,
     Drawing,
     camera_index,
 )
-from vla_rl.envs.sharing import SimulatorPool
-from vla_rl.envs.success import SUCCESS
+from vla_rl.envs.rendering.gl import load_metaworld_classes, load_mujoco, shared_context
+from vla_rl.envs.simulator_pool import SimulatorPool
 
 _MOVED_AT_RESET = ("body_pos", "site_pos")
 """Model arrays that Meta-World's resets write to (a test goes through all arrays of all tasks)."""

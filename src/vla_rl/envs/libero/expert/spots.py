@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_rl.envs.libero_scene import Goal, Scene
-from vla_rl.envs.libero_shapes import UP, Vector
+from vla_rl.envs.libero.expert.scene import Goal, Scene
+from vla_rl.envs.libero.expert.shapes import UP, Vector
 
 HOLLOW = ("bowl", "mug", "cup", "ramekin", "basket", "caddy", "pan", "tray")
 """Categories (parts of names) that things are let go into, by a hand that stays above the rim."""

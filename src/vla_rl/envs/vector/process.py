@@ -23,12 +23,12 @@ from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest
-from vla_rl.envs.protocol import EpisodesLostError, Snapshot
-from vla_rl.envs.serial import no_dense_reward
-from vla_rl.envs.slots import SlotArrays, anonymous_file
-from vla_rl.envs.suites import make_envs as make_suite_envs
-from vla_rl.envs.worker import MakeEnvs, WorkerSetup
-from vla_rl.envs.worker_process import WorkerFacts, WorkerLostError, WorkerProcess
+from vla_rl.envs.benchmark import no_dense_reward
+from vla_rl.envs.env import EpisodesLostError, Snapshot
+from vla_rl.envs.registry import make_envs as make_suite_envs
+from vla_rl.envs.vector.shared_memory import SlotArrays, anonymous_file
+from vla_rl.envs.vector.worker import MakeEnvs, WorkerSetup
+from vla_rl.envs.vector.worker_process import WorkerFacts, WorkerLostError, WorkerProcess
 from vla_rl.runtime.provenance import gpu_names
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 

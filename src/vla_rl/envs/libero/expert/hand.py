@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Float64
 
-from vla_rl.envs.libero_scene import Scene
-from vla_rl.envs.libero_shapes import UP, Matrix, Vector, rotation_vector
+from vla_rl.envs.libero.expert.scene import Scene
+from vla_rl.envs.libero.expert.shapes import UP, Matrix, Vector, rotation_vector
 
 Action = Float64[np.ndarray, " 7"]
 """Displacement x, y, z, rotation about x, y, z, gripper: the environment's convention, not yet clipped to [-1, 1]."""

@@ -13,7 +13,7 @@ import tempfile
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
-from vla_rl.envs.protocol import Env
+from vla_rl.envs.env import Env
 
 _ALIGNMENT = 64
 

@@ -20,11 +20,11 @@ from jaxtyping import Float32, Float64, UInt8
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, nearest
-from vla_rl.envs.metaworld_tasks import INSTRUCTIONS, suite_tasks
-from vla_rl.envs.protocol import Snapshot
-from vla_rl.envs.rendering import CameraSettings
-from vla_rl.envs.sharing import SimulatorPool, SimulatorUser
-from vla_rl.envs.simulator import SimulatorState, TaskSimulator, metaworld_simulators
+from vla_rl.envs.env import Snapshot
+from vla_rl.envs.metaworld.simulator import SimulatorState, TaskSimulator, metaworld_simulators
+from vla_rl.envs.metaworld.tasks import INSTRUCTIONS, suite_tasks
+from vla_rl.envs.rendering.camera import CameraSettings
+from vla_rl.envs.simulator_pool import SimulatorPool, SimulatorUser
 from vla_rl.types import EpisodeSpec
 
 _ATTRIBUTE = "attribute:"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vla_rl.envs.libero_grasp import (
+from vla_rl.envs.libero.expert.grasp import (
     FINGERTIP,
     PALM,
     Grasp,
@@ -18,10 +18,10 @@ from vla_rl.envs.libero_grasp import (
     rim_grasps,
     room,
 )
-from vla_rl.envs.libero_hand import CLOSED, OPEN, Action, Hand, Plan
-from vla_rl.envs.libero_scene import Goal, Scene
-from vla_rl.envs.libero_shapes import UP, Vector
-from vla_rl.envs.libero_spots import Spot, above_sill, named, reference, spot
+from vla_rl.envs.libero.expert.hand import CLOSED, OPEN, Action, Hand, Plan
+from vla_rl.envs.libero.expert.scene import Goal, Scene
+from vla_rl.envs.libero.expert.shapes import UP, Vector
+from vla_rl.envs.libero.expert.spots import Spot, above_sill, named, reference, spot
 
 RIMMED = ("bowl", "mug", "cup", "ramekin", "plate")
 """Categories that are held by their wall."""

@@ -20,13 +20,13 @@ from jaxtyping import Float32, Float64, UInt8
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest
-from vla_rl.envs.gl import load_mujoco, shared_context
-from vla_rl.envs.libero_assets import lighten, without_looks
-from vla_rl.envs.libero_control import ControlState, OperationalSpaceControl
-from vla_rl.envs.libero_package import load_libero
-from vla_rl.envs.libero_tasks import LiberoTask, stored_states, suite_tasks
-from vla_rl.envs.rendering import TEXELS_PER_PIXEL, Camera, CameraSettings, Drawing
-from vla_rl.envs.sharing import SimulatorPool
+from vla_rl.envs.libero.assets import lighten, without_looks
+from vla_rl.envs.libero.control import ControlState, OperationalSpaceControl
+from vla_rl.envs.libero.package import load_libero
+from vla_rl.envs.libero.tasks import LiberoTask, stored_states, suite_tasks
+from vla_rl.envs.rendering.camera import TEXELS_PER_PIXEL, Camera, CameraSettings, Drawing
+from vla_rl.envs.rendering.gl import load_mujoco, shared_context
+from vla_rl.envs.simulator_pool import SimulatorPool
 
 SEED = 0
 """Seed of every reset, as in OpenVLA's evaluation: it places the furniture, which initial states do not hold."""

@@ -25,8 +25,8 @@ from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import UserError
-from vla_rl.envs.protocol import DenselyRewarded, Env
-from vla_rl.envs.slots import SlotArrays
+from vla_rl.envs.env import DenselyRewarded, Env
+from vla_rl.envs.vector.shared_memory import SlotArrays
 from vla_rl.types import EpisodeSpec
 
 MakeEnvs = Callable[[EnvConfig, int], Sequence[Env]]

@@ -16,8 +16,8 @@ from jaxtyping import Float64, UInt8
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, nearest
-from vla_rl.envs.gl import load_mujoco, shared_context
-from vla_rl.envs.meshes import decimate_model
+from vla_rl.envs.rendering.gl import load_mujoco, shared_context
+from vla_rl.envs.rendering.meshes import decimate_model
 
 CORNER2_POSITION = (0.75, 0.075, 0.7)
 """Where `corner2` stands in the literature (its place in Meta-World's files is far away); it is also upside down."""

@@ -19,10 +19,10 @@ from jaxtyping import Float32, UInt8
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, nearest
-from vla_rl.envs.libero_simulator import LiberoSimulator, libero_simulators
-from vla_rl.envs.libero_tasks import suite_tasks
-from vla_rl.envs.protocol import Snapshot
-from vla_rl.envs.sharing import SimulatorPool, SimulatorUser
+from vla_rl.envs.env import Snapshot
+from vla_rl.envs.libero.simulator import LiberoSimulator, libero_simulators
+from vla_rl.envs.libero.tasks import suite_tasks
+from vla_rl.envs.simulator_pool import SimulatorPool, SimulatorUser
 from vla_rl.types import EpisodeSpec
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from vla_rl.envs.gl import load_mujoco
+from vla_rl.envs.rendering.gl import load_mujoco
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from vla_rl.envs.libero_shapes import Boxes, Matrix, Vector
+from vla_rl.envs.libero.expert.shapes import Boxes, Matrix, Vector
 
 Goal = tuple[str, ...]
 """A predicate and what it is about, such as ("on", "akita_black_bowl_1", "plate_1")."""

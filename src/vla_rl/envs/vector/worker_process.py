@@ -16,12 +16,14 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from vla_rl.config.errors import UserError
-from vla_rl.envs.worker import WorkerSetup
+from vla_rl.envs.vector.worker import WorkerSetup
 
 _START_TIMEOUT = 300.0  # seconds; a cold disk on a busy machine can take a minute
 _CLOSE_TIMEOUT = 2.0
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from vla_rl.envs.worker import main; main({pipe})"
+_PROGRAM = (
+    "import sys; sys.path[:] = {path!r}; from vla_rl.envs.vector.worker import main; main({pipe})"
+)
 
 
 class WorkerFacts(NamedTuple):

@@ -21,9 +21,9 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from vla_rl.envs.gl import load_mujoco
-from vla_rl.envs.libero_package import cache_folder
-from vla_rl.envs.meshes import simplify_mesh
+from vla_rl.envs.libero.package import cache_folder
+from vla_rl.envs.rendering.gl import load_mujoco
+from vla_rl.envs.rendering.meshes import simplify_mesh
 
 _VERSION = "4"  # part of every file name in the cache: raise it when the result changes
 _SAMPLES = 40_000

@@ -6,11 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from vla_rl.envs.libero_grasp import Grasp, best_grasp, hand_down, hand_facing, rim_grasps, room
-from vla_rl.envs.libero_hand import CLOSED, OPEN, Condition, Hand, Plan
-from vla_rl.envs.libero_placing import HOVER, Placing
-from vla_rl.envs.libero_scene import Scene
-from vla_rl.envs.libero_shapes import DOWN, UP, Matrix, Vector, rotation_about, unit
+from vla_rl.envs.libero.expert.grasp import (
+    Grasp,
+    best_grasp,
+    hand_down,
+    hand_facing,
+    rim_grasps,
+    room,
+)
+from vla_rl.envs.libero.expert.hand import CLOSED, OPEN, Condition, Hand, Plan
+from vla_rl.envs.libero.expert.placing import HOVER, Placing
+from vla_rl.envs.libero.expert.scene import Scene
+from vla_rl.envs.libero.expert.shapes import DOWN, UP, Matrix, Vector, rotation_about, unit
 
 _AHEAD = 0.06  # how far ahead of what it pushes or pulls the hand aims
 _CLOSED_FINGERS = 0.032  # half the thickness of the closed fingers along their closing axis

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, UserError
 from vla_rl.config.env import LIBERO_STATES
-from vla_rl.envs.libero_tasks import protocol_horizon
-from vla_rl.envs.suites import benchmark, is_libero
+from vla_rl.envs.libero.tasks import protocol_horizon
+from vla_rl.envs.registry import benchmark, is_libero
 
 _HELD_OUT = 10  # of LIBERO's stored states, for runs that keep some apart
 _METAWORLD_EPISODES = 30

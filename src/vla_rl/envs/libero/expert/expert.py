@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Float32
 
 from vla_rl.config.errors import UserError
-from vla_rl.envs.libero import LiberoEnv
-from vla_rl.envs.libero_fixtures import Fixtures
-from vla_rl.envs.libero_hand import Condition, Hand, Plan
-from vla_rl.envs.libero_placing import Placing
-from vla_rl.envs.libero_scene import Goal, Scene
-from vla_rl.envs.libero_spots import named
+from vla_rl.envs.libero.env import LiberoEnv
+from vla_rl.envs.libero.expert.fixtures import Fixtures
+from vla_rl.envs.libero.expert.hand import Condition, Hand, Plan
+from vla_rl.envs.libero.expert.placing import Placing
+from vla_rl.envs.libero.expert.scene import Goal, Scene
+from vla_rl.envs.libero.expert.spots import named
 
 NOISE_SCALE = (1.0, 1.0, 1.0, 0.2, 0.2, 0.2, 0.0)
 """Noise of each action component: less in rotations, and none in the gripper, which would drop what it holds."""

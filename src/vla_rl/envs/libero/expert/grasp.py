@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float64
 
-from vla_rl.envs.libero_shapes import (
+from vla_rl.envs.libero.expert.shapes import (
     DOWN,
     Boxes,
     Matrix,

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vla_rl.config.errors import UserError
-from vla_rl.envs.gl import choose_backend, load_mujoco
-from vla_rl.envs.libero_tasks import INSTALL_LIBERO, package_folder
+from vla_rl.envs.libero.tasks import INSTALL_LIBERO, package_folder
+from vla_rl.envs.rendering.gl import choose_backend, load_mujoco
 
 OLDEST_MUJOCO, NEWEST_MUJOCO = (3, 1, 6), (3, 3, 2)
 """In this range pictures and physics equal LIBERO's own (mujoco 2.3.7). 3.3.3 darkens libero-object, where published

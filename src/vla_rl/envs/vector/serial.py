@@ -10,11 +10,11 @@ import psutil
 from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
-from vla_rl.config.errors import UserError
-from vla_rl.envs.protocol import DenselyRewarded, Snapshot
-from vla_rl.envs.slots import SlotArrays
-from vla_rl.envs.suites import make_envs as make_suite_envs
-from vla_rl.envs.worker import MakeEnvs
+from vla_rl.envs.benchmark import no_dense_reward
+from vla_rl.envs.env import DenselyRewarded, Snapshot
+from vla_rl.envs.registry import make_envs as make_suite_envs
+from vla_rl.envs.vector.shared_memory import SlotArrays
+from vla_rl.envs.vector.worker import MakeEnvs
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
 
@@ -119,11 +119,3 @@ class SerialVectorEnv:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def no_dense_reward(suite: str) -> UserError:
-    """The error of whoever asks a simulator without a shaped reward for it."""
-    return UserError(
-        f"the simulator of {suite} has no dense reward of its own: expected a suite of Meta-World. Take a process "
-        "reward model in its place"
-    )
