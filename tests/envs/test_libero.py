@@ -409,7 +409,7 @@ def test_initial_states_end_where_liberos_do(envs: list[LiberoEnv]):
 def test_states_of_another_model_are_refused(
     envs: list[LiberoEnv], monkeypatch: pytest.MonkeyPatch
 ):
-    import vla_rl.envs.libero_simulator as module
+    import vla_rl.envs.libero.simulator as module
 
     monkeypatch.setattr(module, "stored_states", lambda path: np.zeros((50, 12)))
     with pytest.raises(UserError, match="12 numbers, its model"):

@@ -16,7 +16,7 @@ from torch import Tensor
 from vla_rl.config.errors import UserError
 from vla_rl.config.openvla import PICTURES, ModelConfig, PictureConfig
 from vla_rl.config.policy import PolicyConfig
-from vla_rl.policies.pictures import prepare
+from vla_rl.policies.openvla.images.pipeline import prepare
 from vla_rl.policies.prompts import Prompts
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from vla_rl.config.openvla import PictureConfig
-from vla_rl.policies import jpeg
-from vla_rl.policies.pictures import Blend, Taps, crop_blend, lanczos3_taps
+from vla_rl.policies.openvla.images import jpeg
+from vla_rl.policies.openvla.images.resampling import Blend, Taps, crop_blend, lanczos3_taps
 
 single, double = np.float32, np.float64
 LANES = 16
