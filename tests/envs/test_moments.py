@@ -22,9 +22,10 @@ from vla_rl.envs.metaworld.env import MetaWorldEnv, make_metaworld_envs
 from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
 from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
+from vla_rl.evaluation.search.best_of import play_best_of
+from vla_rl.evaluation.search.choosers import make_chooser
+from vla_rl.evaluation.videos import replay
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
-from vla_rl.recipes.videos import replay
-from vla_rl.rollout import make_chooser, play_best_of
 from vla_rl.types import EpisodeSpec
 
 TINY = EnvConfig(image_size=16, num_envs=3, num_workers=2, horizon=6, action_chunk=1)

@@ -22,7 +22,7 @@ from vla_rl.envs.defaults import (
 from vla_rl.envs.libero.benchmark import LIBERO
 from vla_rl.envs.metaworld.benchmark import METAWORLD
 from vla_rl.envs.registry import benchmark, is_libero, task_names
-from vla_rl.recipes.evaluate import initial_states_of
+from vla_rl.evaluation.result import initial_states_of
 from vla_rl.recipes.presets import PRESETS, SUMMARIES, preset
 
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vla_rl.algorithms.credit import Batch
+from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.gradients import ShardedGradients, Tally
 from vla_rl.config import CriticConfig, PPOConfig, UserError
 from vla_rl.functional import (

@@ -23,7 +23,7 @@ from vla_rl.policies.openvla.model import OpenVLA
 from vla_rl.policies.openvla.tokenizer import load_tokenizer
 from vla_rl.policies.safetensors_files import TensorEntry, read_header
 from vla_rl.recipes.doctor import Check
-from vla_rl.recipes.evaluate import locate_policy
+from vla_rl.runtime.locate import locate_policy
 
 SHOWN_DATASETS = 8
 

@@ -38,11 +38,12 @@ from vla_rl.functional import (
 )
 from vla_rl.recipes.reward_model import judge_rows, read_split, read_trajectories, run_of
 from vla_rl.report.judgements import Judgement, draw_judgement, draw_reliability, film_judgement
-from vla_rl.rewards.examples import Examples, Rows, build_examples, require_both_classes
-from vla_rl.rewards.judge import TrainableJudge, judge_folder, load_judge, probability
-from vla_rl.rewards.labels import label
-from vla_rl.rewards.signals import robot_signals
-from vla_rl.rewards.trajectories import load_trajectories
+from vla_rl.rewards.process.examples import Examples, Rows, build_examples, require_both_classes
+from vla_rl.rewards.process.labels import label
+from vla_rl.rewards.process.loading import judge_folder, load_judge
+from vla_rl.rewards.process.model import TrainableJudge, probability
+from vla_rl.rewards.process.robot_signals import robot_signals
+from vla_rl.rewards.trajectory_files import load_trajectories
 from vla_rl.runtime.files import cannot_write, write_json
 from vla_rl.runtime.provenance import versions
 from vla_rl.runtime.run_folder import read_config

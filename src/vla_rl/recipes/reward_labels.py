@@ -26,17 +26,18 @@ from vla_rl.envs import ProcessVectorEnv, split_initial_states
 from vla_rl.envs.defaults import evaluation_env, protocol_policy, require_same_robot
 from vla_rl.envs.env import VectorEnv
 from vla_rl.envs.registry import task_names
+from vla_rl.evaluation.episodes import play_each_once
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.policy import Policy
-from vla_rl.recipes.evaluate import locate_policy
 from vla_rl.report.label_picture import draw_labels
-from vla_rl.rewards.label_files import save_labels
-from vla_rl.rewards.labels import Labels, label
-from vla_rl.rewards.signals import robot_signals
-from vla_rl.rewards.trajectories import Trajectory, TrajectoryWriter, load_trajectories
-from vla_rl.rollout import play_each_once
+from vla_rl.rewards.process.label_files import save_labels
+from vla_rl.rewards.process.labels import Labels, label
+from vla_rl.rewards.process.robot_signals import robot_signals
+from vla_rl.rewards.trajectories import Trajectory
+from vla_rl.rewards.trajectory_files import TrajectoryWriter, load_trajectories
 from vla_rl.rollout.recording import RecordingVectorEnv
 from vla_rl.runtime.devices import use_threads
+from vla_rl.runtime.locate import locate_policy
 from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import console, progress
 from vla_rl.runtime.seeding import generator

@@ -23,7 +23,7 @@ from vla_rl.algorithms.sft import epoch_batches, num_batches
 from vla_rl.config import RewardModelConfig, UserError
 from vla_rl.functional import area_under_roc, calibration_error
 from vla_rl.recipes.sft import require_unused
-from vla_rl.rewards.examples import (
+from vla_rl.rewards.process.examples import (
     Examples,
     Rows,
     Split,
@@ -32,13 +32,10 @@ from vla_rl.rewards.examples import (
     require_both_classes,
     split_episodes,
 )
-from vla_rl.rewards.judge import (
-    TrainableJudge,
-    judge_folder,
-    load_judge,
-    probability,
-)
-from vla_rl.rewards.trajectories import Trajectory, load_trajectories
+from vla_rl.rewards.process.loading import judge_folder, load_judge
+from vla_rl.rewards.process.model import TrainableJudge, probability
+from vla_rl.rewards.trajectories import Trajectory
+from vla_rl.rewards.trajectory_files import load_trajectories
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import read_json, whole_folder, write_json
 from vla_rl.runtime.memory import keep_freed_memory
@@ -193,11 +190,11 @@ def build_judge(config: RewardModelConfig, examples: Examples) -> TrainableJudge
         judge_rows(judge, examples, np.arange(1))
         return judge
     if config.is_tiny:
-        from vla_rl.rewards.tiny_judge import TinyJudge
+        from vla_rl.rewards.process.tiny import TinyJudge
 
         size = examples.images.shape[1]
         return TinyJudge.create(config, examples.instructions, size, shape)
-    from vla_rl.rewards.vlm_judge import VlmJudge
+    from vla_rl.rewards.process.vlm import VlmJudge
 
     return VlmJudge.create(config, shape)
 

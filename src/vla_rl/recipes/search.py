@@ -21,19 +21,19 @@ from vla_rl.envs import ProcessVectorEnv
 from vla_rl.envs.benchmark import no_dense_reward
 from vla_rl.envs.env import VectorEnv
 from vla_rl.envs.registry import is_libero
+from vla_rl.evaluation.episodes import EpisodeRecord
+from vla_rl.evaluation.result import evaluate_policy, evaluation_specs
+from vla_rl.evaluation.search.best_of import play_best_of
+from vla_rl.evaluation.search.branches import Cost
+from vla_rl.evaluation.search.choosers import make_chooser
 from vla_rl.functional import paired_difference
 from vla_rl.functional.scaling import fit_log
 from vla_rl.policies.policy import Policy
-from vla_rl.recipes.evaluate import (
-    evaluate_checkpoint,
-    evaluate_policy,
-    evaluation_specs,
-    policy_and_env,
-)
+from vla_rl.recipes.evaluate import evaluate_checkpoint, policy_and_env
 from vla_rl.report.reading import Rate, read_run
 from vla_rl.report.scaling import ScalingCurve, draw_scaling, draw_training
-from vla_rl.rewards.judge import Judge, load_judge
-from vla_rl.rollout import Cost, EpisodeRecord, make_chooser, play_best_of
+from vla_rl.rewards.process.loading import load_judge
+from vla_rl.rewards.process.model import Judge
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import read_json, write_json, write_text
 from vla_rl.runtime.progress import console

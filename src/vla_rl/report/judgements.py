@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 from vla_rl.config.errors import UserError
 from vla_rl.functional import Reliability
-from vla_rl.report.video import write_video
+from vla_rl.runtime.video import write_video
 
 FILM_COLUMNS = 10
 LEFT, WIDE = 0.06, 0.92  # of a figure's width

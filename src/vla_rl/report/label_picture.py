@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from vla_rl.config import LabelConfig, UserError
-from vla_rl.rewards.labels import Labels, speed_thresholds
-from vla_rl.rewards.signals import RobotSignals
+from vla_rl.rewards.process.labels import Labels, speed_thresholds
+from vla_rl.rewards.process.robot_signals import RobotSignals
 from vla_rl.rewards.trajectories import Trajectory
 
 WIDTH = 15.0  # inches, the margins included

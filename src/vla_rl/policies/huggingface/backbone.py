@@ -131,7 +131,7 @@ def with_adapters(model: Any, config: LoraConfig, seed: int) -> Any:
     return adapted
 
 
-def _base(model: Any) -> Any:
+def base_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

@@ -88,9 +88,3 @@ def _check(images: UInt8[np.ndarray, "N H W 3"], config: PictureConfig, size: in
 def has_numba() -> bool:
     """Whether the compiled stages can be used."""
     return importlib.util.find_spec("numba") is not None
-
-
-# --- resize
-
-
-# --- centre crop

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
 from vla_rl.config import LabelConfig, UserError, nearest
-from vla_rl.rewards.judge import history_rows
-from vla_rl.rewards.labels import Labels, label
-from vla_rl.rewards.signals import robot_signals
+from vla_rl.rewards.process.labels import Labels, label
+from vla_rl.rewards.process.model import history_rows
+from vla_rl.rewards.process.robot_signals import robot_signals
 from vla_rl.rewards.trajectories import Trajectory
 
 Rows = Int64[np.ndarray, " R"]

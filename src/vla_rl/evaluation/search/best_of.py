@@ -25,11 +25,11 @@ from jaxtyping import Float32
 
 from vla_rl.config.search import BestOfConfig
 from vla_rl.envs.env import Snapshot, VectorEnv
+from vla_rl.evaluation.episodes import EpisodeRecord, play_each_once
+from vla_rl.evaluation.search.branches import Branch, BranchPlayer, Cost, PlayedTurn, Sampling
+from vla_rl.evaluation.search.candidates import ActionChoice, propose
+from vla_rl.evaluation.search.choosers import Chooser, Moment, Picture
 from vla_rl.policies.policy import Policy
-from vla_rl.rollout.branches import Branch, BranchPlayer, Cost, PlayedTurn, Sampling
-from vla_rl.rollout.choosing import Chooser, Moment, Picture
-from vla_rl.rollout.evaluator import EpisodeRecord, play_each_once
-from vla_rl.rollout.proposing import ActionChoice, propose
 from vla_rl.types import EpisodeSpec, Observation
 
 OnEpisode = Callable[[EpisodeRecord], None]

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from vla_rl.config import UserError
-from vla_rl.rewards.judge import Judge
+from vla_rl.rewards.process.model import Judge
 from vla_rl.runtime.seeding import generator
 
 Picture = UInt8[np.ndarray, "H W 3"]

@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 from vla_rl.config.errors import UserError
 from vla_rl.config.reward import LabelConfig
 from vla_rl.config.serialize import from_json, to_json
-from vla_rl.rewards.labels import Labels
-from vla_rl.rewards.signals import robot_signals
+from vla_rl.rewards.process.labels import Labels
+from vla_rl.rewards.process.robot_signals import robot_signals
 from vla_rl.rewards.trajectories import Trajectory
 from vla_rl.runtime.files import read_json, whole_folder, write_json
 

@@ -17,10 +17,10 @@ import torch
 
 from vla_rl.config import EnvConfig
 from vla_rl.envs.registry import benchmark
+from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.policies.policy import Policy
-from vla_rl.report.video import write_video
-from vla_rl.rollout import EpisodeRecord
 from vla_rl.runtime.files import write_json
+from vla_rl.runtime.video import write_video
 from vla_rl.types import EpisodeSpec
 
 VIDEO_SIZE = 256

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Int64
 from torch import Tensor
 
+from vla_rl.evaluation.episodes import EpisodeRecord
+from vla_rl.evaluation.search.branches import Cost, Sampling
+from vla_rl.evaluation.search.choosers import Chooser, Moment, Picture
 from vla_rl.policies.policy import Policy
-from vla_rl.rollout.branches import Cost, Sampling
-from vla_rl.rollout.choosing import Chooser, Moment, Picture
-from vla_rl.rollout.evaluator import EpisodeRecord
 from vla_rl.types import EpisodeSpec, Observation
 
 

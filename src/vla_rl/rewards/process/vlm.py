@@ -17,9 +17,9 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from vla_rl.config import LoraConfig, RewardModelConfig, UserError
-from vla_rl.policies.huggingface.backbone import _base, load_backbone, with_adapters
+from vla_rl.policies.huggingface.backbone import base_model, load_backbone, with_adapters
 from vla_rl.policies.safetensors_files import MODEL_FILE, read_tensors, save_tensors
-from vla_rl.rewards.judge import (
+from vla_rl.rewards.process.model import (
     Actions,
     Images,
     JudgeDescription,
@@ -50,7 +50,9 @@ class VlmJudge:
         processor.tokenizer.padding_side = "left"
         answers = description.negative_answer, description.positive_answer
         self.answer_ids = [self._answer_id(answer) for answer in answers]
-        self._only_last = "logits_to_keep" in inspect.signature(_base(model).forward).parameters
+        self._only_last = (
+            "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
+        )
 
     @classmethod
     def create(cls, config: RewardModelConfig, action_shape: tuple[int, int] = (0, 0)) -> VlmJudge:
@@ -208,7 +210,3 @@ def _require_shapes(found: dict[str, Tensor], wanted: dict[str, Tensor], file: P
                 f"{file}: {name} has shape {tuple(found[name].shape)}, the backbone needs {tuple(tensor.shape)}: it "
                 "belongs to another model"
             )
-
-
-# --------------------------------------------------------------------------------------------------
-# The backbone

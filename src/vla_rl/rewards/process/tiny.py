@@ -31,7 +31,7 @@ from vla_rl.policies.openvla.processing import pixel_values, raw_pixels
 from vla_rl.policies.openvla.tokenizer import load_tokenizer
 from vla_rl.policies.prompts import Prompts
 from vla_rl.policies.safetensors_files import MODEL_FILE, read_tensors, save_tensors
-from vla_rl.rewards.judge import (
+from vla_rl.rewards.process.model import (
     Actions,
     Images,
     JudgeDescription,

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float32, Int64
 
 from vla_rl.envs.env import EpisodesLostError, Snapshot, VectorEnv
+from vla_rl.evaluation.search.choosers import Moment, Picture
 from vla_rl.policies.policy import Policy
-from vla_rl.rollout.choosing import Moment, Picture
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from vla_rl.config.reward import LabelConfig
-from vla_rl.rewards.signals import RobotSignals
+from vla_rl.rewards.process.robot_signals import RobotSignals
 from vla_rl.rewards.trajectories import Trajectory
 
 SPEED_QUANTILE = 0.9
