@@ -9,7 +9,7 @@ import pytest
 from vla_rl.config import UserError
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.recipes.quickstart import quickstart
-from vla_rl.report.html import write_report
+from vla_rl.report.page.write import write_report
 from vla_rl.runtime.locate import locate_policy
 
 

@@ -21,19 +21,14 @@ from vla_rl.config import (
     UserError,
 )
 from vla_rl.functional import area_under_roc
-from vla_rl.recipes.reward_evaluation import (
+from vla_rl.recipes.evaluate_reward import (
     bootstrap_interval,
     evaluate_reward,
     measure,
     mismatched,
     score_reward,
 )
-from vla_rl.recipes.reward_model import (
-    epoch_of,
-    judge_rows,
-    read_trajectories,
-    train_reward,
-)
+from vla_rl.recipes.train_reward import epoch_of, judge_rows, read_trajectories, train_reward
 from vla_rl.rewards.process.examples import build_examples
 from vla_rl.rewards.process.loading import load_judge
 from vla_rl.rewards.process.tiny import TinyJudge

@@ -23,8 +23,8 @@ from vla_rl.config import (
 from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.recipes.demos import collect_demos
-from vla_rl.recipes.reward_model import train_reward
 from vla_rl.recipes.train_ppo import train
+from vla_rl.recipes.train_reward import train_reward
 from vla_rl.rewards import ShapedReward, SuccessReward
 from vla_rl.rewards.registry import build_reward
 

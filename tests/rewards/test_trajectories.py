@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vla_rl.config import EnvConfig, RewardLabelConfig, UserError
 from vla_rl.data.demonstrations import ACTION, IMAGE, STATE, demonstration_features
 from vla_rl.data.lerobot import LeRobotReader, LeRobotWriter, camera, vector
-from vla_rl.recipes.reward_labels import label_dataset
+from vla_rl.recipes.label_trajectories import label_dataset
 from vla_rl.rewards.process.label_files import load_labels
 from vla_rl.rewards.trajectories import EpisodeCutter, Trajectory, trajectories_of
 from vla_rl.rewards.trajectory_files import load_trajectories, save_trajectories

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from vla_rl.config.errors import UserError
 from vla_rl.config.policy import LoraConfig
-from vla_rl.policies.openvla.config_files import read_json
 from vla_rl.policies.safetensors_files import TensorEntry, read_tensors, save_tensors
+from vla_rl.runtime.files import read_json
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"

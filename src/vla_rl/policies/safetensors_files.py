@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_rl.config.errors import UserError
-from vla_rl.policies.openvla.config_files import read_json
+from vla_rl.runtime.files import read_json
 
 MODEL_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -9,9 +9,9 @@ from pathlib import Path
 from vla_rl.config import TrainConfig
 from vla_rl.envs.env import VectorEnv
 from vla_rl.policies import OpenVLAPolicy
-from vla_rl.recipes.reward_evaluation import training_config
-from vla_rl.recipes.reward_labels import play_and_keep, training_specs
-from vla_rl.recipes.reward_model import train_reward
+from vla_rl.recipes.evaluate_reward import training_config
+from vla_rl.recipes.label_trajectories import play_and_keep, training_specs
+from vla_rl.recipes.train_reward import train_reward
 from vla_rl.rewards import JudgeScorer, RewardModel, ShapedReward
 from vla_rl.rewards.process.loading import load_judge
 from vla_rl.rewards.process.model import JUDGE_FILE

@@ -11,7 +11,7 @@ import numpy as np
 
 from vla_rl.config.errors import UserError
 from vla_rl.functional.scaling import LogFit
-from vla_rl.report.reading import Rate, Run
+from vla_rl.report.run_data import Rate, Run
 
 COLORS = {"judge": "C0", "simulator": "C2", "success": "C1", "random": "C7"}
 

@@ -29,7 +29,7 @@ from vla_rl.envs.registry import task_names
 from vla_rl.evaluation.episodes import play_each_once
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.policy import Policy
-from vla_rl.report.label_picture import draw_labels
+from vla_rl.report.figures.labels import draw_labels
 from vla_rl.rewards.process.label_files import save_labels
 from vla_rl.rewards.process.labels import Labels, label
 from vla_rl.rewards.process.robot_signals import robot_signals

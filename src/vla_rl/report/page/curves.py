@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vla_rl.report.charts import (
+from vla_rl.report.page.charts import (
     Axis,
     Guide,
     Line,
@@ -20,8 +20,7 @@ from vla_rl.report.charts import (
     percent,
     stacked_chart,
 )
-from vla_rl.report.reading import Run
-from vla_rl.report.summary import (
+from vla_rl.report.page.summary import (
     TIME_PARTS,
     counted,
     duration,
@@ -29,6 +28,7 @@ from vla_rl.report.summary import (
     smoothed,
     training_seconds,
 )
+from vla_rl.report.run_data import Run
 
 _MOST_STACKED = 10  # tasks that can still be told apart by colour
 

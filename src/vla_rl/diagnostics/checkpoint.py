@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from vla_rl.config import LoraConfig, ModelConfig, PPOConfig, UserError
+from vla_rl.diagnostics.machine import Check
 from vla_rl.policies import select_statistics
 from vla_rl.policies.openvla.checkpoint import CRITIC_FILE, check_fit, weights_of
 from vla_rl.policies.openvla.config_files import Checkpoint
@@ -22,7 +23,6 @@ from vla_rl.policies.openvla.memory import GB, count_weights, inference_budget, 
 from vla_rl.policies.openvla.model import OpenVLA
 from vla_rl.policies.openvla.tokenizer import load_tokenizer
 from vla_rl.policies.safetensors_files import TensorEntry, read_header
-from vla_rl.recipes.doctor import Check
 from vla_rl.runtime.locate import locate_policy
 
 SHOWN_DATASETS = 8

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from vla_rl.report.reading import Rate
+from vla_rl.report.run_data import Rate
 
 Values = Float64[np.ndarray, " R"]
 

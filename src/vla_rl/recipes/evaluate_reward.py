@@ -36,8 +36,13 @@ from vla_rl.functional import (
     rank_correlation,
     reliability,
 )
-from vla_rl.recipes.reward_model import judge_rows, read_split, read_trajectories, run_of
-from vla_rl.report.judgements import Judgement, draw_judgement, draw_reliability, film_judgement
+from vla_rl.recipes.train_reward import judge_rows, read_split, read_trajectories, run_of
+from vla_rl.report.figures.reward_model import (
+    Judgement,
+    draw_judgement,
+    draw_reliability,
+    film_judgement,
+)
 from vla_rl.rewards.process.examples import Examples, Rows, build_examples, require_both_classes
 from vla_rl.rewards.process.labels import label
 from vla_rl.rewards.process.loading import judge_folder, load_judge

@@ -30,8 +30,8 @@ from vla_rl.functional import paired_difference
 from vla_rl.functional.scaling import fit_log
 from vla_rl.policies.policy import Policy
 from vla_rl.recipes.evaluate import evaluate_checkpoint, policy_and_env
-from vla_rl.report.reading import Rate, read_run
-from vla_rl.report.scaling import ScalingCurve, draw_scaling, draw_training
+from vla_rl.report.figures.scaling import ScalingCurve, draw_scaling
+from vla_rl.report.run_data import Rate
 from vla_rl.rewards.process.loading import load_judge
 from vla_rl.rewards.process.model import Judge
 from vla_rl.runtime.devices import use_threads
@@ -320,19 +320,3 @@ def write_table(
     lines.append("\n![success against the number of candidates](scaling.png)")
     write_text(path, "\n".join(lines) + "\n")
     return path
-
-
-def training_curve(run: Path, out: Path | None = None) -> Path:
-    """Draw a run's evaluated success against the steps of training, in the same style; returns the PNG's path.
-
-    out: the PNG; by default curve.png in the run folder.
-
-    UserError if the run was evaluated fewer than two times.
-    """
-    out = out or run / "curve.png"
-    if not draw_training(read_run(run), out):
-        raise UserError(
-            f"{run} holds fewer than two evaluations: expected eval/iteration-*.json. Train with run.eval_every, "
-            "the number of iterations between them"
-        )
-    return out

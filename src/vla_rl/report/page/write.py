@@ -10,8 +10,9 @@ from pathlib import Path
 from string import Template
 
 from vla_rl import __version__
-from vla_rl.report import curves, films, sections
-from vla_rl.report.reading import Run, read_run
+from vla_rl.report.page import curves, sections
+from vla_rl.report.page import videos as films
+from vla_rl.report.run_data import Run, read_run
 from vla_rl.runtime.files import write_text
 from vla_rl.runtime.run_folder import display_name, training_run
 
@@ -83,4 +84,4 @@ def _extra(key: str) -> str:
 
 
 def _asset(name: str) -> str:
-    return (resources.files("vla_rl.report") / name).read_text(encoding="utf-8")
+    return (resources.files("vla_rl.report.page") / name).read_text(encoding="utf-8")

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from vla_rl.functional.intervals import PairedDifference, paired_difference
-from vla_rl.report.charts import Values, moving_average, percent, points
-from vla_rl.report.reading import MODES, Evaluation, Mode, Rate, Run
+from vla_rl.report.page.charts import Values, moving_average, percent, points
+from vla_rl.report.run_data import MODES, Evaluation, Mode, Rate, Run
 
 FEW_EPISODES = 20  # per task: the 95 % interval is then wider than 40 points at 50 %
 TIME_PARTS = ("simulate", "infer", "learn", "other")

@@ -8,7 +8,7 @@ from html import escape
 from itertools import zip_longest
 
 from vla_rl.config.errors import UserError
-from vla_rl.report.reading import STAGES, Run, Stage, Video
+from vla_rl.report.run_data import STAGES, Run, Stage, Video
 from vla_rl.runtime.video import filmstrip, jpeg, read_video
 
 EMBEDDED_LIMIT = 11_000_000  # characters of base64 for all videos: the page stays well below 15 MB

@@ -10,9 +10,8 @@ from typing import Any
 
 from vla_rl.config import TrainConfig
 from vla_rl.config.serialize import to_json
-from vla_rl.report.charts import interval_bar, number, percent, points
-from vla_rl.report.reading import MODES, STAGES, Evaluation, Mode, Rate, Run
-from vla_rl.report.summary import (
+from vla_rl.report.page.charts import interval_bar, number, percent, points
+from vla_rl.report.page.summary import (
     Comparison,
     comparison,
     duration,
@@ -22,6 +21,7 @@ from vla_rl.report.summary import (
     training_seconds,
     warnings,
 )
+from vla_rl.report.run_data import MODES, STAGES, Evaluation, Mode, Rate, Run
 from vla_rl.runtime.run_folder import display_name
 
 
