@@ -185,7 +185,7 @@ def test_resume_of_a_missing_or_damaged_run_is_one_line(
     assert "no run folder at" in answer
     assert "Did you mean 'first'?" in answer
     (finished / "config.json").write_text('{"ppo":')
-    assert "config.json is damaged" in error(capsys, f"train --resume {finished}")
+    assert "config.json: expected valid JSON" in error(capsys, f"train --resume {finished}")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -127,7 +127,9 @@ def test_without_manifest_folder_or_earlier_checkpoint_it_says_so(tmp_path: Path
         read_checkpoint(tmp_path / "iteration-000010")
     folder = write(tmp_path / "iteration-000010")
     (folder / "manifest.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"manifest.json is damaged.*no whole one before it"):
+    with pytest.raises(
+        CheckpointError, match=r"manifest.json: expected valid JSON.*no whole one before it"
+    ):
         verify_checkpoint(folder)
     (folder / "manifest.json").write_text('{"format": "other"}')
     with pytest.raises(CheckpointError, match="says format 'other'"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.config.errors import UserError
+from vla_rl.runtime import external
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,16 +36,12 @@ def write_json(path: Path, data: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises UserError where it is missing or damaged."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged, it is no valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is damaged: expected a JSON object, got {type(data).__name__}")
-    return data
+    """The JSON object in a file of our own. Raises UserError where it is missing or damaged.
+
+    What others made is read with a schema: `vla_rl.runtime.external.read_json`.
+    """
+    # what was measured may be infinite
+    return external.read_json(path, finite=False, remedy="")
 
 
 @contextmanager
