@@ -112,7 +112,7 @@ def test_videos_and_frame_rate(tmp_path):
     assert reader.fps == 16  # 80 simulator steps a second, 5 an action
     assert reader.features[IMAGE].dtype == "video"
     still = collect(tmp_path / "still", 1, image_size=64)
-    difference = reader.images(IMAGE, 0).astype(float) - still.images(IMAGE, 0)
+    difference = reader.pictures(IMAGE, 0).astype(float) - still.pictures(IMAGE, 0)
     assert np.abs(difference).mean() < 8
 
 
