@@ -202,7 +202,11 @@ class RewardModelConfig:
         require(
             bool(self.datasets), "reward.datasets is empty: give at least one folder of episodes"
         )
-        require("{instruction}" in self.prompt, "reward.prompt must contain {instruction}")
+        require(
+            "{instruction}" in self.prompt
+            and not set("{}") & set(self.prompt.replace("{instruction}", "")),
+            f"reward.prompt must contain {{instruction}} and no other braces, got {self.prompt!r}",
+        )
         require(
             bool(self.positive_answer.strip()) and bool(self.negative_answer.strip())
             and self.positive_answer.strip() != self.negative_answer.strip(),
