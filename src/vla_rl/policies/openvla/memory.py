@@ -59,7 +59,7 @@ class MemoryBudget:
         held = self.weights + self.trained + self.caches
         return (held + samples * self.per_sample) * FRAGMENTATION + self.once
 
-    def most_samples(self, free: float) -> int:
+    def most_samples(self, free: int | float) -> int:
         """The most samples at a time that fit into `free` bytes; 0 if not even one does."""
         held = self.weights + self.trained + self.caches
         left = (free - self.once) / FRAGMENTATION - held
