@@ -34,7 +34,7 @@ from vla_rl.functional import (
     surrogate_statistics,
     turn_mean,
 )
-from vla_rl.policies.policy import Evaluation, Policy
+from vla_rl.policies.policy import Evaluation, ValuePolicy
 from vla_rl.types import Observation
 
 
@@ -47,7 +47,7 @@ class PPO:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: ValuePolicy,
         config: PPOConfig,
         optimizer: OptimizerConfig,
         critic: CriticConfig,
@@ -243,6 +243,7 @@ class PPO:
             loss = loss - config.self_imitation_coef * likelihood
         if self.critic.kind == "shared":
             targets, old_values = self._to(batch.value_targets[rows]), self._to(batch.values[rows])
+            assert now.values is not None  # a ValuePolicy gives them
             value_loss = self._value_loss(now.values, targets, old_values)
             stats["losses/value"] = value_loss.item()
             loss = loss + config.value_coef * value_loss
