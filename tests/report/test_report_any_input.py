@@ -43,6 +43,7 @@ METRICS = [
 ]  # fmt: skip
 ROW = near(iteration=COUNT, **{key: st.floats() for key in METRICS})
 CONFIG = near(
+    schedule=near(iterations=COUNT, minutes=SHARE, episodes=COUNT),
     ppo=near(iterations=COUNT, minutes=SHARE, critic_warmup=COUNT, logprob_tolerance=SHARE),
     run=near(seed=COUNT),
 )
