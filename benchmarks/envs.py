@@ -26,10 +26,10 @@ import numpy as np
 
 from side_by_side import alternate, memory_bytes, play
 from vla_rl.config import EnvConfig
-from vla_rl.envs.gl import load_mujoco
-from vla_rl.envs.metaworld import MetaWorldEnv, expert_action
-from vla_rl.envs.metaworld_tasks import SUITES
-from vla_rl.envs.vector import ProcessVectorEnv
+from vla_rl.envs.metaworld.env import MetaWorldEnv, expert_action
+from vla_rl.envs.metaworld.tasks import SUITES
+from vla_rl.envs.rendering.gl import load_mujoco
+from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.types import EpisodeSpec
 
 CONFIG = EnvConfig(suite="mt5", num_envs=16, image_size=64)

@@ -45,10 +45,11 @@ from vla_rl.config import (
     tiny_model,
 )
 from vla_rl.functional import clipped_surrogate, squared_value_loss
-from vla_rl.policies import OpenVLA, OpenVLAPolicy, build_tiny_tokenizer, identity_statistics, lora
-from vla_rl.policies.decoding import TokenDecoder
-from vla_rl.policies.hf_config import Checkpoint
-from vla_rl.policies.processing import pixel_values, raw_pixels
+from vla_rl.policies import OpenVLA, OpenVLAPolicy, build_tiny_tokenizer, identity_statistics
+from vla_rl.policies.openvla import lora
+from vla_rl.policies.openvla.config_files import Checkpoint
+from vla_rl.policies.openvla.decoding import TokenDecoder
+from vla_rl.policies.openvla.processing import pixel_values, raw_pixels
 from vla_rl.types import Observation
 
 WORDS = "pick up the black bowl between the plate and the ramekin and place it on the plate"

@@ -23,11 +23,11 @@ import numpy as np
 
 from side_by_side import alternate, memory_bytes, play
 from vla_rl.config import EnvConfig
-from vla_rl.envs.gl import load_mujoco
-from vla_rl.envs.libero import LiberoEnv, make_libero_envs
-from vla_rl.envs.libero_package import load_libero
-from vla_rl.envs.libero_tasks import stored_states, suite_tasks
-from vla_rl.envs.vector import ProcessVectorEnv
+from vla_rl.envs.libero.env import LiberoEnv, make_libero_envs
+from vla_rl.envs.libero.package import load_libero
+from vla_rl.envs.libero.tasks import stored_states, suite_tasks
+from vla_rl.envs.rendering.gl import load_mujoco
+from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.types import EpisodeSpec
 
 PROCESSES = 2

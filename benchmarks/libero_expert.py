@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from vla_rl.config import EnvConfig
-from vla_rl.envs.libero import LiberoEnv
-from vla_rl.envs.libero_expert import LiberoExpert
-from vla_rl.envs.libero_tasks import STORED_STATES, protocol_horizon, suite_tasks
-from vla_rl.envs.protocol import Snapshot
+from vla_rl.envs.env import Snapshot
+from vla_rl.envs.libero.env import LiberoEnv
+from vla_rl.envs.libero.expert.expert import LiberoExpert
+from vla_rl.envs.libero.tasks import STORED_STATES, protocol_horizon, suite_tasks
 from vla_rl.types import EpisodeSpec
 
 IDLE = 0.05

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 
 from vla_rl.config import LanguageConfig, ModelConfig
-from vla_rl.config.model import VisionTowerConfig
+from vla_rl.config.openvla import VisionTowerConfig
 
 
 def tower_products(tower: VisionTowerConfig, image_size: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from vla_rl.policies import OpenVLAPolicy
-from vla_rl.policies.processing import pixel_values, raw_pixels
+from vla_rl.policies.openvla.processing import pixel_values, raw_pixels
 from vla_rl.types import Observation
 
 

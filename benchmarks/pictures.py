@@ -31,9 +31,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_rl.config import OPENVLA_7B, OPENVLA_LIBERO_PICTURES
-from vla_rl.policies import pictures
-from vla_rl.policies.kernels import keep_freed_memory
-from vla_rl.policies.processing import pixel_values
+from vla_rl.policies.openvla.images import pipeline as pictures
+from vla_rl.policies.openvla.processing import pixel_values
+from vla_rl.runtime.memory import keep_freed_memory
 
 SIZE = OPENVLA_7B.image_size
 CPU = torch.device("cpu")

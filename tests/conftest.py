@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from vla_rl.recipes import doctor
+from vla_rl.diagnostics import machine as doctor
 
 # None of the imports above loads numpy or torch, so this is early enough. On a busy machine with few
 # cores, a second thread in every process makes the tests several times slower.

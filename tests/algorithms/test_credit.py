@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_rl.algorithms.credit import assign_credit
+from vla_rl.algorithms.advantages import assign_credit
 from vla_rl.config import PPOConfig
 from vla_rl.types import Rollout
 

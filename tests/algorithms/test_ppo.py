@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_rl.algorithms.credit import assign_credit
+from vla_rl.algorithms.advantages import assign_credit
 from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
 from vla_rl.config import (
     CriticConfig,
@@ -18,9 +18,10 @@ from vla_rl.config import (
 )
 from vla_rl.curriculum import TaskSampler
 from vla_rl.envs.known_answers import BanditEnv, ChainEnv
-from vla_rl.envs.serial import SerialVectorEnv
+from vla_rl.envs.vector.serial import SerialVectorEnv
+from vla_rl.evaluation.episodes import play_each_once
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
-from vla_rl.rollout import Collector, play_each_once
+from vla_rl.rollout import Collector
 from vla_rl.types import EpisodeSpec
 
 SHARED = CriticConfig(kind="shared", time_fraction=False)

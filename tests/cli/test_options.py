@@ -213,7 +213,7 @@ def test_help_names_every_option_with_an_example(
 )
 def test_adapters_of_a_judge(monkeypatch: pytest.MonkeyPatch, words: str, rank: int | None) -> None:
     given = []
-    monkeypatch.setattr("vla_rl.recipes.reward_model.train_reward", given.append)
+    monkeypatch.setattr("vla_rl.recipes.train_reward.train_reward", given.append)
     assert main(["reward", "train", *words.split()]) == 0
     assert (given[0].lora.rank if given[0].lora else None) == rank
 

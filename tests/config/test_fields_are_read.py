@@ -10,7 +10,7 @@ import pytest
 
 import vla_rl
 import vla_rl.config
-from vla_rl.config.training import QuickstartConfig
+from vla_rl.config.quickstart import QuickstartConfig
 
 SOURCE = Path(vla_rl.__file__).parent
 CLASSES = sorted(

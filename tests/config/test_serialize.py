@@ -21,8 +21,8 @@ from vla_rl.config import (
     TrainConfig,
     tiny_model,
 )
+from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.serialize import differences, from_json, to_json
-from vla_rl.config.training import QuickstartConfig
 
 CONFIGS: list[Any] = [
     OPENVLA_7B,

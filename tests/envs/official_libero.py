@@ -102,7 +102,7 @@ class _Recorder:
 
 
 def play(path: Path) -> None:
-    from vla_rl.envs.libero_package import load_libero
+    from vla_rl.envs.libero.package import load_libero
 
     load_libero()  # imports it without its log file in a shared place
     from libero.libero.envs import OffScreenRenderEnv

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vla_rl.envs.gl import load_metaworld_classes
-from vla_rl.envs.metaworld_tasks import initial_state_generator
+from vla_rl.envs.metaworld.tasks import initial_state_generator
+from vla_rl.envs.rendering.gl import load_metaworld_classes
 
 
 def official_env(task: str, initial_state: int) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from vla_rl.config import ConfigError, EnvConfig
 from vla_rl.envs.known_answers import BanditEnv, ChainEnv, make_bandit_envs
-from vla_rl.envs.serial import SerialVectorEnv
+from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.types import EpisodeSpec
 
 CONFIG = EnvConfig(image_size=16, action_repeat=1, horizon=3, num_envs=2)

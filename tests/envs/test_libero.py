@@ -14,9 +14,9 @@ import pytest
 from official_libero import integration_state
 
 from vla_rl.config import ConfigError, EnvConfig, UserError
-from vla_rl.envs.libero import LiberoEnv, make_libero_envs
-from vla_rl.envs.libero_tasks import suite_tasks
-from vla_rl.envs.vector import ProcessVectorEnv
+from vla_rl.envs.libero.env import LiberoEnv, make_libero_envs
+from vla_rl.envs.libero.tasks import suite_tasks
+from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.types import EpisodeSpec
 
 pytest.importorskip("libero")
@@ -409,7 +409,7 @@ def test_initial_states_end_where_liberos_do(envs: list[LiberoEnv]):
 def test_states_of_another_model_are_refused(
     envs: list[LiberoEnv], monkeypatch: pytest.MonkeyPatch
 ):
-    import vla_rl.envs.libero_simulator as module
+    import vla_rl.envs.libero.simulator as module
 
     monkeypatch.setattr(module, "stored_states", lambda path: np.zeros((50, 12)))
     with pytest.raises(UserError, match="12 numbers, its model"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vla_rl.config import EnvConfig
-from vla_rl.envs.libero import LiberoEnv
+from vla_rl.envs.libero.env import LiberoEnv
 from vla_rl.types import EpisodeSpec
 
 pytest.importorskip("libero")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla_rl.envs import libero_assets
-from vla_rl.envs.libero_assets import lighten
+from vla_rl.envs.libero import assets as libero_assets
+from vla_rl.envs.libero.assets import lighten
 
 pytest.importorskip("mujoco")
 pytest.importorskip("fast_simplification")
@@ -264,7 +264,7 @@ def test_a_scene_gets_light():
     """All meshes that are drawn, with memory and files to match; LIBERO-object, where the groceries are."""
     pytest.importorskip("libero")
     from vla_rl.config import EnvConfig
-    from vla_rl.envs.libero import LiberoEnv
+    from vla_rl.envs.libero.env import LiberoEnv
     from vla_rl.types import EpisodeSpec
 
     config = EnvConfig(

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 
 from vla_rl.config import EnvConfig, UserError
-from vla_rl.envs.libero import LiberoEnv
-from vla_rl.envs.libero_expert import LiberoExpert
-from vla_rl.envs.libero_scene import Scene
-from vla_rl.envs.libero_shapes import (
-    DOWN,
-)
-from vla_rl.envs.libero_spots import spot
-from vla_rl.envs.libero_tasks import protocol_horizon
+from vla_rl.envs.libero.env import LiberoEnv
+from vla_rl.envs.libero.expert.expert import LiberoExpert
+from vla_rl.envs.libero.expert.scene import Scene
+from vla_rl.envs.libero.expert.shapes import DOWN
+from vla_rl.envs.libero.expert.spots import spot
+from vla_rl.envs.libero.tasks import protocol_horizon
 from vla_rl.types import EpisodeSpec
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_rl.envs.libero_grasp import (
+from vla_rl.envs.libero.expert.grasp import (
     MAX_WIDTH,
     Grasp,
     best_grasp,
@@ -20,7 +20,7 @@ from vla_rl.envs.libero_grasp import (
     rim_grasps,
     room,
 )
-from vla_rl.envs.libero_shapes import (
+from vla_rl.envs.libero.expert.shapes import (
     DOWN,
     UP,
     Boxes,

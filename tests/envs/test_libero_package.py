@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from vla_rl.config import UserError
-from vla_rl.envs import libero_package
-from vla_rl.envs.libero_package import cache_folder, check_mujoco_version
+from vla_rl.envs.libero import package as libero_package
+from vla_rl.envs.libero.package import cache_folder, check_mujoco_version
 
 
 @pytest.mark.parametrize("version", ["3.1.6", "3.2.0", "3.3.0", "3.3.2"])

@@ -16,8 +16,8 @@ import pytest
 
 from vla_rl.config import ConfigError, UserError
 from vla_rl.config.env import LIBERO_STATES
-from vla_rl.envs import libero_tasks
-from vla_rl.envs.libero_tasks import SUITES, protocol_horizon, stored_states, suite_tasks
+from vla_rl.envs.libero import tasks as libero_tasks
+from vla_rl.envs.libero.tasks import SUITES, protocol_horizon, stored_states, suite_tasks
 
 installed = pytest.mark.skipif(
     libero_tasks.importlib.util.find_spec("libero") is None, reason="LIBERO is not installed"

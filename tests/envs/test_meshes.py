@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vla_rl.envs.meshes import decimate_model, simplify_mesh
+from vla_rl.envs.rendering.meshes import decimate_model, simplify_mesh
 
 pytest.importorskip("fast_simplification")
 
@@ -64,7 +64,7 @@ def test_indices_are_valid_and_faces_not_degenerate():
 
 @pytest.mark.sim
 def test_only_what_is_drawn_changes():
-    from vla_rl.envs.gl import load_metaworld_classes
+    from vla_rl.envs.rendering.gl import load_metaworld_classes
 
     model = load_metaworld_classes()["drawer-open-v3"]().model
     before = {

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from vla_rl.config import ConfigError, EnvConfig
-from vla_rl.envs.metaworld import MetaWorldEnv, expert_action, make_metaworld_envs
-from vla_rl.envs.metaworld_tasks import INSTRUCTIONS
+from vla_rl.envs.metaworld.env import MetaWorldEnv, expert_action, make_metaworld_envs
+from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
 from vla_rl.types import EpisodeSpec
 
 pytest.importorskip("metaworld")
@@ -270,7 +270,7 @@ def reference_picture(env: MetaWorldEnv, size: int, monkeypatch: pytest.MonkeyPa
     """The same state through mujoco's own renderer, with everything on and the model read afresh."""
     import mujoco
 
-    from vla_rl.envs.gl import choose_backend, context_class, load_metaworld_classes
+    from vla_rl.envs.rendering.gl import choose_backend, context_class, load_metaworld_classes
 
     monkeypatch.setattr(mujoco.gl_context, "GLContext", context_class(choose_backend()))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vla_rl.config import ConfigError
-from vla_rl.envs.metaworld_tasks import (
+from vla_rl.envs.metaworld.tasks import (
     INSTRUCTIONS,
     SUITES,
     initial_state_generator,
@@ -76,7 +76,15 @@ def test_negative_initial_state_is_refused():
 
 
 @pytest.mark.parametrize(
-    "module", ["metaworld_tasks", "metaworld", "vector", "serial", "worker", "known_answers"]
+    "module",
+    [
+        "metaworld.tasks",
+        "metaworld.env",
+        "vector.process",
+        "vector.serial",
+        "vector.worker",
+        "known_answers",
+    ],
 )
 def test_importing_environments_loads_neither_torch_nor_a_simulator(module: str):
     program = (

@@ -18,13 +18,14 @@ from test_metaworld import (
 from vla_rl.config import EnvConfig, PolicyConfig, UserError, tiny_model
 from vla_rl.config.search import BestOfConfig
 from vla_rl.envs.known_answers import ChainEnv, make_bandit_envs, make_chain_envs
-from vla_rl.envs.metaworld import MetaWorldEnv, make_metaworld_envs
-from vla_rl.envs.metaworld_tasks import INSTRUCTIONS
-from vla_rl.envs.serial import SerialVectorEnv
-from vla_rl.envs.vector import ProcessVectorEnv
+from vla_rl.envs.metaworld.env import MetaWorldEnv, make_metaworld_envs
+from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
+from vla_rl.envs.vector.process import ProcessVectorEnv
+from vla_rl.envs.vector.serial import SerialVectorEnv
+from vla_rl.evaluation.search.best_of import play_best_of
+from vla_rl.evaluation.search.choosers import make_chooser
+from vla_rl.evaluation.videos import replay
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
-from vla_rl.recipes.videos import replay
-from vla_rl.rollout import make_chooser, play_best_of
 from vla_rl.types import EpisodeSpec
 
 TINY = EnvConfig(image_size=16, num_envs=3, num_workers=2, horizon=6, action_chunk=1)

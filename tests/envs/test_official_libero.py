@@ -11,8 +11,8 @@ import pytest
 from official_libero import Official, integration_state
 
 from vla_rl.config import EnvConfig
-from vla_rl.envs.libero import LiberoEnv
-from vla_rl.envs.libero_tasks import stored_states, suite_tasks
+from vla_rl.envs.libero.env import LiberoEnv
+from vla_rl.envs.libero.tasks import stored_states, suite_tasks
 from vla_rl.types import EpisodeSpec
 
 pytest.importorskip("libero")

@@ -9,9 +9,9 @@ import pytest
 from official_metaworld import official_env
 
 from vla_rl.config import EnvConfig
-from vla_rl.envs.metaworld import MetaWorldEnv, expert_action
-from vla_rl.envs.metaworld_tasks import INSTRUCTIONS, SUITES
-from vla_rl.envs.success import SUCCESS
+from vla_rl.envs.metaworld.env import MetaWorldEnv, expert_action
+from vla_rl.envs.metaworld.success import SUCCESS
+from vla_rl.envs.metaworld.tasks import INSTRUCTIONS, SUITES
 from vla_rl.types import EpisodeSpec
 
 pytest.importorskip("metaworld")

@@ -30,8 +30,8 @@ from faulty_envs import (
 
 from vla_rl.config import ConfigError, EnvConfig, UserError
 from vla_rl.envs.known_answers import make_bandit_envs, make_chain_envs
-from vla_rl.envs.serial import SerialVectorEnv
-from vla_rl.envs.vector import ProcessVectorEnv
+from vla_rl.envs.vector.process import ProcessVectorEnv
+from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.types import EpisodeSpec
 
 CONFIG = EnvConfig(
@@ -327,7 +327,7 @@ def test_ctrl_c_is_the_parents_alone():
     [(2, None, ["0", "1", "0"]), (1, None, [None] * 3), (2, "5", ["5"] * 3)],
 )
 def test_workers_draw_on_the_gpus_in_turn(monkeypatch, gpus, chosen, expected):
-    monkeypatch.setattr("vla_rl.envs.vector.gpu_names", lambda: ["a GPU"] * gpus)
+    monkeypatch.setattr("vla_rl.envs.vector.process.gpu_names", lambda: ["a GPU"] * gpus)
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
     if chosen is not None:
         monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", chosen)

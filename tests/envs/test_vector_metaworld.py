@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from vla_rl.config import EnvConfig
-from vla_rl.envs.metaworld import MetaWorldEnv
-from vla_rl.envs.vector import ProcessVectorEnv
+from vla_rl.envs.metaworld.env import MetaWorldEnv
+from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.types import EpisodeSpec
 
 pytest.importorskip("metaworld")

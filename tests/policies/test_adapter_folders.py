@@ -12,9 +12,9 @@ from tiny_policies import make_observation, make_policy, sharpen
 
 from vla_rl.config import LoraConfig, PolicyConfig, UserError, tiny_model
 from vla_rl.policies import OpenVLAPolicy
-from vla_rl.policies.checkpoint import load_model
-from vla_rl.policies.exporting import export_adapter, export_merged
-from vla_rl.policies.openvla import OpenVLA
+from vla_rl.policies.openvla.checkpoint import load_model
+from vla_rl.policies.openvla.exporting import export_adapter, export_merged
+from vla_rl.policies.openvla.model import OpenVLA
 
 peft = pytest.importorskip("peft", reason="needs the extra vla-rl[lora]")
 
@@ -74,7 +74,7 @@ def official_adapter(base: Path, folder: Path, targets: list[str]) -> dict[str, 
 
 
 def tiny_model_of(base: Path):
-    from vla_rl.policies.hf_config import read_checkpoint_config
+    from vla_rl.policies.openvla.config_files import read_checkpoint_config
 
     return read_checkpoint_config(base).model
 

@@ -11,8 +11,9 @@ import torch
 from tiny_policies import INSTRUCTIONS, make_observation, make_policy, sharpen
 
 from vla_rl.config import LoraConfig
-from vla_rl.policies import OpenVLAPolicy, decoding, kernels, lora
-from vla_rl.policies.decoding import Choice, TokenDecoder
+from vla_rl.policies import OpenVLAPolicy, kernels
+from vla_rl.policies.openvla import decoding, lora
+from vla_rl.policies.openvla.decoding import Choice, TokenDecoder
 from vla_rl.types import Observation
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from vla_rl.config import OPENVLA_7B
 from vla_rl.policies import Processor
-from vla_rl.policies.tokenizer import load_tokenizer
+from vla_rl.policies.openvla.tokenizer import load_tokenizer
 
 VARIABLE = "VLA_RL_LLAMA_TOKENIZER"
 FOLDER = Path(os.environ.get(VARIABLE, ""))

@@ -15,7 +15,7 @@ from tiny_policies import GOLDEN
 
 from vla_rl.config import OPENVLA_7B, LanguageConfig, ModelConfig
 from vla_rl.policies import OpenVLA
-from vla_rl.policies.weights import Stored, save_sharded
+from vla_rl.policies.safetensors_files import Stored, save_sharded
 
 TOWER = replace(OPENVLA_7B.siglip, width=32, depth=2, heads=2, mlp_width=64, attention_pool=False)
 MODEL = replace(

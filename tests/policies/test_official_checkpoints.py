@@ -14,11 +14,11 @@ from tiny_policies import GOLDEN, INSTRUCTIONS, make_observation
 
 from vla_rl.config import ConfigError, LoraConfig, PolicyConfig, UserError
 from vla_rl.policies import OpenVLAPolicy, build_tiny_tokenizer
-from vla_rl.policies.checkpoint import load_model
-from vla_rl.policies.exporting import save_policy
-from vla_rl.policies.hf_config import read_checkpoint_config
-from vla_rl.policies.loading import choose_dtype
-from vla_rl.policies.weights import INDEX_FILE, MODEL_FILE, TensorEntry, model_entries
+from vla_rl.policies.openvla.checkpoint import load_model
+from vla_rl.policies.openvla.config_files import read_checkpoint_config
+from vla_rl.policies.openvla.exporting import save_policy
+from vla_rl.policies.openvla.loading import choose_dtype
+from vla_rl.policies.safetensors_files import INDEX_FILE, MODEL_FILE, TensorEntry, model_entries
 
 KEY = "libero_spatial"
 OBSERVATION = make_observation(3, size=224)
@@ -125,7 +125,7 @@ def test_nothing_is_read_from_a_checkpoint_that_does_not_fit(
     def never(entries: dict[str, TensorEntry]) -> None:
         raise AssertionError("tensors were read")
 
-    monkeypatch.setattr("vla_rl.policies.checkpoint.stream_tensors", never)
+    monkeypatch.setattr("vla_rl.policies.openvla.checkpoint.stream_tensors", never)
     with pytest.raises(UserError, match=r"gate_proj.weight \(176, 64\) instead of \(184, 64\)"):
         OpenVLAPolicy.from_checkpoint(folder, settings())
 
@@ -223,7 +223,7 @@ def test_a_whole_model_needs_no_base(official: Path) -> None:
 
 def test_a_model_is_never_held_twice(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors are read one at a time: when one is asked for, the one before it is in its place already."""
-    from vla_rl.policies import checkpoint as files
+    from vla_rl.policies.openvla import checkpoint as files
 
     model = read_checkpoint_config(official).model
     held: list[int] = []

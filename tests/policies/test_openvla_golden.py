@@ -14,10 +14,10 @@ from tiny_policies import GOLDEN
 
 from vla_rl.config import OPENVLA_7B
 from vla_rl.policies import ActionTokenizer, OpenVLA, select_statistics
-from vla_rl.policies.checkpoint import load_model
-from vla_rl.policies.hf_config import read_checkpoint_config
-from vla_rl.policies.openvla import Prompts
-from vla_rl.policies.processing import pixel_values, raw_pixels
+from vla_rl.policies.openvla.checkpoint import load_model
+from vla_rl.policies.openvla.config_files import read_checkpoint_config
+from vla_rl.policies.openvla.processing import pixel_values, raw_pixels
+from vla_rl.policies.prompts import Prompts
 
 Golden = dict[str, np.ndarray]
 FEATURES = 5e-5

@@ -19,10 +19,11 @@ from vla_rl.config import (
     UserError,
     tiny_model,
 )
-from vla_rl.config.model import PICTURES
-from vla_rl.policies import Processor, build_tiny_tokenizer, pictures
-from vla_rl.policies.jpeg import jpeg_round_trip
-from vla_rl.policies.processing import pixel_values, raw_pixels, with_protocol
+from vla_rl.config.openvla import PICTURES
+from vla_rl.policies import Processor, build_tiny_tokenizer
+from vla_rl.policies.openvla.images import pipeline as pictures
+from vla_rl.policies.openvla.images.jpeg import jpeg_round_trip
+from vla_rl.policies.openvla.processing import pixel_values, raw_pixels, with_protocol
 
 DATA = Path(__file__).parents[1] / "data" / "pictures"
 CPU = torch.device("cpu")
@@ -89,7 +90,7 @@ def test_jpeg_repeats_edges_as_libjpeg_does(size: str, implementation: str) -> N
     if implementation == "torch":
         got = jpeg_round_trip(planes(image))
     else:
-        from vla_rl.policies.compiled_pictures import _jpeg
+        from vla_rl.policies.openvla.images.compiled import _jpeg
 
         array = planes(image)[0].numpy()
         _jpeg(array)

@@ -14,8 +14,8 @@ from tiny_policies import GOLDEN, INSTRUCTIONS, make_observation, make_policy
 
 from vla_rl.config import CriticConfig, PolicyConfig, UserError, tiny_model
 from vla_rl.policies import OpenVLAPolicy, build_tiny_tokenizer
-from vla_rl.policies.checkpoint import load_model
-from vla_rl.policies.hf_config import read_checkpoint_config
+from vla_rl.policies.openvla.checkpoint import load_model
+from vla_rl.policies.openvla.config_files import read_checkpoint_config
 
 CPU = PolicyConfig(device="cpu")
 OBSERVATION = make_observation(6)

@@ -13,7 +13,7 @@ from tiny_policies import INSTRUCTIONS
 
 from vla_rl.config import OPENVLA_7B, UserError, tiny_model
 from vla_rl.policies import Processor, build_tiny_tokenizer
-from vla_rl.policies.processing import pixel_values, raw_pixels
+from vla_rl.policies.openvla.processing import pixel_values, raw_pixels
 
 MODEL = tiny_model()
 TOKENIZER = build_tiny_tokenizer(INSTRUCTIONS, MODEL)

@@ -8,7 +8,7 @@ import torch
 from tiny_policies import INSTRUCTIONS, UNKNOWN, make_observation, make_policy, sharpen
 
 from vla_rl.policies import OpenVLAPolicy
-from vla_rl.policies.decoding import TokenDecoder
+from vla_rl.policies.openvla.decoding import TokenDecoder
 
 EQUAL = INSTRUCTIONS[:2]
 

@@ -122,7 +122,7 @@ def test_mistakes_are_named() -> None:
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AblationConfig:
     """The default preset in small, and a fresh policy to start from."""
     from vla_rl.config import PolicyConfig, tiny_model
-    from vla_rl.envs.metaworld_tasks import INSTRUCTIONS
+    from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
     from vla_rl.policies import OpenVLAPolicy, identity_statistics
 
     policy = tmp_path / "policy"

@@ -8,7 +8,7 @@ import pytest
 from vla_rl.config import DemosConfig, EnvConfig, UserError
 from vla_rl.data.demonstrations import ACTION, IMAGE, STATE
 from vla_rl.data.lerobot import LeRobotReader
-from vla_rl.envs.metaworld import MetaWorldEnv
+from vla_rl.envs.metaworld.env import MetaWorldEnv
 from vla_rl.recipes.demos import collect_demos
 from vla_rl.types import EpisodeSpec
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from vla_rl.recipes import doctor
-from vla_rl.recipes.doctor import Check
+from vla_rl.diagnostics import machine as doctor
+from vla_rl.diagnostics.machine import Check
 
 GPU = ["NVIDIA H100, 81559 MiB, 570.86"]
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from vla_rl.cli import main
 from vla_rl.config import ConfigError, ExportConfig, LoraConfig, PolicyConfig, UserError, tiny_model
+from vla_rl.diagnostics import checkpoint as checkpoint_doctor
+from vla_rl.diagnostics.checkpoint import examine_checkpoint
+from vla_rl.diagnostics.machine import Check
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
-from vla_rl.recipes import checkpoint_doctor
-from vla_rl.recipes.checkpoint_doctor import examine_checkpoint
-from vla_rl.recipes.doctor import Check
 from vla_rl.recipes.export import export
 from vla_rl.types import Observation
 

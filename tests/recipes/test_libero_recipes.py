@@ -14,11 +14,11 @@ from safetensors.numpy import load_file
 from vla_rl.cli import main
 from vla_rl.config import DemosConfig, TrainConfig, UserError
 from vla_rl.data.demonstrations import load_demonstrations
+from vla_rl.envs.defaults import laptop_env
 from vla_rl.policies import build_tiny_tokenizer
-from vla_rl.policies.hf_config import read_checkpoint_config
+from vla_rl.policies.openvla.config_files import read_checkpoint_config
 from vla_rl.recipes.demos import collect_demos
 from vla_rl.recipes.presets import preset
-from vla_rl.recipes.protocols import laptop_env
 from vla_rl.recipes.train_ppo import train
 
 pytest.importorskip("libero", reason="needs the extra vla-rl[libero]")

@@ -19,8 +19,8 @@ from vla_rl.config import (
     tiny_model,
 )
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
-from vla_rl.recipes import memory_budget
-from vla_rl.recipes.memory_budget import (
+from vla_rl.policies.openvla import memory as memory_budget
+from vla_rl.policies.openvla.memory import (
     PROMPT_TOKENS,
     activation_elements,
     cache_bytes,
@@ -126,7 +126,7 @@ def test_adapters_counted_are_adapters_made() -> None:
 
 
 def test_the_cache_is_the_one_that_decoding_allocates() -> None:
-    from vla_rl.policies.language import KeyValueCache
+    from vla_rl.policies.openvla.language import KeyValueCache
 
     columns_ = columns_of(MODEL, 7)
     cache = KeyValueCache(MODEL.language, 1, columns_, torch.device("cpu"), torch.float32)

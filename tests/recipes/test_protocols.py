@@ -11,10 +11,7 @@ import pytest
 
 from vla_rl.config import ConfigError, EnvConfig, EvalConfig, PolicyConfig, UserError
 from vla_rl.data.demonstrations import NORMALISED_ROBOTS
-from vla_rl.envs.suites import LIBERO, METAWORLD, benchmark, is_libero, task_names
-from vla_rl.recipes.evaluate import initial_states_of
-from vla_rl.recipes.presets import PRESETS, SUMMARIES, preset
-from vla_rl.recipes.protocols import (
+from vla_rl.envs.defaults import (
     benchmark_env,
     evaluation_env,
     evaluation_protocol,
@@ -22,6 +19,11 @@ from vla_rl.recipes.protocols import (
     protocol_policy,
     require_same_robot,
 )
+from vla_rl.envs.libero.benchmark import LIBERO
+from vla_rl.envs.metaworld.benchmark import METAWORLD
+from vla_rl.envs.registry import benchmark, is_libero, task_names
+from vla_rl.evaluation.result import initial_states_of
+from vla_rl.recipes.presets import PRESETS, SUMMARIES, preset
 
 
 @pytest.mark.parametrize(

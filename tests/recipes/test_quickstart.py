@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from vla_rl.config import UserError
-from vla_rl.config.training import QuickstartConfig
-from vla_rl.recipes.evaluate import locate_policy
+from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.recipes.quickstart import quickstart
-from vla_rl.report.html import write_report
+from vla_rl.report.page.write import write_report
+from vla_rl.runtime.locate import locate_policy
 
 
 @pytest.mark.sim

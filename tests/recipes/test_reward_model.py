@@ -21,24 +21,19 @@ from vla_rl.config import (
     UserError,
 )
 from vla_rl.functional import area_under_roc
-from vla_rl.recipes.reward_evaluation import (
+from vla_rl.recipes.evaluate_reward import (
     bootstrap_interval,
     evaluate_reward,
     measure,
     mismatched,
     score_reward,
 )
-from vla_rl.recipes.reward_model import (
-    epoch_of,
-    judge_rows,
-    read_trajectories,
-    train_reward,
-)
-from vla_rl.report.video import read_video
-from vla_rl.rewards.examples import build_examples
-from vla_rl.rewards.judge import load_judge
-from vla_rl.rewards.tiny_judge import TinyJudge
-from vla_rl.rewards.trajectories import save_trajectories
+from vla_rl.recipes.train_reward import epoch_of, judge_rows, read_trajectories, train_reward
+from vla_rl.rewards.process.examples import build_examples
+from vla_rl.rewards.process.loading import load_judge
+from vla_rl.rewards.process.tiny import TinyJudge
+from vla_rl.rewards.trajectory_files import save_trajectories
+from vla_rl.runtime.video import read_video
 
 # pytest finds modules beside a test file alone
 sys.path.append(str(Path(__file__).parents[1] / "rewards"))

@@ -20,13 +20,13 @@ from vla_rl.config import (
     UserError,
     tiny_model,
 )
-from vla_rl.envs.metaworld_tasks import INSTRUCTIONS
+from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.recipes.demos import collect_demos
-from vla_rl.recipes.reward_model import train_reward
-from vla_rl.recipes.rewarding import build_reward
 from vla_rl.recipes.train_ppo import train
+from vla_rl.recipes.train_reward import train_reward
 from vla_rl.rewards import ShapedReward, SuccessReward
+from vla_rl.rewards.registry import build_reward
 
 TASK = "drawer-close"
 pytestmark = [pytest.mark.sim, pytest.mark.slow]

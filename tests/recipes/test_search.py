@@ -11,13 +11,8 @@ import pytest
 from vla_rl.config import ConfigError, EnvConfig, EvalConfig, PolicyConfig, UserError, tiny_model
 from vla_rl.config.search import BestOfConfig, ScalingConfig
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
-from vla_rl.recipes.search import (
-    evaluate_best_of,
-    judge_of,
-    scaling_study,
-    training_curve,
-    write_study,
-)
+from vla_rl.recipes.learning_curve import training_curve
+from vla_rl.recipes.test_time_scaling import evaluate_best_of, judge_of, scaling_study, write_study
 
 ENV = EnvConfig(
     suite="mt1:drawer-close", image_size=32, horizon=3, num_envs=4, initial_states=6, held_out=3
@@ -154,8 +149,8 @@ def test_success_against_steps_of_training(tmp_path: Path) -> None:
     write_evaluation(run, "after-greedy", 0.8)
     picture = training_curve(run, tmp_path / "steps.png")
     assert picture.stat().st_size > 5000
-    from vla_rl.report.reading import read_run
-    from vla_rl.report.scaling import training_rates
+    from vla_rl.report.figures.scaling import training_rates
+    from vla_rl.report.run_data import read_run
 
     rates = training_rates(read_run(run))
     assert {step: rate.rate for step, rate in rates.items()} == {0: 0.3, 10: 0.5, 20: 0.6, 30: 0.8}

@@ -20,8 +20,8 @@ from vla_rl.data.demonstrations import (
 )
 from vla_rl.data.lerobot import LeRobotWriter
 from vla_rl.policies import OpenVLAPolicy
-from vla_rl.recipes.evaluate import locate_policy
 from vla_rl.recipes.sft import build_policy, fine_tune
+from vla_rl.runtime.locate import locate_policy
 
 TASKS = ("open the drawer", "close the window")
 

@@ -14,10 +14,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, TrainConfig, UserError, tiny_model
-from vla_rl.envs.metaworld_tasks import INSTRUCTIONS
+from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
-from vla_rl.recipes.evaluate import evaluate_checkpoint, locate_policy
+from vla_rl.recipes.evaluate import evaluate_checkpoint
 from vla_rl.recipes.train_ppo import train
+from vla_rl.runtime.locate import locate_policy
 
 pytestmark = pytest.mark.sim
 TASKS = ("drawer-close", "button-press-topdown")
@@ -228,7 +229,7 @@ def test_checkpoint_that_is_none_is_named(tmp_path: Path):
 
 @pytest.mark.slow
 def test_videos_replay_the_evaluated_episodes(policy_folder: Path, tmp_path: Path):
-    from vla_rl.report.video import read_video
+    from vla_rl.runtime.video import read_video
 
     env = EnvConfig(suite="mt1:drawer-close", num_envs=2, horizon=2)
     videos = tmp_path / "videos"

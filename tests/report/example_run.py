@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from vla_rl.config import TrainConfig
 from vla_rl.functional.intervals import wilson_interval
-from vla_rl.report.video import write_video
+from vla_rl.runtime.video import write_video
 
 MT5 = (
     "drawer-open-v3",

@@ -11,8 +11,8 @@ from typing import Any
 
 from example_run import write_json, write_lines
 
-from vla_rl.report.html import render
-from vla_rl.report.reading import read_run
+from vla_rl.report.page.write import render
+from vla_rl.report.run_data import read_run
 
 VOID = {"meta", "link", "img", "br", "path", "rect", "hr", "input"}
 

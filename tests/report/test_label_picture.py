@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from vla_rl.config import RewardLabelConfig
-from vla_rl.recipes.reward_labels import choose_to_draw, label_dataset
-from vla_rl.report.label_picture import NEGATIVE, POSITIVE
-from vla_rl.rewards.label_files import load_labels
-from vla_rl.rewards.trajectories import Trajectory, save_trajectories
+from vla_rl.recipes.label_trajectories import choose_to_draw, label_dataset
+from vla_rl.report.figures.labels import NEGATIVE, POSITIVE
+from vla_rl.rewards.process.label_files import load_labels
+from vla_rl.rewards.trajectories import Trajectory
+from vla_rl.rewards.trajectory_files import save_trajectories
 
 
 def sample(length: int, task: str = "reach", *, success: bool = True) -> Trajectory:

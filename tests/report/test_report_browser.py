@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from example_run import MT5, make_run
 
-from vla_rl.report.html import write_report
+from vla_rl.report.page.write import write_report
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

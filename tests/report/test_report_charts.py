@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_rl.report.charts import (
+from vla_rl.report.page.charts import (
     Axis,
     Guide,
     Line,
@@ -23,7 +23,7 @@ from vla_rl.report.charts import (
     points,
     stacked_chart,
 )
-from vla_rl.report.reading import Rate
+from vla_rl.report.run_data import Rate
 
 X = np.arange(5)
 NAN = float("nan")

@@ -7,8 +7,8 @@ from pathlib import Path
 from example_run import MT5
 from parsed_page import Page, edit, page_of
 
-from vla_rl.report.films import films
-from vla_rl.report.reading import read_run
+from vla_rl.report.page.videos import films
+from vla_rl.report.run_data import read_run
 
 
 def test_videos_are_paired_by_initial_state_and_captioned(example: Path):

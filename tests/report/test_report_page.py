@@ -14,9 +14,16 @@ from example_run import MT5, make_evaluation, make_run, write_json
 from parsed_page import Page, edit, edit_lines, page_of, set_
 
 from vla_rl.config import UserError
-from vla_rl.report.html import render, write_report
-from vla_rl.report.reading import read_run
-from vla_rl.report.summary import comparison, counted, duration, story, training_seconds, warnings
+from vla_rl.report.page.summary import (
+    comparison,
+    counted,
+    duration,
+    story,
+    training_seconds,
+    warnings,
+)
+from vla_rl.report.page.write import render, write_report
+from vla_rl.report.run_data import read_run
 
 
 def test_writes_one_small_file_that_refers_to_nothing_else(example: Path, tmp_path: Path):

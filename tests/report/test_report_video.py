@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vla_rl.config import UserError
-from vla_rl.report.video import filmstrip, jpeg, read_video, write_video
+from vla_rl.runtime.video import filmstrip, jpeg, read_video, write_video
 
 
 def frames(count: int, height: int = 64, width: int = 64) -> list[np.ndarray]:

@@ -13,20 +13,15 @@ from hypothesis import strategies as st
 from toy_trajectories import TASKS, episodes, renumbered, trajectory
 
 from vla_rl.config import LabelConfig, RewardModelConfig, UserError
-from vla_rl.rewards.examples import (
+from vla_rl.rewards.process.examples import (
     build_examples,
     other_instructions,
     require_both_classes,
     split_episodes,
 )
-from vla_rl.rewards.judge import (
-    history_rows,
-    load_judge,
-    log_odds_in_parts,
-    probability,
-    with_history,
-)
-from vla_rl.rewards.tiny_judge import TinyJudge
+from vla_rl.rewards.process.loading import load_judge
+from vla_rl.rewards.process.model import history_rows, log_odds_in_parts, probability, with_history
+from vla_rl.rewards.process.tiny import TinyJudge
 
 WORDS = ["open the drawer", "push a button", "open the drawer now please"]
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 
 from vla_rl.config import ConfigError, LabelConfig, UserError
-from vla_rl.rewards.label_files import load_labels, save_labels
-from vla_rl.rewards.labels import find_milestones, find_pauses, label
-from vla_rl.rewards.signals import robot_signals
+from vla_rl.rewards.process.label_files import load_labels, save_labels
+from vla_rl.rewards.process.labels import find_milestones, find_pauses, label
+from vla_rl.rewards.process.robot_signals import robot_signals
 from vla_rl.rewards.trajectories import Trajectory
 
 STEP = 0.1

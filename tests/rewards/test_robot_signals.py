@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vla_rl.config import LabelConfig, UserError
-from vla_rl.rewards.labels import label
-from vla_rl.rewards.signals import LIBERO_PANDA, METAWORLD_SAWYER, robot_signals
+from vla_rl.rewards.process.labels import label
+from vla_rl.rewards.process.robot_signals import LIBERO_PANDA, METAWORLD_SAWYER, robot_signals
 from vla_rl.rewards.trajectories import Trajectory
 
 CONFIG = LabelConfig()

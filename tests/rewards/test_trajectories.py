@@ -13,15 +13,10 @@ from hypothesis import strategies as st
 from vla_rl.config import EnvConfig, RewardLabelConfig, UserError
 from vla_rl.data.demonstrations import ACTION, IMAGE, STATE, demonstration_features
 from vla_rl.data.lerobot import LeRobotReader, LeRobotWriter, camera, vector
-from vla_rl.recipes.reward_labels import label_dataset
-from vla_rl.rewards.label_files import load_labels
-from vla_rl.rewards.trajectories import (
-    EpisodeCutter,
-    Trajectory,
-    load_trajectories,
-    save_trajectories,
-    trajectories_of,
-)
+from vla_rl.recipes.label_trajectories import label_dataset
+from vla_rl.rewards.process.label_files import load_labels
+from vla_rl.rewards.trajectories import EpisodeCutter, Trajectory, trajectories_of
+from vla_rl.rewards.trajectory_files import load_trajectories, save_trajectories
 from vla_rl.types import Rollout
 
 ENV = EnvConfig(

@@ -12,8 +12,9 @@ from tiny_vlm import write_vlm
 
 from vla_rl.algorithms.reward_model import JudgeBatch, JudgeLearner
 from vla_rl.config import LoraConfig, RewardModelConfig, UserError
-from vla_rl.rewards.judge import load_judge, probability
-from vla_rl.rewards.vlm_judge import VlmJudge
+from vla_rl.rewards.process.loading import load_judge
+from vla_rl.rewards.process.model import probability
+from vla_rl.rewards.process.vlm import VlmJudge
 
 WORDS = ["open the drawer", "push it", "close the window with great care"]
 

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-from vla_rl.rewards.watch import HackingWatch, trend
+from vla_rl.rewards.hacking_monitor import HackingWatch, trend
 
 
 def test_a_trend_is_a_slope_over_its_error() -> None:

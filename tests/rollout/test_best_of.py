@@ -14,12 +14,13 @@ from vla_rl.config import EnvConfig, PolicyConfig, UserError, tiny_model
 from vla_rl.config.search import BestOfConfig
 from vla_rl.envs import EpisodesLostError, ProcessVectorEnv
 from vla_rl.envs.known_answers import BanditEnv, ChainEnv, make_bandit_envs, make_chain_envs
-from vla_rl.envs.serial import SerialVectorEnv
+from vla_rl.envs.vector.serial import SerialVectorEnv
+from vla_rl.evaluation.episodes import EpisodeRecord, play_each_once
+from vla_rl.evaluation.search.best_of import _Ending, play_best_of
+from vla_rl.evaluation.search.branches import Branch, BranchPlayer, Cost, Sampling
+from vla_rl.evaluation.search.choosers import make_chooser
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
-from vla_rl.rewards.judge import JudgeDescription
-from vla_rl.rollout import EpisodeRecord, make_chooser, play_best_of, play_each_once
-from vla_rl.rollout.best_of import _Ending
-from vla_rl.rollout.branches import Branch, BranchPlayer, Cost, Sampling
+from vla_rl.rewards.process.model import JudgeDescription
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
 SIZE = 32

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vla_rl.config import UserError
-from vla_rl.rewards.judge import JudgeDescription
-from vla_rl.rollout.choosing import JudgeChooser, Moment, make_chooser
+from vla_rl.evaluation.search.choosers import JudgeChooser, Moment, make_chooser
+from vla_rl.rewards.process.model import JudgeDescription
 
 
 class Records:

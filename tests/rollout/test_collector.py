@@ -8,11 +8,12 @@ import torch
 
 from vla_rl.config import CurriculumConfig, EnvConfig, PolicyConfig, tiny_model
 from vla_rl.curriculum import TaskSampler
+from vla_rl.envs.env import EpisodesLostError
 from vla_rl.envs.known_answers import ChainEnv
-from vla_rl.envs.protocol import EpisodesLostError
-from vla_rl.envs.serial import SerialVectorEnv
+from vla_rl.envs.vector.serial import SerialVectorEnv
+from vla_rl.evaluation.episodes import play_each_once
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
-from vla_rl.rollout import Collector, play_each_once
+from vla_rl.rollout import Collector
 from vla_rl.types import EpisodeSpec, StepResult
 
 HORIZON = 6

@@ -10,9 +10,9 @@ import torch
 
 from vla_rl.config import EnvConfig, UserError
 from vla_rl.envs.known_answers import ChainEnv, make_chain_envs
-from vla_rl.envs.serial import SerialVectorEnv
-from vla_rl.policies.protocol import PolicyOutput
-from vla_rl.recipes.reward_labels import play_and_keep, training_specs
+from vla_rl.envs.vector.serial import SerialVectorEnv
+from vla_rl.policies.policy import PolicyOutput
+from vla_rl.recipes.label_trajectories import play_and_keep, training_specs
 from vla_rl.rewards.trajectories import Trajectory
 from vla_rl.types import EpisodeSpec, StepResult
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vla_rl.algorithms.credit import Batch
+from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.gradients import ShardedGradients, Tally
 from vla_rl.config import CriticConfig, PPOConfig, UserError
 from vla_rl.functional import (
@@ -34,7 +34,7 @@ from vla_rl.functional import (
     surrogate_statistics,
     turn_mean,
 )
-from vla_rl.policies.protocol import Evaluation, Policy
+from vla_rl.policies.policy import Evaluation, Policy
 from vla_rl.types import Observation
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from vla_rl.algorithms.gradients import ShardedGradients
 from vla_rl.algorithms.sft import schedule, shift_images
 from vla_rl.config import RewardModelConfig, UserError
-from vla_rl.rewards.judge import TrainableJudge
-from vla_rl.rewards.tiny_judge import TinyJudge
+from vla_rl.rewards.process.model import TrainableJudge
+from vla_rl.rewards.process.tiny import TinyJudge
 
 
 @dataclass(frozen=True)

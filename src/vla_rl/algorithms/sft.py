@@ -16,7 +16,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from vla_rl.config import SFTConfig, UserError
-from vla_rl.policies.protocol import Policy
+from vla_rl.policies.policy import Policy
 from vla_rl.types import Observation
 
 FINAL_LEARNING_RATE = 0.05

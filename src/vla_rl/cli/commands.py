@@ -34,8 +34,8 @@ from vla_rl.config import (
     RewardScoreConfig,
     SFTConfig,
 )
+from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import BestOfConfig, ScalingConfig
-from vla_rl.config.training import QuickstartConfig
 
 C = TypeVar("C")
 
@@ -95,7 +95,7 @@ def _quickstart(words: list[str]) -> int:
 
 
 def _demos(words: list[str]) -> int:
-    from vla_rl.recipes.protocols import laptop_env
+    from vla_rl.envs.defaults import laptop_env
 
     suite = value_of("--env.suite", words) or EnvConfig().suite
     config = parse_command(DemosConfig, words, "demos", DemosConfig(env=laptop_env(suite)))
@@ -136,7 +136,7 @@ def _eval(words: list[str]) -> int:
             request.checkpoint, request.protocol, *shared, policy, request.horizon
         )
     else:
-        from vla_rl.recipes.search import evaluate_best_of
+        from vla_rl.recipes.test_time_scaling import evaluate_best_of
 
         sampled = request.protocol.temperature
         search = BestOfConfig(
@@ -158,7 +158,7 @@ def _reward_train(words: list[str]) -> int:
         base = replace(base, backbone=backbone, lora=LoraConfig())
     words = [word for word in words if word != "--lora"]
     config = parse_command(RewardModelConfig, words, "reward train", base)
-    from vla_rl.recipes.reward_model import train_reward
+    from vla_rl.recipes.train_reward import train_reward
 
     say(f"Judge: {train_reward(config)}")
     return 0
@@ -166,7 +166,7 @@ def _reward_train(words: list[str]) -> int:
 
 def _reward_eval(words: list[str]) -> int:
     config = parse_command(RewardEvalConfig, words, "reward eval")
-    from vla_rl.recipes.reward_evaluation import evaluate_reward
+    from vla_rl.recipes.evaluate_reward import evaluate_reward
 
     say(judge_table(evaluate_reward(config)))
     return 0
@@ -183,10 +183,10 @@ def _ablate(words: list[str]) -> int:
 
 def _doctor(words: list[str]) -> int:
     request = parse_command(DoctorArguments, words, "doctor")
-    from vla_rl.recipes.doctor import doctor, format_checks, healthy
+    from vla_rl.diagnostics.machine import doctor, format_checks, healthy
 
     if request.checkpoint:
-        from vla_rl.recipes.checkpoint_doctor import examine_checkpoint
+        from vla_rl.diagnostics.checkpoint import examine_checkpoint
 
         checks = examine_checkpoint(request.checkpoint)
     else:
@@ -252,12 +252,12 @@ COMMANDS: dict[str, Command] = {
     "reward collect": Command(
         "keep whole episodes of a policy, failures among them, for a process reward model",
         ("vla-rl reward collect runs/sft --episodes-per-task 20 --out runs/play",),
-        Recipe(RewardCollectConfig, "recipes.reward_labels", "collect_trajectories", "Trajectories"),
+        Recipe(RewardCollectConfig, "recipes.label_trajectories", "collect_trajectories", "Trajectories"),
     ),
     "reward label": Command(
         "label the decisions of trajectories, and draw them",
         ("vla-rl reward label runs/demos --plot",),
-        Recipe(RewardLabelConfig, "recipes.reward_labels", "label_dataset", "Labels"),
+        Recipe(RewardLabelConfig, "recipes.label_trajectories", "label_dataset", "Labels"),
     ),
     "reward train": Command(
         "train a process reward model: a judge of what the robot is doing",
@@ -272,17 +272,17 @@ COMMANDS: dict[str, Command] = {
     "reward score": Command(
         "draw what a process reward model thinks of an episode, over time",
         ("vla-rl reward score runs/reward runs/play --episode 3 --out episode.png",),
-        Recipe(RewardScoreConfig, "recipes.reward_evaluation", "score_reward", "Picture"),
+        Recipe(RewardScoreConfig, "recipes.evaluate_reward", "score_reward", "Picture"),
     ),
     "scaling": Command(
         "success against the number of candidates at test time",
         ("vla-rl scaling runs/sft/policy --search.judge runs/reward --out runs/scaling",),
-        Recipe(ScalingConfig, "recipes.search", "scaling_study", "Table"),
+        Recipe(ScalingConfig, "recipes.test_time_scaling", "scaling_study", "Table"),
     ),
     "curve": Command(
         "success against the updates of PPO, of a run that was evaluated on its way",
         ("vla-rl curve runs/first",),
-        Recipe(CurveArguments, "recipes.search", "training_curve", "Picture"),
+        Recipe(CurveArguments, "recipes.learning_curve", "training_curve", "Picture"),
     ),
     "ablate": Command(
         "train a preset whole and without each of its parts, and compare",
@@ -300,7 +300,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command(
         "write a run's report as one HTML file",
         ("vla-rl report runs/first",),
-        Recipe(ReportArguments, "report.html", "write_report", "Report"),
+        Recipe(ReportArguments, "report.page.write", "write_report", "Report"),
     ),
     "doctor": Command(
         "check this machine and say how to mend what is wrong",

@@ -1,20 +1,23 @@
 """Plain frozen dataclasses; importing them imports no torch."""
 
 from vla_rl.config.ablation import AblationConfig
+from vla_rl.config.curriculum import CurriculumConfig
+from vla_rl.config.demonstrations import DemosConfig, SFTConfig
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest, require
-from vla_rl.config.model import (
+from vla_rl.config.evaluation import EvalConfig
+from vla_rl.config.export import ExportConfig
+from vla_rl.config.openvla import (
     OPENVLA_7B,
     OPENVLA_LIBERO_PICTURES,
-    CriticConfig,
     LanguageConfig,
-    LoraConfig,
     ModelConfig,
     PictureConfig,
-    PolicyConfig,
     VisionTowerConfig,
     tiny_model,
 )
+from vla_rl.config.policy import CriticConfig, LoraConfig, PolicyConfig
+from vla_rl.config.ppo import PPOConfig
 from vla_rl.config.reward import (
     LabelConfig,
     ProcessRewardConfig,
@@ -24,16 +27,8 @@ from vla_rl.config.reward import (
     RewardModelConfig,
     RewardScoreConfig,
 )
-from vla_rl.config.training import (
-    CurriculumConfig,
-    DemosConfig,
-    EvalConfig,
-    ExportConfig,
-    PPOConfig,
-    RunConfig,
-    SFTConfig,
-    TrainConfig,
-)
+from vla_rl.config.run import RunConfig
+from vla_rl.config.training import TrainConfig
 
 __all__ = [
     "OPENVLA_7B",

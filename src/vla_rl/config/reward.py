@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vla_rl.config.errors import require
-from vla_rl.config.model import LoraConfig
+from vla_rl.config.policy import LoraConfig
 
 
 @dataclass(frozen=True)

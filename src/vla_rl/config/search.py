@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vla_rl.config.errors import require
-from vla_rl.config.training import EvalConfig
+from vla_rl.config.evaluation import EvalConfig
 
 SearchMode = Literal["action", "lookahead", "refine"]
 ChooserName = Literal["judge", "simulator", "success", "random"]

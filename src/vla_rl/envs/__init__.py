@@ -3,9 +3,7 @@
 Importing this imports neither torch nor a simulator.
 """
 
-from vla_rl.envs.metaworld import MetaWorldEnv, expert_action, make_metaworld_envs
-from vla_rl.envs.metaworld_tasks import INSTRUCTIONS, suite_tasks
-from vla_rl.envs.protocol import (
+from vla_rl.envs.env import (
     DenselyRewarded,
     Env,
     EpisodesLostError,
@@ -13,8 +11,10 @@ from vla_rl.envs.protocol import (
     VectorEnv,
     split_initial_states,
 )
-from vla_rl.envs.serial import SerialVectorEnv
-from vla_rl.envs.vector import ProcessVectorEnv
+from vla_rl.envs.metaworld.env import MetaWorldEnv, expert_action, make_metaworld_envs
+from vla_rl.envs.metaworld.tasks import INSTRUCTIONS, suite_tasks
+from vla_rl.envs.vector.process import ProcessVectorEnv
+from vla_rl.envs.vector.serial import SerialVectorEnv
 
 __all__ = [
     "INSTRUCTIONS",

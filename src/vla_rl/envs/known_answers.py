@@ -10,7 +10,7 @@ from jaxtyping import Float32, UInt8
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError
-from vla_rl.envs.protocol import DENSE_REWARD_MAX, Snapshot
+from vla_rl.envs.env import DENSE_REWARD_MAX, Snapshot
 from vla_rl.types import EpisodeSpec
 
 

@@ -6,11 +6,11 @@ from vla_rl.policies.action_tokens import (
     identity_statistics,
     select_statistics,
 )
-from vla_rl.policies.openvla import OpenVLA
-from vla_rl.policies.policy import OpenVLAPolicy
-from vla_rl.policies.processing import Processor
-from vla_rl.policies.protocol import Evaluation, Policy, PolicyOutput, Proposals
-from vla_rl.policies.tokenizer import build_tiny_tokenizer
+from vla_rl.policies.openvla.model import OpenVLA
+from vla_rl.policies.openvla.policy import OpenVLAPolicy
+from vla_rl.policies.openvla.processing import Processor
+from vla_rl.policies.openvla.tokenizer import build_tiny_tokenizer
+from vla_rl.policies.policy import Evaluation, Policy, PolicyOutput, Proposals
 
 __all__ = [
     "ActionStatistics",

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from vla_rl.config.model import CriticConfig, ModelConfig
+from vla_rl.config.openvla import ModelConfig
+from vla_rl.config.policy import CriticConfig
 from vla_rl.policies.kernels import Linear
-from vla_rl.policies.openvla import Prompts
+from vla_rl.policies.prompts import Prompts
 
 TEXT_WIDTH = 32
 TIME_FEATURES = 8

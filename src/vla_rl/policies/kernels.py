@@ -7,7 +7,6 @@ a gate or applies an activation in the same pass. Every function falls back to t
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from typing import Any
 
@@ -21,22 +20,6 @@ SMALL_PRODUCT = 2**20
 """Products of fewer multiplications stay with torch: calling oneDNN costs about 10 microseconds."""
 SMALL_ATTENTION = 64 * 64
 """Up to so many scores per head, plain products and a softmax beat the fused kernel on a CPU."""
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees, instead of returning it and faulting it in again.
-
-    glibc returns freed blocks of a few megabytes to the system at once; every forward pass then pays for fresh,
-    zeroed pages (measured: 1,200 page faults per `act` of 16 observations and 47,000 per training step of 256,
-    12 and 16 % of their time). Process-wide, so entry points call it, not this module. Returns False where the
-    C library has no such setting.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    trim_threshold, mmap_threshold = -1, -3
-    return bool(mallopt(mmap_threshold, 32 << 20)) and bool(mallopt(trim_threshold, 1 << 30))
 
 
 def _find_onednn() -> Any:

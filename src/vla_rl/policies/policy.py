@@ -1,188 +1,57 @@
-"""OpenVLA as a Policy: act to play, evaluate to learn, save and load."""
+"""What the rest of the system asks of a policy: `act` to play, `evaluate` to learn."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
-from tokenizers import Tokenizer
-from torch import Tensor, nn
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
 
-from vla_rl.config.errors import UserError
-from vla_rl.config.model import ModelConfig, PolicyConfig
-from vla_rl.functional import (
-    action_log_softmax,
-    entropy,
-    gather_log_probs,
-)
-from vla_rl.policies import checkpoint as files
-from vla_rl.policies import lora
-from vla_rl.policies.action_tokens import (
-    ActionTokenizer,
-    gripper_from_libero,
-    gripper_to_libero,
-    select_statistics,
-)
-from vla_rl.policies.critic import CriticInput, build_critic
-from vla_rl.policies.decoding import TokenDecoder, record_cuda_graph
-from vla_rl.policies.exporting import save_policy
-from vla_rl.policies.hf_config import Checkpoint
-from vla_rl.policies.loading import find_source, load_network, load_parts
-from vla_rl.policies.openvla import OpenVLA, Prompts, initialise
-from vla_rl.policies.processing import Processor, pixel_values, with_protocol
-from vla_rl.policies.protocol import Evaluation, PolicyOutput, Proposals
-from vla_rl.policies.tokenizer import build_tiny_tokenizer
-from vla_rl.runtime.devices import resolve_device
 from vla_rl.types import Observation
 
 
-class OpenVLAPolicy(nn.Module):
-    """The Policy protocol on an OpenVLA model and a critic.
+@dataclass(frozen=True)
+class PolicyOutput:
+    """What `act` returns, on the policy's device, without gradients."""
 
-    Set `detach_values` while nothing but the critic may learn (critic warm-up): the value loss then stops at the
-    shared trunk. Sampling uses torch's global generator unless `uniforms` are given.
-    """
+    tokens: Int64[Tensor, "N K"]  # action bins 0..bins-1, not vocabulary ids
+    log_probs: Float[Tensor, "N K"]  # of the tempered distribution sampled from; float32
+    values: Float[Tensor, " N"]
 
-    def __init__(
-        self,
-        model: OpenVLA,
-        tokenizer: Tokenizer,
-        description: Checkpoint,
-        config: PolicyConfig,
-        device: torch.device,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        description = replace(description, model=with_protocol(description.model, config))
-        self.description = description
-        self.model = model
-        self.critic = build_critic(config.critic, description.model)
-        self.processor = Processor(description.model, tokenizer)
-        self.action_tokenizer = ActionTokenizer(
-            description.model.action_bins,
-            description.model.bin_style,
-            description.model.language.text_vocab,
-        )
-        self.unnorm_key, self.statistics = select_statistics(
-            description.norm_stats, description.unnorm_key
-        )
-        if self.statistics.q01.size != description.action_dim:
-            raise UserError(
-                f"Action statistics of {self.unnorm_key!r} have {self.statistics.q01.size} dimensions, the policy "
-                f"{description.action_dim}"
-            )
-        self.detach_values = False
-        self.critic_restored = False
-        """Whether the critic came from the checkpoint (true) or was initialised afresh."""
-        self.stored_dtypes: dict[str, torch.dtype] = {}
-        """Precision of the model's tensors in the files they were read from; `save` keeps it where nothing is lost."""
-        self.model.checkpoint_activations(config.activation_checkpointing)
-        self._reference: list[OpenVLA] = []  # in a list: not a submodule, never saved or trained
-        self.to(device)
-        self.eval()
-        graphs = config.decode_graphs and device.type == "cuda"
-        self.decoder = TokenDecoder(
-            self.model, self.num_tokens, record_cuda_graph if graphs else None
-        )
-        self._initial_version = self._version()
 
-    @classmethod
-    def create(
-        cls,
-        model: ModelConfig,
-        instructions: Sequence[str],
-        norm_stats: dict[str, Any],
-        action_dim: int,
-        action_chunk: int,
-        config: PolicyConfig | None = None,
-        seed: int = 0,
-    ) -> OpenVLAPolicy:
-        """A randomly initialised policy with a tokenizer built from `instructions`; the same seed, the same policy.
+@dataclass(frozen=True)
+class Proposals:
+    """What `propose` returns: J candidates for each observation, on the policy's device, without gradients."""
 
-        norm_stats: official format, exactly one dataset (see `action_tokens.identity_statistics`).
-        """
-        config = config or PolicyConfig()
-        device = resolve_device(config.device)
-        tokenizer = build_tiny_tokenizer(instructions, model)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = OpenVLA(model)
-            initialise(network)
-            network.freeze_unused()
-            if config.lora is not None:
-                lora.add_adapters(network, config.lora)
-            description = Checkpoint(
-                model, norm_stats, action_dim, action_chunk, critic=config.critic, lora=config.lora
-            )
-            return cls(network, tokenizer, description, config, device)
+    tokens: Int64[Tensor, "N J K"]  # action bins 0..bins-1
+    log_probs: Float[Tensor, "N J K"]  # of the tempered distribution; float32
+    values: Float[Tensor, " N"]
 
-    @classmethod
-    def from_checkpoint(
-        cls,
-        folder: Path | str,
-        config: PolicyConfig | None = None,
-        *,
-        unnorm_key: str | None = None,
-        dtype: torch.dtype | None = None,
-        seed: int = 0,
-    ) -> OpenVLAPolicy:
-        """Load a policy from a checkpoint, official or ours: a folder, a hub id, or adapters in PEFT's format.
 
-        A stored critic is loaded if it was saved under the same CriticConfig; otherwise a fresh one is made from
-        `seed` and `critic_restored` is false. Adapters of our own checkpoints stay adapters, those in PEFT's format
-        are merged; `config.lora` puts new ones on a checkpoint without. unnorm_key and dtype (of the model's
-        weights; adapters and critic are always float32) take the place of `config`'s.
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` returns, with gradients."""
 
-        Raises UserError for missing, truncated or ill-fitting files.
-        """
-        config = config or PolicyConfig()
-        device = resolve_device(config.device)
-        parts = load_parts(folder, config, device, unnorm_key, dtype)
-        network = parts.network
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            policy = cls(network.model, parts.tokenizer, network.description, config, device)
-        policy.stored_dtypes = network.stored
-        if parts.stored_critic == config.critic:
-            files.load_into(policy.critic, parts.critic_file, f"a {config.critic.kind} critic")
-            policy.critic_restored = True
-        return policy
+    log_probs: Float[Tensor, "N K"]  # of the given tokens under the tempered distribution
+    entropy: Float[Tensor, "N K"]  # of each token's distribution over the action bins, in nats
+    values: Float[Tensor, " N"]
+
+
+class Policy(Protocol):
+    """A token policy with a value function. `act` and `evaluate` agree to 1e-5 in float32."""
+
+    detach_values: bool
+    """Set while nothing but the critic may learn: the value loss then stops at a shared trunk."""
 
     @property
-    def action_dim(self) -> int:
-        return self.description.action_dim
+    def action_dim(self) -> int: ...
 
     @property
-    def action_chunk(self) -> int:
-        return self.description.action_chunk
-
-    @property
-    def num_tokens(self) -> int:
-        """K, action tokens per turn."""
-        return self.action_dim * self.action_chunk
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.language_model.lm_head.weight.device
-
-    def _inputs(self, observation: Observation) -> tuple[Tensor, Prompts, Tensor]:
-        raw = self.processor.raw(observation.images, self.device)
-        prompts = self.processor.prompts(observation.instructions, self.device)
-        time = torch.from_numpy(np.array(observation.time_fraction, dtype=np.float32))
-        return raw, prompts, time.to(self.device)
-
-    def _value(
-        self, raw: Tensor, prompts: Prompts, time: Tensor, hidden: Tensor | None
-    ) -> Float32[Tensor, " N"]:
-        if hidden is not None and (self.detach_values or self.config.critic.detach):
-            hidden = hidden.detach()
-        return self.critic(CriticInput(time, hidden, raw, prompts))
+    def action_chunk(self) -> int: ...
 
     def act(
         self,
@@ -190,174 +59,50 @@ class OpenVLAPolicy(nn.Module):
         temperature: float = 1.0,
         uniforms: Float32[np.ndarray, "N K"] | None = None,
     ) -> PolicyOutput:
-        """Decode K tokens for each observation, see `Policy.act`.
+        """Decode K tokens for each observation; temperature 0 is greedy.
 
-        At temperature 0 the choice is certain and its log-prob is 0.
+        `uniforms` in [0, 1) are the sampler's randomness, one number per token (inverse CDF): a row's
+        result then does not depend on what else is in the batch. NaN takes the likeliest token. None draws them from
+        torch.
         """
-        if temperature < 0:
-            raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")
-        with torch.inference_mode():
-            tokens, log_probs, values = self._decode(observation, temperature, uniforms)
-        # copies made outside inference mode may take part in training
-        return PolicyOutput(tokens.clone(), log_probs.clone(), values.clone())
+        ...
 
     def propose(
         self, observation: Observation, temperature: float, uniforms: Float32[np.ndarray, "N J K"]
     ) -> Proposals:
-        """Decode J candidates for each observation from one prefill, see `Policy.propose`."""
-        if not temperature > 0:
-            raise ValueError(
-                f"candidates differ only if sampled: temperature must be positive, got {temperature}"
-            )
-        shape = (len(observation), uniforms.shape[1], self.num_tokens)
-        if uniforms.shape != shape or shape[1] == 0:
-            raise ValueError(
-                f"uniforms must have shape ({len(observation)}, J, {self.num_tokens}), got {uniforms.shape}"
-            )
-        with torch.inference_mode():
-            raw, prompts, time = self._inputs(observation)
-            pixels = pixel_values(raw, self.processor.config)
-            hidden, repeated, state = self.decoder.prefill_shared(pixels, prompts, shape[1])
-            values = self._value(raw, prompts, time, hidden)
-            given = np.array(uniforms, dtype=np.float32).reshape(-1, self.num_tokens)
-            draws = torch.from_numpy(given).to(self.device)
-            tokens, log_probs = self.decoder.choose(repeated, state, draws, temperature)
-        # copies made outside inference mode may take part in training
-        return Proposals(tokens.clone().view(shape), log_probs.clone().view(shape), values.clone())
+        """Decode J candidates for each observation in one batch, from one prefill per observation.
 
-    def _decode(
-        self, observation: Observation, temperature: float, uniforms: np.ndarray | None
-    ) -> tuple[Int64[Tensor, "N K"], Float32[Tensor, "N K"], Float32[Tensor, " N"]]:
-        raw, prompts, time = self._inputs(observation)
-        shape = (len(observation), self.num_tokens)
-        if uniforms is not None and uniforms.shape != shape:
-            raise ValueError(f"uniforms must have shape {shape}, got {uniforms.shape}")
-        hidden, state = self.decoder.prefill(pixel_values(raw, self.processor.config), prompts)
-        values = self._value(raw, prompts, time, hidden)
-        draws = None
-        if temperature > 0:
-            given = torch.rand(shape) if uniforms is None else torch.from_numpy(np.array(uniforms))
-            draws = given.to(self.device, torch.float32)
-        tokens, log_probs = self.decoder.choose(hidden, state, draws, temperature)
-        return tokens, log_probs, values
+        Candidate j equals `act` with `uniforms[:, j]`, to the token; log-probs to 1e-5 in float32. Where a uniform is
+        NaN the likeliest token is taken, so that a candidate of NaNs is the greedy one.
+        """
+        ...
 
     def evaluate(
         self, observation: Observation, tokens: Int64[Tensor, "N K"], temperature: float = 1.0
-    ) -> Evaluation:
-        """Log-probs, entropy and values with gradients, in one teacher-forced pass. See `Policy.evaluate`."""
-        raw, prompts, time = self._inputs(observation)
-        logits, hidden = self._logits(self.model, raw, prompts, tokens)
-        log_probs = action_log_softmax(logits, temperature)
-        return Evaluation(
-            gather_log_probs(log_probs, tokens.to(self.device)),
-            entropy(log_probs),
-            self._value(raw, prompts, time, hidden),
-        )
-
-    def _logits(
-        self, model: OpenVLA, raw: Tensor, prompts: Prompts, tokens: Tensor
-    ) -> tuple[Float[Tensor, "N K bins"], Float[Tensor, "N D"]]:
-        if tokens.shape != (len(raw), self.num_tokens):
-            raise ValueError(
-                f"tokens must have shape {(len(raw), self.num_tokens)}, got {tuple(tokens.shape)}"
-            )
-        return model(pixel_values(raw, self.processor.config), prompts, tokens.to(self.device))
+    ) -> Evaluation: ...
 
     def values(self, observation: Observation) -> Float[Tensor, " N"]:
-        """V of each observation. A shared critic passes gradients to the trunk unless values are detached."""
-        raw, prompts, time = self._inputs(observation)
-        hidden = None
-        if self.config.critic.kind == "shared":
-            attached = not (self.detach_values or self.config.critic.detach)
-            with torch.set_grad_enabled(attached and torch.is_grad_enabled()):
-                hidden = self.model.first_hidden(pixel_values(raw, self.processor.config), prompts)
-        return self._value(raw, prompts, time, hidden)
+        """V of each observation, with gradients to the critic's parameters only as configured."""
+        ...
 
     def keep_reference(self, folder: Path | str | None = None) -> None:
-        """Fix the reference policy: the present weights, or those of a checkpoint (when resuming a run).
+        """Fix the reference policy: the present weights, or those of a checkpoint when a run is resumed."""
+        ...
 
-        With adapters nothing is kept, the base is the reference. Without, this costs one copy of the weights.
-        """
-        if self.description.lora is not None:
-            return
-        if folder is None:
-            reference = copy.deepcopy(self.model)
-        else:
-            source = find_source(folder, self.config.base)
-            reference = load_network(source, self.config, self.device, self.model.dtype).model
-        self._reference[:] = [reference.requires_grad_(False).eval()]
-
-    @torch.no_grad()
     def reference_log_probs(
         self, observation: Observation, tokens: Int64[Tensor, "N K"], temperature: float = 1.0
     ) -> Float[Tensor, "N K"]:
-        """Log-probs of the frozen initial policy. See `Policy.reference_log_probs`.
-
-        The copy is made at the first call, if no weight has changed until then; a learner that calls this only
-        later says `keep_reference()` first.
-        """
-        raw, prompts, _ = self._inputs(observation)
-        if self.description.lora is not None:
-            with lora.adapters_off(self.model):
-                logits, _ = self._logits(self.model, raw, prompts, tokens)
-        else:
-            if not self._reference:
-                if self._version() != self._initial_version:
-                    raise RuntimeError(
-                        "the policy has been trained since it was made: call keep_reference() before training, "
-                        "or keep_reference(folder) with the initial checkpoint"
-                    )
-                self.keep_reference()
-            logits, _ = self._logits(self._reference[0], raw, prompts, tokens)
-        return gather_log_probs(action_log_softmax(logits, temperature), tokens.to(self.device))
-
-    def _version(self) -> int:
-        """Counts in-place changes of the model's weights."""
-        return sum(parameter._version for parameter in self.model.parameters())
+        """The frozen initial policy's log-probs (adapter off, or the kept copy), no gradients."""
+        ...
 
     def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]:
         """Tokens to un-normalised actions in the simulator's units."""
-        values = self.action_tokenizer.decode(tokens.detach().cpu().numpy())
-        shaped = values.reshape(len(values), self.action_chunk, self.action_dim)
-        actions = self.statistics.unnormalize(shaped)
-        if self.description.model.gripper == "openvla":
-            actions = gripper_to_libero(actions)
-        return actions.astype(np.float32)
+        ...
 
-    def encode_actions(
-        self, actions: Float32[np.ndarray, "N C A"] | Float64[np.ndarray, "N C A"]
-    ) -> Int64[Tensor, "N K"]:
-        """Actions in the simulator's units to tokens, the inverse of `decode_actions` up to the bins' width.
+    def policy_parameters(self) -> list[torch.nn.Parameter]:
+        """What the policy optimizer trains; never contains a critic parameter."""
+        ...
 
-        Raises UserError if chunk or action size is not the policy's.
-        """
-        if actions.shape[1:] != (self.action_chunk, self.action_dim):
-            raise UserError(
-                f"The policy plays {self.action_chunk} actions of size {self.action_dim} per turn, got actions of "
-                f"shape {tuple(actions.shape)}: check action_chunk and the dataset's action size"
-            )
-        if self.description.model.gripper == "openvla":
-            actions = gripper_from_libero(actions)
-        bins = self.action_tokenizer.encode(self.statistics.normalize(actions))
-        return torch.from_numpy(bins.reshape(len(bins), self.num_tokens))
+    def critic_parameters(self) -> list[torch.nn.Parameter]: ...
 
-    def policy_parameters(self) -> list[nn.Parameter]:
-        """All weights of the model that are trained: the adapters alone if there are any.
-
-        Raises UserError where they are not float32: in bfloat16 steps of a learning rate's size are rounded away.
-        """
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        coarse = {parameter.dtype for parameter in trained} - {torch.float32}
-        if coarse:
-            raise UserError(
-                f"the model's weights are {coarse.pop()} and cannot be trained in that precision: train adapters on "
-                "them (policy.lora), or all weights in float32 (policy.dtype float32, 24 bytes a weight)"
-            )
-        return trained
-
-    def critic_parameters(self) -> list[nn.Parameter]:
-        return list(self.critic.parameters())
-
-    def save(self, folder: Path) -> None:
-        """Write the checkpoint, see `exporting`. Adapters go without a base that has a folder."""
-        save_policy(self, folder)
+    def save(self, folder: Path) -> None: ...

@@ -17,7 +17,7 @@ from vla_rl.config import (
     TrainConfig,
     nearest,
 )
-from vla_rl.recipes.protocols import benchmark_env, laptop_env
+from vla_rl.envs.defaults import benchmark_env, laptop_env
 
 # Our own recipe: the defaults of TrainConfig, found on Meta-World with two CPU cores.
 _OURS = TrainConfig()

@@ -14,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from vla_rl.config import DemosConfig, SFTConfig, TrainConfig, UserError
+from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.serialize import differences, to_json
-from vla_rl.config.training import QuickstartConfig
 from vla_rl.recipes.demos import collect_demos
 from vla_rl.recipes.presets import preset
 from vla_rl.recipes.sft import fine_tune
 from vla_rl.recipes.train_ppo import train
-from vla_rl.report.html import write_report
+from vla_rl.report.page.write import write_report
 from vla_rl.runtime.files import cannot_write, read_json, write_json
 from vla_rl.runtime.progress import console
 from vla_rl.runtime.run_folder import QUICKSTART_RUN

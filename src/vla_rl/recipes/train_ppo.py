@@ -15,21 +15,22 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from vla_rl.algorithms.credit import assign_credit
+from vla_rl.algorithms.advantages import assign_credit
 from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
 from vla_rl.config import TrainConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.envs import ProcessVectorEnv, split_initial_states
-from vla_rl.policies.kernels import keep_freed_memory
-from vla_rl.recipes.evaluate import evaluate_before_or_after, evaluate_during
-from vla_rl.recipes.memory_budget import with_micro_batch
-from vla_rl.recipes.rewarding import build_reward, refresh_judge
-from vla_rl.recipes.train_state import TrainState, load_policy, open_training_run
+from vla_rl.policies.openvla.memory import with_micro_batch
+from vla_rl.recipes.refresh_reward import refresh_judge
+from vla_rl.rewards.registry import build_reward
 from vla_rl.rollout import Collector, rollout_metrics
 from vla_rl.runtime.devices import use_threads
+from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import share_progress
 from vla_rl.runtime.seeding import seed_everything
 from vla_rl.runtime.signals import graceful_stop
+from vla_rl.training.evaluation import evaluate_before_or_after, evaluate_during
+from vla_rl.training.state import TrainState, load_policy, open_training_run
 
 
 def train(config: TrainConfig, resume: Path | None = None) -> Path:

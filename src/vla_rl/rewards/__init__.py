@@ -4,14 +4,9 @@ Sparse and dense rewards stay apart: `Rollout.rewards` is the simulator's succes
 `RewardModel` adds a dense reward for each turn. Checkpoints are chosen by the former alone.
 """
 
+from vla_rl.rewards.reward import SUCCESS_REWARD, RewardModel, SuccessReward, bound_dense_rewards
 from vla_rl.rewards.scorers import JudgeScorer, SimulatorScorer
 from vla_rl.rewards.shaping import ShapedReward
-from vla_rl.rewards.success import (
-    SUCCESS_REWARD,
-    RewardModel,
-    SuccessReward,
-    bound_dense_rewards,
-)
 
 __all__ = [
     "SUCCESS_REWARD",

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from vla_rl.rewards.judge import Judge, load_judge, probability
+from vla_rl.rewards.process.loading import load_judge
+from vla_rl.rewards.process.model import Judge, probability
 from vla_rl.types import Rollout
 
 DecodeActions = Callable[[Int64[np.ndarray, "B K"]], Float32[np.ndarray, "B C A"]]

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from vla_rl.config import ProcessRewardConfig
-from vla_rl.rewards.success import bound_dense_rewards
-from vla_rl.rewards.watch import HackingWatch
+from vla_rl.rewards.hacking_monitor import HackingWatch
+from vla_rl.rewards.reward import bound_dense_rewards
 from vla_rl.types import Rollout
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64
 
-from vla_rl.envs.protocol import DENSE_REWARD_MAX, EpisodesLostError, VectorEnv
-from vla_rl.policies.protocol import Policy
-from vla_rl.rollout.window import FinishedEpisode, Window
+from vla_rl.envs.env import DENSE_REWARD_MAX, EpisodesLostError, VectorEnv
+from vla_rl.policies.policy import Policy
+from vla_rl.rollout.buffer import FinishedEpisode, Window
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation, Rollout, StepResult
 

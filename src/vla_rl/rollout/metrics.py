@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float32
 
-from vla_rl.envs.protocol import VectorEnv
+from vla_rl.envs.env import VectorEnv
 from vla_rl.rollout.collector import Collected
 from vla_rl.runtime.memory import resident_memory
 

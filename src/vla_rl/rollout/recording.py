@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from vla_rl.config.env import EnvConfig
-from vla_rl.envs.protocol import Snapshot, VectorEnv
-from vla_rl.envs.suites import benchmark
+from vla_rl.envs.env import Snapshot, VectorEnv
+from vla_rl.envs.registry import benchmark
 from vla_rl.rewards.trajectories import Origin, Trajectory
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 

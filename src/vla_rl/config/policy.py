@@ -1,0 +1,67 @@
+"""Which policy to train, and what of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters through peft; the base stays frozen and is the KL reference."""
+
+    rank: int = 32
+    alpha: int = 16
+    dropout: float = 0.0
+    vision: bool = False
+    """Also adapt the linear layers of both vision towers."""
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The value function."""
+
+    kind: Literal["shared", "separate"] = "separate"
+    """shared: a head on the policy's hidden state that predicts the first action token. separate: a small
+    convolutional network of its own."""
+    time_fraction: bool = True
+    """The critic sees which share of the horizon has passed (the policy never does)."""
+    width: int = 16
+    """Channels of the separate critic's first convolution."""
+    detach: bool = False
+    """shared only: the value loss never reaches the trunk, not only during warm-up."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Which policy to train, and what of it."""
+
+    checkpoint: str = ""
+    """Folder or hub id (openvla/openvla-7b, owner/name@revision) of the pretrained policy, or of an adapter in PEFT's
+    format; empty builds the tiny one from scratch (SFT only)."""
+    base: str = ""
+    """Folder or hub id of the model that adapters belong to, where it is not the one they name themselves."""
+    unnorm_key: str = ""
+    """Dataset whose action statistics un-normalise actions, e.g. libero_spatial (`<key>_no_noops` is tried after it);
+    empty takes the checkpoint's own or only one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the weights. auto: bfloat16 for large models (1e9 weights) on a GPU, else float32. Whatever is
+    trained is float32: adapters and critic always, and without adapters the model must be."""
+    pictures: Literal["checkpoint", "as-is", "openvla-libero", "openvla-libero-uncropped"] = (
+        "checkpoint"
+    )
+    """What happens to a frame before the model sees it. checkpoint: what is written there (official ones say nothing:
+    as-is). openvla-libero: JPEG round trip, lanczos3 to 224 px, centre crop of 0.9 of the area."""
+    gripper: Literal["checkpoint", "as-is", "openvla"] = "checkpoint"
+    """Meaning of the gripper's dimension, see ModelConfig.gripper; openvla for OpenVLA's checkpoints in LIBERO."""
+    lora: LoraConfig | None = None
+    """Adapters instead of training all weights."""
+    activation_checkpointing: bool = False
+    """Compute the layers' inner activations a second time in the backward pass instead of keeping them: the same
+    gradients, about a third more time, a fraction of the memory."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    device: str = "auto"
+    """auto takes CUDA where there is a GPU, else the CPU."""
+    decode_graphs: bool = True
+    """GPU only: replay the token loop as a CUDA graph. Each batch shape that returns keeps its key-value cache
+    (OpenVLA-7B: 157 MB per observation); off, that memory is free between calls."""

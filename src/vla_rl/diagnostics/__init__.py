@@ -1,0 +1,1 @@
+"""What is wrong here and how to fix it: the machine, and checkpoints."""

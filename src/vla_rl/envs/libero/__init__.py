@@ -1,0 +1,1 @@
+"""LIBERO: tasks, simulator, control, assets, environment."""

@@ -1,0 +1,1 @@
+"""Off-screen rendering: the GL context, the camera, light meshes."""

@@ -1,0 +1,1 @@
+"""Many environments side by side: in worker processes, or in this one."""

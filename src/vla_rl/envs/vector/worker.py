@@ -1,0 +1,144 @@
+"""A simulator process: hosts some slots, does what comes through its pipe in order, answers when a batch is done.
+
+Started as a fresh interpreter (see `worker_process.py`), imports no torch, and ends itself when its parent is gone.
+Messages in: (command, ticket, work). Messages out, with what follows the word:
+
+    ready  tasks, instructions, action_dim, proprio_dim
+    done   ticket, answer          busy   (still at it)
+    failed traceback               user_error  text: the user's mistake, a restart would not mend it
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from vla_rl.config.env import EnvConfig
+from vla_rl.config.errors import UserError
+from vla_rl.envs.env import DenselyRewarded, Env
+from vla_rl.envs.vector.shared_memory import SlotArrays
+from vla_rl.types import EpisodeSpec
+
+MakeEnvs = Callable[[EnvConfig, int], Sequence[Env]]
+"""Makes several environments of one process. Must be importable by name: workers receive the name."""
+
+_BUSY_EVERY = 1.0  # seconds between signs of life within one batch
+
+
+class WorkerSetup(NamedTuple):
+    """The first message to a worker."""
+
+    make_envs: MakeEnvs
+    config: EnvConfig
+    slots: tuple[int, ...]  # which rows of the shared arrays are this worker's
+    memory: int  # descriptor of the shared arrays
+
+
+def main(pipe_descriptor: int) -> None:
+    """Entry point of the process."""
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    connection = Connection(pipe_descriptor)
+    status = 0
+    try:
+        _serve(connection, connection.recv())
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent is gone or has closed us
+    except Exception as error:
+        kind = ("user_error", str(error)) if isinstance(error, UserError) else _failure()
+        try:
+            connection.send(kind)
+        except OSError:
+            status = 1
+    # not sys.exit: OpenGL drivers may hang or complain while the interpreter takes itself apart
+    os._exit(status)
+
+
+def _failure() -> tuple[str, str]:
+    return "failed", traceback.format_exc()
+
+
+def _exit_with_parent(parent: int) -> None:
+    """End this process when its parent has died, even in the middle of an endless simulation."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def _serve(connection: Connection, setup: WorkerSetup) -> None:
+    envs = dict(zip(setup.slots, setup.make_envs(setup.config, len(setup.slots)), strict=True))
+    first = envs[setup.slots[0]]
+    connection.send(("ready", first.tasks, first.instructions, first.action_dim, first.proprio_dim))
+    message = connection.recv()
+    config = setup.config
+    arrays = SlotArrays(config.num_envs, config.image_size, first.proprio_dim, setup.memory)
+    worker = _Worker(envs, arrays, config.horizon, connection)
+    while message[0] != "close":
+        command, ticket, work = message
+        answer = getattr(worker, command)(*work)
+        connection.send(("done", ticket, answer))
+        message = connection.recv()
+    for env in envs.values():
+        env.close()
+
+
+class _Worker:
+    """The commands. Each method is one; its answer travels back with `done`."""
+
+    def __init__(
+        self, envs: dict[int, Env], arrays: SlotArrays, horizon: int, connection: Connection
+    ) -> None:
+        self._envs, self._arrays, self._horizon = envs, arrays, horizon
+        self._connection = connection
+        self._last_sign = time.monotonic()
+
+    def _sign_of_life(self) -> None:
+        """Building simulators takes seconds; say that we are at it, so as not to be taken for hung."""
+        now = time.monotonic()
+        if now - self._last_sign > _BUSY_EVERY:
+            self._connection.send(("busy",))
+            self._last_sign = now
+
+    def reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> list[str]:
+        # by task, so that the models in use change least often; picture at once, while the state is loaded
+        for row in sorted(range(len(slots)), key=lambda row: specs[row].task):
+            env = self._envs[slots[row]]
+            env.reset(specs[row])
+            self._arrays.write_reset(slots[row], env, self._horizon)
+            self._sign_of_life()
+        return [self._envs[slot].instruction for slot in slots]
+
+    def step(self, slots: Sequence[int], actions: Float32[np.ndarray, "S C A"]) -> None:
+        for row in sorted(range(len(slots)), key=lambda row: self._envs[slots[row]].instruction):
+            env = self._envs[slots[row]]
+            outcome = env.step(actions[row])
+            self._arrays.write_step(slots[row], env, self._horizon, outcome)
+            self._sign_of_life()
+
+    def snapshot(self, slots: Sequence[int]) -> list[dict[str, Any]]:
+        """In the order of `slots`."""
+        return [self._envs[slot].snapshot() for slot in slots]
+
+    def restore(self, slots: Sequence[int], snapshots: Sequence[dict[str, Any]]) -> list[str]:
+        for row in sorted(range(len(slots)), key=lambda row: str(snapshots[row]["task"])):
+            env = self._envs[slots[row]]
+            env.restore(snapshots[row])
+            self._arrays.write_reset(slots[row], env, self._horizon)
+            self._sign_of_life()
+        return [self._envs[slot].instruction for slot in slots]
+
+    def dense_rewards(self, slots: Sequence[int]) -> list[float]:
+        """One number per slot; none at all if the simulator has no such reward."""
+        envs = [self._envs[slot] for slot in slots]
+        return [env.dense_reward() for env in envs if isinstance(env, DenselyRewarded)]

@@ -1,0 +1,140 @@
+"""Evaluates a policy and says how it did, with intervals, as JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vla_rl.config import EnvConfig, EvalConfig, UserError
+from vla_rl.envs import split_initial_states
+from vla_rl.envs.defaults import (
+    evaluation_protocol,
+)
+from vla_rl.envs.env import VectorEnv
+from vla_rl.evaluation.episodes import EpisodeRecord, play_each_once
+from vla_rl.functional import wilson_interval
+from vla_rl.policies.policy import Policy
+from vla_rl.runtime.progress import progress
+from vla_rl.runtime.provenance import versions
+from vla_rl.types import EpisodeSpec
+
+FORMAT = 1
+
+
+Play = Callable[..., list[EpisodeRecord]]
+"""Plays episodes as `play_each_once` does."""
+
+
+def evaluate_policy(
+    policy: Policy,
+    envs: VectorEnv,
+    env: EnvConfig,
+    config: EvalConfig,
+    label: str = "evaluate",
+    play: Play = play_each_once,
+) -> tuple[dict[str, Any], list[EpisodeRecord]]:
+    """Play every (task, initial state) of the protocol once; returns the result and its episodes.
+
+    play: how the episodes are played, if not plainly (called like `play_each_once`).
+    """
+    started, errors_before = time.perf_counter(), envs.infrastructure_errors
+    specs = evaluation_specs(env, config, envs.tasks)
+    with progress(label, total=len(specs)) as bar:
+        done: list[bool] = []
+
+        def on_episode(record: EpisodeRecord) -> None:
+            done.append(record.success)
+            bar.advance(1, success=float(np.mean(done)))
+
+        records = play(
+            policy,
+            envs,
+            specs,
+            temperature=config.temperature,
+            seed=config.seed,
+            on_episode=on_episode,
+        )
+    errors = envs.infrastructure_errors - errors_before
+    result = evaluation_result(records, env, config, errors, time.perf_counter() - started)
+    return result, records
+
+
+def evaluation_specs(env: EnvConfig, config: EvalConfig, tasks: Sequence[str]) -> list[EpisodeSpec]:
+    """Every (task, initial state) of the protocol, once."""
+    return [EpisodeSpec(task, i) for i in initial_states_of(env, config) for task in tasks]
+
+
+def evaluation_result(
+    records: Sequence[EpisodeRecord],
+    env: EnvConfig,
+    config: EvalConfig,
+    infrastructure_errors: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """An evaluation as JSON values."""
+    config = evaluation_protocol(config, env)
+    tasks = dict.fromkeys(r.spec.task for r in records)
+    return {
+        "format": FORMAT,
+        "checkpoint": "",
+        "suite": env.suite,
+        "split": config.split,
+        "tasks": {task: summary([r for r in records if r.spec.task == task]) for task in tasks},
+        "overall": summary(records),
+        "horizon": env.horizon,
+        "action_repeat": env.action_repeat,
+        "action_chunk": env.action_chunk,
+        "sampling": {
+            "mode": "sampled" if config.temperature > 0 else "greedy",
+            "temperature": config.temperature,
+        },
+        "seed": config.seed,
+        "initial_states": initial_states_of(env, config),
+        "episodes": [
+            {
+                "task": r.spec.task,
+                "initial_state": r.spec.initial_state,
+                "success": r.success,
+                "turns": r.turns,
+                "simulator_steps": r.simulator_steps,
+            }
+            for r in records
+        ],
+        "infrastructure_errors": infrastructure_errors,
+        "versions": versions(),
+        "wall_seconds": seconds,
+    }
+
+
+def initial_states_of(env: EnvConfig, config: EvalConfig) -> list[int]:
+    """The numbered initial states to evaluate on; an error if the split has fewer than asked for."""
+    config = evaluation_protocol(config, env)
+    assert config.episodes_per_task is not None
+    train_states, held_out = split_initial_states(env.initial_states, env.held_out)
+    states = {"held-out": held_out, "train": train_states, "all": np.arange(env.initial_states)}[
+        config.split
+    ]
+    if config.episodes_per_task > len(states):
+        raise UserError(
+            f"--episodes-per-task {config.episodes_per_task} asks for more than the {len(states)} initial "
+            f"states of the {config.split} split: each is played exactly once. Ask for fewer, or raise "
+            f"{'env.initial_states' if config.split == 'all' else 'env.held_out'}"
+        )
+    return [int(i) for i in states[: config.episodes_per_task]]
+
+
+def summary(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    """Counts, success rate with its Wilson 95 % interval, and mean lengths."""
+    successes, episodes = sum(r.success for r in records), len(records)
+    low, high = wilson_interval(successes, episodes)
+    return {
+        "successes": successes,
+        "episodes": episodes,
+        "success_rate": successes / episodes,
+        "interval": [low, high],
+        "mean_turns": float(np.mean([r.turns for r in records])),
+        "mean_simulator_steps": float(np.mean([r.simulator_steps for r in records])),
+    }

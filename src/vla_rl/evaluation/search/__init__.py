@@ -1,0 +1,1 @@
+"""Best of N at test time: candidates, branches of the simulation, choosers."""

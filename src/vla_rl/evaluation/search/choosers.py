@@ -1,0 +1,126 @@
+"""Who picks among candidates: a process reward model, the simulator's own reward, or chance.
+
+A chooser scores turns, all candidates of all environments in one call, and the highest score is taken. None of them
+decides whether an episode succeeded: that is the simulator's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from vla_rl.config import UserError
+from vla_rl.rewards.process.model import Judge
+from vla_rl.runtime.seeding import generator
+
+Picture = UInt8[np.ndarray, "H W 3"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One turn of one candidate, played or only proposed, as choosers see it."""
+
+    key: tuple[str | int, ...]  # task, initial state, turn, candidate: names it for randomness
+    instruction: str
+    before: tuple[Picture, ...]  # the last pictures up to the decision, oldest first, at least one
+    action: Float32[np.ndarray, "C A"]  # simulator units
+    after: tuple[Picture, ...] = ()  # the last pictures once it was played; none if only proposed
+    dense_reward: float | None = None  # the simulator's, of the state after it; only if asked for
+
+
+class Chooser(Protocol):
+    """Scores turns; a higher score is better."""
+
+    history: int  # pictures a moment must hold, if there have been so many
+    needs_dense_reward: bool
+    needs_outcome: bool  # scores only what has been played
+    scores_progress: bool  # the score is of the state reached; a turn's own worth is its rise
+    blind: bool  # looks at nothing
+
+    def score(self, moments: Sequence[Moment]) -> Float32[np.ndarray, " B"]: ...
+
+
+class JudgeChooser:
+    """A process reward model's log-odds.
+
+    A judge that sees actions is shown the pictures before the turn and its action; one that does not is shown what the
+    turn has led to.
+    """
+
+    needs_dense_reward = False
+    scores_progress = False
+    blind = False
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self.history = judge.description.history
+        self.needs_outcome = not judge.sees_actions
+
+    def score(self, moments: Sequence[Moment]) -> Float32[np.ndarray, " B"]:
+        if not moments:
+            return np.zeros(0, dtype=np.float32)
+        instructions = [moment.instruction for moment in moments]
+        if self._judge.sees_actions:
+            actions = np.stack([moment.action for moment in moments])
+            pictures = [moment.before for moment in moments]
+            return self._judge.log_odds(self._stack(pictures), instructions, actions)
+        pictures = [moment.after for moment in moments]
+        return self._judge.log_odds(self._stack(pictures), instructions, None)
+
+    def _stack(self, pictures: Sequence[tuple[Picture, ...]]) -> UInt8[np.ndarray, "B *F H W 3"]:
+        """As the judge takes them; before an episode's first picture that one is repeated."""
+        if self.history == 1:
+            return np.stack([seen[-1] for seen in pictures])
+        filled = [(seen[0],) * (self.history - len(seen)) + seen for seen in pictures]
+        return np.stack([np.stack(seen[-self.history :]) for seen in filled])
+
+
+class SimulatorChooser:
+    """The simulator's own dense reward of the state that a turn has led to. Privileged: an upper bound."""
+
+    history = 1
+    needs_dense_reward = True
+    needs_outcome = True
+    scores_progress = True
+    blind = False
+
+    def score(self, moments: Sequence[Moment]) -> Float32[np.ndarray, " B"]:
+        rewards = [moment.dense_reward for moment in moments]
+        assert None not in rewards, "dense rewards are asked of the simulator where needed"
+        return np.array(rewards, dtype=np.float32)
+
+
+class RandomChooser:
+    """Chance, fixed by (seed, task, initial state, turn, candidate): a lower bound."""
+
+    history = 1
+    needs_dense_reward = False
+    needs_outcome = False
+    scores_progress = False
+    blind = True
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def score(self, moments: Sequence[Moment]) -> Float32[np.ndarray, " B"]:
+        draws = [generator(self._seed, "choose", *m.key).random(dtype=np.float32) for m in moments]
+        return np.array(draws, dtype=np.float32)
+
+
+def make_chooser(name: str, judge: Judge | None, seed: int) -> Chooser:
+    """The chooser of `BestOfConfig.chooser`; "success" is chance where no candidate has succeeded.
+
+    UserError for "judge" without one.
+    """
+    if name == "judge":
+        if judge is None:
+            raise UserError(
+                "choosing by a judge needs one: expected the folder of a process reward model (`vla-rl reward train`). "
+                "Without one choose by random, success or simulator"
+            )
+        return JudgeChooser(judge)
+    return SimulatorChooser() if name == "simulator" else RandomChooser(seed)

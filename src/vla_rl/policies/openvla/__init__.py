@@ -1,0 +1,1 @@
+"""OpenVLA: the model, its files, and the policy made of them."""

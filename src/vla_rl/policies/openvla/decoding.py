@@ -1,0 +1,273 @@
+"""The token loop of `act`: K tokens after one prefill, and its replay as a CUDA graph.
+
+Drawing 7 tokens through 32 layers launches several thousand small kernels, which takes the host longer than a GPU
+needs to run them. On a GPU the whole loop, sampling included, is therefore recorded once per batch shape and
+replayed with one launch. The recording reads and writes fixed memory: the key-value cache, the hidden state that
+predicts the first token, each row's first column and the uniforms. Prompts are padded to a multiple of 8 and
+columns are addressed row by row, so that batches of different prompts share a recording.
+
+A recording is used only after its replay has given the tokens of the plain loop on the same inputs, and is dropped
+when a weight has moved to other memory or adapters were switched; whatever fails leads back to the plain loop,
+with a warning. The logic is tested with a recorder that replays by calling; `record_cuda_graph` itself has not run
+on a GPU yet, nor has any speed been measured.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from vla_rl.functional import action_log_softmax, gather_log_probs, sample_from_uniforms
+from vla_rl.policies import kernels
+from vla_rl.policies.openvla.language import Columns, KeyValueCache
+from vla_rl.policies.openvla.model import Decoding, OpenVLA
+from vla_rl.policies.prompts import Prompts
+
+LOG = logging.getLogger(__name__)
+
+Choice = tuple[Tensor, Tensor]
+"""Tokens [N, K] and their log-probs [N, K]."""
+Recorder = Callable[[Callable[[], Choice], torch.device], Callable[[], Choice]]
+"""Records work on fixed memory; what it returns runs that work again, on what the memory holds by then."""
+
+ALIGNMENT = 8
+"""Columns are padded to a multiple of this, as matrix units and attention kernels like it."""
+MAX_SHAPES = 4
+"""Batch shapes with recordings at a time; each keeps a cache (OpenVLA-7B in bfloat16: 157 MB per row)."""
+AGREEMENT = 0.8
+"""Share of tokens in which a first replay must equal the plain loop. A wrong recording agrees by chance, on one
+token in 256; a right one may flip a near-tie where a library picks another kernel while recording."""
+
+
+def choose_tokens(
+    model: OpenVLA,
+    hidden: Float[Tensor, "N D"],
+    state: Decoding,
+    draws: Float32[Tensor, "N K"] | None,
+    temperature: float,
+    count: int,
+) -> Choice:
+    """Draw `count` tokens one after the other; without `draws` greedily, with log-probs of 0.
+
+    A draw that is NaN takes the likeliest token, with its log-prob.
+
+    Nothing in here waits for the device, and shapes depend on nothing that the device computes.
+    """
+    tokens: list[Tensor] = []
+    log_probs: list[Tensor] = []
+    for k in range(count):
+        if k > 0:
+            hidden = model.decode(state, tokens[-1])
+        logits = model.action_logits(hidden)
+        if draws is None:
+            tokens.append(logits.argmax(-1))
+            continue
+        log_probs.append(action_log_softmax(logits, temperature))
+        sampled = sample_from_uniforms(log_probs[-1], draws[:, k])
+        tokens.append(torch.where(draws[:, k].isnan(), logits.argmax(-1), sampled))
+    chosen = torch.stack(tokens, 1)
+    if draws is None:
+        return chosen, torch.zeros(chosen.shape, device=chosen.device)
+    return chosen, gather_log_probs(torch.stack(log_probs, 1), chosen)
+
+
+def record_cuda_graph(work: Callable[[], Choice], device: torch.device) -> Callable[[], Choice]:
+    """Capture `work` as a CUDA graph. Its results lie in memory that the next replay overwrites.
+
+    Raises RuntimeError where CUDA refuses to capture something, or has no memory left.
+    """
+    with torch.cuda.device(device):
+        # libraries allocate workspaces on first use, which a capture forbids; a side stream keeps them apart
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = work()
+
+    def replay() -> Choice:
+        graph.replay()
+        return results
+
+    return replay
+
+
+class _Shape:
+    """The fixed memory of one batch shape, and its recordings by temperature."""
+
+    def __init__(self, model: OpenVLA, batch: int, width: int, count: int) -> None:
+        config = model.config.language
+        weight = model.language_model.lm_head.weight
+        self.width = width
+        columns = _aligned(model.patches + width + count - 1)
+        self.cache = KeyValueCache(config, batch, columns, weight.device, weight.dtype)
+        self.hidden = torch.zeros(batch, config.hidden, device=weight.device, dtype=weight.dtype)
+        self.first = torch.zeros(batch, 1, device=weight.device, dtype=torch.int64)
+        self.draws = torch.zeros(batch, count, device=weight.device)
+        self.replays: dict[float, Callable[[], Choice]] = {}
+        self.tables: list[object] = []
+
+    def hold_tables(self, model: OpenVLA) -> None:
+        """Keep the tables that a recording made now reads where they lie, whatever their cache throws out later."""
+        config, x = model.config.language, self.hidden
+        head_dim, columns = config.hidden // config.heads, self.cache.columns
+        self.tables += [
+            kernels.rotary_tables(columns, head_dim, config.rope_theta, x.device, x.dtype),
+            kernels.causal_bias(columns, x.device, x.dtype),
+        ]
+
+    def fill(
+        self, hidden: Tensor, first: Int64[Tensor, "N 1"], draws: Float32[Tensor, "N K"] | None
+    ) -> None:
+        """Put one batch where recordings read it; the cache holds it already."""
+        self.hidden.copy_(hidden)
+        self.first.copy_(first)
+        if draws is not None:
+            self.draws.copy_(draws)
+
+
+class TokenDecoder:
+    """Prefill and token loop of one policy; with a `recorder`, the loop of a returning batch shape is recorded.
+
+    Call it in inference mode. Results of `choose` are overwritten by its next call: copy what is to stay.
+    """
+
+    def __init__(self, model: OpenVLA, count: int, recorder: Recorder | None = None) -> None:
+        self.model = model
+        self.count = count
+        self.recorder = recorder
+        self._shapes: dict[tuple[int, int], _Shape] = {}
+        self._seen: Counter[tuple[int, int]] = Counter()
+        self._signature: tuple[int | bool, ...] = ()
+
+    def prefill(
+        self, pixel_values: Float[Tensor, "N 6 H W"], prompts: Prompts
+    ) -> tuple[Float[Tensor, "N D"], Decoding]:
+        """Run the prompts once; the hidden state that predicts the first token, and what `choose` needs."""
+        shape = self._shape_for(prompts) if self.recorder is not None else None
+        if shape is None:
+            return self.model.prefill(pixel_values, prompts, self.count)
+        padded = F.pad(
+            prompts.ids,
+            (0, shape.width - prompts.ids.shape[1]),
+            value=self.model.config.language.pad_token,
+        )
+        alike = Prompts(padded, prompts.lengths, row_by_row=True)
+        return self.model.prefill(pixel_values, alike, self.count, shape.cache)
+
+    def prefill_shared(
+        self, pixel_values: Float[Tensor, "N 6 H W"], prompts: Prompts, copies: int
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "NJ D"], Decoding]:
+        """Run the prompts once and hand every row to `copies` continuations, row by row.
+
+        Returns the hidden states [N, D], and what `choose` needs for the N * J continuations. Keys and values of the
+        prompts are copied, not computed again: the prefill is where the time goes, their copies only take memory.
+        """
+        hidden, state = self.prefill(pixel_values, prompts)
+        if copies == 1:
+            return hidden, hidden, state
+        index = state.columns.index
+        repeated = None if index is None else index.repeat_interleave(copies, 0)
+        columns = replace(state.columns, index=repeated)
+        decoding = Decoding(state.cache.repeat(copies), columns)
+        return hidden, hidden.repeat_interleave(copies, 0), decoding
+
+    def choose(
+        self,
+        hidden: Float[Tensor, "N D"],
+        state: Decoding,
+        draws: Float32[Tensor, "N K"] | None,
+        temperature: float,
+    ) -> Choice:
+        """The K tokens of every row and their log-probs, see `choose_tokens`. Uses up `state`."""
+        shape = next((s for s in self._shapes.values() if s.cache is state.cache), None)
+        if shape is None:
+            return choose_tokens(self.model, hidden, state, draws, temperature, self.count)
+        assert state.columns.index is not None
+        shape.fill(hidden, state.columns.index, draws)
+        self._drop_outdated()
+        temperature = 0.0 if draws is None else temperature
+        if temperature in shape.replays:
+            return shape.replays[temperature]()
+        tokens, log_probs = self._plain(shape, temperature)
+        result = tokens.clone(), log_probs.clone()
+        self._record(shape, temperature, result)
+        return result
+
+    @property
+    def recordings(self) -> int:
+        """How many loops are recorded at present."""
+        return sum(len(shape.replays) for shape in self._shapes.values())
+
+    def _plain(self, shape: _Shape, temperature: float) -> Choice:
+        state = Decoding(shape.cache, Columns(0, 1, shape.first))
+        draws = shape.draws if temperature > 0 else None
+        return choose_tokens(self.model, shape.hidden, state, draws, temperature, self.count)
+
+    def _record(self, shape: _Shape, temperature: float, expected: Choice) -> None:
+        assert self.recorder is not None
+        shape.hold_tables(self.model)
+        try:
+            replay = self.recorder(lambda: self._plain(shape, temperature), shape.hidden.device)
+            agreement = float((replay()[0] == expected[0]).double().mean())
+        except RuntimeError as error:
+            self._give_up(f"recording failed ({error})")
+            return
+        if agreement < AGREEMENT:
+            self._give_up(f"a replay gave only {agreement:.0%} of the plain loop's tokens")
+            return
+        shape.replays[temperature] = replay
+
+    def _give_up(self, reason: str) -> None:
+        LOG.warning("decoding without CUDA graphs from here on: %s", reason)
+        self.recorder = None
+        self._shapes.clear()
+
+    def _shape_for(self, prompts: Prompts) -> _Shape | None:
+        """The fixed memory for this batch; None for a shape that has not come often enough.
+
+        Recording takes as long as many calls. So a shape is recorded when it comes again, and it takes another
+        one's place only after coming twice as often.
+        """
+        patches = self.model.patches
+        width = _aligned(patches + prompts.ids.shape[1]) - patches
+        key = (len(prompts.ids), width)
+        self._seen[key] += 1
+        if key not in self._shapes:
+            if self._seen[key] < 2:
+                return None
+            if len(self._shapes) >= MAX_SHAPES:
+                rarest = min(self._shapes, key=lambda shape: self._seen[shape])
+                if self._seen[key] < 2 * self._seen[rarest]:
+                    return None
+                del self._shapes[rarest]
+            self._shapes[key] = _Shape(self.model, *key, self.count)
+        return self._shapes[key]
+
+    def _drop_outdated(self) -> None:
+        """Forget recordings that would read weights where they no longer lie."""
+        pointers = [parameter.data_ptr() for parameter in self.model.parameters()]
+        switches = [
+            bool(module.disable_adapters)
+            for module in self.model.modules()
+            if hasattr(module, "disable_adapters")
+        ]
+        signature = (self.model.training, *switches, *pointers)
+        if signature != self._signature:
+            self._signature = signature
+            for shape in self._shapes.values():
+                shape.replays.clear()
+
+
+def _aligned(columns: int) -> int:
+    return -(-columns // ALIGNMENT) * ALIGNMENT

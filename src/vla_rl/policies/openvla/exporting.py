@@ -1,0 +1,112 @@
+"""Policies to disk: whole checkpoints, merged ones for other software, adapters alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from vla_rl.config.errors import UserError
+from vla_rl.config.policy import LoraConfig
+from vla_rl.policies.openvla import checkpoint as files
+from vla_rl.policies.openvla import lora
+from vla_rl.policies.openvla.config_files import (
+    STATISTICS_FILE,
+    Checkpoint,
+    write_checkpoint_config,
+    write_json,
+)
+from vla_rl.policies.openvla.model import OpenVLA
+from vla_rl.policies.openvla.processing import Processor
+from vla_rl.policies.peft_files import merged_weight, write_adapter
+from vla_rl.policies.safetensors_files import SHARD_BYTES, Stored, save_sharded, save_tensors
+
+
+@runtime_checkable
+class Savable(Protocol):
+    """What of a policy is written."""
+
+    model: OpenVLA
+    description: Checkpoint
+    processor: Processor
+    stored_dtypes: dict[str, torch.dtype]
+
+    @property
+    def critic(self) -> nn.Module: ...
+
+
+def save_policy(policy: Savable, folder: Path, limit: int = SHARD_BYTES) -> None:
+    """Write a checkpoint that `OpenVLAPolicy.from_checkpoint` loads to the same bits.
+
+    Adapters go without their base if that lies in a folder or on the hub. Weights that were not trained have the
+    bytes they were read from.
+    """
+    _write_description(folder, policy.description, policy.processor.tokenizer)
+    settings = policy.description.lora
+    if settings is not None:
+        state = lora.adapter_state(policy.model)
+        write_adapter(folder, settings, state, policy.description.base or "")
+    if policy.description.base is None:
+        files.save_model(lora.base_state(policy.model), folder, policy.stored_dtypes, limit)
+    save_tensors(policy.critic.state_dict(), folder / files.CRITIC_FILE)
+
+
+def export_merged(
+    policy: Savable, folder: Path, dtype: torch.dtype | None = None, limit: int = SHARD_BYTES
+) -> None:
+    """Write the model as one checkpoint in the official format, adapters merged into the weights, without critic.
+
+    Merging is done in float32 and rounded once, to `dtype` or, without one, to the precision each weight was stored
+    in (float32 if it was not loaded from anywhere). Rounding to bfloat16 can take away much of a small update:
+    float32 keeps it.
+    """
+    description = replace(policy.description, lora=None, base=None, critic=None)
+    if dtype is not None:
+        name = str(dtype).removeprefix("torch.")
+        description = replace(description, extra={**description.extra, "torch_dtype": name})
+    _write_description(folder, description, policy.processor.tokenizer)
+    base, adapters = lora.base_state(policy.model), lora.adapter_state(policy.model)
+    settings = policy.description.lora
+
+    def tensor_of(name: str) -> Tensor:
+        layer = name.removesuffix(".weight")
+        if settings is None or f"{layer}.lora_A.weight" not in adapters:
+            return base[name].detach()
+        pair = adapters[f"{layer}.lora_A.weight"], adapters[f"{layer}.lora_B.weight"]
+        return merged_weight(base[name].detach(), *pair, settings.alpha / settings.rank)
+
+    plan = {
+        name: Stored(dtype or policy.stored_dtypes.get(name, tensor.dtype), tuple(tensor.shape))
+        for name, tensor in base.items()
+    }
+    save_sharded(plan, tensor_of, folder, limit)
+
+
+def export_adapter(policy: Savable, folder: Path) -> None:
+    """Write the adapters alone, in PEFT's format, with the statistics and the tokenizer that belong to them.
+
+    Raises UserError if the policy has no adapters.
+    """
+    settings = _adapters_of(policy.description)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_adapter(folder, settings, lora.adapter_state(policy.model), policy.description.base or "")
+    write_json(folder / STATISTICS_FILE, policy.description.norm_stats)
+    policy.processor.tokenizer.save(str(folder / files.TOKENIZER_FILE))
+
+
+def _adapters_of(description: Checkpoint) -> LoraConfig:
+    if description.lora is None:
+        raise UserError(
+            "this policy has no adapters, all its weights were trained: export it as a whole (--merged)"
+        )
+    return description.lora
+
+
+def _write_description(folder: Path, description: Checkpoint, tokenizer: Tokenizer) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_checkpoint_config(folder, description)
+    tokenizer.save(str(folder / files.TOKENIZER_FILE))

@@ -1,0 +1,1 @@
+"""OpenVLA's image pipeline, equal to the official one to the bit."""

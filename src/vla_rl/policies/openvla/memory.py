@@ -1,0 +1,247 @@
+"""How much memory a model takes to play and to train, and the micro-batch that fits.
+
+    weights       every weight in the model's precision (2 bytes in bfloat16, 4 in float32)
+    trained       24 more bytes for every trained weight: its float32 self, two gradients while micro-batches add up,
+                  Adam's two moments and the temporary of its step
+    activations   what one sample's forward pass leaves for the backward pass, layer by layer
+    caches        keys and values of the observations that are decoded at once
+
+Per token a language layer keeps 8 vectors of the hidden width D (residual, norm, q, k, v, mixed, residual, norm)
+and 4 of the MLP's width M (gate, its SiLU, up, product), the last layer 4 of D alone; with activation checkpointing
+one of width D, and those of a single layer while it is computed again. Frozen vision towers keep nothing. The count
+is tested against what autograd really keeps; the shares for workspace and fragmentation are assumptions.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import psutil
+import torch
+
+from vla_rl.config import (
+    OPENVLA_7B,
+    LoraConfig,
+    ModelConfig,
+    PPOConfig,
+    UserError,
+    VisionTowerConfig,
+)
+from vla_rl.policies import OpenVLA, OpenVLAPolicy
+
+LOG = logging.getLogger(__name__)
+
+TRAINED_BYTES = 24
+CONTEXT = 1_000_000_000
+"""CUDA's context, library workspaces and small things."""
+FRAGMENTATION = 1.05
+PROMPT_TOKENS = 40
+"""A long LIBERO instruction in OpenVLA's prompt."""
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """Bytes on the device that computes."""
+
+    weights: float
+    trained: float
+    caches: float
+    per_sample: float
+    """Of a micro-batch in training, of a batch of observations in inference."""
+    once: float
+    """Needed once, whatever the batch: one layer's activations of one sample are in per_sample, this is the rest."""
+
+    def total(self, samples: int) -> float:
+        """Bytes with so many samples at a time."""
+        held = self.weights + self.trained + self.caches
+        return (held + samples * self.per_sample) * FRAGMENTATION + self.once
+
+    def most_samples(self, free: float) -> int:
+        """The most samples at a time that fit into `free` bytes; 0 if not even one does."""
+        held = self.weights + self.trained + self.caches
+        left = (free - self.once) / FRAGMENTATION - held
+        return max(0, int(left // self.per_sample))
+
+
+@lru_cache(maxsize=8)
+def count_weights(model: ModelConfig, lora: LoraConfig | None = None) -> tuple[int, int]:
+    """All weights of the model, and those that are trained."""
+    with torch.device("meta"):
+        network = OpenVLA(model)
+    total = sum(parameter.numel() for parameter in network.parameters())
+    if lora is None:
+        return total, total
+    from vla_rl.policies.openvla.lora import adapted_layers
+
+    sizes = [network.get_submodule(name).weight.shape for name in adapted_layers(network, lora)]
+    return total, sum(lora.rank * sum(shape) for shape in sizes)  # type: ignore[arg-type]
+
+
+def columns_of(model: ModelConfig, action_tokens: int) -> int:
+    """Length of the language model's sequence: patches, a long prompt, action tokens."""
+    patches = (model.image_size // model.dino.patch_size) ** 2
+    return patches + PROMPT_TOKENS + action_tokens - 1
+
+
+def activation_elements(
+    model: ModelConfig, columns: int, checkpointing: bool, vision: bool
+) -> float:
+    """Numbers that one sample's forward pass leaves for the backward pass.
+
+    vision: gradients reach the vision towers (they, or adapters on them, are trained).
+    """
+    language = model.language
+    layer = columns * (8 * language.hidden + 4 * language.mlp_width)
+    # the last layer computes queries and MLP for the few columns that are asked for
+    last = columns * 4 * language.hidden
+    elements = (language.layers - 1) * layer + last
+    if checkpointing:
+        elements = language.layers * columns * language.hidden + layer
+    if not vision:
+        return float(elements)
+    patches = (model.image_size // model.dino.patch_size) ** 2
+    width = model.dino.width + model.siglip.width
+    elements += patches * (9 * width + 2 * language.hidden)
+    for tower in (model.dino, model.siglip):
+        block = _block_elements(tower, patches)
+        tokens = patches + int(tower.class_token) + tower.register_tokens
+        blocks = tower.depth - 1
+        elements += blocks * tokens * tower.width + block if checkpointing else blocks * block
+    return float(elements)
+
+
+def _block_elements(tower: VisionTowerConfig, patches: int) -> int:
+    tokens = patches + int(tower.class_token) + tower.register_tokens
+    return tokens * ((8 + 2 * tower.layer_scale) * tower.width + 2 * tower.mlp_width)
+
+
+def cache_bytes(model: ModelConfig, action_tokens: int, itemsize: int) -> float:
+    """The key-value cache of one observation."""
+    language = model.language
+    return 2.0 * language.layers * language.hidden * columns_of(model, action_tokens) * itemsize
+
+
+def inference_budget(
+    model: ModelConfig, dtype: torch.dtype = torch.bfloat16, action_tokens: int = 7
+) -> MemoryBudget:
+    """Memory of `act`: weights, and per observation the cache and one layer's activations."""
+    total, _ = count_weights(model)
+    layer = columns_of(model, action_tokens) * (
+        6 * model.language.hidden + 3 * model.language.mlp_width
+    )
+    per_sample = cache_bytes(model, action_tokens, dtype.itemsize) + layer * dtype.itemsize
+    return MemoryBudget(total * dtype.itemsize, 0.0, 0.0, per_sample, CONTEXT)
+
+
+def training_budget(
+    model: ModelConfig,
+    lora: LoraConfig | None,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    checkpointing: bool = False,
+    rollout_batch: int = 0,
+    action_tokens: int = 7,
+) -> MemoryBudget:
+    """Memory of a learner's step; without adapters all weights are float32.
+
+    rollout_batch: observations decoded at once, whose caches stay allocated between rollouts.
+    """
+    total, trained = count_weights(model, lora)
+    itemsize = dtype.itemsize if lora is not None else torch.float32.itemsize
+    weights = total * itemsize
+    if lora is None:
+        weights = 0  # counted among the trained
+    columns = columns_of(model, action_tokens)
+    vision = lora is None or lora.vision
+    kept = activation_elements(model, columns, checkpointing, vision)
+    # the backward pass of an MLP holds three gradients of its width and a few of the hidden one
+    passing = columns * (3 * model.language.mlp_width + 4 * model.language.hidden)
+    return MemoryBudget(
+        weights,
+        trained * TRAINED_BYTES,
+        rollout_batch * cache_bytes(model, action_tokens, itemsize),
+        (kept + passing) * itemsize,
+        CONTEXT,
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, with what torch itself has reserved and does not use."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(psutil.virtual_memory().available)
+
+
+def with_micro_batch(ppo: PPOConfig, policy: OpenVLAPolicy, rollout_batch: int) -> PPOConfig:
+    """The settings with `micro_batch` -1 replaced by the largest power of two that the free memory allows.
+
+    To be called with the weights on the device and before anything else is. Raises UserError if not even one
+    sample fits.
+    """
+    if ppo.micro_batch >= 0:
+        return ppo
+    description, config = policy.description, policy.config
+    budget = training_budget(
+        description.model,
+        description.lora,
+        policy.model.dtype,
+        checkpointing=config.activation_checkpointing,
+        rollout_batch=rollout_batch,
+        action_tokens=policy.num_tokens,
+    )
+    present = (
+        budget.weights if description.lora is not None else 4 * count_weights(description.model)[0]
+    )
+    free = free_memory(policy.device) + present
+    most = budget.most_samples(free)
+    if most == 0:
+        remedy = "" if config.activation_checkpointing else "set policy.activation_checkpointing, "
+        raise UserError(
+            f"training this model takes {budget.total(1) / GB:.1f} GB at the least, {free / GB:.1f} GB are free: "
+            f"{remedy}lower env.num_envs, or train adapters (policy.lora)"
+        )
+    chosen = min(1 << (most.bit_length() - 1), ppo.minibatch)
+    LOG.info(
+        "micro-batches of %d (of %d): %.1f GB of %.1f GB",
+        chosen,
+        ppo.minibatch,
+        budget.total(chosen) / GB,
+        free / GB,
+    )
+    return replace(ppo, micro_batch=0 if chosen == ppo.minibatch else chosen)
+
+
+def memory_table(model: ModelConfig = OPENVLA_7B, rank: int = 32) -> str:
+    """What fits on GPUs of 24, 40, 80 and 141 GB, as a Markdown table."""
+    sizes = (24, 40, 80, 141)
+    lora = LoraConfig(rank=rank)
+    rows: list[tuple[str, MemoryBudget]] = [
+        ("inference, bfloat16: observations at once", inference_budget(model))
+    ]
+    for checkpointing in (False, True):
+        for batch in (10, 64):
+            budget = training_budget(model, lora, checkpointing=checkpointing, rollout_batch=batch)
+            how = "with" if checkpointing else "without"
+            rows.append(
+                (f"LoRA {rank}, {how} checkpointing, {batch} environments: micro-batch", budget)
+            )
+    full = training_budget(model, None, checkpointing=True)
+    rows.append(("all weights, float32, with checkpointing: micro-batch", full))
+    lines = [
+        "| | held | per sample | " + " | ".join(f"{size} GB" for size in sizes) + " |",
+        "|---|---:|---:|" + "---:|" * len(sizes),
+    ]
+    for name, budget in rows:
+        fits = [str(budget.most_samples(size * GB) or "no") for size in sizes]
+        lines.append(
+            f"| {name} | {budget.total(0) / GB:.1f} GB | {budget.per_sample / GB:.2f} GB | {' | '.join(fits)} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(memory_table())

@@ -1,0 +1,240 @@
+"""The process reward model: a judge of pictures and instructions, taught on labelled episodes.
+
+vla-rl reward train --datasets runs/demos runs/play --out runs/reward
+
+read the episodes -> label their decisions -> split by whole episodes -> the tiny judge, or an image-text model
+repeat: every labelled decision once, and a share of pictures under another task's instruction (negative)
+        -> cross-entropy on the answer token
+-> <out>/judge, <out>/split.json, <out>/metrics.jsonl with one line an epoch
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from vla_rl.algorithms.reward_model import JudgeBatch, JudgeLearner, shift_sequences
+from vla_rl.algorithms.sft import epoch_batches, num_batches
+from vla_rl.config import RewardModelConfig, UserError
+from vla_rl.functional import area_under_roc, calibration_error
+from vla_rl.recipes.sft import require_unused
+from vla_rl.rewards.process.examples import (
+    Examples,
+    Rows,
+    Split,
+    build_examples,
+    other_instructions,
+    require_both_classes,
+    split_episodes,
+)
+from vla_rl.rewards.process.loading import judge_folder, load_judge
+from vla_rl.rewards.process.model import TrainableJudge, probability
+from vla_rl.rewards.trajectories import Trajectory
+from vla_rl.rewards.trajectory_files import load_trajectories
+from vla_rl.runtime.devices import use_threads
+from vla_rl.runtime.files import read_json, whole_folder, write_json
+from vla_rl.runtime.memory import keep_freed_memory
+from vla_rl.runtime.progress import console, progress
+from vla_rl.runtime.run_folder import Run
+from vla_rl.runtime.seeding import generator, seed_everything
+
+SPLIT_FILE = "split.json"
+
+
+def train_reward(config: RewardModelConfig) -> Path:
+    """Train a judge and return its folder, `<out>/judge`.
+
+    The result depends on the configuration alone (bit for bit on one kind of CPU). Raises UserError for datasets that
+    are missing, empty, damaged or do not fit together, for labels of one class only, for a backbone that is no
+    image-text model, for an `out` that is in use, and when the loss diverges.
+    """
+    keep_freed_memory()
+    config = config.resolved()
+    out = Path(config.out)
+    require_unused(out)
+    seed_everything(config.seed)
+    trajectories = read_trajectories(config)
+    examples = build_examples(trajectories, config.labels, config.history, config.sees_actions)
+    split = split_for(config, trajectories)
+    training, validation = (
+        known_rows(examples, part) for part in (split.training, split.validation)
+    )
+    require_both_classes(examples.positive[training], "training episodes")
+    judge = build_judge(config, examples)
+    steps = config.epochs * num_batches(epoch_size(config, len(training)), config.batch_size)
+    learner = JudgeLearner(judge, config, steps)
+    console().print(describe(examples, split))
+    with (
+        Run.create(out.parent, out.name, config, sys.argv) as run,
+        use_threads(1 if config.is_tiny else 0),
+        progress("reward model", total=steps) as bar,
+    ):
+        write_json(out / SPLIT_FILE, split_record(split, trajectories))
+        for epoch in range(1, config.epochs + 1):
+            started, history = time.perf_counter(), []
+            for batch in epoch_of(config, examples, training, epoch):
+                history.append(learner.update(batch))
+                bar.advance(1, epoch=epoch, loss=history[-1]["loss"])
+            metrics = {f"reward/{k}": float(np.mean([h[k] for h in history])) for k in history[0]}
+            metrics |= {"epoch": epoch, "reward/seconds": time.perf_counter() - started}
+            metrics |= validate(judge, examples, validation)
+            run.log(epoch, metrics)
+        learner.close()
+        with whole_folder(out / "judge") as folder:
+            judge.save(folder)
+    console().print("  ".join(f"{k.removeprefix('reward/')} {v:.3g}" for k, v in metrics.items()))
+    return out / "judge"
+
+
+# --------------------------------------------------------------------------------------------------
+# Data
+
+
+def read_trajectories(config: RewardModelConfig) -> list[Trajectory]:
+    """The episodes of all datasets, in order."""
+    return [
+        trajectory
+        for folder in config.datasets
+        for trajectory in load_trajectories(
+            folder,
+            action_chunk=config.action_chunk,
+            camera=config.camera,
+            image_size=config.image_size,
+        )
+    ]
+
+
+def split_for(config: RewardModelConfig, trajectories: Sequence[Trajectory]) -> Split:
+    """The split that this configuration always makes of these episodes."""
+    rng = generator(config.seed, "reward", "split")
+    return split_episodes(trajectories, config.validation_fraction, config.held_out_tasks, rng)
+
+
+def split_record(split: Split, trajectories: Sequence[Trajectory]) -> dict[str, list[list[object]]]:
+    """For split.json: episodes by number among all datasets' episodes, with what tells them from others."""
+    return {
+        name: [
+            [int(i), trajectories[i].task, trajectories[i].initial_state, trajectories[i].source]
+            for i in getattr(split, name)
+        ]
+        for name in ("training", "validation", "held_out")
+    }
+
+
+def read_split(run: Path, config: RewardModelConfig, trajectories: Sequence[Trajectory]) -> Split:
+    """The split of a training run. Raises UserError if its datasets are no longer what they were."""
+    split = split_for(config, trajectories)
+    if read_json(run / SPLIT_FILE) != split_record(split, trajectories):
+        raise UserError(
+            f"the datasets of {run} have changed since the judge was trained, so the held-out episodes cannot be told "
+            "from the others: put them back, or name datasets of its own to measure on"
+        )
+    return split
+
+
+def known_rows(examples: Examples, episodes: Rows) -> Rows:
+    """The labelled decisions of these episodes."""
+    rows = examples.rows_of(episodes)
+    return rows[examples.known[rows]]
+
+
+def epoch_size(config: RewardModelConfig, decisions: int) -> int:
+    """Examples in an epoch, mismatched ones included."""
+    return decisions + mismatched_count(config, decisions)
+
+
+def mismatched_count(config: RewardModelConfig, decisions: int) -> int:
+    share = config.mismatched_share
+    return round(decisions * share / (1 - share))
+
+
+def epoch_of(
+    config: RewardModelConfig, examples: Examples, training: Rows, epoch: int
+) -> Iterator[JudgeBatch]:
+    """Every labelled decision once, in a new order, and some of them under another instruction as negatives."""
+    rng = generator(config.seed, "reward", "epoch", epoch)
+    borrowed = rng.choice(training, mismatched_count(config, len(training)))
+    rows = np.concatenate([training, borrowed])
+    instructions = examples.instructions_of(training)
+    if len(borrowed):
+        own = examples.instructions_of(borrowed)
+        instructions += other_instructions(own, sorted(set(instructions)), rng)
+    positive = np.concatenate([examples.positive[training], np.zeros(len(borrowed), bool)])
+    for chosen in epoch_batches(np.arange(len(rows)), config.batch_size, rng):
+        at = rows[chosen]
+        yield JudgeBatch(
+            shift_sequences(examples.pictures(at), config.random_shift, rng),
+            [instructions[i] for i in chosen.tolist()],
+            examples.actions[at],
+            positive[chosen],
+            chosen < len(training),
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# The judge
+
+
+def build_judge(config: RewardModelConfig, examples: Examples) -> TrainableJudge:
+    """The judge to train: from the backbone, or the one to go on with (`config.start`)."""
+    shape = examples.action_shape
+    if config.start:
+        judge = load_judge(config.start, config.device)
+        judge.description.require(config, config.start)
+        # one decision tells whether size and action fit
+        judge_rows(judge, examples, np.arange(1))
+        return judge
+    if config.is_tiny:
+        from vla_rl.rewards.process.tiny import TinyJudge
+
+        size = examples.images.shape[1]
+        return TinyJudge.create(config, examples.instructions, size, shape)
+    from vla_rl.rewards.process.vlm import VlmJudge
+
+    return VlmJudge.create(config, shape)
+
+
+def judge_rows(
+    judge: TrainableJudge,
+    examples: Examples,
+    rows: Rows,
+    instructions: Sequence[str] | None = None,
+) -> Float32[np.ndarray, " R"]:
+    """Log-odds of these decisions, under their own instruction or the given ones."""
+    words = examples.instructions_of(rows) if instructions is None else list(instructions)
+    actions = examples.actions[rows] if judge.sees_actions else None
+    return judge.log_odds(examples.pictures(rows), words, actions)
+
+
+def validate(judge: TrainableJudge, examples: Examples, rows: Rows) -> dict[str, float]:
+    """Loss between the two answers, AUROC and calibration on held-out decisions; nothing where there is one class."""
+    positive = examples.positive[rows]
+    if not 0 < positive.sum() < len(positive):
+        return {}
+    odds = judge_rows(judge, examples, rows)
+    loss = np.logaddexp(0.0, np.where(positive, -odds, odds)).mean()
+    return {
+        "reward/validation_loss": float(loss),
+        "reward/validation_auroc": area_under_roc(odds, positive),
+        "reward/validation_ece": calibration_error(probability(odds), positive),
+    }
+
+
+def run_of(judge: Path | str) -> Path | None:
+    """The training run that a judge belongs to, if it lies in one."""
+    folder = judge_folder(judge)
+    return folder.parent if (folder.parent / SPLIT_FILE).is_file() else None
+
+
+def describe(examples: Examples, split: Split) -> str:
+    """One line about the data."""
+    known = known_rows(examples, split.training)
+    return (
+        f"{len(split.training)} training, {len(split.validation)} validation, {len(split.held_out)} held-out-task "
+        f"episodes; {len(known)} labelled training decisions, {int(examples.positive[known].sum())} of them positive"
+    )

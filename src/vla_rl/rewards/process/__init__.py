@@ -1,0 +1,1 @@
+"""The process reward model: labels, examples, the tiny model and any image-text model, files."""

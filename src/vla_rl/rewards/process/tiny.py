@@ -1,0 +1,242 @@
+"""The judge on the project's own tiny model class, trained from scratch on a CPU.
+
+    column   0    1 .. 4 (F-1)        .. + P           then
+    content  BOS  earlier pictures    the picture now  the question, then the proposed actions' tokens
+
+and the hidden state of the last column predicts the answer, a text token like any other. Earlier pictures are averaged
+down to four tokens each: what moved is to be seen, not what it looked like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from vla_rl.config import ConfigError, ModelConfig, RewardModelConfig, UserError, tiny_model
+from vla_rl.config.serialize import from_json, to_json
+from vla_rl.policies import OpenVLA, Processor, build_tiny_tokenizer
+from vla_rl.policies.action_tokens import ActionTokenizer
+from vla_rl.policies.openvla.checkpoint import TOKENIZER_FILE, check_fit
+from vla_rl.policies.openvla.language import Columns
+from vla_rl.policies.openvla.model import initialise
+from vla_rl.policies.openvla.processing import pixel_values, raw_pixels
+from vla_rl.policies.openvla.tokenizer import load_tokenizer
+from vla_rl.policies.prompts import Prompts
+from vla_rl.policies.safetensors_files import MODEL_FILE, read_tensors, save_tensors
+from vla_rl.rewards.process.model import (
+    Actions,
+    Images,
+    JudgeDescription,
+    log_odds_in_parts,
+    read_description,
+    write_description,
+)
+from vla_rl.runtime.devices import available_cpus, resolve_device
+from vla_rl.runtime.files import read_json, write_json
+
+MODEL_CONFIG_FILE = "model.json"
+TEXT_VOCAB = 1024
+PART = 64
+"""Decisions a thread scores at a time."""
+EARLIER_SIDE = 2
+"""An earlier picture becomes so many by so many tokens."""
+
+
+class TinyJudge:
+    """`TrainableJudge` on an `OpenVLA` of the tiny size."""
+
+    def __init__(
+        self,
+        model: OpenVLA,
+        tokenizer: Tokenizer,
+        description: JudgeDescription,
+        device: torch.device,
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.description = description
+        self._device = device
+        self.processor = Processor(model.config, tokenizer)
+        self.action_tokenizer = ActionTokenizer(
+            model.config.action_bins, model.config.bin_style, model.config.language.text_vocab
+        )
+        answers = description.negative_answer, description.positive_answer
+        self.answer_ids = [answer_id(tokenizer, answer) for answer in answers]
+
+    @classmethod
+    def create(
+        cls,
+        config: RewardModelConfig,
+        instructions: Sequence[str],
+        image_size: int,
+        action_shape: tuple[int, int] = (0, 0),
+    ) -> TinyJudge:
+        """A randomly initialised judge; the same config and instructions, the same judge.
+
+        instructions: whose words get tokens of their own; others are spelled in bytes. action_shape: (C, A) of the
+        actions it sees, if the config says it sees any.
+        """
+        model = judge_model(config, image_size)
+        template = config.prompt.lower().replace("{instruction}", " ")
+        answers = [config.negative_answer, config.positive_answer]
+        tokenizer = build_tiny_tokenizer([*instructions, template, *answers], model)
+        chunk, size = action_shape if config.sees_actions else (0, 0)
+        description = JudgeDescription(
+            "tiny", config.prompt, config.positive_answer, config.negative_answer,
+            image_size, config.history, chunk, size,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            network = OpenVLA(model)
+            initialise(network)
+        network.freeze_unused()
+        return cls(network, tokenizer, description, resolve_device(config.device))
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def sees_actions(self) -> bool:
+        return self.description.sees_actions
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def train_mode(self, on: bool) -> None:
+        """The tiny model has no dropout."""
+
+    def answer_log_probs(
+        self, images: Images, instructions: Sequence[str], actions: Actions | None = None
+    ) -> Float[Tensor, "B 2"]:
+        """See `TrainableJudge.answer_log_probs`."""
+        pictures = self._embed(self.description.check(images, instructions, actions))
+        question = self.processor.prompts(instructions, self._device)
+        prompts = question if actions is None else _followed_by(question, self._action_ids(actions))
+        return self._answers(self._hidden(pictures, prompts, prompts.lengths - 1, 1)[:, 0])
+
+    def joint_log_probs(
+        self,
+        images: Images,
+        instructions: Sequence[str],
+        actions: Actions,
+        answers: Int64[Tensor, " B"],
+    ) -> tuple[Float[Tensor, "B 2"], Float[Tensor, " B"]]:
+        """The answer's log-probabilities, and the mean log-probability of the tokens of the action that was taken.
+
+        One pass over one sequence: a judge that sees actions reads them before its answer, any other writes them after
+        it. `answers`: 0 negative, 1 positive.
+        """
+        sees = self.sees_actions
+        pictures = self._embed(
+            self.description.check(images, instructions, actions if sees else None)
+        )
+        question = self.processor.prompts(instructions, self._device)
+        given = self._action_ids(actions)
+        said = torch.tensor(self.answer_ids, device=self._device)[answers.to(self._device)][:, None]
+        rest = given if sees else torch.cat([said, given[:, :-1]], 1)
+        count = given.shape[1] + 1
+        hidden = self._hidden(pictures, _followed_by(question, rest), question.lengths - 1, count)
+        answer, action = (hidden[:, -1], hidden[:, :-1]) if sees else (hidden[:, 0], hidden[:, 1:])
+        bins = self.model.config.language.text_vocab - 1 - given
+        action_log_probs = torch.log_softmax(self.model.action_logits(action), -1)
+        taken = action_log_probs.gather(-1, bins[..., None])[..., 0]
+        return self._answers(answer), taken.mean(1)
+
+    def _hidden(
+        self, pictures: Tensor, prompts: Prompts, first: Int64[np.ndarray, " B"], count: int
+    ) -> Float[Tensor, "B count D"]:
+        """Hidden states of `count` text columns from column `first` (of the text) on."""
+        language = self.model.language_model.model
+        text = language.embed_tokens(prompts.ids)
+        x = torch.cat([text[:, :1], pictures, text[:, 1:]], 1)
+        columns = pictures.shape[1] + first[:, None] + np.arange(count)
+        asked = Columns(0, count, torch.from_numpy(columns).to(self._device))
+        return language(x, Columns(0, x.shape[1]), asked)
+
+    def _answers(self, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B 2"]:
+        logits = self.model.language_model.logits(hidden, 0, TEXT_VOCAB)
+        return torch.log_softmax(logits, -1)[:, self.answer_ids]
+
+    def _action_ids(self, actions: Actions) -> Int64[Tensor, "B K"]:
+        bins = self.action_tokenizer.encode(actions.reshape(len(actions), -1))
+        return self.model.vocabulary_ids(torch.from_numpy(bins)).to(self._device)
+
+    def log_odds(
+        self, images: Images, instructions: Sequence[str], actions: Actions | None = None
+    ) -> np.ndarray:
+        """See `Judge.log_odds`."""
+        threads = available_cpus() if self._device.type == "cpu" else 1
+        return log_odds_in_parts(self, images, instructions, actions, PART, threads)
+
+    def _embed(self, images: UInt8[np.ndarray, "B F H W 3"]) -> Float[Tensor, "B S D"]:
+        """Tokens of all pictures, oldest first."""
+        batch, history = images.shape[:2]
+        raw = raw_pixels(images.reshape(-1, *images.shape[2:]), self._device)
+        features = self.model.embed_images(pixel_values(raw, self.model.config))
+        if history == 1:
+            return features
+        every = features.view(batch, history, *features.shape[1:])
+        side = round(features.shape[1] ** 0.5)
+        grid = every[:, :-1].reshape(-1, side, side, features.shape[-1]).permute(0, 3, 1, 2)
+        small = F.adaptive_avg_pool2d(grid, EARLIER_SIDE).flatten(2).transpose(1, 2)
+        return torch.cat([small.reshape(batch, -1, features.shape[-1]), every[:, -1]], 1)
+
+    def save(self, folder: Path) -> None:
+        """Write the judge into `folder`, which is made."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.processor.tokenizer.save(str(folder / TOKENIZER_FILE))
+        write_json(folder / MODEL_CONFIG_FILE, to_json(self.model.config))
+        save_tensors(self.model.state_dict(), folder / MODEL_FILE)
+        write_description(folder, self.description)
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "auto") -> TinyJudge:
+        """Read what `save` wrote. Raises UserError for missing, damaged or ill-fitting files."""
+        description = read_description(folder)
+        try:
+            config = from_json(ModelConfig, read_json(folder / MODEL_CONFIG_FILE))
+        except ConfigError as error:
+            raise UserError(f"{folder / MODEL_CONFIG_FILE} is damaged: {error}") from None
+        tensors = read_tensors([folder / MODEL_FILE])
+        model = OpenVLA(config)
+        check_fit(tensors, model.state_dict(), folder / MODEL_FILE, "a tiny judge")
+        model.load_state_dict(tensors)
+        model.freeze_unused()
+        tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+        return cls(model, tokenizer, description, resolve_device(device))
+
+
+def _followed_by(prompts: Prompts, ids: Int64[Tensor, "B K"]) -> Prompts:
+    """Each prompt with these tokens directly after it, padding last."""
+    count = ids.shape[1]
+    longer = F.pad(prompts.ids, (0, count), value=0)
+    places = torch.from_numpy(prompts.lengths[:, None] + np.arange(count)).to(ids.device)
+    return Prompts(longer.scatter(1, places, ids), prompts.lengths + count)
+
+
+def judge_model(config: RewardModelConfig, image_size: int) -> ModelConfig:
+    """The tiny policy's size with more room for words: a judge has no suite's instructions to itself."""
+    small = tiny_model(image_size, prompt=config.prompt.lower())
+    language = replace(
+        small.language,
+        text_vocab=TEXT_VOCAB, padded_vocab=TEXT_VOCAB + 64, pad_token=TEXT_VOCAB, max_positions=512,
+    )  # fmt: skip
+    return replace(small, name="tiny-judge", language=language)
+
+
+def answer_id(tokenizer: Tokenizer, answer: str) -> int:
+    """The token of an answer. Raises UserError if it takes several: only one position is read."""
+    ids = tokenizer.encode(answer.lower(), add_special_tokens=False).ids
+    if len(ids) != 1:
+        raise UserError(
+            f"the answer {answer!r} is {len(ids)} tokens for this model, expected one: choose a single word"
+        )
+    return ids[0]

@@ -1,0 +1,212 @@
+"""The judge on any image-text model of Hugging Face, with adapters: the paper's authors take Qwen2-VL-2B.
+
+Loaded through AutoModelForImageTextToText and AutoProcessor, from a folder or the hub, safetensors alone and never with
+code of the repository. The model's own chat template makes the conversation; the token after it is the answer.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor, nn
+
+from vla_rl.config import LoraConfig, RewardModelConfig, UserError
+from vla_rl.policies.huggingface.backbone import base_model, load_backbone, with_adapters
+from vla_rl.policies.safetensors_files import MODEL_FILE, read_tensors, save_tensors
+from vla_rl.rewards.process.model import (
+    Actions,
+    Images,
+    JudgeDescription,
+    log_odds_in_parts,
+    read_description,
+    write_description,
+)
+from vla_rl.runtime.devices import resolve_device
+
+ADAPTER_FILE = "adapter_model.safetensors"
+PART = 8
+"""Decisions scored at a time."""
+HUNDREDTHS = 100
+"""Actions are written as whole hundredths of the simulator's unit: few tokens, and a sign that is easy to see."""
+
+
+class VlmJudge:
+    """`TrainableJudge` on a pretrained image-text model."""
+
+    def __init__(
+        self, model: Any, processor: Any, description: JudgeDescription, device: torch.device
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.processor = processor
+        self.description = description
+        self._device = device
+        # the answer then stands in the last column of every row
+        processor.tokenizer.padding_side = "left"
+        answers = description.negative_answer, description.positive_answer
+        self.answer_ids = [self._answer_id(answer) for answer in answers]
+        self._only_last = (
+            "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
+        )
+
+    @classmethod
+    def create(cls, config: RewardModelConfig, action_shape: tuple[int, int] = (0, 0)) -> VlmJudge:
+        """A judge on the pretrained `config.backbone`, with fresh adapters unless all weights are trained.
+
+        Raises UserError where the backbone is no image-text model, has no processor, or would need code of its own.
+        """
+        chunk, size = action_shape if config.sees_actions else (0, 0)
+        description = JudgeDescription(
+            config.backbone, config.prompt, config.positive_answer, config.negative_answer,
+            0, config.history, chunk, size,
+            None if config.all_weights else config.lora or LoraConfig(),
+        )  # fmt: skip
+        device = resolve_device(config.device)
+        model, processor = load_backbone(config.backbone, config.dtype, device)
+        if config.all_weights:
+            model = model.float().requires_grad_(True)  # what is trained is float32
+        else:
+            model = with_adapters(model, config.lora or LoraConfig(), config.seed)
+        return cls(model, processor, description, device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def sees_actions(self) -> bool:
+        return self.description.sees_actions
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def train_mode(self, on: bool) -> None:
+        """Dropout on or off."""
+        self.model.train(on)
+
+    def answer_log_probs(
+        self, images: Images, instructions: Sequence[str], actions: Actions | None = None
+    ) -> Float[Tensor, "B 2"]:
+        """See `TrainableJudge.answer_log_probs`."""
+        pictures = self.description.check(images, instructions, actions)
+        inputs = self.inputs(
+            pictures, [self.question(*pair) for pair in _pairs(instructions, actions)]
+        )
+        options = {"logits_to_keep": 1} if self._only_last else {}
+        logits = self.model(**inputs, use_cache=False, **options).logits[:, -1]
+        return torch.log_softmax(logits.float(), -1)[:, self.answer_ids]
+
+    def log_odds(
+        self, images: Images, instructions: Sequence[str], actions: Actions | None = None
+    ) -> Float32[np.ndarray, " B"]:
+        """See `Judge.log_odds`."""
+        return log_odds_in_parts(self, images, instructions, actions, PART, threads=1)
+
+    def question(self, instruction: str, action: Float32[np.ndarray, "C A"] | None = None) -> str:
+        """What the user says after the picture."""
+        text = self.description.prompt.format(instruction=instruction)
+        if action is None:
+            return text
+        steps = [
+            "(" + ", ".join(f"{round(HUNDREDTHS * float(x))}" for x in step) + ")"
+            for step in action
+        ]
+        return f"{text} The next action: {' '.join(steps)}"
+
+    def inputs(
+        self, pictures: UInt8[np.ndarray, "B F H W 3"], questions: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Conversations of one user's message each, ready for the assistant's first token; padded on the left."""
+        from PIL import Image
+
+        images = [[Image.fromarray(picture) for picture in seen] for seen in pictures]
+        texts = [
+            self.processor.apply_chat_template(
+                [user_message(len(seen), question)], tokenize=False, add_generation_prompt=True
+            )
+            for seen, question in zip(images, questions, strict=True)
+        ]
+        bos = self.processor.tokenizer.bos_token
+        options = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
+        batch = self.processor(
+            text=texts, images=images, padding=True, return_tensors="pt", **options
+        )
+        return {name: value.to(self._device) for name, value in batch.items()}
+
+    def _answer_id(self, answer: str) -> int:
+        ids = self.processor.tokenizer.encode(answer, add_special_tokens=False)
+        if len(ids) != 1:
+            raise UserError(
+                f"the answer {answer!r} is {len(ids)} tokens for {self.description.backbone}, expected one: choose "
+                "another word"
+            )
+        return int(ids[0])
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained into `folder`, which is made; the backbone and its processor stay where they are."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.description.lora is not None:
+            from peft import get_peft_model_state_dict
+
+            save_tensors(get_peft_model_state_dict(self.model), folder / ADAPTER_FILE)
+            self.model.peft_config["default"].save_pretrained(str(folder))
+        else:
+            # tied weights are stored once
+            save_tensors(dict(self.model.named_parameters()), folder / MODEL_FILE)
+        write_description(folder, self.description)
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "auto") -> VlmJudge:
+        """Read what `save` wrote, on the backbone it names. UserError where either is missing or they do not fit."""
+        description = read_description(folder)
+        place = resolve_device(device)
+        model, processor = load_backbone(description.backbone, "auto", place)
+        file = folder / (MODEL_FILE if description.lora is None else ADAPTER_FILE)
+        tensors = read_tensors([file])
+        if description.lora is None:
+            found = model.float().load_state_dict(tensors, strict=False)
+            trained = {name for name, _ in model.named_parameters()}
+            missing = trained & set(found.missing_keys)
+            unknown = set(found.unexpected_keys)
+        else:
+            from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+            model = with_adapters(model, description.lora, seed=0)
+            wanted = get_peft_model_state_dict(model)
+            missing, unknown = set(wanted) - set(tensors), set(tensors) - set(wanted)
+            if not missing and not unknown:
+                _require_shapes(tensors, wanted, file)
+                set_peft_model_state_dict(model, tensors)
+        if missing or unknown:
+            raise UserError(
+                f"{file} does not belong to {description.backbone}: {len(missing)} weights are missing, {len(unknown)} "
+                f"unknown ({sorted(missing | unknown)[0]}, ...). Was another model put in that place?"
+            )
+        return cls(model, processor, description, place)
+
+
+def user_message(pictures: int, question: str) -> dict[str, Any]:
+    """The chat message of `types.Turn.messages`, with several pictures; the pictures themselves go apart."""
+    images = [{"type": "image"} for _ in range(pictures)]
+    return {"role": "user", "content": [*images, {"type": "text", "text": question}]}
+
+
+def _pairs(
+    instructions: Sequence[str], actions: Actions | None
+) -> list[tuple[str, Float32[np.ndarray, "C A"] | None]]:
+    given = [None] * len(instructions) if actions is None else list(actions)
+    return list(zip(instructions, given, strict=True))
+
+
+def _require_shapes(found: dict[str, Tensor], wanted: dict[str, Tensor], file: Path) -> None:
+    for name, tensor in wanted.items():
+        if found[name].shape != tensor.shape:
+            raise UserError(
+                f"{file}: {name} has shape {tuple(found[name].shape)}, the backbone needs {tuple(tensor.shape)}: it "
+                "belongs to another model"
+            )

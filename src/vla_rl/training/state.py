@@ -1,0 +1,197 @@
+"""Everything of a PPO run that must survive a kill: counters, optimizers, curriculum, running episodes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
+from vla_rl.config import ConfigError, PPOConfig, TrainConfig
+from vla_rl.curriculum import TaskSampler
+from vla_rl.envs.defaults import require_same_robot
+from vla_rl.policies import OpenVLAPolicy
+from vla_rl.rewards import RewardModel
+from vla_rl.rollout import Collector
+from vla_rl.runtime.checkpoint import flatten_optimizer, read_checkpoint, restore_optimizer
+from vla_rl.runtime.run_folder import Run
+from vla_rl.runtime.seeding import restore_torch_rng, torch_rng_state
+from vla_rl.runtime.signals import StopRequest
+from vla_rl.runtime.trees import join_arrays, split_arrays
+
+
+def open_training_run(config: TrainConfig, resume: Path | None) -> Run:
+    """Open the folder to go on in, or make a new one."""
+    sinks = {
+        "keep": config.run.keep,
+        "tensorboard": config.run.tensorboard,
+        "wandb": config.run.wandb,
+    }
+    if resume is not None:
+        return Run.open(resume, sys.argv, config, **sinks)
+    if not config.policy.checkpoint:
+        raise ConfigError(
+            "policy.checkpoint is empty: PPO improves a pretrained policy. Make one with `vla-rl demos` and "
+            "`vla-rl sft`, then give its folder, e.g. --policy.checkpoint runs/sft/policy"
+        )
+    return Run.create(config.run.root, config.run.name, config, sys.argv, **sinks)
+
+
+def load_policy(config: TrainConfig, run: Run) -> OpenVLAPolicy:
+    """The policy of the run's newest checkpoint, or the one to start from; KL is always to the latter."""
+    saved = run.latest()
+    initial = Path(config.policy.checkpoint)
+    policy = OpenVLAPolicy.from_checkpoint(
+        saved / "policy" if saved else initial, config.policy, seed=config.run.seed
+    )
+    require_same_robot(policy.action_dim, config.env.suite)
+    model = policy.description.model
+    if model.pictures.resize == "none" and model.image_size != config.env.image_size:
+        raise ConfigError(
+            f"the policy looks at {model.image_size} px, the environment draws {config.env.image_size} px: "
+            "set env.image_size"
+        )
+    if policy.action_chunk != config.env.action_chunk:
+        raise ConfigError(
+            f"the policy decides {policy.action_chunk} actions a turn, env.action_chunk is "
+            f"{config.env.action_chunk}: set env.action_chunk, or fine-tune with that chunk"
+        )
+    if config.ppo.kl_coef > 0:
+        policy.keep_reference(initial if saved else None)
+    return policy
+
+
+class TrainState:
+    """Counts iterations, knows when the run is over, saves and restores it."""
+
+    def __init__(
+        self,
+        run: Run,
+        policy: OpenVLAPolicy,
+        learner: PPO,
+        reward_model: RewardModel,
+        curriculum: TaskSampler,
+        collector: Collector,
+        save_every: int,
+    ) -> None:
+        self.run, self.policy, self.learner = run, policy, learner
+        self.reward_model = reward_model
+        self.curriculum, self.collector = curriculum, collector
+        self.iteration, self.episodes, self.turns, self.seconds = 0, 0, 0, 0.0
+        self.save_every, self.saved_at = save_every, -1
+
+    def finished(self, config: PPOConfig) -> bool:
+        """Whether the iterations or the minutes of training are used up."""
+        return self.progress(config) >= 1.0
+
+    def progress(self, config: PPOConfig) -> float:
+        """Share of the run that is done, in [0, 1]; training time counts, evaluation does not."""
+        done = self.iteration / config.iterations
+        if config.minutes > 0:
+            done = max(done, self.seconds / (60 * config.minutes))
+        return min(1.0, done)
+
+    def advance(self, metrics: dict[str, float], seconds: float) -> None:
+        """Count one iteration, log it, and save where it is due."""
+        self.episodes += int(metrics["rollout/episodes"])
+        self.turns += int(metrics["rollout/turns"])
+        self.seconds += seconds
+        totals = {
+            "total/episodes": float(self.episodes),
+            "total/turns": float(self.turns),
+            "total/train_seconds": self.seconds,
+        }
+        self.iteration += 1
+        self.run.log(self.iteration, metrics | totals)
+        if self.iteration % self.save_every == 0:
+            self.save()
+
+    def headline(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The few numbers worth a place in the progress line."""
+        wanted = {
+            "iteration": self.iteration,
+            "success": self.recent_success(),
+            "kl": metrics.get("losses/approx_kl_k3", 0.0),
+            "explained": metrics["losses/explained_variance"],
+            "episodes/s": metrics["speed/episodes_per_second"],
+        }
+        return {name: round(number, 3) for name, number in wanted.items()}
+
+    def recent_success(self) -> float:
+        """Mean over tasks of the windowed success in training (simulator success alone)."""
+        return float(np.mean(self.curriculum.successes()))
+
+    def save(self) -> None:
+        """Write a checkpoint of the next iteration to play."""
+        if self.saved_at == self.iteration:
+            return
+        tree = {
+            "iteration": self.iteration,
+            "episodes": self.episodes,
+            "turns": self.turns,
+            "seconds": self.seconds,
+            "random": torch_rng_state(),
+            "learner": self.learner.state_dict(),
+            "reward": self.reward_model.state_dict(),
+            "curriculum": self.curriculum.state_dict(),
+            "collector": self.collector.state_dict(),
+        }
+        tensors, state = split_arrays(tree, "state")
+        for name, optimizer in self._optimizers().items():
+            parts, state[name] = flatten_optimizer(optimizer, name)
+            tensors |= parts
+        self.run.save(self.iteration, tensors, state, self.policy.save, self.recent_success())
+        self.saved_at = self.iteration
+
+    def restore(self) -> bool:
+        """Go on from the newest sound checkpoint; False if there is none yet."""
+        folder = self.run.latest()
+        if folder is None:
+            return False
+        saved = read_checkpoint(folder)
+        state = join_arrays(saved.tensors, saved.state)
+        for name, optimizer in self._optimizers().items():
+            restore_optimizer(optimizer, saved.tensors, saved.state[name])
+        self.learner.load_state_dict(state["learner"])
+        self.reward_model.load_state_dict(state.get("reward", {}))
+        self.curriculum.load_state_dict(state["curriculum"])
+        self.collector.load_state_dict(state["collector"])
+        restore_torch_rng(state["random"])  # last: a judge that is loaded draws numbers
+        self.iteration, self.episodes = state["iteration"], state["episodes"]
+        self.turns, self.seconds = state["turns"], state["seconds"]
+        self.saved_at = self.iteration
+        self.run.rewind(self.iteration)
+        return True
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {
+            "policy_optimizer": self.learner.policy_optimizer,
+            "critic_optimizer": self.learner.critic_optimizer,
+        }
+
+    @contextmanager
+    def keep_on_divergence(self) -> Iterator[None]:
+        """Name the last good checkpoint when training diverges; nothing is saved over it."""
+        try:
+            yield
+        except TrainingDivergedError as error:
+            good = self.run.latest()
+            kept = (
+                f"the last good checkpoint is {good}"
+                if good
+                else "no checkpoint had been saved yet"
+            )
+            raise TrainingDivergedError(f"iteration {self.iteration}: {error}; {kept}") from error
+
+    def save_and_say_how_to_go_on(self, stop: StopRequest) -> None:
+        """Save the end of the run, or where it was stopped and how to go on."""
+        self.save()
+        if stop.requested:
+            print(
+                f"Stopped by {stop.signal_name} after iteration {self.iteration}; everything is saved."
+            )
+            print(f"Go on with:  vla-rl train --resume {self.run.folder}")
