@@ -75,9 +75,7 @@ class Table:
             raise damaged(self.path, error) from error
         values = values.slice(start - first, stop - start)
         if len(values) != stop - start:
-            raise fault(
-                self.path, column, f"{stop - start} rows", Phrase(f"{len(values)}"), REMEDY
-            )
+            raise fault(self.path, column, f"{stop - start} rows", Phrase(f"{len(values)}"), REMEDY)
         return values
 
     def _check_unfolded(self, column: str, groups: Sequence[int]) -> None:
@@ -144,7 +142,7 @@ def numbers(
         expected = f"rows of shape {shape}"
         if not _is_list(array.type):
             raise refuse(expected, f"{array.type}", 0)
-        lengths = np.asarray(pc.list_value_length(array))
+        lengths = _lengths(array)
         if (lengths != size).any():
             position = int(np.flatnonzero(lengths != size)[0])
             raise refuse(expected, f"a list of {lengths[position]}", position)
@@ -204,7 +202,7 @@ def text_lists(values: pa.ChunkedArray, *, source: str | Path, key: str) -> list
         return fault(source, key, expected, Phrase(f"{found} in row {position}"), REMEDY)
 
     _refuse_null(array, refuse, "a list of texts")
-    ends = np.cumsum(np.asarray(pc.list_value_length(array)))
+    ends = np.cumsum(_lengths(array))
     rows = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
     flat = texts(
         pa.chunked_array([array.flatten()]), source=source, key=key,
@@ -230,6 +228,10 @@ def _refuse_null(
     if array.null_count:
         position = int(np.flatnonzero(np.asarray(array.is_null()))[0])
         raise refuse(expected, "null", position)
+
+
+def _lengths(array: Any) -> np.ndarray:
+    return np.asarray(cast(Any, pc).list_value_length(array))
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -267,5 +269,3 @@ def _kind(value: Any) -> str:
     if value is None:
         return "null"
     return "bytes" if isinstance(value, bytes) else f"a {type(value).__name__}"
-
-
