@@ -9,7 +9,6 @@ repeat: every frame once, its picture shifted by a few pixels -> cross-entropy o
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,13 +29,16 @@ from vla_rl.data.demonstrations import (
 )
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.files import whole_folder
+from vla_rl.runtime.external import read_json
+from vla_rl.runtime.files import whole_folder, write_json
 from vla_rl.runtime.progress import Reporter, console, progress
 from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, Run
 from vla_rl.runtime.seeding import generator, seed_everything
 
 SMALL_MODEL = 20_000_000
 """Weights up to which a model is small."""
+HELD_PICTURES = 4096
+"""Of the held-out frames that are taken out of a dataset at a time."""
 Evaluate = Callable[[OpenVLAPolicy, int], float]
 """Measures success in simulation: called with the policy and the number of finished epochs."""
 
@@ -51,7 +53,13 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
     out = Path(config.out)
     require_unused(out)
     seed_everything(config.seed)
-    demos = load_demonstrations(config.dataset, camera=config.camera, image_size=config.image_size)
+    environment = environment_of(Path(config.dataset))
+    demos = load_demonstrations(
+        config.dataset,
+        camera=config.camera,
+        image_size=config.image_size,
+        scratch=next(folder for folder in out.absolute().parents if folder.is_dir()),
+    )
     policy = build_policy(config, demos)
     tokens = policy.encode_actions(
         action_chunks(demos.actions, demos.episode_ids, config.action_chunk)
@@ -78,22 +86,33 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
 
             # 2. what the held-out episodes say
             if len(validation):
-                seen = demos.observation(validation)
-                metrics["sft/validation_loss"] = learner.loss(seen, tokens[validation])
+                metrics["sft/validation_loss"] = validation_loss(learner, demos, tokens, validation)
             if evaluate is not None and epoch == config.epochs:
                 metrics["sft/success"] = evaluate(policy, epoch)
             run.log(epoch, metrics)
         with whole_folder(out / "policy") as folder:
             policy.save(folder)
-        _keep_environment(Path(config.dataset), out)
+        if environment is not None:
+            write_json(out / ENVIRONMENT_OF_RUN, environment)
     say("  ".join(f"{name.removeprefix('sft/')} {value:.3g}" for name, value in metrics.items()))
     return out / "policy"
 
 
-def _keep_environment(dataset: Path, out: Path) -> None:
-    """The policy is evaluated where its demonstrations were played, unless somebody says otherwise."""
-    if (dataset / ENVIRONMENT_FILE).is_file():
-        shutil.copyfile(dataset / ENVIRONMENT_FILE, out / ENVIRONMENT_OF_RUN)
+def environment_of(dataset: Path) -> dict[str, Any] | None:
+    """Where the demonstrations were played, if the dataset says so: the policy is evaluated there, too."""
+    path = dataset / ENVIRONMENT_FILE
+    return read_json(path, inside=dataset) if path.is_file() else None
+
+
+def validation_loss(
+    learner: SFT, demos: Demonstrations, tokens: Int64[Tensor, "F K"], rows: Int64[np.ndarray, " V"]
+) -> float:
+    """Cross-entropy (nats a token) of the frames `rows`, of which no more are held in memory than need be."""
+    size = learner.config.micro_batch or learner.config.batch_size
+    step = max(1, HELD_PICTURES // size) * size
+    parts = [rows[start : start + step] for start in range(0, len(rows), step)]
+    losses = [learner.loss(demos.observation(part), tokens[part]) * len(part) for part in parts]
+    return sum(losses) / len(rows)
 
 
 def train_epoch(
