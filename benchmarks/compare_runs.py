@@ -1,7 +1,7 @@
 """Two or more ways to train, several seeds each: how fast do they learn, counted in episodes?
 
     python benchmarks/compare_runs.py --group "success alone" runs/ablation/no-reward-seed-* \
-        --group "with the judge" runs/ablation/full-seed-* --png rprm.png
+        --group "with the reward model" runs/ablation/full-seed-* --png rprm.png
 
 Prints, for each group, sampled success in training over windows of ten iterations (mean over tasks, then over seeds,
 lowest and highest seed in brackets), held-out success after practice, and the episodes needed to reach what the same

@@ -1,6 +1,6 @@
 """Actions per second of `act` against transformers' `generate`, on the same weights and the same batch.
 
-Both sides get raw pictures and instructions and give K action tokens per observation. `generate` runs in
+Both sides get raw images and instructions and give K action tokens per observation. `generate` runs in
 transformers' LlamaForCausalLM with our language weights, fed with the embeddings of our vision towers and
 projector: what OpenVLA's own code does, but batched (prompts of one length, so that it needs no padding), greedy, from
 the whole vocabulary. The two alternate within one run; the ratio is the median of the paired ratios. `act` also

@@ -4,7 +4,7 @@
     python benchmarks/envs.py --benchmark libero --seconds 40     (see libero_envs.py)
 
 Meta-World against gymnasium's AsyncVectorEnv over Meta-World's own rendering. Both sides play the mt5 tasks with random
-actions: 16 environments, two actions a turn held for five simulator steps each, a 64-pixel picture from `corner2` at
+actions: 16 environments, two actions a turn held for five simulator steps each, a 64-pixel image from `corner2` at
 the end of every turn, stop at success, restart after 15 turns. The sides alternate in slices of a few seconds, so that
 whatever else the machine does hits both; read the ratio.
 
@@ -56,13 +56,13 @@ class OfficialTurns(gymnasium.Env):
         self.action_space = gymnasium.spaces.Box(-1, 1, (CONFIG.action_chunk, 4), np.float32)
         self.turns = 0
 
-    def _picture(self) -> np.ndarray:
+    def _image(self) -> np.ndarray:
         return np.ascontiguousarray(self.env.render()[::-1, ::-1])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self.env.reset()
         self.turns = 0
-        return self._picture(), {}
+        return self._image(), {}
 
     def step(self, action: np.ndarray) -> Any:
         success = False
@@ -73,7 +73,7 @@ class OfficialTurns(gymnasium.Env):
                 break
         self.turns += 1
         ended = not success and self.turns >= CONFIG.horizon
-        return self._picture(), float(success), success, ended, {}
+        return self._image(), float(success), success, ended, {}
 
 
 def random_actions(rng: np.random.Generator) -> np.ndarray:
@@ -161,16 +161,16 @@ def compare(seconds: float, slices: int) -> None:
     theirs.close()
 
     for name, rate in ((Ours.name, rates.ours), (Theirs.name, rates.theirs)):
-        print(f"{name:28} {rate:7.1f} pictures/s  {memory[name] / 1e6:8.0f} MB (PSS)")
+        print(f"{name:28} {rate:7.1f} images/s  {memory[name] / 1e6:8.0f} MB (PSS)")
     slices_text = ", ".join(f"{ratio:.1f}" for ratio in rates.slices)
     print(f"speed ratio {rates.ratio:.1f} (slices: {slices_text}; bar: 8)")
     print(f"memory ratio {memory[Ours.name] / memory[Theirs.name]:.3f} (bar: 0.333)")
 
 
 def split_a_turn(episodes: int) -> None:
-    """Milliseconds of one turn in one process: MuJoCo itself, Python around it, picture, reset."""
+    """Milliseconds of one turn in one process: MuJoCo itself, Python around it, image, reset."""
     mujoco: Any = load_mujoco()
-    spent = dict.fromkeys(("mujoco", "reset", "turn", "picture"), 0.0)
+    spent = dict.fromkeys(("mujoco", "reset", "turn", "image"), 0.0)
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -188,7 +188,7 @@ def split_a_turn(episodes: int) -> None:
     reset, step, render = (
         timed("reset", env.reset),
         timed("turn", env.step),
-        timed("picture", env.render),
+        timed("image", env.render),
     )
     original = mujoco.mj_step, mujoco.mj_forward
     turns, physics = 0, 0.0
@@ -208,7 +208,7 @@ def split_a_turn(episodes: int) -> None:
     parts = {
         "physics": physics / turns,
         "python": (spent["turn"] - physics) / turns,
-        "picture": spent["picture"] / turns,
+        "image": spent["image"] / turns,
         "reset": spent["reset"] / turns,
     }
     shown = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in parts.items())

@@ -5,11 +5,11 @@
 Needs no checkpoint: the model is made on the device in bfloat16, 15 GB. Everything is measured in one run, each
 figure the median of several calls after a warm-up, in device time between CUDA events (on a CPU: wall time):
 
-  act                 pictures and instructions to tokens, log-probs and values; prefill and token loop apart, the
+  act                 images and instructions to tokens, log-probs and values; prefill and token loop apart, the
                       loop also without CUDA graphs
   act, adapters       the same with LoRA adapters in place, as in training
   generate            transformers' LlamaForCausalLM.generate on the same weights, fed by our vision towers: one
-                      picture at a time as OpenVLA's `predict_action` does, and the same batch at once
+                      image at a time as OpenVLA's `predict_action` does, and the same batch at once
   learn               one micro-batch forward and backward: clipped surrogate and value loss, gradients of adapters
                       and critic; with and without activation checkpointing
 
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from openvla_work import act_products, learner_products
 from peer_generate import transformers_generate
-from vla_rl.algorithms.gradients import ShardedGradients
+from vla_rl.algorithms.gradients import ThreadedGradients
 from vla_rl.config import (
     OPENVLA_7B,
     CriticConfig,
@@ -59,7 +59,7 @@ ACTION_DIM = 7
 LORA = LoraConfig(rank=32, alpha=16)
 TEMPERATURE = 1.5
 MODELS = {"tiny": tiny_model(), "7b": OPENVLA_7B}
-GOALS = "Goals on an H200: 100 actions/s at batch 64, learner at 45 % of peak, 10 times `generate` per picture."
+GOALS = "Goals on an H200: 100 actions/s at batch 64, learner at 45 % of peak, 10 times `generate` per image."
 
 Row = dict[str, Any]
 
@@ -232,7 +232,7 @@ def measure_learning(policy: OpenVLAPolicy, batch: int, repeats: int) -> Row:
     out = policy.act(seen, TEMPERATURE)
     targets = torch.linspace(-1, 1, batch, device=device)
     parameters: list[nn.Parameter] = policy.policy_parameters() + policy.critic_parameters()
-    gradients = ShardedGradients(1, device=device)
+    gradients = ThreadedGradients(1, device=device)
 
     def loss(rows: Tensor) -> tuple[Tensor, dict[str, float]]:
         now = policy.evaluate(seen.select(rows.numpy()), out.tokens[rows], TEMPERATURE)
@@ -356,7 +356,7 @@ def comparisons(result: Row) -> list[str]:
         best = max(ours.values(), key=lambda row: row["per_second"])
         ratio = best["per_second"] / peer[1]["per_second"]
         lines.append(
-            f"- `act` at batch {best['batch']} plays {ratio:.1f} times the actions of `generate` per picture."
+            f"- `act` at batch {best['batch']} plays {ratio:.1f} times the actions of `generate` per image."
         )
     for batch in sorted(set(ours) & set(peer)):
         ratio = peer[batch]["seconds"] / ours[batch]["seconds"]

@@ -4,11 +4,11 @@
 
 Both sides have two processes with one environment each, one camera of 128 pixels, the first task of `libero-object`.
 
-Turnover is the time from the end of an episode to the first picture of the next: seed, reset, stored initial state, ten
-settling steps. Meshes are whole, and pictures after it and during the episode are compared: they must be equal. Ours is
+Turnover is the time from the end of an episode to the first image of the next: seed, reset, stored initial state, ten
+settling steps. Meshes are whole, and images after it and during the episode are compared: they must be equal. Ours is
 timed on initial states never put before; putting one again takes no settling.
 
-Steps: one action, one picture, on both sides. Ours draws light meshes, theirs has none. Memory is the proportional set
+Steps: one action, one image, on both sides. Ours draws light meshes, theirs has none. Memory is the proportional set
 size of worker processes, each side measured alone.
 """
 
@@ -55,7 +55,7 @@ class Ours:
         self.start(0)
 
     def start(self, first: int) -> np.ndarray:
-        """Begin episodes at the initial states `first`, `first + 1`, ...; returns the pictures."""
+        """Begin episodes at the initial states `first`, `first + 1`, ...; returns the images."""
         self.envs.post_reset(EVERY, [EpisodeSpec(TASK.name, first + slot) for slot in EVERY])
         return self.envs.wait(EVERY).observation.images
 
@@ -100,8 +100,8 @@ class Theirs:
         self.envs.reset()
         self.envs.set_init_state([stored_states(TASK.states)[first + slot] for slot in EVERY])
         for _ in range(CONFIG.settle_steps):
-            pictures = self.step(SETTLING)
-        return pictures
+            images = self.step(SETTLING)
+        return images
 
     def step(self, actions: np.ndarray) -> np.ndarray:
         observations, *_ = self.envs.step(actions)
@@ -126,17 +126,17 @@ def timed(start: Callable[[int], np.ndarray], states: list[int]) -> float:
 
 
 def compare_turnover(ours: Ours, theirs: Theirs, repeats: int) -> None:
-    """Equal pictures, then the time from one episode to the next."""
+    """Equal images, then the time from one episode to the next."""
     rng = np.random.default_rng(0)
     for first in (4, 6):
-        assert (ours.start(first) == theirs.start(first)).all(), "first pictures differ"
+        assert (ours.start(first) == theirs.start(first)).all(), "first images differ"
         for _ in range(10):
             actions = random_actions(rng)
-            assert (ours.step(actions) == theirs.step(actions)).all(), "pictures differ"
+            assert (ours.step(actions) == theirs.step(actions)).all(), "images differ"
     states = [10 + PROCESSES * k for k in range(repeats)]
     fresh, again = timed(ours.start, states), timed(ours.start, states)
     official = timed(theirs.start, states[: max(3, repeats // 4)])
-    print("pictures equal in 2 resets and 20 steps of 2 environments each")
+    print("images equal in 2 resets and 20 steps of 2 environments each")
     print(f"turnover of {PROCESSES} environments in {PROCESSES} processes, whole meshes:")
     print(
         f"{Ours.name:28} {1e3 * fresh:8.0f} ms ({1e3 * again:.0f} ms for an initial state put before)"
@@ -163,7 +163,7 @@ def compare(seconds: float, slices: int) -> None:
     memory[Ours.name] = memory_bytes() - own
     light.close()
 
-    print("steps with a picture each, light meshes on our side:")
+    print("steps with a image each, light meshes on our side:")
     for name, rate in ((Ours.name, rates.ours), (Theirs.name, rates.theirs)):
         print(f"{name:28} {rate:7.1f} steps/s  {memory[name] / 1e6:8.0f} MB (PSS)")
     slices_text = ", ".join(f"{ratio:.1f}" for ratio in rates.slices)
@@ -172,11 +172,11 @@ def compare(seconds: float, slices: int) -> None:
 
 
 def split_a_step(config: EnvConfig, steps: int) -> None:
-    """Milliseconds of one control step with a picture in one process: MuJoCo, Python around it, picture."""
+    """Milliseconds of one control step with a image in one process: MuJoCo, Python around it, image."""
     mujoco: Any = load_mujoco()
     names = ("mj_forward", "mj_fwdConstraint", "mj_step2")
     originals = {name: getattr(mujoco, name) for name in names}
-    spent = dict.fromkeys(("mujoco", "picture", "success"), 0.0)
+    spent = dict.fromkeys(("mujoco", "image", "success"), 0.0)
 
     def clocked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -191,7 +191,7 @@ def split_a_step(config: EnvConfig, steps: int) -> None:
     env.reset(EpisodeSpec(TASK.name, 0))
     env.render()
     rng = np.random.default_rng(0)
-    render = clocked("picture", env.render)
+    render = clocked("image", env.render)
     problem = env._own().robosuite_env
     problem._check_success = clocked("success", problem._check_success)
     for name, original in originals.items():
@@ -209,13 +209,13 @@ def split_a_step(config: EnvConfig, steps: int) -> None:
         "mujoco": spent["mujoco"],
         "success": spent["success"],
         "rest of python": rest,
-        "picture": spent["picture"],
+        "image": spent["image"],
     }
     shown = ", ".join(f"{name} {1e3 * part / steps:.2f}" for name, part in parts.items())
     faces = config.mesh_faces or "all"
     print(f"milliseconds per step in one process, {faces} faces a mesh: {shown}")
     if config.mesh_faces:
-        bound = steps / (spent["mujoco"] + spent["picture"])
+        bound = steps / (spent["mujoco"] + spent["image"])
         print(
             f"MuJoCo and OpenGL alone would allow {bound:.0f} steps/s; reached {steps / total:.0f}"
         )

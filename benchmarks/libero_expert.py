@@ -6,7 +6,7 @@
 Episodes end at the suite's horizon in OpenVLA's protocol, counted after settling. `--repeat 2` holds each of the
 expert's actions for two simulator steps. An idle action is one that hardly moves hand or fingers, such as while the
 fingers press on something. Nothing is drawn unless film strips are asked for: then meshes are whole, a row of
-pictures is written for each task (its first initial state), and a sheet of all rows for each suite.
+images is written for each task (its first initial state), and a sheet of all rows for each suite.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Job:
     states: tuple[int, ...]
     repeat: int
     noise: float
-    strips: str  # folder for pictures; "" draws none
+    strips: str  # folder for images; "" draws none
     frames: int
-    size: int  # of a picture, pixels
+    size: int  # of a image, pixels
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Played:
     job: Job
     instruction: str = ""
     episodes: list[Episode] = field(default_factory=list)
-    strip: Any = None  # picture [H, W, 3] of the first episode
+    strip: Any = None  # image [H, W, 3] of the first episode
 
 
 def play(job: Job) -> Played:
@@ -116,13 +116,13 @@ def play_episode(env: LiberoEnv, state: int, noise: float, film: bool) -> Episod
 
 
 def film_strip(env: LiberoEnv, moments: list[Snapshot], frames: int) -> np.ndarray:
-    """Pictures of so many of the moments, evenly spaced and side by side."""
+    """Images of so many of the moments, evenly spaced and side by side."""
     chosen = np.linspace(0, len(moments) - 1, frames).round().astype(int)
-    pictures = []
+    images = []
     for index in chosen:
         env.restore(moments[index])
-        pictures.append(env.render().copy())
-    return np.concatenate(pictures, axis=1)
+        images.append(env.render().copy())
+    return np.concatenate(images, axis=1)
 
 
 def save_strips(results: list[Played], folder: Path, suite: str) -> None:
@@ -192,8 +192,8 @@ if __name__ == "__main__":
     parser.add_argument("--repeat", type=int, default=1, help="simulator steps per action")
     parser.add_argument("--noise", type=float, default=0.0, help="standard deviation, of actions")
     parser.add_argument("--strips", default="", help="folder for film strips")
-    parser.add_argument("--frames", type=int, default=8, help="pictures per film strip")
-    parser.add_argument("--size", type=int, default=224, help="pixels of a film strip's picture")
+    parser.add_argument("--frames", type=int, default=8, help="images per film strip")
+    parser.add_argument("--size", type=int, default=224, help="pixels of a film strip's image")
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # for the processes that play
     main(parser.parse_args())

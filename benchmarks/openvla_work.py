@@ -14,7 +14,7 @@ from vla_rl.config.openvla import VisionTowerConfig
 
 
 def tower_products(tower: VisionTowerConfig, image_size: int) -> int:
-    """Multiplications of one picture through one tower, up to the second-to-last block."""
+    """Multiplications of one image through one tower, up to the second-to-last block."""
     patches = (image_size // tower.patch_size) ** 2
     if tower.stem_channels:
         channels, side, total = (3, *tower.stem_channels, tower.width), image_size, 0
@@ -29,7 +29,7 @@ def tower_products(tower: VisionTowerConfig, image_size: int) -> int:
 
 
 def embedding_products(config: ModelConfig) -> int:
-    """Both towers and the projector, for one picture."""
+    """Both towers and the projector, for one image."""
     d, patches = config.language.hidden, (config.image_size // config.dino.patch_size) ** 2
     vision = config.dino.width + config.siglip.width
     towers = sum(tower_products(tower, config.image_size) for tower in (config.dino, config.siglip))

@@ -15,7 +15,7 @@ def transformers_generate(policy: OpenVLAPolicy) -> Callable[[Observation, bool]
     """A function from observations (prompts of one length) to action bins [N, K], greedy.
 
     Vision and projector as in ours, then `generate` over the whole vocabulary, which is what OpenVLA's own
-    `predict_action` calls for a single picture. The second argument restricts it to the action ids.
+    `predict_action` calls for a single image. The second argument restricts it to the action ids.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging

@@ -1,18 +1,18 @@
-"""Frames per second of OpenVLA's picture protocol for LIBERO on one core: ours against Pillow, picture by picture.
+"""Frames per second of OpenVLA's image protocol for LIBERO on one core: ours against Pillow, image by image.
 
 Both sides start from a batch of 256 px frames as the simulator draws them and end with float32 pixel values
 [N, 6, 224, 224] in memory: rotation by 180 degrees, JPEG round trip (quality 95, 4:2:0), lanczos resize to 224, centre
 crop of 0.9 of the area, both normalisations. The peers:
 
-    Pillow         each stage by Pillow, then (x / 255 - mean) / std with numpy on the picture as Pillow gives it
+    Pillow         each stage by Pillow, then (x / 255 - mean) / std with numpy on the image as Pillow gives it
     Pillow, planes the same, but normalised plane by plane, which numpy does several times faster
 
-Pillow's pictures are not the model's: its JPEG decoder and its resampling differ from TensorFlow's (last column: mean
+Pillow's images are not the model's: its JPEG decoder and its resampling differ from TensorFlow's (last column: mean
 difference from the protocol in grey levels, before normalisation). Ours are equal to the bit, with numba and without.
 All sides alternate within one run, with freed memory kept as in the product's programs (it helps all of them);
 ratios are medians of paired ratios. The last two rows leave the JPEG out.
 
-    python benchmarks/pictures.py --batch 16 --rounds 15
+    python benchmarks/images.py --batch 16 --rounds 15
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from vla_rl.config import OPENVLA_7B, OPENVLA_LIBERO_PICTURES
-from vla_rl.policies.openvla.images import pipeline as pictures
+from vla_rl.config import OPENVLA_7B, OPENVLA_LIBERO_IMAGES
+from vla_rl.policies.openvla.images import pipeline
 from vla_rl.policies.openvla.processing import pixel_values
 from vla_rl.runtime.memory import keep_freed_memory
 
@@ -50,24 +50,24 @@ def frames(count: int, seed: int = 0) -> np.ndarray:
     y, x = np.mgrid[0:256, 0:256] / 256
     scenes = np.empty((count, 256, 256, 3), np.uint8)
     for scene in scenes:
-        picture = 90 + 80 * (rng.random(3) * x[..., None] + rng.random(3) * y[..., None])
+        image = 90 + 80 * (rng.random(3) * x[..., None] + rng.random(3) * y[..., None])
         for _ in range(12):
             top, left = rng.integers(0, 220, 2)
             height, width = rng.integers(8, 70, 2)
-            picture[top : top + height, left : left + width] = rng.integers(0, 256, 3)
-        scene[:] = np.clip(picture + rng.normal(0, 3, picture.shape), 0, 255)
+            image[top : top + height, left : left + width] = rng.integers(0, 256, 3)
+        scene[:] = np.clip(image + rng.normal(0, 3, image.shape), 0, 255)
     return scenes
 
 
-def pillow_picture(frame: np.ndarray, jpeg: bool) -> Image.Image:
-    """All stages up to the picture that is normalised."""
+def pillow_image(frame: np.ndarray, jpeg: bool) -> Image.Image:
+    """All stages up to the image that is normalised."""
     image = Image.fromarray(np.ascontiguousarray(frame[::-1, ::-1]))
     if jpeg:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=95, subsampling=2)
         image = Image.open(file)
     image = image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-    edge = SIZE * (1 - OPENVLA_LIBERO_PICTURES.center_crop**0.5) / 2
+    edge = SIZE * (1 - OPENVLA_LIBERO_IMAGES.center_crop**0.5) / 2
     box = (edge, edge, SIZE - edge, SIZE - edge)
     return image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
 
@@ -75,7 +75,7 @@ def pillow_picture(frame: np.ndarray, jpeg: bool) -> Image.Image:
 def with_pillow(batch: np.ndarray, jpeg: bool = True) -> torch.Tensor:
     rows = []
     for frame in batch:
-        x = np.asarray(pillow_picture(frame, jpeg), dtype=np.float32) / 255
+        x = np.asarray(pillow_image(frame, jpeg), dtype=np.float32) / 255
         towers = [(x - mean) / std for mean, std in zip(MEANS, STDS, strict=True)]
         rows.append(np.concatenate(towers, -1).transpose(2, 0, 1))
     return torch.from_numpy(np.stack(rows))
@@ -84,7 +84,7 @@ def with_pillow(batch: np.ndarray, jpeg: bool = True) -> torch.Tensor:
 def with_pillow_planes(batch: np.ndarray, jpeg: bool = True) -> torch.Tensor:
     out = np.empty((len(batch), 2, 3, SIZE, SIZE), np.float32)
     for row, frame in zip(out, batch, strict=True):
-        x = np.asarray(pillow_picture(frame, jpeg)).transpose(2, 0, 1).astype(np.float32, order="C")
+        x = np.asarray(pillow_image(frame, jpeg)).transpose(2, 0, 1).astype(np.float32, order="C")
         np.divide(x, 255, out=x)
         np.subtract(x, MEANS[..., None, None], out=row)
         np.divide(row, STDS[..., None, None], out=row)
@@ -92,18 +92,18 @@ def with_pillow_planes(batch: np.ndarray, jpeg: bool = True) -> torch.Tensor:
 
 
 def with_ours(batch: np.ndarray, jpeg: bool = True) -> torch.Tensor:
-    config = replace(OPENVLA_LIBERO_PICTURES, jpeg=jpeg)
-    upright = pictures.rotate_180(batch)
-    return pixel_values(pictures.prepare(upright, config, SIZE, CPU), OPENVLA_7B)
+    config = replace(OPENVLA_LIBERO_IMAGES, jpeg=jpeg)
+    upright = pipeline.rotate_180(batch)
+    return pixel_values(pipeline.prepare(upright, config, SIZE, CPU), OPENVLA_7B)
 
 
 def without_numba(batch: np.ndarray, jpeg: bool = True) -> torch.Tensor:
-    compiled = pictures.has_numba
-    pictures.has_numba = lambda: False
+    compiled = pipeline.has_numba
+    pipeline.has_numba = lambda: False
     try:
         return with_ours(batch, jpeg)
     finally:
-        pictures.has_numba = compiled
+        pipeline.has_numba = compiled
 
 
 def grey_levels(values: torch.Tensor) -> torch.Tensor:
@@ -112,7 +112,7 @@ def grey_levels(values: torch.Tensor) -> torch.Tensor:
 
 
 def measure(sides: dict[str, Side], batch: np.ndarray, rounds: int) -> dict[str, list[float]]:
-    """Seconds per picture of each side, in rounds of all sides."""
+    """Seconds per image of each side, in rounds of all sides."""
     for side in sides.values():
         side(batch)
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -132,7 +132,7 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    if not pictures.has_numba():
+    if not pipeline.has_numba():
         parser.error("this measures the compiled stages too: install numba")
     batch = frames(arguments.batch)
     sides: dict[str, Side] = {

@@ -53,7 +53,7 @@ def sim() -> str:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Path of a Chromium for headless pictures of the report; skips where there is none."""
+    """Path of a Chromium for headless images of the report; skips where there is none."""
     for name in CHROMIUM_NAMES:
         path = shutil.which(name)
         if path:

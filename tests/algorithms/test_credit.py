@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_rl.algorithms.advantages import assign_credit
+from vla_rl.algorithms.advantages import compute_advantages
 from vla_rl.config import PPOConfig
 from vla_rl.types import Rollout
 
@@ -56,7 +56,7 @@ def flags(*numbers: int) -> np.ndarray:
 
 
 def credit(rollout: Rollout, config: PPOConfig = PLAIN):
-    return assign_credit(rollout, np.zeros_like(rollout.rewards), config)
+    return compute_advantages(rollout, np.zeros_like(rollout.rewards), config)
 
 
 def test_success_ends_the_return_and_the_next_episode_does_not_leak_into_it():
@@ -98,7 +98,7 @@ def test_window_edge_bootstraps_from_the_following_observation():
 
 def test_dense_reward_is_added():
     rollout = window(1, rewards=column(1), terminated=flags(1))
-    batch = assign_credit(rollout, np.full((1, 1), 0.5, np.float32), PLAIN)
+    batch = compute_advantages(rollout, np.full((1, 1), 0.5, np.float32), PLAIN)
     torch.testing.assert_close(batch.value_targets, torch.tensor([1.5]))
 
 
@@ -108,7 +108,7 @@ def test_dense_rewards_outside_the_return_reach_the_advantages_alone():
         next_values=np.array([8], np.float32),
     )  # fmt: skip
     dense = column(0.1, 0.3, 0.7)
-    batch = assign_credit(rollout, dense, PLAIN, in_return=False)
+    batch = compute_advantages(rollout, dense, PLAIN, in_return=False)
     sparse = credit(rollout)
     torch.testing.assert_close(batch.value_targets, sparse.value_targets)
     # the trace ends with the episode: turn 0 gets 0.1 + 0.9 * 0.5 * 0.3

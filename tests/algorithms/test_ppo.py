@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_rl.algorithms.advantages import assign_credit
+from vla_rl.algorithms.advantages import compute_advantages
 from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
 from vla_rl.config import (
     CriticConfig,
@@ -79,7 +79,7 @@ class Practice:
 
     def batch(self):
         rollout = self.rollout()
-        return assign_credit(rollout, np.zeros_like(rollout.rewards), self.ppo)
+        return compute_advantages(rollout, np.zeros_like(rollout.rewards), self.ppo)
 
     def improve(self) -> dict[str, float]:
         metrics = self.learner.update(self.batch(), self.iteration, 0.0)
@@ -92,7 +92,7 @@ class Practice:
 
 
 FAST = PPOConfig(
-    turns=16, minibatch=64, epochs=2, learning_rate=1e-3, warmup_steps=4, critic_warmup=0, imitation_coef=0.0,
+    turns=16, minibatch=64, epochs=2, learning_rate=1e-3, warmup_steps=4, critic_warmup=0, self_imitation_coef=0.0,
     final_learning_rate=1.0,
 )  # fmt: skip
 
@@ -233,7 +233,7 @@ def test_kl_to_the_reference_keeps_the_policy_near_it():
 
 
 def test_imitation_term_raises_the_likelihood_of_own_successes_only():
-    practice = Practice(BanditEnv, 1, SEPARATE, replace(FAST, imitation_coef=1.0, epochs=1))
+    practice = Practice(BanditEnv, 1, SEPARATE, replace(FAST, self_imitation_coef=1.0, epochs=1))
     batch = practice.batch()
     rows = torch.arange(len(batch))
     silent = replace(batch, advantages=torch.zeros_like(batch.advantages))

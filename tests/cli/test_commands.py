@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vla_rl.cli.commands import COMMANDS, Recipe
-from vla_rl.cli.tables import judge_table
+from vla_rl.cli.tables import reward_model_table
 
 RECIPES = {name: entry.run for name, entry in COMMANDS.items() if isinstance(entry.run, Recipe)}
 
@@ -45,16 +45,16 @@ def measured(auroc: float | None) -> dict[str, Any]:
     }
 
 
-def test_a_judges_table_says_what_could_not_be_measured() -> None:
+def test_a_reward_models_table_says_what_could_not_be_measured() -> None:
     result = {"seen_tasks": measured(0.912), "held_out_tasks": None, "mismatched": None}
-    text = judge_table(result)
+    text = reward_model_table(result)
     assert "AUROC                           0.912  [0.810, 0.950]" in text
     assert "AUROC of drawer-open  0.912  8/20 positive" in text
     assert "success above failure, at end   -  0 pairs" in text
     assert "held-out tasks" not in text
     assert "mismatched" not in text
     result |= {"held_out_tasks": measured(None), "mismatched": {"auroc": 0.97}}
-    text = judge_table(result)
+    text = reward_model_table(result)
     assert "held-out tasks: 20 decisions" in text
     assert "AUROC                           -  [-, -]" in text
     assert text.endswith("mismatched instructions: AUROC 0.970")

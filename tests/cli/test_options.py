@@ -82,7 +82,7 @@ def test_every_preset_has_a_line_in_the_help_and_the_papers_numbers_are_the_pape
         1.0,
     )
     assert not ppo.normalize_advantages
-    assert ppo.imitation_coef == ppo.kl_coef == ppo.entropy_coef == 0
+    assert ppo.self_imitation_coef == ppo.kl_coef == ppo.entropy_coef == 0
     assert (paper.policy.critic.kind, paper.policy.critic.time_fraction) == ("shared", False)
     assert paper.curriculum.mode == "paper"
     assert paper.env == PRESETS["metaworld-mt5"].env
@@ -211,7 +211,9 @@ def test_help_names_every_option_with_an_example(
     ("words", "rank"),
     [("--backbone some/vlm --lora.rank 4", 4), ("--backbone some/vlm --lora", 32), ("", None)],
 )
-def test_adapters_of_a_judge(monkeypatch: pytest.MonkeyPatch, words: str, rank: int | None) -> None:
+def test_adapters_of_a_reward_model(
+    monkeypatch: pytest.MonkeyPatch, words: str, rank: int | None
+) -> None:
     given = []
     monkeypatch.setattr("vla_rl.recipes.train_reward.train_reward", given.append)
     assert main(["reward", "train", *words.split()]) == 0

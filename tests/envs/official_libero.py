@@ -2,10 +2,10 @@
 
     python official_libero.py PLAN.npz ...
 
-A plan holds `problem` (BDDL file), `initial_state`, `actions` (T, 7), `drawn` (steps whose pictures are wanted),
+A plan holds `problem` (BDDL file), `initial_state`, `actions` (T, 7), `drawn` (steps whose images are wanted),
 `cameras`, `size`, and `joints` with `positions`, which are set before step `turned`. For each PLAN.npz,
 PLAN.played.npz tells what happened; index 0 of everything is the state after ten settling steps. Only the wanted
-pictures are rendered: they take most of the time.
+images are rendered: they take most of the time.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class _Recorder:
         self._env, self._drawn = env, drawn
         self._drawing = False
         self.rows: list[dict[str, Any]] = []
-        self.pictures: dict[str, list[np.ndarray]] = {name: [] for name in env.env.camera_names}
-        for name in self.pictures:
+        self.images: dict[str, list[np.ndarray]] = {name: [] for name in env.env.camera_names}
+        for name in self.images:
             observable = env.env._observables[f"{name}_image"]
             observable._sensor = self._sparing(observable._sensor)
 
@@ -97,8 +97,8 @@ class _Recorder:
             }
         )
         if self._drawing:
-            for name, pictures in self.pictures.items():
-                pictures.append(observation[f"{name}_image"])
+            for name, images in self.images.items():
+                images.append(observation[f"{name}_image"])
 
 
 def play(path: Path) -> None:
@@ -133,8 +133,8 @@ def play(path: Path) -> None:
         observation, _, done, _ = env.step(action)
         recorder.after(observation, bool(done))
     results = {name: np.stack([row[name] for row in recorder.rows]) for name in recorder.rows[0]}
-    for name, pictures in recorder.pictures.items():
-        results[name] = np.stack(pictures)
+    for name, images in recorder.images.items():
+        results[name] = np.stack(images)
     model = env.sim.model._model
     results["body_pos"], results["body_quat"] = model.body_pos.copy(), model.body_quat.copy()
     unfinished = path.with_suffix(".unfinished.npz")

@@ -59,7 +59,7 @@ def everything(env: LiberoEnv) -> dict[str, np.ndarray]:
         "body_pos": model.body_pos.copy(),
         "body_quat": model.body_quat.copy(),
         "proprio": env.proprio(),
-        "picture": env.render(),
+        "image": env.render(),
     }
 
 
@@ -83,9 +83,9 @@ def assert_same_trajectory(one: list[Any], two: list[Any]) -> None:
         assert_same(a, b)
 
 
-def red(picture: np.ndarray) -> int:
+def red(image: np.ndarray) -> int:
     """Pixels of a glowing burner."""
-    colours = picture.astype(int)
+    colours = image.astype(int)
     return int(((colours[..., 0] - colours[..., 1:].max(-1)) > 60).sum())
 
 
@@ -117,14 +117,14 @@ def test_reset_forgets_what_was_played_before(envs: list[LiberoEnv]):
 
 
 def test_initial_states_differ(envs: list[LiberoEnv]):
-    pictures = []
+    images = []
     for initial_state in range(3):
         envs[0].reset(EpisodeSpec(STOVE, initial_state))
-        pictures.append(envs[0].render().astype(int))
-    assert pictures[0].shape == (32, 32, 3)
-    assert pictures[0].std() > 20
+        images.append(envs[0].render().astype(int))
+    assert images[0].shape == (32, 32, 3)
+    assert images[0].std() > 20
     for one, two in ((0, 1), (0, 2), (1, 2)):
-        assert np.abs(pictures[one] - pictures[two]).max() > 20
+        assert np.abs(images[one] - images[two]).max() > 20
 
 
 def test_settling_is_steps_without_motion(envs: list[LiberoEnv]):
@@ -215,13 +215,13 @@ def test_snapshot_restores_in_another_process(envs: list[LiberoEnv], tmp_path: P
         env = LiberoEnv(config)
         env.restore({{k: v.item() if v.ndim == 0 else v for k, v in stored.items()}})
         env.step(np.full((2, 7), 0.3, np.float32))
-        np.savez({str(tmp_path / "after.npz")!r}, turns=env.turns, picture=env.render(), **env._own().save().arrays())
+        np.savez({str(tmp_path / "after.npz")!r}, turns=env.turns, image=env.render(), **env._own().save().arrays())
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=120)
     env.step(np.full((2, 7), 0.3, np.float32))
     with np.load(tmp_path / "after.npz") as after:
         assert int(after["turns"]) == env.turns == turns + 1
-        np.testing.assert_array_equal(after["picture"], env.render())
+        np.testing.assert_array_equal(after["image"], env.render())
         for name, value in env._own().save().arrays().items():
             np.testing.assert_array_equal(after[name], value, err_msg=name)
 

@@ -22,19 +22,19 @@ PERTURBED = [
 def play(suite: str) -> None:
     config = EnvConfig(suite=suite, image_size=64, action_repeat=2, initial_states=50, held_out=10)
     env = LiberoEnv(config)
-    pictures = []
+    images = []
     for initial_state in (0, 49):
         env.reset(EpisodeSpec(env.tasks[0], initial_state))
-        pictures.append(env.render().astype(int))
-        assert pictures[-1].std() > 20
+        images.append(env.render().astype(int))
+        assert images[-1].std() > 20
         start = env.proprio()
         up = np.array([[0, 0, 1, 0, 0, 0, -1]] * 3, dtype=np.float32)
         _, terminated, _, steps = env.step(up)
         assert steps == 6 or terminated
         assert np.isfinite(env.proprio()).all()
         assert env.proprio()[2] > start[2] + 0.03 * steps / 6
-        assert np.abs(env.render() - pictures[-1]).max() > 10
-    assert np.abs(pictures[0] - pictures[1]).max() > 20
+        assert np.abs(env.render() - images[-1]).max() > 10
+    assert np.abs(images[0] - images[1]).max() > 20
     env.close()
 
 

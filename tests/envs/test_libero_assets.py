@@ -48,9 +48,9 @@ def write_msh(path: Path, cells: int = 30) -> Path:
 
 def model_xml(meshes: dict[str, Path], geoms: str, texture: Path | None = None) -> str:
     files = "".join(f'<mesh name="{name}" file="{path}"/>' for name, path in meshes.items())
-    picture = f'<texture name="t" type="2d" file="{texture}"/>' if texture else ""
+    image = f'<texture name="t" type="2d" file="{texture}"/>' if texture else ""
     return (
-        f'<mujoco><compiler inertiagrouprange="0 0"/><asset>{files}{picture}</asset><worldbody>'
+        f'<mujoco><compiler inertiagrouprange="0 0"/><asset>{files}{image}</asset><worldbody>'
         f'<body><freejoint/><geom type="sphere" size=".1" group="0"/>{geoms}</body></worldbody></mujoco>'
     )
 
@@ -100,10 +100,10 @@ def test_physics_of_the_body_is_untouched(cache: Path, tmp_path: Path):
 
 
 def test_a_model_without_looks_has_the_same_names_and_physics(cache: Path, tmp_path: Path):
-    picture = tmp_path / "big.png"
-    cv2.imwrite(str(picture), np.zeros((100, 300, 3), np.uint8))
+    image = tmp_path / "big.png"
+    cv2.imwrite(str(image), np.zeros((100, 300, 3), np.uint8))
     meshes = {"a": write_msh(tmp_path / "a.msh"), "b": write_msh(tmp_path / "b.msh")}
-    xml = model_xml(meshes, drawn("a") + drawn("b"), picture)
+    xml = model_xml(meshes, drawn("a") + drawn("b"), image)
     whole = compiled(xml.replace('<mesh name="a"', '<mesh name="a" inertia="shell"')
                      .replace('<mesh name="b"', '<mesh name="b" inertia="shell"'))  # fmt: skip
     bare = compiled(libero_assets.without_looks(xml))
@@ -181,24 +181,24 @@ def test_a_face_across_a_cut_shows_its_middle_instead_of_everything_between(cach
 
 def test_what_is_light_already_stays_the_file_it_is(cache: Path, tmp_path: Path):
     small = write_msh(tmp_path / "small.msh", cells=4)
-    picture = tmp_path / "small.png"
-    cv2.imwrite(str(picture), np.zeros((32, 64, 3), np.uint8))
-    xml = lighten(model_xml({"a": small}, drawn("a"), picture), 100, 32)
-    assert files_of(xml) == {"a": str(small), "t": str(picture)}
+    image = tmp_path / "small.png"
+    cv2.imwrite(str(image), np.zeros((32, 64, 3), np.uint8))
+    xml = lighten(model_xml({"a": small}, drawn("a"), image), 100, 32)
+    assert files_of(xml) == {"a": str(small), "t": str(image)}
     assert compiled(xml).nmeshface == 32
 
 
 def test_textures_shrink_to_the_limit_and_keep_their_colours(cache: Path, tmp_path: Path):
-    picture = np.zeros((100, 300, 3), np.uint8)
-    picture[:, :150] = (10, 200, 30)
+    image = np.zeros((100, 300, 3), np.uint8)
+    image[:, :150] = (10, 200, 30)
     path = tmp_path / "big.png"
-    cv2.imwrite(str(path), picture)
+    cv2.imwrite(str(path), image)
     small = cv2.imread(str(libero_assets._light_texture(path, 20)))
     assert small.shape == (20, 60, 3)
     np.testing.assert_array_equal(small[:, :29], np.broadcast_to((10, 200, 30), (20, 29, 3)))
     np.testing.assert_array_equal(small[:, 31:], 0)
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     assert (
         libero_assets._light_texture(broken, 20) == broken
     )  # MuJoCo will say what is wrong with it

@@ -118,7 +118,7 @@ def test_noise_is_seeded_bounded_and_spares_the_gripper(soup: LiberoEnv):
     def actions(noise: float, seed: int) -> np.ndarray:
         soup.reset(EpisodeSpec(soup.tasks[0], 0))
         expert = LiberoExpert(soup, noise, seed)
-        return np.stack([expert.action() for _ in range(40)])  # of one picture: the plan waits
+        return np.stack([expert.action() for _ in range(40)])  # of one image: the plan waits
 
     clean, noisy = actions(0.0, 1), actions(0.3, 1)
     np.testing.assert_array_equal(actions(0.3, 1), noisy)

@@ -17,7 +17,7 @@ from vla_rl.envs.libero.package import cache_folder, check_mujoco_version
 
 
 @pytest.mark.parametrize("version", ["3.1.6", "3.2.0", "3.3.0", "3.3.2"])
-def test_mujoco_versions_whose_pictures_are_liberos(version: str):
+def test_mujoco_versions_whose_images_are_liberos(version: str):
     check_mujoco_version(version)
 
 

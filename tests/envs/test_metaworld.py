@@ -1,4 +1,4 @@
-"""Meta-World episodes: exact resets, sharing, snapshots, turns, pictures."""
+"""Meta-World episodes: exact resets, sharing, snapshots, turns, images."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def everything(env: MetaWorldEnv) -> dict[str, np.ndarray]:
         "body_pos": model.body_pos.copy(),
         "site_pos": model.site_pos.copy(),
         "mocap": data.mocap_pos.copy(),
-        "picture": env.render(),
+        "image": env.render(),
     }
 
 
@@ -106,7 +106,7 @@ def test_initial_states_differ_and_stay_in_the_task(envs: list[MetaWorldEnv]):
 
 @pytest.mark.parametrize("task", ["drawer-open", *AWKWARD])
 def test_slots_that_share_a_simulator_do_not_mix(envs: list[MetaWorldEnv], task: str):
-    """Three episodes interleaved turn by turn, with pictures in between, equal the same three played alone."""
+    """Three episodes interleaved turn by turn, with images in between, equal the same three played alone."""
     seeds = (11, 12, 13)
     alone = []
     for seed in seeds:
@@ -171,13 +171,13 @@ def test_snapshot_restores_in_another_process(envs: list[MetaWorldEnv], tmp_path
         for chunk in actions:
             env.step(chunk)
         np.savez({str(tmp_path / "after.npz")!r}, state=env._own().integration_state(),
-                 picture=env.render(), turns=env.turns)
+                 image=env.render(), turns=env.turns)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=120)
     trajectory(env, random_actions(2, 3))
     after = np.load(tmp_path / "after.npz")
     np.testing.assert_array_equal(after["state"], env._own().integration_state())
-    np.testing.assert_array_equal(after["picture"], env.render())
+    np.testing.assert_array_equal(after["image"], env.render())
     assert int(after["turns"]) == env.turns == 5
 
 
@@ -263,10 +263,10 @@ def test_unknown_names_are_config_errors(envs: list[MetaWorldEnv]):
         MetaWorldEnv(EnvConfig(suite="mt1:reach")).render()
 
 
-# -- pictures -----------------------------------------------------------------------------------------
+# -- images -----------------------------------------------------------------------------------------
 
 
-def reference_picture(env: MetaWorldEnv, size: int, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+def reference_image(env: MetaWorldEnv, size: int, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """The same state through mujoco's own renderer, with everything on and the model read afresh."""
     import mujoco
 
@@ -289,7 +289,7 @@ def reference_picture(env: MetaWorldEnv, size: int, monkeypatch: pytest.MonkeyPa
         return np.rot90(renderer.render(), 2).astype(int)
 
 
-def test_pictures_show_what_mujocos_own_renderer_shows(monkeypatch: pytest.MonkeyPatch):
+def test_images_show_what_mujocos_own_renderer_shows(monkeypatch: pytest.MonkeyPatch):
     config = EnvConfig(suite="mt1:drawer-open", image_size=96)
     difference = {}
     for name, changes, pretty in (
@@ -300,9 +300,9 @@ def test_pictures_show_what_mujocos_own_renderer_shows(monkeypatch: pytest.Monke
         env = MetaWorldEnv(replace(config, **changes), pretty=pretty)
         env.reset(EpisodeSpec("drawer-open", 3))
         env.step(np.full((2, 4), 0.5, dtype=np.float32))
-        reference = reference_picture(env, 96, monkeypatch)
+        reference = reference_image(env, 96, monkeypatch)
         turned = env.render().astype(int)
-        # the sky is a light gradient that the fast pictures leave black; compare where the fast picture shows things
+        # the sky is a light gradient that the fast images leave black; compare where the fast image shows things
         shown = turned.sum(-1) > 0
         difference[name] = np.abs(turned - reference)[shown].mean()
         upside_down = np.abs(turned[::-1, ::-1] - reference)[shown].mean()
@@ -313,14 +313,14 @@ def test_pictures_show_what_mujocos_own_renderer_shows(monkeypatch: pytest.Monke
     assert difference["fast"] < 25
 
 
-def test_the_picture_depends_on_the_initial_state_and_the_task(envs: list[MetaWorldEnv]):
+def test_the_image_depends_on_the_initial_state_and_the_task(envs: list[MetaWorldEnv]):
     env = envs[0]
-    pictures = []
+    images = []
     for spec in (("drawer-open", 0), ("drawer-open", 1), ("window-open", 0)):
         env.reset(EpisodeSpec(*spec))
-        pictures.append(env.render())
-    assert pictures[0].shape == (32, 32, 3)
-    assert pictures[0].dtype == np.uint8
-    assert np.abs(pictures[0].astype(int) - pictures[1]).sum() > 0
-    assert np.abs(pictures[0].astype(int) - pictures[2]).mean() > 3
-    assert pictures[0].std() > 20
+        images.append(env.render())
+    assert images[0].shape == (32, 32, 3)
+    assert images[0].dtype == np.uint8
+    assert np.abs(images[0].astype(int) - images[1]).sum() > 0
+    assert np.abs(images[0].astype(int) - images[2]).mean() > 3
+    assert images[0].std() > 20

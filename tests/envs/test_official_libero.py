@@ -1,4 +1,4 @@
-"""Our stepping, observations and pictures against LIBERO's own OffScreenRenderEnv, bit by bit."""
+"""Our stepping, observations and images against LIBERO's own OffScreenRenderEnv, bit by bit."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
 
 
 def assert_same_episode(env: LiberoEnv, played: dict[str, np.ndarray], plan: dict[str, Any]) -> int:
-    """Every step in lockstep with what LIBERO did; returns the number of pictures compared."""
+    """Every step in lockstep with what LIBERO did; returns the number of images compared."""
     simulator, drawn = env._own(), 0
     for step in range(STEPS + 1):
         terminated = False
@@ -121,9 +121,9 @@ def assert_same_episode(env: LiberoEnv, played: dict[str, np.ndarray], plan: dic
         np.testing.assert_array_equal(env.proprio()[:3], expected[0].astype(np.float32))
         np.testing.assert_array_equal(env.proprio()[6:], expected[2].astype(np.float32))
         if step in DRAWN:
-            picture = played["agentview"][DRAWN.index(step)][::-1, ::-1]
+            image = played["agentview"][DRAWN.index(step)][::-1, ::-1]
             if env._config.mesh_faces == 0:
-                np.testing.assert_array_equal(env.render(), picture, str(step))
+                np.testing.assert_array_equal(env.render(), image, str(step))
             drawn += 1
         if step % 9 == 0:
             env.render()  # looking must not change anything, nor must the expert's look
@@ -133,7 +133,7 @@ def assert_same_episode(env: LiberoEnv, played: dict[str, np.ndarray], plan: dic
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_episodes_are_bit_identical(official: Official, suite: str):
-    """State, colours, proprioception and success at every step, pictures at some; after another episode was played."""
+    """State, colours, proprioception and success at every step, images at some; after another episode was played."""
     env = started(suite)
     played = official.played(suite)
     simulator = env._own()
@@ -158,8 +158,8 @@ def test_the_stove_was_turned_on(official: Official):
     played = official.played(STOVE)
     assert played["done"].tolist() == [step >= TURNED for step in range(STEPS + 1)]
     assert np.abs(played["colours"][-1] - played["colours"][0]).max() >= 1
-    pictures = played["agentview"].astype(int)
-    assert np.abs(pictures[-1] - pictures[-2]).max() > 30  # one step later than the success
+    images = played["agentview"].astype(int)
+    assert np.abs(images[-1] - images[-2]).max() > 30  # one step later than the success
 
 
 def test_the_wrist_camera_is_liberos(official: Official):
@@ -169,6 +169,6 @@ def test_the_wrist_camera_is_liberos(official: Official):
         if step:
             env.step(actions[step - 1][None])
         if step in DRAWN:
-            picture = played["robot0_eye_in_hand"][DRAWN.index(step)]
-            np.testing.assert_array_equal(env.render(), picture[::-1, ::-1])
+            image = played["robot0_eye_in_hand"][DRAWN.index(step)]
+            np.testing.assert_array_equal(env.render(), image[::-1, ::-1])
     env.close()

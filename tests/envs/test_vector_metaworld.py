@@ -27,15 +27,15 @@ def actions(seed: int) -> np.ndarray:
 
 
 def played_alone(spec: EpisodeSpec, row: int) -> list[np.ndarray]:
-    """The pictures of the episode in an environment of its own."""
+    """The images of the episode in an environment of its own."""
     env = MetaWorldEnv(CONFIG)
     env.reset(spec)
-    pictures = [env.render()]
+    images = [env.render()]
     for turn in range(3):
         env.step(actions(turn)[row])
-        pictures.append(env.render())
+        images.append(env.render())
     env.close()
-    return pictures
+    return images
 
 
 def test_a_killed_worker_is_replaced_and_the_retried_episode_is_the_same():
@@ -43,12 +43,12 @@ def test_a_killed_worker_is_replaced_and_the_retried_episode_is_the_same():
     every = range(4)
     with ProcessVectorEnv(CONFIG) as envs:
         envs.post_reset(every, SPECS)
-        pictures = [[image] for image in envs.wait(every).observation.images]
+        images = [[image] for image in envs.wait(every).observation.images]
         envs.post_step(every, actions(0))
         result = envs.wait(every)
         assert result.simulator_steps.tolist() == [10] * 4
         for row in (1, 3):
-            pictures[row].append(result.observation.images[row])
+            images[row].append(result.observation.images[row])
 
         os.kill(envs.worker_pids()[0], signal.SIGKILL)
         envs.post_step(every, actions(1))
@@ -56,7 +56,7 @@ def test_a_killed_worker_is_replaced_and_the_retried_episode_is_the_same():
         assert result.lost.tolist() == [True, False, True, False]
         assert envs.infrastructure_errors == 1
         for row in (1, 3):
-            pictures[row].append(result.observation.images[row])
+            images[row].append(result.observation.images[row])
 
         envs.post_reset([0, 2], [SPECS[0], SPECS[2]])
         assert not envs.wait([0, 2]).lost.any()
@@ -64,16 +64,16 @@ def test_a_killed_worker_is_replaced_and_the_retried_episode_is_the_same():
             envs.post_step([0, 2], actions(turn)[[0, 2]])
             result = envs.wait([0, 2])
             for row, image in zip((0, 2), result.observation.images, strict=True):
-                pictures[row].append(image)
+                images[row].append(image)
         assert result.truncated.all()
         envs.post_step([1, 3], actions(2)[[1, 3]])
         for row, image in zip((1, 3), envs.wait([1, 3]).observation.images, strict=True):
-            pictures[row].append(image)
+            images[row].append(image)
         assert envs.memory_bytes() > 100e6
         for pid in envs.worker_pids():
             assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text()
     for row, spec in enumerate(SPECS):
-        np.testing.assert_array_equal(pictures[row], played_alone(spec, row), err_msg=str(spec))
+        np.testing.assert_array_equal(images[row], played_alone(spec, row), err_msg=str(spec))
 
 
 def test_an_unknown_camera_is_the_users_mistake():

@@ -52,7 +52,7 @@ def batch(seed: int, count: int = 5, texts: tuple[str, ...] = INSTRUCTIONS) -> O
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 @pytest.mark.parametrize("texts", [INSTRUCTIONS, INSTRUCTIONS[:2]], ids=["unequal", "equal"])
 def test_replays_give_what_the_plain_loop_gives(temperature: float, texts: tuple[str, ...]) -> None:
-    """New pictures, prompts and uniforms in every call, all of one shape: one recording serves them all."""
+    """New images, prompts and uniforms in every call, all of one shape: one recording serves them all."""
     plain, replaying = sharpen(make_policy()), sharpen(make_policy())
     recorder = recording(replaying)
     for call in range(5):

@@ -128,8 +128,8 @@ def test_log_probs_are_restricted_to_the_action_ids_and_tempered(
         torch.testing.assert_close(got, want, atol=LOGITS, rtol=0)
 
 
-def test_pictures_matter(model: OpenVLA, pixels: torch.Tensor, golden: Golden) -> None:
-    """Swapped pictures move the logits by about 13 in the reference; a model blind to them would pass nothing."""
+def test_images_matter(model: OpenVLA, pixels: torch.Tensor, golden: Golden) -> None:
+    """Swapped images move the logits by about 13 in the reference; a model blind to them would pass nothing."""
     prompts = prompts_of(golden, [0, 1, 2, 3])
     tokens = bins_of(golden["forced_tokens"])
     with torch.no_grad():

@@ -81,7 +81,7 @@ def test_padding_changes_nothing(policy: OpenVLAPolicy) -> None:
             )
 
 
-def test_value_sees_picture_instruction_and_time(policy: OpenVLAPolicy) -> None:
+def test_value_sees_image_instruction_and_time(policy: OpenVLAPolicy) -> None:
     perturb_critic(policy)
     base = policy.values(EQUAL)
     others = (

@@ -12,22 +12,22 @@ from tiny_policies import INSTRUCTIONS
 
 from vla_rl.config import (
     OPENVLA_7B,
-    OPENVLA_LIBERO_PICTURES,
+    OPENVLA_LIBERO_IMAGES,
     ConfigError,
-    PictureConfig,
+    ImagePreprocessing,
     PolicyConfig,
     UserError,
     tiny_model,
 )
-from vla_rl.config.openvla import PICTURES
+from vla_rl.config.openvla import IMAGE_PREPROCESSING
 from vla_rl.policies import Processor, build_tiny_tokenizer
-from vla_rl.policies.openvla.images import pipeline as pictures
+from vla_rl.policies.openvla.images import pipeline, resampling
 from vla_rl.policies.openvla.images.jpeg import jpeg_round_trip
 from vla_rl.policies.openvla.processing import pixel_values, raw_pixels, with_protocol
 
 DATA = Path(__file__).parents[1] / "data" / "pictures"
 CPU = torch.device("cpu")
-JPEG = PictureConfig(jpeg=True)
+JPEG = ImagePreprocessing(jpeg=True)
 SAMPLED = (Ellipsis, slice(None, None, 7), slice(None, None, 11))
 
 
@@ -52,7 +52,7 @@ def golden(key: str) -> torch.Tensor:
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "numba":
         pytest.importorskip("numba", reason="numba is not installed (LIBERO's simulator brings it)")
-    monkeypatch.setattr(pictures, "has_numba", lambda: request.param == "numba")
+    monkeypatch.setattr(pipeline, "has_numba", lambda: request.param == "numba")
     return request.param
 
 
@@ -71,15 +71,15 @@ def random_images(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 def test_rotation() -> None:
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    turned = pictures.rotate_180(image)
+    turned = pipeline.rotate_180(image)
     assert turned.tolist() == [[[9, 10, 11], [6, 7, 8]], [[3, 4, 5], [0, 1, 2]]]
     batch = random_images((3, 16, 24, 3))
-    np.testing.assert_array_equal(pictures.rotate_180(batch)[1], pictures.rotate_180(batch[1]))
-    np.testing.assert_array_equal(pictures.rotate_180(pictures.rotate_180(batch)), batch)
+    np.testing.assert_array_equal(pipeline.rotate_180(batch)[1], pipeline.rotate_180(batch[1]))
+    np.testing.assert_array_equal(pipeline.rotate_180(pipeline.rotate_180(batch)), batch)
 
 
 def test_jpeg_is_tensorflows() -> None:
-    rotated = pictures.rotate_180(GOLDEN["f3_0_frame"])
+    rotated = pipeline.rotate_180(GOLDEN["f3_0_frame"])
     assert torch.equal(jpeg_round_trip(planes(rotated)), golden("f3_2_jpeg_decoded"))
 
 
@@ -100,23 +100,23 @@ def test_jpeg_repeats_edges_as_libjpeg_does(size: str, implementation: str) -> N
 
 @pytest.mark.parametrize("size", [256, 480])
 def test_lanczos_weights_are_tensorflows(size: int) -> None:
-    taps = pictures.lanczos3_taps(size, 224)
+    taps = resampling.lanczos3_taps(size, 224)
     np.testing.assert_array_equal(taps.dense(size), GOLDEN[f"lanczos3_weights_{size}_to_224"])
     np.testing.assert_allclose(taps.weights.sum(1), 1, atol=1e-6)
 
 
 def test_resize_is_tensorflows() -> None:
     source = golden("f3_2_jpeg_decoded")
-    unrounded = pictures.resize_lanczos3_unrounded(source, 224)
+    unrounded = resampling.resize_lanczos3_unrounded(source, 224)
     assert torch.equal(unrounded[SAMPLED], golden("f3_3_resized_float"))
-    assert torch.equal(pictures.resize_lanczos3(source, 224), golden("f3_3_resized_uint8"))
+    assert torch.equal(resampling.resize_lanczos3(source, 224), golden("f3_3_resized_uint8"))
 
 
 def test_crop_is_tensorflows() -> None:
     source = golden("f3_3_resized_uint8")
-    unrounded = pictures.center_crop_unrounded(source, 0.9)
+    unrounded = resampling.center_crop_unrounded(source, 0.9)
     assert torch.equal(unrounded[SAMPLED], golden("f3_4_crop_float"))
-    assert torch.equal(pictures.center_crop(source, 0.9), golden("f3_4_crop_uint8"))
+    assert torch.equal(resampling.center_crop(source, 0.9), golden("f3_4_crop_uint8"))
 
 
 @pytest.mark.parametrize("frame", ["f0", "f3"])
@@ -137,12 +137,12 @@ def test_normalisation_of_channels_last_pixels_differs_by_rounding_alone() -> No
 
 @pytest.mark.parametrize("frame", ["f0", "f3"])
 def test_protocol_is_openvlas(frame: str, implementation: str) -> None:
-    upright = pictures.rotate_180(GOLDEN[f"{frame}_0_frame"])[None]
-    got = pictures.prepare(upright, OPENVLA_LIBERO_PICTURES, 224, CPU)
+    upright = pipeline.rotate_180(GOLDEN[f"{frame}_0_frame"])[None]
+    got = pipeline.prepare(upright, OPENVLA_LIBERO_IMAGES, 224, CPU)
     assert torch.equal(got, golden(f"{frame}_4_crop_uint8"))
     values = pixel_values(got, OPENVLA_7B)[SAMPLED]
     assert torch.equal(values, torch.from_numpy(GOLDEN[f"{frame}_5_pixel_values"])[None])
-    uncropped = pictures.prepare(upright, PICTURES["openvla-libero-uncropped"], 224, CPU)
+    uncropped = pipeline.prepare(upright, IMAGE_PREPROCESSING["openvla-libero-uncropped"], 224, CPU)
     want = golden(f"{frame}_3_resized_uint8")
     assert torch.equal(uncropped[SAMPLED] if frame == "f0" else uncropped, want)
 
@@ -150,79 +150,79 @@ def test_protocol_is_openvlas(frame: str, implementation: str) -> None:
 @pytest.mark.parametrize(
     ("shape", "size", "config"),
     [
-        ((3, 480, 480, 3), 224, OPENVLA_LIBERO_PICTURES),
-        ((2, 121, 163, 3), 56, OPENVLA_LIBERO_PICTURES),
-        ((2, 40, 33, 3), 64, PictureConfig(resize="lanczos3")),  # enlarged: no antialiasing
+        ((3, 480, 480, 3), 224, OPENVLA_LIBERO_IMAGES),
+        ((2, 121, 163, 3), 56, OPENVLA_LIBERO_IMAGES),
+        ((2, 40, 33, 3), 64, ImagePreprocessing(resize="lanczos3")),  # enlarged: no antialiasing
         ((2, 64, 64, 3), 64, JPEG),
-        ((2, 64, 64, 3), 64, PictureConfig(center_crop=0.5)),
-        ((2, 64, 64, 3), 64, PictureConfig()),
+        ((2, 64, 64, 3), 64, ImagePreprocessing(center_crop=0.5)),
+        ((2, 64, 64, 3), 64, ImagePreprocessing()),
     ],
     ids=["480", "odd", "enlarge", "jpeg", "crop", "nothing"],
 )
 def test_compiled_stages_equal_torch(
-    shape: tuple[int, ...], size: int, config: PictureConfig, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], size: int, config: ImagePreprocessing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("numba", reason="numba is not installed (LIBERO's simulator brings it)")
     images = random_images(shape)
-    compiled = pictures.prepare(images, config, size, CPU)
-    monkeypatch.setattr(pictures, "has_numba", lambda: False)
-    assert torch.equal(compiled, pictures.prepare(images, config, size, CPU))
+    compiled = pipeline.prepare(images, config, size, CPU)
+    monkeypatch.setattr(pipeline, "has_numba", lambda: False)
+    assert torch.equal(compiled, pipeline.prepare(images, config, size, CPU))
 
 
 def test_batch_equals_singles(implementation: str) -> None:
     images = random_images((5, 64, 64, 3))
-    config = replace(OPENVLA_LIBERO_PICTURES, center_crop=0.8)
-    together = pictures.prepare(images, config, 56, CPU)
+    config = replace(OPENVLA_LIBERO_IMAGES, center_crop=0.8)
+    together = pipeline.prepare(images, config, 56, CPU)
     for image, row in zip(images, together, strict=True):
-        assert torch.equal(pictures.prepare(image[None], config, 56, CPU)[0], row)
-    assert pictures.prepare(images[:0], config, 56, CPU).shape == (0, 3, 56, 56)
+        assert torch.equal(pipeline.prepare(image[None], config, 56, CPU)[0], row)
+    assert pipeline.prepare(images[:0], config, 56, CPU).shape == (0, 3, 56, 56)
 
 
 def test_any_memory_layout_will_do(implementation: str) -> None:
     images = random_images((2, 64, 64, 3))
-    want = pictures.prepare(images, JPEG, 64, CPU)
+    want = pipeline.prepare(images, JPEG, 64, CPU)
     frozen = images.copy()
     frozen.setflags(write=False)
     fortran = np.asfortranarray(images)
     mirrored = np.ascontiguousarray(images[:, :, ::-1])[:, :, ::-1]
     for same in (frozen, fortran, mirrored):
-        assert torch.equal(pictures.prepare(same, JPEG, 64, CPU), want)
+        assert torch.equal(pipeline.prepare(same, JPEG, 64, CPU), want)
 
 
-def test_nothing_to_do_leaves_pictures_alone(implementation: str) -> None:
+def test_nothing_to_do_leaves_images_alone(implementation: str) -> None:
     images = random_images((2, 32, 32, 3))
-    got = pictures.prepare(images, PictureConfig(), 32, CPU)
+    got = pipeline.prepare(images, ImagePreprocessing(), 32, CPU)
     np.testing.assert_array_equal(got.permute(0, 2, 3, 1).numpy(), images)
 
 
 @pytest.mark.parametrize("level", [0, 1, 100, 254, 255])
-def test_flat_pictures_stay_flat(level: int, implementation: str) -> None:
+def test_flat_images_stay_flat(level: int, implementation: str) -> None:
     images = np.full((1, 48, 48, 3), level, np.uint8)
-    config = PictureConfig(resize="lanczos3", center_crop=0.9)
+    config = ImagePreprocessing(resize="lanczos3", center_crop=0.9)
     assert torch.equal(
-        pictures.prepare(images, config, 32, CPU), torch.full((1, 3, 32, 32), float(level))
+        pipeline.prepare(images, config, 32, CPU), torch.full((1, 3, 32, 32), float(level))
     )
-    lossy = pictures.prepare(images, JPEG, 48, CPU)
+    lossy = pipeline.prepare(images, JPEG, 48, CPU)
     assert lossy.min() == lossy.max()
     assert abs(lossy[0, 0, 0, 0].item() - level) <= 1  # the fast transform rounds down
 
 
 def test_crop_keeps_the_middle() -> None:
-    """A quarter of the area: the picture's middle half fills it, and mirrored pictures give mirrored results."""
-    picture = torch.zeros(1, 3, 33, 33)
-    picture[..., 8:25, 8:25] = 255
-    cropped = pictures.center_crop(picture, 0.25)
+    """A quarter of the area: the image's middle half fills it, and mirrored images give mirrored results."""
+    image = torch.zeros(1, 3, 33, 33)
+    image[..., 8:25, 8:25] = 255
+    cropped = resampling.center_crop(image, 0.25)
     assert cropped[..., 1:-1, 1:-1].min() == 255
-    picture[..., 16, 16] = 0  # the very middle stays where it is
-    assert (pictures.center_crop(picture, 0.25)[..., 16, 16] == 0).all()
+    image[..., 16, 16] = 0  # the very middle stays where it is
+    assert (resampling.center_crop(image, 0.25)[..., 16, 16] == 0).all()
 
 
 @pytest.mark.gpu
 def test_gpu_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     images = random_images((5, 256, 256, 3))
-    on_cpu = pictures.prepare(images, OPENVLA_LIBERO_PICTURES, 224, CPU)
-    on_gpu = pictures.prepare(images, OPENVLA_LIBERO_PICTURES, 224, torch.device("cuda"))
+    on_cpu = pipeline.prepare(images, OPENVLA_LIBERO_IMAGES, 224, CPU)
+    on_gpu = pipeline.prepare(images, OPENVLA_LIBERO_IMAGES, 224, torch.device("cuda"))
     assert torch.equal(on_gpu.cpu(), on_cpu)
     assert torch.equal(pixel_values(on_gpu, OPENVLA_7B).cpu(), pixel_values(on_cpu, OPENVLA_7B))
 
@@ -230,20 +230,20 @@ def test_gpu_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- settings
 
 
-def test_pictures_of_the_wrong_size_are_refused() -> None:
+def test_images_of_the_wrong_size_are_refused() -> None:
     images = random_images((1, 64, 48, 3))
     with pytest.raises(UserError, match=r"64 x 64, got 64 x 48.*lanczos3"):
-        pictures.prepare(images, JPEG, 64, CPU)
+        pipeline.prepare(images, JPEG, 64, CPU)
     with pytest.raises(UserError, match="at least 16 x 16"):
-        pictures.prepare(images[:, :, :15], OPENVLA_LIBERO_PICTURES, 64, CPU)
+        pipeline.prepare(images[:, :, :15], OPENVLA_LIBERO_IMAGES, 64, CPU)
 
 
 def test_settings_are_checked() -> None:
     for area in (0.0, 1.1, -1.0):
         with pytest.raises(ConfigError, match="center_crop"):
-            PictureConfig(center_crop=area)
+            ImagePreprocessing(center_crop=area)
     with pytest.raises(ConfigError, match="resize"):
-        PictureConfig(resize="bicubic")  # type: ignore[arg-type]
+        ImagePreprocessing(resize="bicubic")  # type: ignore[arg-type]
 
 
 def make_processor(**changes: object) -> Processor:
@@ -255,21 +255,21 @@ def test_processor_takes_frames_of_any_size_once_it_resizes() -> None:
     images = random_images((2, 96, 128, 3))
     with pytest.raises(UserError, match=r"set env\.image_size to 64"):
         make_processor().raw(images, CPU)
-    processor = make_processor(pictures=OPENVLA_LIBERO_PICTURES)
+    processor = make_processor(images=OPENVLA_LIBERO_IMAGES)
     raw = processor.raw(images, CPU)
-    assert torch.equal(raw, pictures.prepare(images, OPENVLA_LIBERO_PICTURES, 64, CPU))
+    assert torch.equal(raw, pipeline.prepare(images, OPENVLA_LIBERO_IMAGES, 64, CPU))
     assert torch.equal(processor.pixels(images, CPU), pixel_values(raw, processor.config))
 
 
-def test_processor_leaves_pictures_alone_by_default() -> None:
+def test_processor_leaves_images_alone_by_default() -> None:
     images = random_images((2, 64, 64, 3))
     assert torch.equal(make_processor().raw(images, CPU), raw_pixels(images, CPU))
 
 
 def test_the_policys_settings_go_before_the_checkpoints() -> None:
-    stored = tiny_model(pictures=OPENVLA_LIBERO_PICTURES, gripper="openvla")
+    stored = tiny_model(images=OPENVLA_LIBERO_IMAGES, gripper="openvla")
     assert with_protocol(stored, PolicyConfig()) == stored
-    plain = with_protocol(stored, PolicyConfig(pictures="as-is", gripper="as-is"))
+    plain = with_protocol(stored, PolicyConfig(images="as-is", gripper="as-is"))
     assert plain == tiny_model()
-    chosen = PolicyConfig(pictures="openvla-libero", gripper="openvla")
+    chosen = PolicyConfig(images="openvla-libero", gripper="openvla")
     assert with_protocol(tiny_model(), chosen) == stored

@@ -13,7 +13,7 @@ from vla_rl.policies import OpenVLAPolicy, identity_statistics
 
 
 def protocol_policy() -> OpenVLAPolicy:
-    config = PolicyConfig(pictures="openvla-libero", gripper="openvla", device="cpu")
+    config = PolicyConfig(images="openvla-libero", gripper="openvla", device="cpu")
     statistics = identity_statistics("libero_spatial", 7)
     statistics["libero_spatial"]["action"]["mask"][-1] = False
     return OpenVLAPolicy.create(tiny_model(), INSTRUCTIONS, statistics, 7, 1, config)

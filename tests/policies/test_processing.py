@@ -1,4 +1,4 @@
-"""Instructions to prompt tokens, pictures to pixel values."""
+"""Instructions to prompt tokens, images to pixel values."""
 
 from __future__ import annotations
 

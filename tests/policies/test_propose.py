@@ -67,7 +67,7 @@ def test_a_candidate_of_nans_is_the_greedy_one(policy: OpenVLAPolicy) -> None:
     torch.testing.assert_close(proposed.log_probs[:, 1], learned, atol=1e-5, rtol=0)
 
 
-def test_pictures_are_looked_at_once(policy: OpenVLAPolicy) -> None:
+def test_images_are_looked_at_once(policy: OpenVLAPolicy) -> None:
     """The vision towers and the prompt's columns run over N rows, whatever the number of candidates."""
     rows: list[int] = []
     hook = policy.model.projector.register_forward_hook(lambda m, i, out: rows.append(len(out)))

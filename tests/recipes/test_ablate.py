@@ -20,10 +20,10 @@ from vla_rl.recipes.presets import PRESETS, preset
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_cell_differs_from_the_whole_in_one_thing(name: str) -> None:
     base = preset(name)
-    base = replace(base, reward=replace(base.reward, judge="runs/reward", form="additive"))
+    base = replace(base, reward=replace(base.reward, model="runs/reward", form="additive"))
     expected = {
         "full": set(),
-        "no-reward": {"reward.judge"},
+        "no-reward": {"reward.model"},
         "no-curriculum": {"curriculum.mode"},
         "temperature": {"ppo.temperature"},
         "no-warmup": {"ppo.critic_warmup"},
@@ -40,7 +40,7 @@ def test_every_cell_differs_from_the_whole_in_one_thing(name: str) -> None:
 
 
 def test_runs_of_a_seed_start_alike_and_have_places_of_their_own() -> None:
-    config = AblationConfig(checkpoint="policy", judge="judge", parallel=2, cores=3, out="o")
+    config = AblationConfig(checkpoint="policy", reward_model="judge", parallel=2, cores=3, out="o")
     runs = [planned_run(config, cell, seed) for cell in CELLS for seed in range(3)]
     assert len({run.run.name for run in runs}) == len(runs)
     for run in runs:

@@ -31,9 +31,7 @@ def collect(
 
 
 def initial_states(reader):
-    return [
-        int(reader.episode(e.index, pictures=False)["initial_state"][0]) for e in reader.episodes
-    ]
+    return [int(reader.episode(e.index, images=False)["initial_state"][0]) for e in reader.episodes]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def demos(tmp_path_factory):
     return collect(tmp_path_factory.mktemp("demos") / "d")
 
 
-def test_replaying_the_stored_actions_gives_the_stored_pictures_and_success(demos):
+def test_replaying_the_stored_actions_gives_the_stored_images_and_success(demos):
     env = MetaWorldEnv(EnvConfig(suite=f"mt1:{TASK}", image_size=32, action_chunk=1, horizon=30))
     episode = demos.episode(0)
     env.reset(EpisodeSpec(TASK, int(episode["initial_state"][0])))

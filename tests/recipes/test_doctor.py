@@ -106,11 +106,11 @@ def answer(monkeypatch: pytest.MonkeyPatch, code: str) -> tuple[bool, str]:
     [([0, 0, 0], [0, 0, 0]), ([255, 0, 0], [255, 0, 0]), ([0, 0, 255], [255, 0, 0])],
     ids=["black", "uniform", "swapped"],
 )
-def test_wrong_pictures_do_not_pass(monkeypatch, centre, corner):
+def test_wrong_images_do_not_pass(monkeypatch, centre, corner):
     result = {"centre": centre, "corner": corner, "driver": "x", "seconds": 0.1}
     works, found = answer(monkeypatch, f"print({json.dumps(json.dumps(result))})")
     assert not works
-    assert "wrong picture" in found
+    assert "wrong image" in found
 
 
 def test_probe_that_dies_or_hangs_is_reported(monkeypatch):

@@ -112,7 +112,7 @@ def test_demonstrations_of_the_scripted_expert(tmp_path: Path) -> None:
     # gripper: open on the way there, closed on the way to the basket
     assert demos.actions[0, 6] == -1
     assert demos.actions[:, 6].max() == 1
-    # the robot has moved as the actions say: the first is executed before the second picture
+    # the robot has moved as the actions say: the first is executed before the second image
     assert not np.array_equal(demos.images[0], demos.images[-1])
     assert np.abs(demos.proprio[-1, :3] - demos.proprio[0, :3]).max() > 0.05
 

@@ -106,13 +106,13 @@ def write_config(folder: Path, **content: object) -> Path:
 def test_official_checkpoints_get_liberos_conventions(tmp_path: Path) -> None:
     official = write_config(tmp_path / "official", model_type="openvla")
     chosen = protocol_policy(PolicyConfig(), "libero-goal:3", official)
-    assert (chosen.pictures, chosen.gripper, chosen.unnorm_key) == (
+    assert (chosen.images, chosen.gripper, chosen.unnorm_key) == (
         "openvla-libero",
         "openvla",
         "libero_goal",
     )
     # what the user says stands
-    said = PolicyConfig(pictures="as-is", gripper="as-is", unnorm_key="bridge_orig")
+    said = PolicyConfig(images="as-is", gripper="as-is", unnorm_key="bridge_orig")
     assert protocol_policy(said, "libero-goal", official) == said
     assert protocol_policy(PolicyConfig(), "libero-10-swap", official).unnorm_key == "libero_10"
     # not on other benchmarks, and not where the checkpoint says it itself

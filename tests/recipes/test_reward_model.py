@@ -1,4 +1,4 @@
-"""Training, measuring and drawing a process reward model, on episodes that a tiny judge learns in seconds."""
+"""Training, measuring and drawing a process reward model, on episodes that a tiny reward model learns in seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_rl.algorithms.reward_model import JudgeBatch, JudgeLearner, shift_sequences
+from vla_rl.algorithms.reward_model import RewardModelBatch, RewardModelLearner, shift_sequences
 from vla_rl.algorithms.sft import shift_images
 from vla_rl.config import (
     LabelConfig,
@@ -28,10 +28,10 @@ from vla_rl.recipes.evaluate_reward import (
     mismatched,
     score_reward,
 )
-from vla_rl.recipes.train_reward import epoch_of, judge_rows, read_trajectories, train_reward
+from vla_rl.recipes.train_reward import epoch_of, read_trajectories, reward_model_rows, train_reward
 from vla_rl.rewards.process.examples import build_examples
-from vla_rl.rewards.process.loading import load_judge
-from vla_rl.rewards.process.tiny import TinyJudge
+from vla_rl.rewards.process.loading import load_reward_model
+from vla_rl.rewards.process.tiny import TinyProcessRewardModel
 from vla_rl.rewards.trajectory_files import save_trajectories
 from vla_rl.runtime.video import read_video
 
@@ -63,7 +63,7 @@ def run(dataset, tmp_path_factory):
 # -- training --------------------------------------------------------------------------------------
 
 
-def test_training_leaves_a_judge_its_split_and_a_line_an_epoch(run):
+def test_training_leaves_a_reward_model_its_split_and_a_line_an_epoch(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 9))
     assert lines[-1]["reward/loss"] < 0.5 * lines[0]["reward/loss"]
@@ -74,12 +74,12 @@ def test_training_leaves_a_judge_its_split_and_a_line_an_epoch(run):
     assert not split["held_out"]
 
 
-def test_the_same_configuration_gives_the_same_judge_to_the_bit(dataset, tmp_path):
-    judges = []
+def test_the_same_configuration_gives_the_same_reward_model_to_the_bit(dataset, tmp_path):
+    reward_models = []
     for name in ("a", "b"):
         settings = config(dataset, tmp_path / name, epochs=1, threads=2)
-        judges.append(load_judge(train_reward(settings)))
-    for one, other in zip(*(j.model.state_dict().values() for j in judges), strict=True):
+        reward_models.append(load_reward_model(train_reward(settings)))
+    for one, other in zip(*(j.model.state_dict().values() for j in reward_models), strict=True):
         assert torch.equal(one, other)
 
 
@@ -107,7 +107,7 @@ def test_an_epoch_is_every_labelled_decision_and_the_share_of_mismatched_ones(da
     assert not np.array_equal(again.actions, batches[0].actions)
 
 
-def test_pictures_of_one_example_are_shifted_alike():
+def test_images_of_one_example_are_shifted_alike():
     rng = np.random.default_rng(0)
     images = np.repeat(rng.integers(0, 256, (5, 1, 9, 9, 3), dtype=np.uint8), 2, axis=1)
     moved = shift_sequences(images, 2, np.random.default_rng(1))
@@ -121,40 +121,40 @@ def test_shares_in_threads_learn_what_one_learns(dataset):
     numbers = []
     for threads, micro in ((1, 0), (2, 0), (1, 3)):
         settings = config(dataset, "x", threads=threads, micro_batch=micro).resolved()
-        judge = TinyJudge.create(settings, list(TASKS.values()), 32)
+        reward_model = TinyProcessRewardModel.create(settings, list(TASKS.values()), 32)
         made = trajectory(0, True)
-        batch = JudgeBatch(
+        batch = RewardModelBatch(
             made.images[:, None], [made.instruction] * 6, made.actions,
             np.arange(6) > 2, np.ones(6, bool),
         )  # fmt: skip
-        learner = JudgeLearner(judge, settings, 10)
+        learner = RewardModelLearner(reward_model, settings, 10)
         numbers.append([learner.update(batch)["loss"] for _ in range(3)])
         learner.close()
     np.testing.assert_allclose(numbers[1], numbers[0], rtol=1e-3)
     np.testing.assert_allclose(numbers[2], numbers[0], rtol=1e-3)
 
 
-def test_a_judge_that_diverges_is_said_to(dataset):
+def test_a_reward_model_that_diverges_is_said_to(dataset):
     settings = config(dataset, "x", learning_rate=1.0).resolved()
-    judge = TinyJudge.create(settings, list(TASKS.values()), 32)
+    reward_model = TinyProcessRewardModel.create(settings, list(TASKS.values()), 32)
     with torch.no_grad():
-        judge.model.language_model.lm_head.weight[0, 0] = float("nan")
+        reward_model.model.language_model.lm_head.weight[0, 0] = float("nan")
     made = trajectory(0, True)
-    batch = JudgeBatch(made.images[:, None], [made.instruction] * 6, made.actions, np.arange(6) > 2,
+    batch = RewardModelBatch(made.images[:, None], [made.instruction] * 6, made.actions, np.arange(6) > 2,
                        np.ones(6, bool))  # fmt: skip
-    before = judge.model.projector.fc1.weight.clone()
+    before = reward_model.model.projector.fc1.weight.clone()
     with pytest.raises(UserError, match="diverged: loss nan"):
-        JudgeLearner(judge, settings, 10).update(batch)
-    assert torch.equal(judge.model.projector.fc1.weight, before)
+        RewardModelLearner(reward_model, settings, 10).update(batch)
+    assert torch.equal(reward_model.model.projector.fc1.weight, before)
 
 
-def test_training_goes_on_from_a_judge(run, dataset, tmp_path):
+def test_training_goes_on_from_a_reward_model(run, dataset, tmp_path):
     settings = config(dataset, tmp_path / "more", start=str(run), epochs=1)
-    more = load_judge(train_reward(settings))
+    more = load_reward_model(train_reward(settings))
     line = json.loads((tmp_path / "more" / "metrics.jsonl").read_text().splitlines()[0])
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert line["reward/loss"] < 0.5 * first["reward/loss"]
-    assert more.description == load_judge(run).description
+    assert more.description == load_reward_model(run).description
     with pytest.raises(UserError, match="trained with prompt"):
         train_reward(replace(settings, prompt="Is {instruction} done?", out=str(tmp_path / "no")))
     other = save_trajectories(tmp_path / "larger", episodes(2, size=48))
@@ -181,7 +181,7 @@ def test_a_folder_in_use_and_a_missing_dataset_are_refused(run, dataset, tmp_pat
 
 
 def test_evaluation_of_held_out_episodes(run):
-    result = evaluate_reward(RewardEvalConfig(judge=str(run), resamples=20))
+    result = evaluate_reward(RewardEvalConfig(reward_model=str(run), resamples=20))
     assert json.loads((run / "evaluation" / "evaluation.json").read_text()) == result
     assert (run / "evaluation" / "reliability.png").stat().st_size > 5000
     seen = result["seen_tasks"]
@@ -200,13 +200,13 @@ def test_evaluation_of_held_out_episodes(run):
     assert result["held_out_tasks"] is None
 
 
-def test_measures_of_a_judge_whose_answers_are_known():
+def test_measures_of_a_reward_model_whose_answers_are_known():
     """It says +t in successes and -1 in failures, but for one failure that it takes for the best of all."""
     made = [trajectory(0, True), trajectory(1, False), trajectory(2, True), trajectory(3, False)]
     examples = build_examples(made, LabelConfig(scheme="segments"))
     odds = np.concatenate([np.arange(6), np.full(6, -1), np.arange(6), np.full(6, 9)])
     odds = odds.astype(np.float32)
-    settings = RewardEvalConfig(judge="unused", resamples=0)
+    settings = RewardEvalConfig(reward_model="unused", resamples=0)
     found = measure(examples, np.arange(24), odds, settings)
     assert (found["episodes"], found["successes"], found["decisions"]) == (4, 2, 24)
     assert found["auroc"] == area_under_roc(odds, examples.positive)
@@ -219,7 +219,7 @@ def test_measures_of_a_judge_whose_answers_are_known():
     assert only_failures["ranking"]["mean"] == {"accuracy": None, "pairs": 0}
 
 
-class ChannelJudge:
+class ChannelRewardModel:
     """Known answers: how bright the colour is that the instruction names; a blind one looks at red alone."""
 
     sees_actions = False
@@ -232,33 +232,35 @@ class ChannelJudge:
         return images[np.arange(len(images)), -1, ..., colours].mean((1, 2)).astype(np.float32)
 
 
-def test_mismatched_instructions_with_judges_whose_answers_are_known():
+def test_mismatched_instructions_with_reward_models_whose_answers_are_known():
     made = [trajectory(0, True), trajectory(1, True, "green-task")]
     examples = build_examples(made, LabelConfig(scheme="segments"))
-    rows, settings = np.arange(12), RewardEvalConfig(judge="unused", resamples=10)
-    judge = ChannelJudge(blind=False)
-    found = mismatched(judge, examples, rows, judge_rows(judge, examples, rows), settings)
+    rows, settings = np.arange(12), RewardEvalConfig(reward_model="unused", resamples=10)
+    reward_model = ChannelRewardModel(blind=False)
+    found = mismatched(
+        reward_model, examples, rows, reward_model_rows(reward_model, examples, rows), settings
+    )
     assert (found["auroc"], found["paired"]) == (1.0, 1.0)
     assert found["pairs"] == found["decisions"] == examples.positive.sum()
-    blind = ChannelJudge(blind=True)
-    found = mismatched(blind, examples, rows, judge_rows(blind, examples, rows), settings)
+    blind = ChannelRewardModel(blind=True)
+    found = mismatched(blind, examples, rows, reward_model_rows(blind, examples, rows), settings)
     assert (found["auroc"], found["paired"]) == (0.5, 0.5)
     one = build_examples(made[:1], LabelConfig(scheme="segments"))
-    assert mismatched(judge, one, rows[:6], np.zeros(6, np.float32), settings) is None
+    assert mismatched(reward_model, one, rows[:6], np.zeros(6, np.float32), settings) is None
 
 
 def test_evaluation_of_held_out_tasks_and_of_other_datasets(dataset, tmp_path):
     settings = config(dataset, tmp_path / "run", epochs=1, held_out_tasks=(TASKS["green-task"],),
                       mismatched_share=0.0)  # fmt: skip
     train_reward(settings)
-    result = evaluate_reward(RewardEvalConfig(judge=str(tmp_path / "run"), resamples=0))
+    result = evaluate_reward(RewardEvalConfig(reward_model=str(tmp_path / "run"), resamples=0))
     assert result["held_out_tasks"]["episodes"] == 10
     assert list(result["held_out_tasks"]["tasks"]) == [TASKS["green-task"]]
     assert list(result["seen_tasks"]["tasks"]) == [TASKS["red-task"]]
     assert result["seen_tasks"]["auroc_interval"] is None
     other = save_trajectories(tmp_path / "other", episodes(2))
     given = RewardEvalConfig(
-        judge=str(tmp_path / "run"), datasets=(str(other),), out=str(tmp_path / "result")
+        reward_model=str(tmp_path / "run"), datasets=(str(other),), out=str(tmp_path / "result")
     )
     result = evaluate_reward(given)
     assert result["seen_tasks"]["episodes"] == 4
@@ -271,17 +273,19 @@ def test_a_changed_dataset_is_not_mistaken_for_held_out_episodes(tmp_path):
     train_reward(config(folder, tmp_path / "run", epochs=1))
     folder.rename(tmp_path / "old")
     save_trajectories(folder, episodes(5))
-    with pytest.raises(UserError, match="have changed since the judge was trained"):
-        evaluate_reward(RewardEvalConfig(judge=str(tmp_path / "run")))
+    with pytest.raises(UserError, match="have changed since the reward model was trained"):
+        evaluate_reward(RewardEvalConfig(reward_model=str(tmp_path / "run")))
 
 
-def test_a_judge_without_its_run_needs_datasets(run, dataset, tmp_path):
-    load_judge(run).save(tmp_path / "alone")
+def test_a_reward_model_without_its_run_needs_datasets(run, dataset, tmp_path):
+    load_reward_model(run).save(tmp_path / "alone")
     with pytest.raises(UserError, match="name --datasets"):
-        evaluate_reward(RewardEvalConfig(judge=str(tmp_path / "alone")))
+        evaluate_reward(RewardEvalConfig(reward_model=str(tmp_path / "alone")))
     one = save_trajectories(tmp_path / "failures", [trajectory(0, False), trajectory(1, False)])
     with pytest.raises(UserError, match="all 12 are negative"):
-        evaluate_reward(RewardEvalConfig(judge=str(tmp_path / "alone"), datasets=(str(one),)))
+        evaluate_reward(
+            RewardEvalConfig(reward_model=str(tmp_path / "alone"), datasets=(str(one),))
+        )
 
 
 def test_the_bootstrap_resamples_whole_episodes():
@@ -290,7 +294,7 @@ def test_the_bootstrap_resamples_whole_episodes():
     odds = rng.normal(size=40).astype(np.float32)
     positive = odds + rng.normal(size=40) > 0
     episode = np.arange(40) // 4
-    settings = RewardEvalConfig(judge="unused", resamples=300)
+    settings = RewardEvalConfig(reward_model="unused", resamples=300)
     low, high = bootstrap_interval(odds, positive, episode, settings)
     assert low < area_under_roc(odds, positive) < high
     copied = [np.repeat(x, 10) for x in (odds, positive, episode)]
@@ -302,16 +306,18 @@ def test_the_bootstrap_resamples_whole_episodes():
 
 def test_an_episode_is_drawn_and_filmed(run, dataset, tmp_path):
     drawn = score_reward(
-        RewardScoreConfig(judge=str(run), dataset=str(dataset), out=str(tmp_path / "a" / "x.png"))
+        RewardScoreConfig(
+            reward_model=str(run), dataset=str(dataset), out=str(tmp_path / "a" / "x.png")
+        )
     )
     assert drawn.read_bytes().startswith(b"\x89PNG")
     film = score_reward(
         RewardScoreConfig(
-            judge=str(run), dataset=str(dataset), episode=3, out=str(tmp_path / "x.mp4")
+            reward_model=str(run), dataset=str(dataset), episode=3, out=str(tmp_path / "x.mp4")
         )
     )
     assert len(read_video(film)) == 6 + 4
     with pytest.raises(UserError, match="20 episodes, numbered from 0"):
-        score_reward(RewardScoreConfig(judge=str(run), dataset=str(dataset), episode=20))
+        score_reward(RewardScoreConfig(reward_model=str(run), dataset=str(dataset), episode=20))
     with pytest.raises(UserError, match=r"\.png or \.mp4"):
-        RewardScoreConfig(judge="a", dataset="b", out="x.gif")
+        RewardScoreConfig(reward_model="a", dataset="b", out="x.gif")

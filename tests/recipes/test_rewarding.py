@@ -1,4 +1,5 @@
-"""A judge in the training loop: where it fits, what it adds, and that a refreshed one is found again on resumption."""
+"""A reward model in the training loop: where it fits, what it adds, and that a refreshed one is found again on
+resumption."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ def policy(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judge(folder: Path) -> Path:
+def reward_model(folder: Path) -> Path:
     env = EnvConfig(suite=f"mt1:{TASK}", num_workers=1)
     demos = collect_demos(DemosConfig(env=env, out=str(folder / "demos"), episodes_per_task=3))
     config = RewardModelConfig(
@@ -57,14 +58,14 @@ def judge(folder: Path) -> Path:
     return train_reward(config)
 
 
-def training(policy: Path, root: Path, judge: Path, **reward: object) -> TrainConfig:
+def training(policy: Path, root: Path, reward_model: Path, **reward: object) -> TrainConfig:
     config = TrainConfig()
     return replace(
         config,
         env=replace(config.env, suite=f"mt1:{TASK}", num_envs=2, num_workers=1, horizon=4),
         policy=replace(config.policy, checkpoint=str(policy), device="cpu"),
         ppo=replace(config.ppo, iterations=3, turns=6, minibatch=12, critic_warmup=1),
-        reward=ProcessRewardConfig(judge=str(judge), **reward),  # type: ignore[arg-type]
+        reward=ProcessRewardConfig(model=str(reward_model), **reward),  # type: ignore[arg-type]
         eval=replace(config.eval, episodes_per_task=1),
         run=replace(config.run, name="run", root=str(root), save_every=1, tensorboard=False),
     )
@@ -79,9 +80,11 @@ def final_tensors(run: Path) -> dict[str, np.ndarray]:
     }
 
 
-def test_a_judge_that_does_not_fit_is_refused(policy: Path, judge: Path, tmp_path: Path) -> None:
+def test_a_reward_model_that_does_not_fit_is_refused(
+    policy: Path, reward_model: Path, tmp_path: Path
+) -> None:
     loaded = OpenVLAPolicy.from_checkpoint(policy, PolicyConfig(checkpoint=str(policy)))
-    config = training(policy, tmp_path, judge)
+    config = training(policy, tmp_path, reward_model)
     assert isinstance(build_reward(config, loaded), ShapedReward)
     alone = replace(config, reward=ProcessRewardConfig())
     assert isinstance(build_reward(alone, loaded), SuccessReward)
@@ -92,7 +95,7 @@ def test_a_judge_that_does_not_fit_is_refused(policy: Path, judge: Path, tmp_pat
         build_reward(training(policy, tmp_path, tmp_path / "nowhere"), loaded)
 
 
-def test_the_simulator_in_place_of_a_judge(policy: Path, tmp_path: Path) -> None:
+def test_the_simulator_in_place_of_a_reward_model(policy: Path, tmp_path: Path) -> None:
     """Its reward is paid, and a stopped run goes on as if it had not been."""
     simulator = Path("simulator")
     settings = training(policy, tmp_path / "whole", simulator)
@@ -114,11 +117,14 @@ def test_the_simulator_in_place_of_a_judge(policy: Path, tmp_path: Path) -> None
         build_reward(libero, OpenVLAPolicy.from_checkpoint(policy, begun.policy))
 
 
-def test_a_refreshed_judge_is_found_again(policy: Path, judge: Path, tmp_path: Path) -> None:
-    """Three iterations at a go equal two, a stop, and one more, to the bit; the judge is new from the second one on."""
+def test_a_refreshed_reward_model_is_found_again(
+    policy: Path, reward_model: Path, tmp_path: Path
+) -> None:
+    """Three iterations at a go equal two, a stop, and one more, to the bit; the reward model is new from the second
+    one on."""
     settings = {"refresh_every": 1, "refresh_episodes": 2, "refresh_epochs": 1, "weight": 0.4}
-    whole = train(training(policy, tmp_path / "whole", judge, **settings))
-    begun = training(policy, tmp_path / "parts", judge, **settings)
+    whole = train(training(policy, tmp_path / "whole", reward_model, **settings))
+    begun = training(policy, tmp_path / "parts", reward_model, **settings)
     parts = train(replace(begun, ppo=replace(begun.ppo, iterations=2)))
     train(begun, parts)
     expected, found = final_tensors(whole), final_tensors(parts)
@@ -129,11 +135,16 @@ def test_a_refreshed_judge_is_found_again(policy: Path, judge: Path, tmp_path: P
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert all(line["rollout/return_dense"] != 0 for line in lines)
     assert all(line["rollout/success_rate"] <= 1 for line in lines)
-    # two refreshes, the second on the first's episodes too, and each judge another one
-    runs = sorted((whole / "judges").iterdir())
+    # two refreshes, the second on the first's episodes too, and each reward model another one
+    runs = sorted((whole / "scores").iterdir())
     assert [run.name for run in runs] == ["iteration-000001", "iteration-000002"]
     second = json.loads((runs[1] / "model" / "config.json").read_text())
     assert [Path(name).parent.name for name in second["datasets"][1:]] == [run.name for run in runs]
     assert second["start"] == str(runs[0] / "model")
-    judges = [load_file(next((run / "model" / "judge").glob("*.safetensors"))) for run in runs]
-    assert any(not np.array_equal(judges[0][name], judges[1][name]) for name in judges[0])
+    reward_models = [
+        load_file(next((run / "model" / "judge").glob("*.safetensors"))) for run in runs
+    ]
+    assert any(
+        not np.array_equal(reward_models[0][name], reward_models[1][name])
+        for name in reward_models[0]
+    )

@@ -1,4 +1,4 @@
-"""Best of N as a command's recipe: results, the study of N, its pictures and what it refuses."""
+"""Best of N as a command's recipe: results, the study of N, its images and what it refuses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from vla_rl.config import ConfigError, EnvConfig, EvalConfig, PolicyConfig, User
 from vla_rl.config.search import BestOfConfig, ScalingConfig
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.recipes.learning_curve import training_curve
-from vla_rl.recipes.test_time_scaling import evaluate_best_of, judge_of, scaling_study, write_study
+from vla_rl.recipes.test_time_scaling import (
+    evaluate_best_of,
+    reward_model_of,
+    scaling_study,
+    write_study,
+)
 
 ENV = EnvConfig(
     suite="mt1:drawer-close", image_size=32, horizon=3, num_envs=4, initial_states=6, held_out=3
@@ -60,7 +65,7 @@ def test_the_result_says_how_it_was_found_and_what_it_cost(
 def test_a_study_is_continued_and_not_mixed_with_another(checkpoint: Path, tmp_path: Path) -> None:
     config = ScalingConfig(
         str(checkpoint),
-        BestOfConfig(lookahead=2, judge=""),
+        BestOfConfig(lookahead=2, reward_model=""),
         PROTOCOL,
         sizes=(1, 2),
         choosers=("judge", "random", "success"),
@@ -71,7 +76,7 @@ def test_a_study_is_continued_and_not_mixed_with_another(checkpoint: Path, tmp_p
     table = scaling_study(config, ENV)
     evaluations = tmp_path / "study" / "evaluations"
     names = sorted(file.name for file in evaluations.iterdir())
-    assert names == ["plain-1.json", "random-2.json", "success-2.json"]  # no judge was given
+    assert names == ["plain-1.json", "random-2.json", "success-2.json"]  # no reward model was given
     text = table.read_text()
     assert "| chance | 2 |" in text
     assert "success seen ahead" in text
@@ -105,7 +110,7 @@ def evaluation(rate: float, episodes: int = 50) -> dict:
         ][::-1],
         "cost": {
             "per_turn": dict.fromkeys(
-                ("prefills", "action_chunks", "simulator_turns", "judged", "seconds"), 2.0
+                ("prefills", "action_chunks", "simulator_turns", "scored", "seconds"), 2.0
             )
         },
     }
@@ -147,8 +152,8 @@ def test_success_against_steps_of_training(tmp_path: Path) -> None:
     for iteration, rate in ((10, 0.5), (20, 0.6)):
         write_evaluation(run, f"iteration-{iteration:06d}", rate)
     write_evaluation(run, "after-greedy", 0.8)
-    picture = training_curve(run, tmp_path / "steps.png")
-    assert picture.stat().st_size > 5000
+    image = training_curve(run, tmp_path / "steps.png")
+    assert image.stat().st_size > 5000
     from vla_rl.report.figures.scaling import training_rates
     from vla_rl.report.run_data import read_run
 
@@ -157,14 +162,14 @@ def test_success_against_steps_of_training(tmp_path: Path) -> None:
 
 
 def test_choosers_that_cannot_be_had(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--judge runs/reward"):
-        judge_of(BestOfConfig(chooser="judge"), "mt5")
+    with pytest.raises(UserError, match=r"--reward-model runs/reward"):
+        reward_model_of(BestOfConfig(chooser="judge"), "mt5")
     with pytest.raises(UserError, match=r"libero-goal:1 has no dense reward"):
-        judge_of(BestOfConfig(chooser="simulator"), "libero-goal:1")
-    assert judge_of(BestOfConfig(1, chooser="judge"), "mt5") is None  # nothing to judge
-    assert judge_of(BestOfConfig(chooser="random"), "libero-goal") is None
+        reward_model_of(BestOfConfig(chooser="simulator"), "libero-goal:1")
+    assert reward_model_of(BestOfConfig(1, chooser="judge"), "mt5") is None  # nothing to judge
+    assert reward_model_of(BestOfConfig(chooser="random"), "libero-goal") is None
     with pytest.raises(UserError, match="judge"):
-        judge_of(BestOfConfig(chooser="judge", judge=str(tmp_path)), "mt5")
+        reward_model_of(BestOfConfig(chooser="judge", reward_model=str(tmp_path)), "mt5")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ TASKS = ("open the drawer", "close the window")
 
 
 def write_dataset(folder, episodes=6, length=4, size=32, action_size=4, robot=NORMALISED_ROBOTS[0]):
-    """Episodes whose picture's brightness tells the action."""
+    """Episodes whose image's brightness tells the action."""
     rng = np.random.default_rng(0)
     texture = rng.integers(0, 128, (size, size, 3), dtype=np.uint8)
     features = demonstration_features(size, 4, action_size, video=False)
@@ -74,15 +74,15 @@ def learner_and_batch(dataset, **changes):
 
 
 def test_a_shift_moves_the_content_down_and_right_and_repeats_the_edge():
-    picture = np.arange(9, dtype=np.uint8).reshape(1, 3, 3, 1).repeat(3, axis=3)
-    moved = shift_images(picture, np.array([[1, 0]]), 2)[0, :, :, 0]
+    image = np.arange(9, dtype=np.uint8).reshape(1, 3, 3, 1).repeat(3, axis=3)
+    moved = shift_images(image, np.array([[1, 0]]), 2)[0, :, :, 0]
     assert moved.tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5]]
-    moved = shift_images(picture, np.array([[0, -2]]), 2)[0, :, :, 0]
+    moved = shift_images(image, np.array([[0, -2]]), 2)[0, :, :, 0]
     assert moved.tolist() == [[2, 2, 2], [5, 5, 5], [8, 8, 8]]
 
 
 @given(dy=st.integers(-3, 3), dx=st.integers(-3, 3), seed=st.integers(0, 99))
-def test_the_inside_of_a_shifted_picture_is_the_rolled_one(dy, dx, seed):
+def test_the_inside_of_a_shifted_image_is_the_rolled_one(dy, dx, seed):
     images = np.random.default_rng(seed).integers(0, 256, (2, 9, 10, 3), dtype=np.uint8)
     moved = shift_images(images, np.array([[dy, dx], [0, 0]]), 3)
     assert moved.shape == images.shape
@@ -93,7 +93,7 @@ def test_the_inside_of_a_shifted_picture_is_the_rolled_one(dy, dx, seed):
     np.testing.assert_array_equal(moved[1], images[1])
 
 
-def test_random_shifts_differ_between_pictures_stay_in_range_and_follow_the_seed():
+def test_random_shifts_differ_between_images_stay_in_range_and_follow_the_seed():
     one = np.zeros((21, 21, 3), np.uint8)
     one[10, 10] = 255
     images = np.stack([one] * 200)

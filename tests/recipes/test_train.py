@@ -149,7 +149,7 @@ def test_signal_saves_and_says_how_to_go_on(policy_folder: Path, tmp_path: Path,
     ).is_file()
 
 
-def test_policy_of_another_picture_size_or_chunk_is_refused(policy_folder: Path, tmp_path: Path):
+def test_policy_of_another_image_size_or_chunk_is_refused(policy_folder: Path, tmp_path: Path):
     config = small(policy_folder, tmp_path)
     with pytest.raises(UserError, match=r"env\.image_size"):
         train(replace(config, env=replace(config.env, image_size=32)))

@@ -1,4 +1,4 @@
-"""A made-up run folder for the report's tests: plausible numbers, drawn pictures. Never a result."""
+"""A made-up run folder for the report's tests: plausible numbers, drawn images. Never a result."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make_run(
     config = TrainConfig()
     config = replace(
         config,
-        ppo=replace(config.ppo, iterations=iterations, imitation_coef=0.15),
+        ppo=replace(config.ppo, iterations=iterations, self_imitation_coef=0.15),
         curriculum=replace(config.curriculum, mode="frontier"),
         policy=replace(config.policy, checkpoint="runs/sft/policy"),
         run=replace(config.run, name=folder.name, seed=3),
@@ -257,7 +257,7 @@ def _draw(task: int, state: int, frames: int, success: bool) -> list[np.ndarray]
     colors = ((196, 84, 60), (60, 120, 196), (84, 160, 90), (200, 150, 50), (140, 90, 170))
     box = np.array([22 + (state * 7 + task) % 26, 34 + (state * 5) % 12], dtype=float)
     goal = box + (np.zeros(2) if success else np.array([13.0, -12.0]))
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     for t in range(frames):
         image = Image.new("RGB", (size * fine, size * fine), (206, 214, 220))
         draw = ImageDraw.Draw(image)
@@ -271,5 +271,5 @@ def _draw(task: int, state: int, frames: int, success: bool) -> list[np.ndarray]
             (58 * fine, 0, 52 * fine, 14 * fine, hx, hy), fill=(70, 74, 82), width=16, joint="curve"
         )
         draw.ellipse((hx - 12, hy - 12, hx + 12, hy + 12), fill=(40, 42, 48))
-        pictures.append(np.asarray(image.resize((size, size), Image.Resampling.LANCZOS)).copy())
-    return pictures
+        images.append(np.asarray(image.resize((size, size), Image.Resampling.LANCZOS)).copy())
+    return images

@@ -1,4 +1,4 @@
-"""Pictures of labelled trajectories: the labels in their colours, and every kind of trajectory among them."""
+"""Images of labelled trajectories: the labels in their colours, and every kind of trajectory among them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_kind_is_drawn_before_any_is_drawn_twice():
     assert choose_to_draw(given, 99) == [0, 1, 2, 3, 4, 5]
 
 
-def test_pictures_show_the_labels_in_their_colours(tmp_path):
+def test_images_show_the_labels_in_their_colours(tmp_path):
     save_trajectories(tmp_path / "play", [sample(12), sample(12, success=False)])
     folder = label_dataset(RewardLabelConfig(str(tmp_path / "play"), plot=True))
     _, (labels, _) = load_labels(folder)
@@ -45,9 +45,9 @@ def test_pictures_show_the_labels_in_their_colours(tmp_path):
         for path in sorted((folder / "plots").iterdir())
     )
 
-    def widest(picture, colour: str) -> int:
+    def widest(image, colour: str) -> int:
         wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-        return int((np.abs(picture - wanted).max(axis=2) <= 2).sum(axis=1).max())
+        return int((np.abs(image - wanted).max(axis=2) <= 2).sum(axis=1).max())
 
     share = widest(success, POSITIVE) / max(widest(success, NEGATIVE), 1)
     assert share == pytest.approx(labels.positive.sum() / labels.negative.sum(), rel=0.1)

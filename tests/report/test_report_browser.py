@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium found: the report is not opened in a browser"
 )
 
-# Runs in the copy of the page that is tested: waits for pictures and videos, then tells its parent.
+# Runs in the copy of the page that is tested: waits for images and videos, then tells its parent.
 PROBE = """
 const began = Date.now();
 function tell() {
@@ -97,7 +97,7 @@ def test_nothing_sticks_out_sideways(seen: dict[int, dict[str, Any]], width: int
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_videos_and_pictures_decode(seen: dict[int, dict[str, Any]], width: int):
+def test_videos_and_images_decode(seen: dict[int, dict[str, Any]], width: int):
     videos = seen[width]["videos"]
     assert len(videos) == 4 * len(MT5)
     for ready, pixels, seconds in videos:

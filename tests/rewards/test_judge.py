@@ -1,4 +1,4 @@
-"""The judge: what it reads, what it refuses, and that nothing of it changes on the way to the disk and back."""
+"""The reward model: what it reads, what it refuses, and that nothing of it changes on the way to the disk and back."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from vla_rl.rewards.process.examples import (
     require_both_classes,
     split_episodes,
 )
-from vla_rl.rewards.process.loading import load_judge
+from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.model import history_rows, log_odds_in_parts, probability, with_history
-from vla_rl.rewards.process.tiny import TinyJudge
+from vla_rl.rewards.process.tiny import TinyProcessRewardModel
 
 WORDS = ["open the drawer", "push a button", "open the drawer now please"]
 
 
-def judge(image_size: int = 32, action_shape=(2, 4), **changes) -> TinyJudge:
-    made = TinyJudge.create(RewardModelConfig(**changes), WORDS, image_size, action_shape)
+def reward_model(image_size: int = 32, action_shape=(2, 4), **changes) -> TinyProcessRewardModel:
+    made = TinyProcessRewardModel.create(
+        RewardModelConfig(**changes), WORDS, image_size, action_shape
+    )
     # larger than a fresh model's: differences between inputs are then far above rounding
     with torch.no_grad():
         for parameter in made.model.language_model.parameters():
@@ -48,7 +50,7 @@ def actions(count: int = 3, chunk: int = 2, size: int = 4, seed: int = 0) -> np.
 
 
 def test_log_odds_are_the_difference_of_two_tokens_of_one_softmax():
-    model = judge()
+    model = reward_model()
     log_probs = model.answer_log_probs(pictures(), WORDS).detach().numpy()
     assert (np.exp(log_probs).sum(1) < 1).all()  # among all tokens
     odds = model.log_odds(pictures(), WORDS)
@@ -63,16 +65,16 @@ def test_probability_does_not_overflow():
 
 
 def test_swapped_answers_turn_the_sign():
-    model = judge()
+    model = reward_model()
     swapped = replace(model.description, positive_answer="0", negative_answer="1")
-    other = TinyJudge(model.model, model.processor.tokenizer, swapped, model.device)
+    other = TinyProcessRewardModel(model.model, model.processor.tokenizer, swapped, model.device)
     odds = model.log_odds(pictures(), WORDS)
     assert np.abs(odds).min() > 1e-3
     np.testing.assert_allclose(other.log_odds(pictures(), WORDS), -odds, atol=1e-5)
 
 
 def test_picture_and_instruction_both_count():
-    model = judge()
+    model = reward_model()
     odds = model.log_odds(pictures(), WORDS)
     assert np.abs(odds - model.log_odds(pictures(seed=1), WORDS)).min() > 1e-4
     assert np.abs(odds - model.log_odds(pictures(), WORDS[::-1]))[[0, 2]].min() > 1e-4
@@ -80,7 +82,7 @@ def test_picture_and_instruction_both_count():
 
 @pytest.mark.parametrize("sees_actions", [False, True])
 def test_a_batch_of_unequal_prompts_equals_its_rows(sees_actions):
-    model = judge(sees_actions=sees_actions)
+    model = reward_model(sees_actions=sees_actions)
     given_actions = actions() if sees_actions else None
     together = model.log_odds(pictures(), WORDS, given_actions)
     for row in range(3):
@@ -91,7 +93,7 @@ def test_a_batch_of_unequal_prompts_equals_its_rows(sees_actions):
 
 
 def test_parts_and_threads_change_nothing():
-    model = judge()
+    model = reward_model()
     images, words = pictures(7), (WORDS * 3)[:7]
     whole = log_odds_in_parts(model, images, words, None, part=7, threads=1)
     for part, threads in ((1, 1), (2, 2), (3, 3)):
@@ -101,7 +103,7 @@ def test_parts_and_threads_change_nothing():
 
 
 def test_the_proposed_action_counts_where_it_is_seen():
-    model = judge(sees_actions=True)
+    model = reward_model(sees_actions=True)
     odds = model.log_odds(pictures(), WORDS, actions())
     changed = actions()
     changed[:, 1, 3] = -np.sign(changed[:, 1, 3])  # the last number of the last action
@@ -109,7 +111,7 @@ def test_the_proposed_action_counts_where_it_is_seen():
 
 
 def test_earlier_pictures_count_and_so_does_their_order():
-    model = judge(history=3)
+    model = reward_model(history=3)
     seen = pictures(history=3)
     odds = model.log_odds(seen, WORDS)
     first = seen.copy()
@@ -134,7 +136,7 @@ def test_history_repeats_the_first_picture():
 @pytest.mark.parametrize("sees_actions", [False, True])
 def test_naming_the_action_does_not_give_the_answer_away(sees_actions):
     """The answer's log-probabilities are those without the second task, whichever answer and action are given."""
-    model = judge(sees_actions=sees_actions)
+    model = reward_model(sees_actions=sees_actions)
     taken = actions() if sees_actions else actions(chunk=1)
     alone = model.answer_log_probs(pictures(), WORDS, taken if sees_actions else None)
     for answers in (torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)):
@@ -146,7 +148,7 @@ def test_naming_the_action_does_not_give_the_answer_away(sees_actions):
 
 def test_the_action_that_is_named_is_the_one_that_was_taken():
     """Probabilities of the first number's values add up to one over its bins."""
-    model = judge()
+    model = reward_model()
     total = 0.0
     for value in model.action_tokenizer.values:
         # K = 1: a dataset whose action is a single number
@@ -159,34 +161,34 @@ def test_the_action_that_is_named_is_the_one_that_was_taken():
 # -- on disk ---------------------------------------------------------------------------------------
 
 
-def test_a_judge_comes_back_from_disk_to_the_bit(tmp_path):
-    model = judge(sees_actions=True, history=2, prompt="Is {instruction} under way?")
+def test_a_reward_model_comes_back_from_disk_to_the_bit(tmp_path):
+    model = reward_model(sees_actions=True, history=2, prompt="Is {instruction} under way?")
     odds = model.log_odds(pictures(history=2), WORDS, actions())
     model.save(tmp_path / "judge")
     assert {p.suffix for p in (tmp_path / "judge").iterdir()} == {".json", ".safetensors"}
-    back = load_judge(tmp_path)  # the run folder around it will do
+    back = load_reward_model(tmp_path)  # the run folder around it will do
     assert back.description == model.description
     np.testing.assert_array_equal(back.log_odds(pictures(history=2), WORDS, actions()), odds)
 
 
-def test_a_folder_that_is_no_judge_is_refused(tmp_path):
+def test_a_folder_that_is_no_reward_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="it does not exist"):
-        load_judge(tmp_path / "nothing")
+        load_reward_model(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"no judge\.json in it"):
-        load_judge(tmp_path)
-    judge().save(tmp_path / "judge")
+        load_reward_model(tmp_path)
+    reward_model().save(tmp_path / "judge")
     path = tmp_path / "judge" / "judge.json"
     stored = json.loads(path.read_text())
     path.write_text(json.dumps(stored | {"format": 99}))
     with pytest.raises(UserError, match="format 99"):
-        load_judge(tmp_path)
+        load_reward_model(tmp_path)
     path.write_text(json.dumps(stored | {"histroy": 2}))
     with pytest.raises(UserError, match="Did you mean 'history'"):
-        load_judge(tmp_path)
+        load_reward_model(tmp_path)
     path.write_text(json.dumps(stored))
     (tmp_path / "judge" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="truncated"):
-        load_judge(tmp_path)
+        load_reward_model(tmp_path)
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -194,15 +196,15 @@ def test_a_folder_that_is_no_judge_is_refused(tmp_path):
 
 def test_pictures_of_another_size_are_refused():
     with pytest.raises(UserError, match=r"trained on pictures of 32 x 32, got 64 x 64"):
-        judge().log_odds(pictures(size=64), WORDS)
+        reward_model().log_odds(pictures(size=64), WORDS)
     with pytest.raises(UserError, match="sees 2 picture"):
-        judge(history=2).log_odds(pictures(), WORDS)
+        reward_model(history=2).log_odds(pictures(), WORDS)
     with pytest.raises(UserError, match="for 2 instructions"):
-        judge().log_odds(pictures(), WORDS[:2])
+        reward_model().log_odds(pictures(), WORDS[:2])
 
 
 def test_actions_of_another_size_are_refused():
-    model = judge(sees_actions=True)
+    model = reward_model(sees_actions=True)
     with pytest.raises(UserError, match="got none"):
         model.log_odds(pictures(), WORDS)
     with pytest.raises(
@@ -210,11 +212,11 @@ def test_actions_of_another_size_are_refused():
     ):
         model.log_odds(pictures(), WORDS, actions(size=7))
     with pytest.raises(UserError, match="trained without actions"):
-        judge().log_odds(pictures(), WORDS, actions())
+        reward_model().log_odds(pictures(), WORDS, actions())
 
 
-def test_a_judge_of_another_question_is_refused():
-    description = judge().description
+def test_a_reward_model_of_another_question_is_refused():
+    description = reward_model().description
     config = RewardModelConfig()
     description.require(config, "runs/reward")
     for change in ({"prompt": "Is {instruction} done?"}, {"history": 2}, {"sees_actions": True}):
@@ -224,7 +226,7 @@ def test_a_judge_of_another_question_is_refused():
 
 def test_answers_must_be_one_token_each():
     with pytest.raises(UserError, match="expected one: choose a single word"):
-        judge(positive_answer="yes it is")
+        reward_model(positive_answer="yes it is")
 
 
 @pytest.mark.parametrize(

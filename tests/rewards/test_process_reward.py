@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 
 from vla_rl.config import ConfigError, PPOConfig, ProcessRewardConfig, TrainConfig
-from vla_rl.rewards import JudgeScorer, ShapedReward, SimulatorScorer
+from vla_rl.rewards import RewardModelScorer, ShapedReward, SimulatorScorer
 from vla_rl.rewards.shaping import RunningScale, potential_shaping, progress_rewards
 from vla_rl.types import Rollout
 
 
-class BrightnessJudge:
-    """Known answers: the log-odds of a picture is its first pixel's red value minus 100."""
+class BrightnessRewardModel:
+    """Known answers: the log-odds of a image is its first pixel's red value minus 100."""
 
     sees_actions = False
     calls = 0
@@ -30,7 +30,7 @@ class BrightnessJudge:
 
 
 def window(brightness: np.ndarray, following: list[int], **arrays: np.ndarray) -> Rollout:
-    """A window in which the red value of each turn's picture is given, (M, N)."""
+    """A window in which the red value of each turn's image is given, (M, N)."""
     m, n = brightness.shape
     images = np.zeros((m, n, 2, 2, 3), np.uint8)
     images[:, :, 0, 0, 0] = brightness
@@ -62,14 +62,14 @@ def window(brightness: np.ndarray, following: list[int], **arrays: np.ndarray) -
 
 
 def reward(
-    judge=None, horizon: int = 4, gamma: float = 0.5, form="potential", **config
+    reward_model=None, horizon: int = 4, gamma: float = 0.5, form="potential", **config
 ) -> ShapedReward:
     def never(tokens):
-        raise AssertionError("this judge sees no actions")
+        raise AssertionError("this reward model sees no actions")
 
     return ShapedReward(
-        JudgeScorer(judge or BrightnessJudge(), "folder", never),
-        ProcessRewardConfig(judge="folder", form=form, **config),
+        RewardModelScorer(reward_model or BrightnessRewardModel(), "folder", never),
+        ProcessRewardConfig(model="folder", form=form, **config),
         gamma=gamma,
         horizon=horizon,
     )
@@ -184,9 +184,9 @@ def test_turns_without_an_outcome_are_paid_nothing() -> None:
 
 
 def test_one_call_scores_a_whole_window() -> None:
-    judge = BrightnessJudge()
-    reward(judge, form="additive").score(window(np.full((6, 5), HALF), [0] * 5))
-    assert judge.calls == 1
+    reward_model = BrightnessRewardModel()
+    reward(reward_model, form="additive").score(window(np.full((6, 5), HALF), [0] * 5))
+    assert reward_model.calls == 1
 
 
 def test_what_a_resumed_run_needs_is_saved() -> None:
@@ -204,7 +204,7 @@ def test_what_a_resumed_run_needs_is_saved() -> None:
     assert not np.allclose(reward(**settings).score(second), expected)
 
 
-def test_the_scale_makes_the_judges_units_irrelevant() -> None:
+def test_the_scale_makes_the_reward_models_units_irrelevant() -> None:
     values = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     valid = np.ones((5, 3), bool)
     small, large = RunningScale(), RunningScale()
@@ -253,7 +253,7 @@ def test_bad_settings() -> None:
     with pytest.raises(ConfigError, match=r"potential needs ppo.time_limit_is_terminal"):
         TrainConfig(
             ppo=PPOConfig(time_limit_is_terminal=False),
-            reward=ProcessRewardConfig(judge="x", form="potential"),
+            reward=ProcessRewardConfig(model="x", form="potential"),
         )
     with pytest.raises(ConfigError, match="the simulator needs no teaching: leave it at 0"):
-        ProcessRewardConfig(judge="simulator", refresh_every=6)
+        ProcessRewardConfig(model="simulator", refresh_every=6)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from vla_rl.config import ConfigError
-from vla_rl.rewards import SUCCESS_REWARD, RewardModel, SuccessReward, bound_dense_rewards
+from vla_rl.rewards import SUCCESS_REWARD, RewardFunction, SuccessReward, bound_dense_rewards
 from vla_rl.types import Rollout
 
 
@@ -18,7 +18,7 @@ NO_TOTAL = np.zeros(1, dtype=np.float32)
 
 
 def test_success_reward_adds_nothing(rollout):
-    model: RewardModel = SuccessReward()
+    model: RewardFunction = SuccessReward()
     dense = model.score(rollout)
     assert dense.shape == rollout.rewards.shape
     assert dense.dtype == np.float32

@@ -75,7 +75,7 @@ def assert_same(first: Trajectory, second: Trajectory) -> None:
 def play(lengths: list[list[int]], turns: int, lost: set[tuple[int, int]] = frozenset()) -> Rollout:
     """`turns` turns of slots that play episodes of these lengths one after the other; odd lengths succeed.
 
-    Turn m of slot n has the picture and the proprioception 10 n + m and the tokens m. A lost turn starts its episode
+    Turn m of slot n has the image and the proprioception 10 n + m and the tokens m. A lost turn starts its episode
     again.
     """
     slots = len(lengths)
@@ -266,7 +266,7 @@ def test_failures_are_read_as_failures(tmp_path):
     )
 
 
-def test_pictures_of_another_size_are_resized(tmp_path):
+def test_images_of_another_size_are_resized(tmp_path):
     folder = save_trajectories(tmp_path / "play", [sample()])
     assert load_trajectories(folder, image_size=4)[0].images.shape == (5, 4, 4, 3)
 

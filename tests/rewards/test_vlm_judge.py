@@ -1,4 +1,5 @@
-"""The judge on a Hugging Face image-text model: a tiny Qwen2.5-VL of random weights, made here; nothing is fetched."""
+"""The reward model on a Hugging Face image-text model: a tiny Qwen2.5-VL of random weights, made here; nothing is
+fetched."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ import pytest
 import torch
 from tiny_vlm import write_vlm
 
-from vla_rl.algorithms.reward_model import JudgeBatch, JudgeLearner
+from vla_rl.algorithms.reward_model import RewardModelBatch, RewardModelLearner
 from vla_rl.config import LoraConfig, RewardModelConfig, UserError
-from vla_rl.rewards.process.loading import load_judge
+from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.model import probability
-from vla_rl.rewards.process.vlm import VlmJudge
+from vla_rl.rewards.process.vlm import VlmProcessRewardModel
 
 WORDS = ["open the drawer", "push it", "close the window with great care"]
 
@@ -34,15 +35,17 @@ def config(backbone, **changes) -> RewardModelConfig:
     return RewardModelConfig(backbone=str(backbone), **settings).resolved()
 
 
-def pictures(count: int = 3, history: int = 0) -> np.ndarray:
+def images(count: int = 3, history: int = 0) -> np.ndarray:
     shape = (count, history, 32, 32, 3) if history else (count, 32, 32, 3)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def test_the_models_own_template_makes_the_conversation(backbone):
-    judge = VlmJudge.create(config(backbone, history=2))
-    inputs = judge.inputs(pictures(3, history=2), [judge.question(word) for word in WORDS])
-    text = judge.processor.tokenizer.decode(inputs["input_ids"][0])
+    reward_model = VlmProcessRewardModel.create(config(backbone, history=2))
+    inputs = reward_model.inputs(
+        images(3, history=2), [reward_model.question(word) for word in WORDS]
+    )
+    text = reward_model.processor.tokenizer.decode(inputs["input_ids"][0])
     assert (
         "The task is open the drawer, is it completed?<|im_end|>\n<|im_start|>assistant\n" in text
     )
@@ -53,47 +56,49 @@ def test_the_models_own_template_makes_the_conversation(backbone):
 
 
 def test_a_padded_batch_equals_its_rows_and_everything_counts(backbone):
-    judge = VlmJudge.create(config(backbone))
-    odds = judge.log_odds(pictures(), WORDS)
+    reward_model = VlmProcessRewardModel.create(config(backbone))
+    odds = reward_model.log_odds(images(), WORDS)
     for row in range(3):
-        alone = judge.log_odds(pictures()[row : row + 1], WORDS[row : row + 1])
+        alone = reward_model.log_odds(images()[row : row + 1], WORDS[row : row + 1])
         np.testing.assert_allclose(alone, odds[row : row + 1], atol=1e-4)
-    assert np.abs(judge.log_odds(255 - pictures(), WORDS) - odds).min() > 1e-3
-    assert np.abs(judge.log_odds(pictures(), WORDS[::-1]) - odds)[[0, 2]].min() > 1e-3
+    assert np.abs(reward_model.log_odds(255 - images(), WORDS) - odds).min() > 1e-3
+    assert np.abs(reward_model.log_odds(images(), WORDS[::-1]) - odds)[[0, 2]].min() > 1e-3
 
 
 def test_log_odds_are_those_of_the_answers_tokens(backbone):
-    judge = VlmJudge.create(config(backbone))
-    inputs = judge.inputs(pictures()[:, None], [judge.question(word) for word in WORDS])
+    reward_model = VlmProcessRewardModel.create(config(backbone))
+    inputs = reward_model.inputs(images()[:, None], [reward_model.question(word) for word in WORDS])
     with torch.no_grad():
-        logits = judge.model(**inputs).logits[:, -1]
-    tokenizer = judge.processor.tokenizer
+        logits = reward_model.model(**inputs).logits[:, -1]
+    tokenizer = reward_model.processor.tokenizer
     one, nought = (tokenizer.convert_tokens_to_ids(letter) for letter in "10")
     wanted = (logits[:, one] - logits[:, nought]).numpy()
-    np.testing.assert_allclose(judge.log_odds(pictures(), WORDS), wanted, atol=1e-4)
+    np.testing.assert_allclose(reward_model.log_odds(images(), WORDS), wanted, atol=1e-4)
 
 
 def test_actions_are_written_out_where_they_are_seen(backbone):
-    judge = VlmJudge.create(config(backbone, sees_actions=True), (2, 3))
+    reward_model = VlmProcessRewardModel.create(config(backbone, sees_actions=True), (2, 3))
     given = np.array([[[0.1, -0.25, 1], [0, 0.5, -1]]] * 3, np.float32)
-    assert judge.question("x", given[0]).endswith("The next action: (10, -25, 100) (0, 50, -100)")
-    odds = judge.log_odds(pictures(), WORDS, given)
-    assert np.abs(judge.log_odds(pictures(), WORDS, -given) - odds).min() > 1e-4
+    assert reward_model.question("x", given[0]).endswith(
+        "The next action: (10, -25, 100) (0, 50, -100)"
+    )
+    odds = reward_model.log_odds(images(), WORDS, given)
+    assert np.abs(reward_model.log_odds(images(), WORDS, -given) - odds).min() > 1e-4
     with pytest.raises(UserError, match="got none"):
-        judge.log_odds(pictures(), WORDS)
+        reward_model.log_odds(images(), WORDS)
 
 
 def test_fresh_adapters_change_nothing_and_are_all_that_is_trained(backbone):
-    judge = VlmJudge.create(config(backbone))
-    whole = VlmJudge.create(config(backbone, lora=None, all_weights=True))
+    reward_model = VlmProcessRewardModel.create(config(backbone))
+    whole = VlmProcessRewardModel.create(config(backbone, lora=None, all_weights=True))
     np.testing.assert_allclose(
-        judge.log_odds(pictures(), WORDS), whole.log_odds(pictures(), WORDS), atol=1e-5
+        reward_model.log_odds(images(), WORDS), whole.log_odds(images(), WORDS), atol=1e-5
     )
-    trained = [name for name, p in judge.model.named_parameters() if p.requires_grad]
+    trained = [name for name, p in reward_model.model.named_parameters() if p.requires_grad]
     assert trained
     assert all(".lora_" in name and "language_model" in name for name in trained)
-    assert all(parameter.dtype == torch.float32 for parameter in judge.trained_parameters())
-    wide = VlmJudge.create(config(backbone, lora=LoraConfig(rank=4, vision=True)))
+    assert all(parameter.dtype == torch.float32 for parameter in reward_model.trained_parameters())
+    wide = VlmProcessRewardModel.create(config(backbone, lora=LoraConfig(rank=4, vision=True)))
     assert any("visual" in n for n, p in wide.model.named_parameters() if p.requires_grad)
     assert not any("lm_head" in n for n, p in wide.model.named_parameters() if p.requires_grad)
 
@@ -104,21 +109,21 @@ def test_training_teaches_it_and_the_disk_keeps_it(backbone, tmp_path, all_weigh
         backbone, lora=None if all_weights else LoraConfig(rank=4), all_weights=all_weights,
         learning_rate=0.003 if all_weights else 0.02, warmup_steps=0,
     )  # fmt: skip
-    judge = VlmJudge.create(settings)
-    batch = JudgeBatch(
-        pictures(), WORDS, np.zeros((3, 1, 4), np.float32),
+    reward_model = VlmProcessRewardModel.create(settings)
+    batch = RewardModelBatch(
+        images(), WORDS, np.zeros((3, 1, 4), np.float32),
         np.array([True, False, True]), np.ones(3, bool),
     )  # fmt: skip
-    learner = JudgeLearner(judge, settings, total_steps=40)
+    learner = RewardModelLearner(reward_model, settings, total_steps=40)
     losses = [learner.update(batch)["loss"] for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
-    odds = judge.log_odds(pictures(), WORDS)
+    odds = reward_model.log_odds(images(), WORDS)
     assert ((probability(odds) > 0.5) == batch.positive).all()
-    judge.save(tmp_path / "judge")
+    reward_model.save(tmp_path / "judge")
     kinds = {path.suffix for path in (tmp_path / "judge").iterdir()}
     assert kinds <= {".json", ".safetensors"}
-    back = load_judge(tmp_path, "cpu")
-    np.testing.assert_allclose(back.log_odds(pictures(), WORDS), odds, atol=1e-5)
+    back = load_reward_model(tmp_path, "cpu")
+    np.testing.assert_allclose(back.log_odds(images(), WORDS), odds, atol=1e-5)
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -126,35 +131,35 @@ def test_training_teaches_it_and_the_disk_keeps_it(backbone, tmp_path, all_weigh
 
 def test_a_place_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
-        VlmJudge.create(config(tmp_path / "nothing"))
+        VlmProcessRewardModel.create(config(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"expected a config\.json"):
-        VlmJudge.create(config(tmp_path))
+        VlmProcessRewardModel.create(config(tmp_path))
 
 
 def test_a_language_model_is_refused(tmp_path):
     settings = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="is a 'llama' model, expected one that takes pictures"):
-        VlmJudge.create(config(tmp_path))
+    with pytest.raises(UserError, match="is a 'llama' model, expected one that takes images"):
+        VlmProcessRewardModel.create(config(tmp_path))
 
 
 def test_a_missing_processor_is_refused(copy):
     (copy / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match="expected a processor"):
-        VlmJudge.create(config(copy))
+        VlmProcessRewardModel.create(config(copy))
 
 
 def test_a_missing_chat_template_is_refused(copy):
     (copy / "chat_template.json").unlink()
     with pytest.raises(UserError, match="no chat template"):
-        VlmJudge.create(config(copy))
+        VlmProcessRewardModel.create(config(copy))
 
 
 def test_pickled_weights_are_not_read(copy):
     (copy / "model.safetensors").unlink()
     torch.save({"weight": torch.zeros(1)}, copy / "pytorch_model.bin")
     with pytest.raises(UserError, match="pickled weights are never read"):
-        VlmJudge.create(config(copy))
+        VlmProcessRewardModel.create(config(copy))
 
 
 def test_code_of_a_repository_is_not_run(copy):
@@ -170,23 +175,23 @@ def test_code_of_a_repository_is_not_run(copy):
     }
     (copy / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="never run"):
-        VlmJudge.create(config(copy))
+        VlmProcessRewardModel.create(config(copy))
     assert not ran.exists()
 
 
 def test_answers_of_several_tokens_are_refused(backbone):
     with pytest.raises(UserError, match="'yes' is 3 tokens"):
-        VlmJudge.create(config(backbone, positive_answer="yes"))
+        VlmProcessRewardModel.create(config(backbone, positive_answer="yes"))
 
 
 def test_adapters_of_another_model_are_refused(backbone, copy, tmp_path):
-    VlmJudge.create(config(copy)).save(tmp_path / "judge")
+    VlmProcessRewardModel.create(config(copy)).save(tmp_path / "judge")
     settings = json.loads((copy / "config.json").read_text())
     settings["text_config"]["num_hidden_layers"] = 1
     settings["text_config"]["layer_types"] = settings["text_config"]["layer_types"][:1]
     (copy / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="Was another model put in that place"):
-        load_judge(tmp_path / "judge", "cpu")
+        load_reward_model(tmp_path / "judge", "cpu")
     shutil.rmtree(copy)
     with pytest.raises(UserError, match="there is no folder"):
-        load_judge(tmp_path / "judge", "cpu")
+        load_reward_model(tmp_path / "judge", "cpu")

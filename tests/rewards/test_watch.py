@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-from vla_rl.rewards.hacking_monitor import HackingWatch, trend
+from vla_rl.rewards.hacking_monitor import RewardHackingMonitor, trend
 
 
 def test_a_trend_is_a_slope_over_its_error() -> None:
@@ -18,7 +18,7 @@ def test_a_trend_is_a_slope_over_its_error() -> None:
 
 
 def test_the_watch_warns_once_when_reward_and_success_part(caplog) -> None:
-    watch = HackingWatch(windows=6)
+    watch = RewardHackingMonitor(windows=6)
     rng = np.random.default_rng(0)
     with caplog.at_level(logging.WARNING):
         for step in range(6):
@@ -27,4 +27,4 @@ def test_the_watch_warns_once_when_reward_and_success_part(caplog) -> None:
         for step in range(8):
             hacked = watch.observe(1 + 0.1 * step, 0.5 - 0.05 * step + 0.01 * rng.random())
     assert hacked["reward/hacking"] == 1
-    assert sum("please the judge" in message for message in caplog.messages) == 1
+    assert sum("please the reward model" in message for message in caplog.messages) == 1

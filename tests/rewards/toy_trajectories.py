@@ -1,4 +1,4 @@
-"""Episodes a tiny judge learns in seconds: a success lights up in its task's colour, a failure stays dark."""
+"""Episodes a tiny reward model learns in seconds: a success lights up in its task's colour, a failure stays dark."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from vla_rl.evaluation.search.best_of import _Ending, play_best_of
 from vla_rl.evaluation.search.branches import Branch, BranchPlayer, Cost, Sampling
 from vla_rl.evaluation.search.choosers import make_chooser
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
-from vla_rl.rewards.process.model import JudgeDescription
+from vla_rl.rewards.process.model import RewardModelDescription
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
 SIZE = 32
@@ -56,10 +56,12 @@ def gambler() -> OpenVLAPolicy:
 
 
 class Oracle:
-    """A judge that knows the answer. `sign` -1 makes it wrong about everything."""
+    """A reward model that knows the answer. `sign` -1 makes it wrong about everything."""
 
     def __init__(self, sees_actions: bool, sign: int = 1) -> None:
-        self.description = JudgeDescription("oracle", "?", "1", "0", 0, 1, int(sees_actions), 4)
+        self.description = RewardModelDescription(
+            "oracle", "?", "1", "0", 0, 1, int(sees_actions), 4
+        )
         self.sees_actions, self.sign = sees_actions, sign
         self.calls: list[int] = []
 
@@ -90,10 +92,10 @@ def positive_probability(policy: OpenVLAPolicy, image: np.ndarray, instruction: 
 
 
 def play(policy: OpenVLAPolicy, specs, config: BestOfConfig, make=make_chain_envs, **options):
-    options = {"num_envs": 8, "horizon": 6, "judge": None, "seed": 3} | options
-    judge, seed = options.pop("judge"), options.pop("seed")
+    options = {"num_envs": 8, "horizon": 6, "reward_model": None, "seed": 3} | options
+    reward_model, seed = options.pop("reward_model"), options.pop("seed")
     with SerialVectorEnv(env_config(**options), make) as envs:
-        chooser = make_chooser(config.chooser, judge, seed)
+        chooser = make_chooser(config.chooser, reward_model, seed)
         return play_best_of(policy, envs, specs, config, chooser, seed=seed)
 
 
@@ -128,9 +130,15 @@ def test_success_is_as_likely_as_the_arithmetic_says(
 ) -> None:
     """Of N independent draws the best succeeds with 1 - (1 - p)^N, the worst with p^N, one by chance with p."""
     config = BestOfConfig(n, mode, chooser, lookahead=1, greedy_first=False)
-    judge = Oracle(True, sign) if chooser == "judge" else None
+    reward_model = Oracle(True, sign) if chooser == "judge" else None
     records, _ = play(
-        gambler, BANDITS, config, make_bandit_envs, horizon=1, num_envs=64, judge=judge
+        gambler,
+        BANDITS,
+        config,
+        make_bandit_envs,
+        horizon=1,
+        num_envs=64,
+        reward_model=reward_model,
     )
     expected, variance = 0.0, 0.0
     for side in (0, 1):
@@ -154,8 +162,10 @@ def test_lookahead_walks_the_corridor_as_often_as_the_arithmetic_says(
     n, horizon = 3, 6
     specs = [EpisodeSpec("chain", LENGTH * i) for i in range(EACH)]
     config = BestOfConfig(n, "lookahead", chooser, lookahead=1, greedy_first=False)
-    judge = Oracle(False) if chooser == "judge" else None
-    records, _ = play(walker, specs, config, num_envs=64, horizon=horizon, judge=judge)
+    reward_model = Oracle(False) if chooser == "judge" else None
+    records, _ = play(
+        walker, specs, config, num_envs=64, horizon=horizon, reward_model=reward_model
+    )
     reach = np.zeros(LENGTH + 1)
     reach[0] = 1.0
     moves = []
@@ -173,15 +183,16 @@ def test_lookahead_walks_the_corridor_as_often_as_the_arithmetic_says(
     assert abs(sum(r.success for r in records) - EACH * p) < 4 * np.sqrt(EACH * p * (1 - p))
 
 
-def test_the_judge_decides_which_ending_counts_and_the_simulator_whether_it_was_a_success(
+def test_the_reward_model_decides_which_ending_counts_and_the_simulator_whether_it_was_a_success(
     gambler: OpenVLAPolicy,
 ) -> None:
-    """A judge that is wrong about everything makes refinement worse than plain play: nothing looks at success."""
+    """A reward model that is wrong about everything makes refinement worse than plain play: nothing looks at
+    success."""
     one = BestOfConfig(1, "refine", "judge", greedy_first=False)
     many = replace(one, best_of=5)
-    judge = Oracle(True, -1)
+    reward_model = Oracle(True, -1)
     plain, worse = (
-        play(gambler, BANDITS[:100], c, make_bandit_envs, horizon=1, judge=judge)[0]
+        play(gambler, BANDITS[:100], c, make_bandit_envs, horizon=1, reward_model=reward_model)[0]
         for c in (one, many)
     )
     assert sum(r.success for r in worse) < 10 < 30 < sum(r.success for r in plain)
@@ -208,7 +219,7 @@ def test_one_candidate_is_plain_evaluation(
         plain = play_each_once(walker, envs, CHAIN, temperature=0.0 if greedy else 1.0, seed=3)
     assert outcome(records) == outcome(plain)
     assert cost.simulator_turns == cost.action_chunks == cost.turns == sum(r.turns for r in plain)
-    assert (cost.judged, cost.decisions) == (0, 0)
+    assert (cost.scored, cost.decisions) == (0, 0)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -322,14 +333,16 @@ def test_the_kept_candidate_goes_on_as_it_did_when_looked_ahead(walker: OpenVLAP
     assert cost.simulator_turns == 10
 
 
-def test_candidates_are_judged_in_one_call_and_counted(walker: OpenVLAPolicy) -> None:
-    judge = Oracle(False)
+def test_candidates_are_reward_modeld_in_one_call_and_counted(walker: OpenVLAPolicy) -> None:
+    reward_model = Oracle(False)
     specs = [EpisodeSpec("chain", 0), EpisodeSpec("chain", 5)]
     config = BestOfConfig(4, "lookahead", "judge", lookahead=2, greedy_first=False)
-    records, cost = play(walker, specs, config, num_envs=8, horizon=4, judge=judge)
-    assert judge.calls == [8] * 4  # nobody can succeed in four turns: both episodes go to the end
+    records, cost = play(walker, specs, config, num_envs=8, horizon=4, reward_model=reward_model)
+    assert (
+        reward_model.calls == [8] * 4
+    )  # nobody can succeed in four turns: both episodes go to the end
     assert [r.turns for r in records] == [4, 4]
-    assert (cost.turns, cost.decisions, cost.chooser_calls, cost.judged) == (8, 8, 4, 32)
+    assert (cost.turns, cost.decisions, cost.chooser_calls, cost.scored) == (8, 8, 4, 32)
     # the last turn cannot be looked beyond: 3 x 2 turns and 1, of 4 candidates, in 2 episodes
     assert cost.simulator_turns == cost.action_chunks == 56
     assert cost.prefills == 8 + 24  # first turns share a prefill, second ones cannot
@@ -337,11 +350,11 @@ def test_candidates_are_judged_in_one_call_and_counted(walker: OpenVLAPolicy) ->
     assert cost.per_turn(4.0)["seconds"] == 0.5
 
 
-def test_success_seen_ahead_is_taken_whatever_the_judge_says(walker: OpenVLAPolicy) -> None:
-    """The judge prefers to stay; an end in sight is walked to all the same, and by the shortest way."""
+def test_success_seen_ahead_is_taken_whatever_the_reward_model_says(walker: OpenVLAPolicy) -> None:
+    """The reward model prefers to stay; an end in sight is walked to all the same, and by the shortest way."""
     specs = [EpisodeSpec("chain", LENGTH * i + LENGTH - 1) for i in range(20)]
     config = BestOfConfig(8, "lookahead", "judge", lookahead=2, greedy_first=False)
-    records, _ = play(walker, specs, config, judge=Oracle(False, -1))
+    records, _ = play(walker, specs, config, reward_model=Oracle(False, -1))
     assert sum(r.success for r in records) == 20
     assert sum(r.turns == 1 for r in records) > 14
 

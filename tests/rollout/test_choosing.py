@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from vla_rl.config import UserError
-from vla_rl.evaluation.search.choosers import JudgeChooser, Moment, make_chooser
-from vla_rl.rewards.process.model import JudgeDescription
+from vla_rl.evaluation.search.choosers import Moment, RewardModelChooser, make_chooser
+from vla_rl.rewards.process.model import RewardModelDescription
 
 
 class Records:
-    """A judge that notes what it is shown and says the mean brightness."""
+    """A reward model that notes what it is shown and says the mean brightness."""
 
     def __init__(self, history: int = 1, sees_actions: bool = False) -> None:
-        self.description = JudgeDescription(
+        self.description = RewardModelDescription(
             "records", "?", "1", "0", 0, history, 2 if sees_actions else 0, 4 if sees_actions else 0
         )
         self.sees_actions = sees_actions
@@ -28,7 +28,7 @@ class Records:
         raise NotImplementedError
 
 
-def picture(value: int) -> np.ndarray:
+def image(value: int) -> np.ndarray:
     return np.full((4, 4, 3), value, np.uint8)
 
 
@@ -36,43 +36,43 @@ def moment(j: int, before: tuple[int, ...], after: tuple[int, ...] = (), turn: i
     return Moment(
         ("chain", 7, turn, j),
         "walk",
-        tuple(map(picture, before)),
+        tuple(map(image, before)),
         np.full((2, 4), j, np.float32),
-        tuple(map(picture, after)),
+        tuple(map(image, after)),
         dense_reward=float(10 - j),
     )
 
 
-def test_a_judge_without_actions_sees_what_the_turn_led_to() -> None:
-    judge = Records()
-    chooser = JudgeChooser(judge)
+def test_a_reward_model_without_actions_sees_what_the_turn_led_to() -> None:
+    reward_model = Records()
+    chooser = RewardModelChooser(reward_model)
     assert chooser.needs_outcome
     scores = chooser.score([moment(0, (1,), (50,)), moment(1, (1,), (9, 200))])
     assert scores.tolist() == [50, 200]
-    images, instructions, actions = judge.shown[0]
+    images, instructions, actions = reward_model.shown[0]
     assert images.shape == (2, 4, 4, 3)
     assert instructions == ["walk", "walk"]
     assert actions is None
-    assert len(judge.shown) == 1
+    assert len(reward_model.shown) == 1
 
 
-def test_a_judge_of_actions_sees_the_picture_before_and_the_action() -> None:
-    judge = Records(sees_actions=True)
-    chooser = JudgeChooser(judge)
+def test_a_reward_model_of_actions_sees_the_image_before_and_the_action() -> None:
+    reward_model = Records(sees_actions=True)
+    chooser = RewardModelChooser(reward_model)
     assert not chooser.needs_outcome
     scores = chooser.score([moment(0, (1,), (50,)), moment(3, (2,))])
     assert scores.tolist() == [1, 2]
-    actions = judge.shown[0][2]
+    actions = reward_model.shown[0][2]
     assert actions is not None
     assert actions[:, 0, 0].tolist() == [0, 3]
 
 
-def test_a_judge_with_a_history_sees_the_last_pictures_with_the_first_repeated() -> None:
-    judge = Records(history=3)
-    JudgeChooser(judge).score(
+def test_a_reward_model_with_a_history_sees_the_last_images_with_the_first_repeated() -> None:
+    reward_model = Records(history=3)
+    RewardModelChooser(reward_model).score(
         [moment(0, (1,), (5,)), moment(1, (1,), (5, 6)), moment(2, (1,), (5, 6, 7, 8))]
     )
-    shown = judge.shown[0][0][..., 0, 0, 0]
+    shown = reward_model.shown[0][0][..., 0, 0, 0]
     assert shown.tolist() == [[5, 5, 5], [5, 5, 6], [6, 7, 8]]
 
 
@@ -92,6 +92,6 @@ def test_chance_is_fair_and_fixed_by_seed_and_candidate() -> None:
     assert (abs(picks - 125) < 4 * np.sqrt(500 * 3 / 16)).all()
 
 
-def test_a_judge_that_is_missing_is_named() -> None:
+def test_a_reward_model_that_is_missing_is_named() -> None:
     with pytest.raises(UserError, match="vla-rl reward train"):
         make_chooser("judge", None, 0)

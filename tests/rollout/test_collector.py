@@ -54,7 +54,7 @@ def test_window_holds_what_was_seen_said_and_answered(policy: OpenVLAPolicy):
     collector, _, observed = collector_of(policy, chain(4))
     collected = collector.collect(20, 1.0, 0)
     rollout = collected.rollout
-    # the chain: a bright column is a cell passed, so the picture tells the state; actions follow from the tokens
+    # the chain: a bright column is a cell passed, so the image tells the state; actions follow from the tokens
     cells = (rollout.images[:, :, 0, :, 0] > 0).sum(-1)
     actions = policy.decode_actions(torch.from_numpy(rollout.tokens.reshape(-1, 4)))
     forward = actions[:, 0, 0].reshape(20, 4) > 0
@@ -76,7 +76,7 @@ def test_window_holds_what_was_seen_said_and_answered(policy: OpenVLAPolicy):
 
 
 def test_the_simulators_own_reward_is_of_the_state_after_a_turn(policy: OpenVLAPolicy):
-    """The chain's is the share of the corridor walked, which the next picture shows; a success has walked it all."""
+    """The chain's is the share of the corridor walked, which the next image shows; a success has walked it all."""
     with chain(4) as envs:
         sampler = TaskSampler(CurriculumConfig(), envs.tasks, np.arange(5, dtype=np.int64), 0)
         collector = Collector(

@@ -23,7 +23,7 @@ ENV = EnvConfig(
 
 
 class Walker:
-    """Walks on where the picture's first pixel is bright enough, that is always; stays where told to."""
+    """Walks on where the image's first pixel is bright enough, that is always; stays where told to."""
 
     action_dim, action_chunk = 4, 2
     detach_values = False
@@ -35,7 +35,7 @@ class Walker:
         return (np.asarray(tokens, dtype=np.float32) / 100).reshape(len(tokens), 2, 4)
 
     def act(self, observation, temperature=1.0, uniforms=None):
-        # cells walked so far, from the bright share of the picture
+        # cells walked so far, from the bright share of the image
         bright = (observation.images[:, 0, :, 0] > 0).sum(axis=1)
         moves = [100 if int(cells) not in self.stays else 0 for cells in bright]
         tokens = torch.tensor(moves)[:, None].expand(-1, 8).contiguous()

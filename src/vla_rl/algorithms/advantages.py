@@ -31,7 +31,7 @@ class Batch:
         return len(self.tokens)
 
 
-def assign_credit(
+def compute_advantages(
     rollout: Rollout,
     dense_rewards: Float32[np.ndarray, "M N"],
     config: PPOConfig,

@@ -21,7 +21,7 @@ LossOfRows = Callable[[Int64[Tensor, " b"]], tuple[Float[Tensor, ""], dict[str, 
 """Mean loss over some samples, and named numbers about them."""
 
 
-class ShardedGradients:
+class ThreadedGradients:
     """Puts the gradient of a mean loss into `.grad`, computed in `shares` threads and in micro-batches.
 
     `shares` 0 takes one per CPU core; on a GPU there is always one.

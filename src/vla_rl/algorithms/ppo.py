@@ -22,7 +22,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vla_rl.algorithms.advantages import Batch
-from vla_rl.algorithms.gradients import ShardedGradients, Tally
+from vla_rl.algorithms.gradients import Tally, ThreadedGradients
 from vla_rl.config import CriticConfig, PPOConfig, UserError
 from vla_rl.functional import (
     clipped_surrogate,
@@ -50,7 +50,7 @@ class PPO:
     ) -> None:
         self.policy, self.config, self.critic, self.seed = policy, config, critic, seed
         self.device = policy.policy_parameters()[0].device
-        self.gradients = ShardedGradients(threads, config.micro_batch, self.device)
+        self.gradients = ThreadedGradients(threads, config.micro_batch, self.device)
         betas = (0.9, config.adam_beta2)
         self.policy_optimizer = torch.optim.AdamW(
             policy.policy_parameters(),
@@ -229,11 +229,11 @@ class PPO:
             divergence = turn_mean(kl_estimate(now.log_probs, reference, config.kl_estimator))
             stats["losses/kl_reference"] = divergence.item()
             loss = loss + config.kl_coef * divergence
-        if config.imitation_coef > 0:
+        if config.self_imitation_coef > 0:
             own_success = self._to(batch.succeeded[rows]).float()
             likelihood = turn_mean(now.log_probs * own_success[:, None])
             stats["losses/imitation"] = -likelihood.item()
-            loss = loss - config.imitation_coef * likelihood
+            loss = loss - config.self_imitation_coef * likelihood
         if self.critic.kind == "shared":
             targets, old_values = self._to(batch.value_targets[rows]), self._to(batch.values[rows])
             value_loss = self._value_loss(now.values, targets, old_values)

@@ -1,4 +1,4 @@
-"""Teaching a judge: next-token cross-entropy on its answer.
+"""Teaching a reward model: next-token cross-entropy on its answer.
 
     L = - 1 / B sum_b log p(answer_b | pictures_b, question_b)
 
@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
-from vla_rl.algorithms.gradients import ShardedGradients
+from vla_rl.algorithms.gradients import ThreadedGradients
 from vla_rl.algorithms.sft import schedule, shift_images
 from vla_rl.config import RewardModelConfig, UserError
-from vla_rl.rewards.process.model import TrainableJudge
-from vla_rl.rewards.process.tiny import TinyJudge
+from vla_rl.rewards.process.model import TrainableRewardModel
+from vla_rl.rewards.process.tiny import TinyProcessRewardModel
 
 
 @dataclass(frozen=True)
-class JudgeBatch:
+class RewardModelBatch:
     """B decisions and the answer that is right for each."""
 
     images: UInt8[np.ndarray, "B F H W 3"]
@@ -34,21 +34,23 @@ class JudgeBatch:
     matched: Bool[np.ndarray, " B"]  # under its own instruction
 
 
-class JudgeLearner:
-    """One optimizer over a judge's trained weights, and its schedule."""
+class RewardModelLearner:
+    """One optimizer over a reward model's trained weights, and its schedule."""
 
-    def __init__(self, judge: TrainableJudge, config: RewardModelConfig, total_steps: int) -> None:
-        self.judge, self.config, self.total_steps = judge, config, total_steps
-        self.parameters = judge.trained_parameters()
+    def __init__(
+        self, reward_model: TrainableRewardModel, config: RewardModelConfig, total_steps: int
+    ) -> None:
+        self.reward_model, self.config, self.total_steps = reward_model, config, total_steps
+        self.parameters = reward_model.trained_parameters()
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
         )
         # a large model's operations are long enough to be shared by torch's own threads
-        shares = config.threads if judge.description.backbone == "tiny" else 1
-        self.gradients = ShardedGradients(shares, config.micro_batch, judge.device)
+        shares = config.threads if reward_model.description.backbone == "tiny" else 1
+        self.gradients = ThreadedGradients(shares, config.micro_batch, reward_model.device)
         self.steps = 0
 
-    def update(self, batch: JudgeBatch) -> dict[str, float]:
+    def update(self, batch: RewardModelBatch) -> dict[str, float]:
         """One optimizer step; returns loss (nats), accuracy, gradient norm and learning rate.
 
         Raises UserError, with no weight changed, where the loss or a gradient is not finite.
@@ -58,24 +60,25 @@ class JudgeLearner:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.judge.train_mode(True)
+        self.reward_model.train_mode(True)
         numbers = self.gradients.backward(
             lambda rows: self._loss(batch, rows), torch.arange(len(batch.positive)), self.parameters
         )
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
         if not math.isfinite(norm) or not math.isfinite(numbers["loss"]):
             raise UserError(
-                f"training the judge diverged: loss {numbers['loss']:g}, gradient norm {norm:g} at step {self.steps} "
+                f"training the reward model diverged: loss {numbers['loss']:g}, gradient norm {norm:g} at step "
+                f"{self.steps} "
                 f"of {self.total_steps}. No weight was changed by it. Lower reward.learning_rate (now "
                 f"{self.config.learning_rate:g}) or lengthen reward.warmup_steps."
             )
         self.optimizer.step()
-        self.judge.train_mode(False)
+        self.reward_model.train_mode(False)
         self.steps += 1
         return numbers | {"grad_norm": norm, "learning_rate": rate}
 
     def _loss(
-        self, batch: JudgeBatch, rows: Int64[Tensor, " b"]
+        self, batch: RewardModelBatch, rows: Int64[Tensor, " b"]
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         at = rows.numpy()
         images, actions = batch.images[at], batch.actions[at]
@@ -83,8 +86,8 @@ class JudgeLearner:
         answers = torch.from_numpy(batch.positive[at])
         numbers: dict[str, float] = {}
         extra: Tensor | float = 0.0
-        if isinstance(self.judge, TinyJudge) and self.config.action_coef:
-            log_probs, taken = self.judge.joint_log_probs(
+        if isinstance(self.reward_model, TinyProcessRewardModel) and self.config.action_coef:
+            log_probs, taken = self.reward_model.joint_log_probs(
                 images, instructions, actions, answers.long()
             )
             matched = torch.from_numpy(batch.matched[at]).to(taken)
@@ -92,8 +95,8 @@ class JudgeLearner:
             extra = self.config.action_coef * action_loss
             numbers["action_loss"] = action_loss.item()
         else:
-            seen = actions if self.judge.sees_actions else None
-            log_probs = self.judge.answer_log_probs(images, instructions, seen)
+            seen = actions if self.reward_model.sees_actions else None
+            log_probs = self.reward_model.answer_log_probs(images, instructions, seen)
         answers = answers.to(log_probs.device)
         loss = -log_probs.gather(1, answers.long()[:, None]).mean()
         right = (log_probs[:, 1] > log_probs[:, 0]) == answers
@@ -107,7 +110,7 @@ class JudgeLearner:
 def shift_sequences(
     images: UInt8[np.ndarray, "B F H W 3"], max_shift: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "B F H W 3"]:
-    """Shift each example by its own random whole number of pixels, all of its pictures alike."""
+    """Shift each example by its own random whole number of pixels, all of its images alike."""
     if max_shift == 0:
         return images
     batch, history, height, width, _ = images.shape

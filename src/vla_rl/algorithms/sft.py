@@ -108,7 +108,7 @@ def num_batches(samples: int, batch_size: int) -> int:
 def random_shift(
     images: UInt8[np.ndarray, "B H W 3"], max_shift: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "B H W 3"]:
-    """Shift each picture by its own random whole number of pixels, up to `max_shift` each way."""
+    """Shift each image by its own random whole number of pixels, up to `max_shift` each way."""
     shifts = rng.integers(-max_shift, max_shift + 1, size=(len(images), 2))
     return shift_images(images, shifts, max_shift)
 
@@ -116,7 +116,7 @@ def random_shift(
 def shift_images(
     images: UInt8[np.ndarray, "B H W 3"], shifts: Int64[np.ndarray, "B 2"], max_shift: int
 ) -> UInt8[np.ndarray, "B H W 3"]:
-    """Move each picture's content down and right by `shifts[b] = (dy, dx)`, |d| <= max_shift.
+    """Move each image's content down and right by `shifts[b] = (dy, dx)`, |d| <= max_shift.
 
     The edge is repeated where nothing moves in: the pad-and-crop augmentation of DrQ (arXiv:2004.13649).
     """

@@ -31,10 +31,10 @@ class EvalArguments:
     again from its worst-scored turn on."""
     chooser: Literal["judge", "simulator", "success", "random"] = "judge"
     """judge: a process reward model. For reference, the simulator's own dense reward, success seen ahead, or chance."""
-    judge: str = ""
+    reward_model: str = ""
     """Folder of the process reward model that chooses (`vla-rl reward train`)."""
     lookahead: int = 4
-    """Turns that a continuation is played before it is judged."""
+    """Turns that a continuation is played before it is scored."""
     json: Path | None = None
     """File for the whole result."""
     videos_out: Path | None = None
@@ -54,7 +54,7 @@ class ConvertArguments:
     drop_noops: bool = True
     """Leave out frames in which nothing is moved, as OpenVLA does."""
     image_size: int = 0
-    """Height and width of the pictures; 0 keeps those stored (128)."""
+    """Height and width of the images; 0 keeps those stored (128)."""
     wrist: bool = False
     """Also write the wrist camera."""
     image_format: Literal["png", "mp4"] = "png"
@@ -71,13 +71,13 @@ class ReportArguments:
 
 
 @dataclass(frozen=True)
-class CurveArguments:
+class LearningCurveArguments:
     """Draw a run's evaluated success against the updates of PPO."""
 
     run: Path
     """A run folder; train with run.eval_every for more points than before and after."""
     out: Path | None = None
-    """The picture (PNG); by default curve.png in the run folder."""
+    """The image (PNG); by default curve.png in the run folder."""
 
 
 @dataclass(frozen=True)

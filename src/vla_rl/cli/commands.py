@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 from vla_rl.cli import arguments
 from vla_rl.cli.arguments import (
     ConvertArguments,
-    CurveArguments,
     DoctorArguments,
     EvalArguments,
+    LearningCurveArguments,
     ReportArguments,
 )
 from vla_rl.cli.options import normal, parse, say, value_of, with_lora
-from vla_rl.cli.tables import judge_table, success_table
+from vla_rl.cli.tables import reward_model_table, success_table
 from vla_rl.cli.training import ablation_request, train_request
 from vla_rl.config import (
     DemosConfig,
@@ -140,7 +140,7 @@ def _eval(words: list[str]) -> int:
 
         sampled = request.protocol.temperature
         search = BestOfConfig(
-            request.best_of, request.mode, request.chooser, request.judge, request.lookahead,
+            request.best_of, request.mode, request.chooser, request.reward_model, request.lookahead,
             temperature=sampled or 1.0, greedy_first=sampled == 0,
         )  # fmt: skip
         result = evaluate_best_of(
@@ -160,7 +160,7 @@ def _reward_train(words: list[str]) -> int:
     config = parse_command(RewardModelConfig, words, "reward train", base)
     from vla_rl.recipes.train_reward import train_reward
 
-    say(f"Judge: {train_reward(config)}")
+    say(f"Reward model: {train_reward(config)}")
     return 0
 
 
@@ -168,7 +168,7 @@ def _reward_eval(words: list[str]) -> int:
     config = parse_command(RewardEvalConfig, words, "reward eval")
     from vla_rl.recipes.evaluate_reward import evaluate_reward
 
-    say(judge_table(evaluate_reward(config)))
+    say(reward_model_table(evaluate_reward(config)))
     return 0
 
 
@@ -245,7 +245,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl eval runs/first --suite mt5 --episodes-per-task 30 --json result.json",
             "vla-rl eval runs/sft/policy --temperature 1 --videos 2",
             "vla-rl eval openvla/openvla-7b-finetuned-libero-spatial --suite libero-spatial",
-            "vla-rl eval runs/first --best-of 8 --judge runs/reward",
+            "vla-rl eval runs/first --best-of 8 --reward-model runs/reward",
         ),
         _eval,
     ),
@@ -260,7 +260,7 @@ COMMANDS: dict[str, Command] = {
         Recipe(RewardLabelConfig, "recipes.label_trajectories", "label_dataset", "Labels"),
     ),
     "reward train": Command(
-        "train a process reward model: a judge of what the robot is doing",
+        "train a process reward model: what the robot is doing, scored from images",
         ("vla-rl reward train --datasets runs/demos runs/play --out runs/reward",),
         _reward_train,
     ),
@@ -272,21 +272,21 @@ COMMANDS: dict[str, Command] = {
     "reward score": Command(
         "draw what a process reward model thinks of an episode, over time",
         ("vla-rl reward score runs/reward runs/play --episode 3 --out episode.png",),
-        Recipe(RewardScoreConfig, "recipes.evaluate_reward", "score_reward", "Picture"),
+        Recipe(RewardScoreConfig, "recipes.evaluate_reward", "score_reward", "Image"),
     ),
     "scaling": Command(
         "success against the number of candidates at test time",
-        ("vla-rl scaling runs/sft/policy --search.judge runs/reward --out runs/scaling",),
+        ("vla-rl scaling runs/sft/policy --search.reward-model runs/reward --out runs/scaling",),
         Recipe(ScalingConfig, "recipes.test_time_scaling", "scaling_study", "Table"),
     ),
     "curve": Command(
         "success against the updates of PPO, of a run that was evaluated on its way",
         ("vla-rl curve runs/first",),
-        Recipe(CurveArguments, "recipes.learning_curve", "training_curve", "Picture"),
+        Recipe(LearningCurveArguments, "recipes.learning_curve", "training_curve", "Image"),
     ),
     "ablate": Command(
         "train a preset whole and without each of its parts, and compare",
-        ("vla-rl ablate metaworld-mt5 --checkpoint runs/sft/policy --judge runs/reward --minutes 8",),
+        ("vla-rl ablate metaworld-mt5 --checkpoint runs/sft/policy --reward-model runs/reward --minutes 8",),
         _ablate,
     ),
     "export": Command(

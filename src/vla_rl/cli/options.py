@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from vla_rl.config import LoraConfig, UserError, nearest
+from vla_rl.config.old_names import OLD_FIELDS
 
 C = TypeVar("C")
 
@@ -52,6 +53,7 @@ def parse(
     import tyro
 
     options = dict(_options(cls, default, "", flat))
+    words = _with_new_names(words, dict(_old_options(cls, default, "", flat)), command)
     for word in words:
         option = normal(word)
         if re.match(r"-[-a-z]", option) and option not in (*options, "--help", "-h"):
@@ -100,6 +102,30 @@ def _options(cls: Any, default: Any, prefix: str, flat: bool) -> Iterator[tuple[
             yield f"--{name}", hint
             if hint is bool:
                 yield _negative(f"--{name}"), hint
+
+
+def _old_options(cls: Any, default: Any, prefix: str, flat: bool) -> Iterator[tuple[str, str]]:
+    """Options of before with those that stand for them today."""
+    for old, new in OLD_FIELDS.get(cls.__name__, {}).items():
+        yield f"--{prefix}{old}".replace("_", "-"), f"--{prefix}{new}".replace("_", "-")
+    hints = typing.get_type_hints(cls)
+    for entry in dataclasses.fields(cls):
+        value = getattr(default, entry.name, None)
+        inner = type(value) if dataclasses.is_dataclass(value) else hints[entry.name]
+        if dataclasses.is_dataclass(inner):
+            name = f"{prefix}{entry.name.replace('_', '-')}"
+            yield from _old_options(inner, value, "" if flat else f"{name}.", flat)
+
+
+def _with_new_names(words: Sequence[str], old: dict[str, str], command: str) -> list[str]:
+    """`words` with options of before replaced, and one line about each."""
+    replaced = list(words)
+    for at, word in enumerate(words):
+        new = old.get(normal(word))
+        if new is not None:
+            print(f"vla-rl {command}: {normal(word)} is called {new} now", file=sys.stderr)
+            replaced[at] = new + "".join(word.partition("=")[1:])
+    return replaced
 
 
 def _has_default(entry: dataclasses.Field[Any]) -> bool:

@@ -16,7 +16,7 @@ def success_table(result: dict[str, Any]) -> str:
     )
 
 
-def judge_table(result: dict[str, Any]) -> str:
+def reward_model_table(result: dict[str, Any]) -> str:
     """What `evaluate_reward` returned, for readers."""
     lines = []
     for title, measured in (

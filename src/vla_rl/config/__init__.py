@@ -9,10 +9,10 @@ from vla_rl.config.evaluation import EvalConfig
 from vla_rl.config.export import ExportConfig
 from vla_rl.config.openvla import (
     OPENVLA_7B,
-    OPENVLA_LIBERO_PICTURES,
+    OPENVLA_LIBERO_IMAGES,
+    ImagePreprocessing,
     LanguageConfig,
     ModelConfig,
-    PictureConfig,
     VisionTowerConfig,
     tiny_model,
 )
@@ -32,7 +32,7 @@ from vla_rl.config.training import TrainConfig
 
 __all__ = [
     "OPENVLA_7B",
-    "OPENVLA_LIBERO_PICTURES",
+    "OPENVLA_LIBERO_IMAGES",
     "AblationConfig",
     "ConfigError",
     "CriticConfig",
@@ -41,12 +41,12 @@ __all__ = [
     "EnvConfig",
     "EvalConfig",
     "ExportConfig",
+    "ImagePreprocessing",
     "LabelConfig",
     "LanguageConfig",
     "LoraConfig",
     "ModelConfig",
     "PPOConfig",
-    "PictureConfig",
     "PolicyConfig",
     "ProcessRewardConfig",
     "RewardCollectConfig",

@@ -18,7 +18,7 @@ class AblationConfig:
     """Training preset to take apart."""
     checkpoint: str = ""
     """Policy to start every run from."""
-    judge: str = ""
+    reward_model: str = ""
     """Folder of a process reward model, or `simulator`; without one the cell no-reward says nothing and is left out."""
     out: str = "runs/ablation"
     """Folder of all runs, of table.md and of ablation.png."""

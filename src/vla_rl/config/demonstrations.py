@@ -38,9 +38,9 @@ class SFTConfig:
     dataset: str = "runs/demos"
     """Folder of a LeRobotDataset v3."""
     camera: str = ""
-    """Feature that holds the pictures; empty takes observation.images.image, or the only camera."""
+    """Feature that holds the images; empty takes observation.images.image, or the only camera."""
     image_size: int = 0
-    """Height and width to which the pictures are resized; 0 keeps them as stored."""
+    """Height and width to which the images are resized; 0 keeps them as stored."""
     out: str = "runs/sft"
     """Run folder; the policy is written to <out>/policy."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -54,7 +54,7 @@ class SFTConfig:
     weight_decay: float = 0.01
     warmup_steps: int = 50
     random_shift: int = 2
-    """Pictures are shifted by up to so many pixels each way."""
+    """Images are shifted by up to so many pixels each way."""
     validation_fraction: float = 0.1
     """Share of each task's episodes kept for the validation loss (at least one when there are 5 or more)."""
     max_grad_norm: float = 1.0

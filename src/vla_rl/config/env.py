@@ -19,7 +19,7 @@ class EnvConfig:
     some tasks of one as libero-goal:<numbers or names, with commas>; LIBERO-PRO's as libero-goal-lan, -object, -swap
     or -task."""
     image_size: int = 64
-    """Height and width of the camera picture in pixels."""
+    """Height and width of the camera image in pixels."""
     camera: str = ""
     """Camera of the simulator's model. Empty takes the benchmark's own: corner2, moved close to the table as others
     use it, for Meta-World; agentview for LIBERO, which also has `wrist`."""

@@ -23,7 +23,7 @@ class EvalConfig:
     """0 is greedy; above 0 samples, with randomness fixed by (seed, task, initial state, turn)."""
     seed: int = 0
     videos: int = 0
-    """Episodes per task of which the pictures are kept (first successes and failures alike)."""
+    """Episodes per task of which the images are kept (first successes and failures alike)."""
 
     def __post_init__(self) -> None:
         require(

@@ -56,11 +56,11 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True)
-class PictureConfig:
+class ImagePreprocessing:
     """What happens to a camera's frame before normalisation. By default nothing: frames come in the model's size."""
 
     jpeg: bool = False
-    """Write the frame as a JPEG of quality 95 and read it back, as the model's training pictures were."""
+    """Write the frame as a JPEG of quality 95 and read it back, as the model's training images were."""
     resize: Literal["none", "lanczos3"] = "none"
     """lanczos3: antialiased, to the model's size, with TensorFlow's arithmetic."""
     center_crop: float = 1.0
@@ -70,20 +70,20 @@ class PictureConfig:
     def __post_init__(self) -> None:
         require(
             self.resize in ("none", "lanczos3"),
-            f"pictures.resize is none or lanczos3, got {self.resize!r}",
+            f"images.resize is none or lanczos3, got {self.resize!r}",
         )
         require(
             0 < self.center_crop <= 1,
-            f"pictures.center_crop is a share of the area in (0, 1], got {self.center_crop}",
+            f"images.center_crop is a share of the area in (0, 1], got {self.center_crop}",
         )
 
 
-OPENVLA_LIBERO_PICTURES = PictureConfig(jpeg=True, resize="lanczos3", center_crop=0.9)
+OPENVLA_LIBERO_IMAGES = ImagePreprocessing(jpeg=True, resize="lanczos3", center_crop=0.9)
 """OpenVLA's evaluation on LIBERO (256 px frames, upright): openvla/openvla@c8f03f4, run_libero_eval.py."""
-PICTURES = {
-    "as-is": PictureConfig(),
-    "openvla-libero": OPENVLA_LIBERO_PICTURES,
-    "openvla-libero-uncropped": PictureConfig(jpeg=True, resize="lanczos3"),
+IMAGE_PREPROCESSING = {
+    "as-is": ImagePreprocessing(),
+    "openvla-libero": OPENVLA_LIBERO_IMAGES,
+    "openvla-libero-uncropped": ImagePreprocessing(jpeg=True, resize="lanczos3"),
 }
 """By name. Uncropped is for checkpoints that were trained without random crops."""
 
@@ -103,7 +103,7 @@ class ModelConfig:
     prompt: str = "In: What action should the robot take to {instruction}?\nOut:"
     final_prompt_token: int | None = 29871
     """Token appended to the prompt if it does not end with it (OpenVLA's empty token)."""
-    pictures: PictureConfig = field(default_factory=PictureConfig)
+    images: ImagePreprocessing = field(default_factory=ImagePreprocessing)
     """What happens to a frame before the model sees it."""
     gripper: Literal["as-is", "openvla"] = "as-is"
     """What the last dimension of an action says. as-is: the simulator's own command. openvla: 0 closed to 1 open, as in

@@ -47,7 +47,7 @@ class PolicyConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the weights. auto: bfloat16 for large models (1e9 weights) on a GPU, else float32. Whatever is
     trained is float32: adapters and critic always, and without adapters the model must be."""
-    pictures: Literal["checkpoint", "as-is", "openvla-libero", "openvla-libero-uncropped"] = (
+    images: Literal["checkpoint", "as-is", "openvla-libero", "openvla-libero-uncropped"] = (
         "checkpoint"
     )
     """What happens to a frame before the model sees it. checkpoint: what is written there (official ones say nothing:

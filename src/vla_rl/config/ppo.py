@@ -54,7 +54,7 @@ class PPOConfig:
     kl_coef: float = 0.0
     """Coefficient of the k3 estimate of KL to the frozen initial policy."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    imitation_coef: float = 0.1
+    self_imitation_coef: float = 0.1
     """Coefficient of the negative log-likelihood of turns from episodes of this window that succeeded."""
     normalize_advantages: bool = True
     """Whiten over the whole rollout (never per minibatch)."""
@@ -109,7 +109,7 @@ class PPOConfig:
             "clip_high",
             "entropy_coef",
             "kl_coef",
-            "imitation_coef",
+            "self_imitation_coef",
             "target_kl",
             "critic_warmup",
             "warmup_steps",

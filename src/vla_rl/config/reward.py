@@ -138,16 +138,17 @@ class RewardModelConfig:
     datasets: tuple[str, ...] = ("runs/demos",)
     """Folders of LeRobotDatasets v3: demonstrations, and the policy's own play with its failures."""
     out: str = "runs/reward"
-    """Run folder; the judge is written to <out>/judge."""
+    """Run folder; the reward model is written to <out>/judge."""
     labels: LabelConfig = field(default_factory=LabelConfig)
     backbone: str = "tiny"
     """tiny: this project's own model class, trained from scratch on a CPU. Else a folder or hub id of an image-text
     model (Qwen/Qwen2-VL-2B-Instruct is the paper's authors')."""
     start: str = ""
-    """Folder of a judge to train on instead of starting from the backbone; it keeps its own prompt, answers, history
+    """Folder of a reward model to train on instead of starting from the backbone; it keeps its own prompt, answers,
+    history
     and size, and those given here must be the same."""
     prompt: str = "The task is {instruction}, is it completed?"
-    """What the model is asked about the picture (the authors' question). Its next token is the answer."""
+    """What the model is asked about the image (the authors' question). Its next token is the answer."""
     positive_answer: str = "1"
     negative_answer: str = "0"
     """Both must be a single token of the model's tokenizer."""
@@ -156,17 +157,17 @@ class RewardModelConfig:
     action_chunk: int = 0
     """Actions a decision; 0 takes those stored, one for demonstrations. Matters where the model sees actions."""
     history: int = 1
-    """Pictures the model sees: the decision's own and those of the decisions before it."""
+    """Images the model sees: the decision's own and those of the decisions before it."""
     camera: str = ""
-    """Feature that holds the pictures; empty takes observation.images.image, or the only camera."""
+    """Feature that holds the images; empty takes observation.images.image, or the only camera."""
     image_size: int = 0
-    """Height and width to which the pictures are resized; 0 keeps them as stored."""
+    """Height and width to which the images are resized; 0 keeps them as stored."""
     held_out_tasks: tuple[str, ...] = ()
     """Tasks (by name or instruction) never trained on, to measure what the model makes of new ones."""
     validation_fraction: float = 0.2
     """Share of each task's episodes that are held out, whole; episodes from the same initial state stay together."""
     mismatched_share: float = 0.3
-    """Share of the training examples that are pictures under another task's instruction: all of them negative."""
+    """Share of the training examples that are images under another task's instruction: all of them negative."""
     action_coef: float = 1.0
     """tiny only: weight of a second task, to name the action that was taken (as token after token, like a policy). It
     teaches a model that starts from nothing where hand and objects are; 0 is off."""
@@ -183,7 +184,7 @@ class RewardModelConfig:
     """Steps over which the learning rate rises; it then falls along a cosine."""
     max_grad_norm: float = 1.0
     random_shift: int = 3
-    """Pictures are shifted by up to so many pixels each way; all pictures of one example alike."""
+    """Images are shifted by up to so many pixels each way; all images of one example alike."""
     lora: LoraConfig | None = None
     """Adapters on a backbone that is not the tiny one; without them rank 32, alpha 16."""
     all_weights: bool = False
@@ -251,8 +252,8 @@ class RewardModelConfig:
 class RewardEvalConfig:
     """Measure a process reward model on episodes it was not trained on."""
 
-    judge: str
-    """A run folder of `vla-rl reward train`, or the judge in it."""
+    reward_model: str
+    """A run folder of `vla-rl reward train`, or the reward model in it."""
     datasets: tuple[str, ...] = ()
     """Other datasets to measure on, all of their episodes; empty takes the episodes that training held out."""
     out: str = ""
@@ -272,16 +273,16 @@ class RewardEvalConfig:
 class RewardScoreConfig:
     """Draw what a process reward model thinks of one episode, over time, above its film."""
 
-    judge: str
-    """A run folder of `vla-rl reward train`, or the judge in it."""
+    reward_model: str
+    """A run folder of `vla-rl reward train`, or the reward model in it."""
     dataset: str
     """Folder of the LeRobotDataset v3 with the episode."""
     episode: int = 0
     """Its number in the dataset."""
     instruction: str = ""
-    """Judge it under this instruction instead of its own."""
+    """Score it under this instruction instead of its own."""
     out: str = "reward.png"
-    """The picture. A name that ends in .mp4 makes a video instead."""
+    """The image. A name that ends in .mp4 makes a video instead."""
 
     def __post_init__(self) -> None:
         require(self.episode >= 0, f"episode must be 0 or more, got {self.episode}")
@@ -292,24 +293,26 @@ class RewardScoreConfig:
 
 @dataclass(frozen=True)
 class ProcessRewardConfig:
-    """A learned judge's reward for each turn, beside the simulator's success."""
+    """A process reward model's reward for each turn, beside the simulator's success."""
 
-    judge: str = ""
+    model: str = ""
     """Folder of a process reward model (`vla-rl reward train`); empty: success is the only reward. `simulator` takes
-    Meta-World's own dense reward in its place, which sees objects and goal: an upper bound, to learn whether a judge
+    Meta-World's own dense reward in its place, which sees objects and goal: an upper bound, to learn whether a
+    reward model
     could help at all."""
     weight: float = 0.3
-    """What a judgement of certain success is worth; success itself pays 1."""
+    """What a score of certain success is worth; success itself pays 1."""
     form: Literal["additive", "potential", "progress"] = "additive"
-    """additive: each turn is paid its judgement, divided by the horizon. potential: gamma Phi(next) - Phi(now), which
+    """additive: each turn is paid its score, divided by the horizon. potential: gamma Phi(next) - Phi(now), which
     leaves the best policy as it is. progress: Phi(next) - Phi(now), with Phi = weight once the task is done; it goes
     into the advantages alone, over the next few turns (ppo.gae_lambda), and the critic learns success only."""
     limit: float = 0.5
     """An episode's dense rewards are held inside plus and minus this; below 1, so that success is worth most."""
     normalize: bool = False
-    """Divide by a running root mean square, so that the judge's calibration does not set the size."""
+    """Divide by a running root mean square, so that the reward model's calibration does not set the size."""
     refresh_every: int = 0
-    """Iterations after which the judge is trained on, on new episodes of the policy as it is by then; 0 never."""
+    """Iterations after which the reward model is trained on, on new episodes of the policy as it is by then; 0
+    never."""
     refresh_episodes: int = 8
     """Episodes per task that a refresh plays, on the training split."""
     refresh_epochs: int = 5
@@ -327,10 +330,11 @@ class ProcessRewardConfig:
             require(value >= 1, f"reward.{name} must be at least 1, got {value}")
         require(
             not self.asks_simulator or self.refresh_every == 0,
-            "reward.refresh_every teaches a judge, the simulator needs no teaching: leave it at 0, or give a judge",
+            "reward.refresh_every teaches a reward model, the simulator needs no teaching: leave it at 0, or give a "
+            "reward model",
         )
 
     @property
     def asks_simulator(self) -> bool:
-        """Whether the simulator's own dense reward stands in for a judge."""
-        return self.judge == "simulator"
+        """Whether the simulator's own dense reward stands in for a reward model."""
+        return self.model == "simulator"

@@ -26,10 +26,10 @@ class BestOfConfig:
     """judge: a process reward model. For reference, simulator: Meta-World's own dense reward, which sees objects and
     goal (an upper bound); success: nothing but whether a candidate reached success in the simulator, else chance;
     random: chance alone (a lower bound)."""
-    judge: str = ""
+    reward_model: str = ""
     """Folder of the process reward model (`vla-rl reward train`)."""
     lookahead: int = 4
-    """lookahead: turns that each continuation is played before it is judged."""
+    """lookahead: turns that each continuation is played before it is scored."""
     execute: int = 1
     """lookahead: turns of the chosen continuation that are kept before the next choice."""
     temperature: float = 1.0
@@ -65,7 +65,8 @@ class ScalingConfig:
     """What is evaluated. Its temperature is not used: the candidates' is `search.temperature`."""
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     choosers: tuple[ChooserName, ...] = ("judge", "simulator", "success", "random")
-    """Which choosers to compare; those that cannot be had (no judge given, no dense reward in the simulator) are left
+    """Which choosers to compare; those that cannot be had (no reward model given, no dense reward in the simulator)
+    are left
     out with a notice."""
     out: str = "runs/scaling"
     """Folder for the results, scaling.json, scaling.md and scaling.png. Evaluations found there are not done again."""

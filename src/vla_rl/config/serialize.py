@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from vla_rl.config.errors import ConfigError, nearest
+from vla_rl.config.old_names import renamed
 
 C = TypeVar("C")
 Json = dict[str, Any]
@@ -53,7 +54,7 @@ def from_json(cls: type[C], data: object, path: str = "") -> C:
     where = path or "the configuration"
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: expected an object with fields, got {_shown(data)}")
-    values = cast("Mapping[str, object]", data)
+    values = renamed(cls, cast("Mapping[str, object]", data))
     fields = {f.name: f for f in dataclasses.fields(cast(Any, cls)) if f.init}
     for name in values:
         if name not in fields:

@@ -33,7 +33,7 @@ class TrainConfig:
             "or let time limits bootstrap",
         )
         require(
-            not self.reward.judge
+            not self.reward.model
             or self.reward.form != "potential"
             or self.ppo.time_limit_is_terminal,
             "reward.form potential needs ppo.time_limit_is_terminal: where a time limit bootstraps, the potential of "

@@ -32,8 +32,8 @@ RENDER_PACKAGES = {
     "osmesa": ("libosmesa6", "libgl1", "libopengl0"),
 }
 
-# A red ball before a blue wall under its own light: the picture's centre must be red, its corner
-# blue. A broken driver gives a black or uniform picture without raising anything.
+# A red ball before a blue wall under its own light: the image's centre must be red, its corner
+# blue. A broken driver gives a black or uniform image without raising anything.
 _RENDER_PROBE = """
 import json, time
 start = time.perf_counter()
@@ -157,7 +157,7 @@ def render_probe(backend: str) -> tuple[bool, str]:
     red = centre[0] > 150 and max(centre[1:]) < 80
     blue = corner[2] > 150 and max(corner[:2]) < 80
     if not (red and blue):
-        return False, f"wrong picture: centre {centre} should be red, corner {corner} blue"
+        return False, f"wrong image: centre {centre} should be red, corner {corner} blue"
     return True, f"{result['driver']}, {result['seconds']} s"
 
 
@@ -313,7 +313,7 @@ def check_cores() -> Check:
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
-    """Simulator processes hand over their pictures through shared memory."""
+    """Simulator processes hand over their images through shared memory."""
     if not folder.is_dir():
         if platform.system() == "Linux":
             return Check(

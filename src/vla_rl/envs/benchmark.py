@@ -43,5 +43,5 @@ class Benchmark:
     noise_scale: tuple[float, ...]  # of each action component, for noise on an expert's actions
     task_names: Callable[[str], tuple[str, ...]]  # of a suite
     make_envs: Callable[[EnvConfig, int], Sequence[Env]]
-    make_studio: Callable[[EnvConfig], Any]  # the same simulation, drawn for people
+    make_video_env: Callable[[EnvConfig], Any]  # the same simulation, drawn for people
     make_expert: Callable[[Any], Expert]

@@ -2,7 +2,7 @@
 
     Meta-World   ours: 64 px, chunks of two actions held for five steps each, 15 turns, 30 held-out states a task
     LIBERO       OpenVLA's: 256 px, one action a turn, 220/280/300/520/400 steps after 10 of settling, all 50 initial
-                 states a task, whole meshes; its pictures, gripper and action statistics for its own checkpoints
+                 states a task, whole meshes; its images, gripper and action statistics for its own checkpoints
     laptop       LIBERO for a small policy: 64 px, light meshes, chunks of held actions, 20 initial states held out
 
 Everything can be set otherwise, and whatever was used is written into each result.
@@ -112,14 +112,14 @@ def require_same_robot(action_dim: int, suite: str) -> None:
 def protocol_policy(config: PolicyConfig, suite: str, folder: Path) -> PolicyConfig:
     """`config`, with OpenVLA's LIBERO conventions where an official checkpoint is to play LIBERO.
 
-    Such checkpoints say nothing of pictures and gripper; ours do. The statistics are those of the suite.
+    Such checkpoints say nothing of images and gripper; ours do. The statistics are those of the suite.
     """
     if not is_libero(suite) or _describes_itself(folder):
         return config
     base = "_".join(suite.partition(":")[0].split("-")[:2])
     return replace(
         config,
-        pictures="openvla-libero" if config.pictures == "checkpoint" else config.pictures,
+        images="openvla-libero" if config.images == "checkpoint" else config.images,
         gripper="openvla" if config.gripper == "checkpoint" else config.gripper,
         unnorm_key=config.unnorm_key or base,
     )

@@ -1,6 +1,6 @@
 """Two environments whose answers are known on paper, to test algorithms on: a bandit and a chain.
 
-They look like any other environment (pictures, chunks of actions in [-1, 1]), need no simulator, and take microseconds.
+They look like any other environment (images, chunks of actions in [-1, 1]), need no simulator, and take microseconds.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _KnownAnswerEnv:
         return float(success), success, truncated, len(actions) * self._config.action_repeat
 
     def proprio(self) -> Float32[np.ndarray, " 4"]:
-        """Zeros: the answer is in the picture alone."""
+        """Zeros: the answer is in the image alone."""
         return np.zeros(4, dtype=np.float32)
 
     def _blank(self) -> UInt8[np.ndarray, "H W 3"]:
@@ -75,9 +75,9 @@ class _KnownAnswerEnv:
 
 
 class BanditEnv(_KnownAnswerEnv):
-    """Two arms; the picture shows which one pays.
+    """Two arms; the image shows which one pays.
 
-    Odd initial states: the right half of the picture is bright, and a turn whose first number is positive succeeds.
+    Odd initial states: the right half of the image is bright, and a turn whose first number is positive succeeds.
     Even ones: the left half, and negative. With `horizon=1` this is a contextual bandit: a random policy
     succeeds half the time, the best one always.
     """
@@ -102,7 +102,7 @@ class BanditEnv(_KnownAnswerEnv):
 class ChainEnv(_KnownAnswerEnv):
     """A corridor of `LENGTH` cells: a positive first number moves one on, anything else stays; the end succeeds.
 
-    The picture is bright up to the current cell. Initial state i starts in cell i mod LENGTH.
+    The image is bright up to the current cell. Initial state i starts in cell i mod LENGTH.
     """
 
     LENGTH = 5

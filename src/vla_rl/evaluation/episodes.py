@@ -95,7 +95,7 @@ class _Group:
         self.views: dict[int, Observation] = {}  # slot -> its single observation
 
     def fill(self, queue: list[int], records: list[EpisodeRecord]) -> None:
-        """Give every free slot an episode of the queue and wait for the first pictures."""
+        """Give every free slot an episode of the queue and wait for the first images."""
         fresh = []
         for slot in self.slots:
             if slot not in self.playing and queue:

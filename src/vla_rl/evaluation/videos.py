@@ -1,7 +1,7 @@
-"""Videos of evaluated episodes: played again, action by action, with the full meshes and a larger picture.
+"""Videos of evaluated episodes: played again, action by action, with the full meshes and a larger image.
 
 Simulators are deterministic, so the recorded tokens give the very same episode; the policy never sees these
-pictures.
+images.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def record_videos(
     else:
         chosen = choose_episodes(records, per_task)
     folder.mkdir(parents=True, exist_ok=True)
-    studio = benchmark(env.suite).make_studio(replace(env, image_size=VIDEO_SIZE))
+    studio = benchmark(env.suite).make_video_env(replace(env, image_size=VIDEO_SIZE))
     index = []
     try:
         for record in chosen:
@@ -91,7 +91,7 @@ def _alternate(first: list[Any], second: list[Any]) -> list[list[Any]]:
 def replay(
     studio: Any, record: EpisodeRecord, policy: Policy, frame_every: int
 ) -> list[np.ndarray]:
-    """Play the recorded tokens again, one picture every `frame_every` simulator steps."""
+    """Play the recorded tokens again, one image every `frame_every` simulator steps."""
     studio.reset(record.spec)
     frames, steps, success = [studio.render()], 0, False
 

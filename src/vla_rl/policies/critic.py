@@ -19,7 +19,7 @@ TIME_FEATURES = 8
 
 
 def time_features(fraction: Float32[Tensor, " N"]) -> Float32[Tensor, "N F"]:
-    """cos(pi k t) for k = 1..F: a single number among hundreds of features of the picture is learned too slowly."""
+    """cos(pi k t) for k = 1..F: a single number among hundreds of features of the image is learned too slowly."""
     waves = torch.arange(1, TIME_FEATURES + 1, device=fraction.device)
     return torch.cos(torch.pi * fraction[:, None] * waves)
 
@@ -56,7 +56,7 @@ class SharedCritic(nn.Module):
 
 
 class SeparateCritic(nn.Module):
-    """V from the picture (three convolutions) and the mean of a small embedding of the prompt's tokens."""
+    """V from the image (three convolutions) and the mean of a small embedding of the prompt's tokens."""
 
     def __init__(self, config: CriticConfig, model: ModelConfig) -> None:
         super().__init__()

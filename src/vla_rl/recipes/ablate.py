@@ -1,6 +1,6 @@
 """Take the recipe apart: train it whole and without each part, over several seeds, and compare on the same states.
 
-    vla-rl ablate metaworld-mt5 --checkpoint runs/sft/policy --judge runs/reward --seeds 3 --minutes 8
+    vla-rl ablate metaworld-mt5 --checkpoint runs/sft/policy --reward-model runs/reward --seeds 3 --minutes 8
 
 Every cell differs from `full` in one thing. Runs that are complete are not done again, a run that was stopped goes on:
 the same command, given again, continues. All runs of a seed are evaluated on the same initial states, so differences to
@@ -55,7 +55,7 @@ def cell_config(config: TrainConfig, cell: str) -> TrainConfig:
     """`config` changed in the one thing that `cell` is about."""
     ppo = config.ppo
     if cell == "no-reward":
-        return replace(config, reward=replace(config.reward, judge=""))
+        return replace(config, reward=replace(config.reward, model=""))
     if cell == "no-curriculum":
         return replace(config, curriculum=replace(config.curriculum, mode="uniform"))
     if cell == "temperature":
@@ -77,9 +77,9 @@ def ablate(config: AblationConfig) -> Path:
         raise UserError(
             "ablate: needs a policy to start from: --checkpoint runs/sft/policy (from `vla-rl sft` or a quickstart)"
         )
-    cells = [cell for cell in config.cells if cell != "no-reward" or config.judge]
+    cells = [cell for cell in config.cells if cell != "no-reward" or config.reward_model]
     if len(cells) < len(config.cells):
-        console().print("no --judge was given: all runs are without a process reward")
+        console().print("no --reward-model was given: all runs are without a process reward")
     runs = {(c, s): planned_run(config, c, s) for s in range(config.seeds) for c in cells}
     for run in runs.values():
         _require_same(run)
@@ -120,7 +120,7 @@ def planned_run(config: AblationConfig, cell: str, seed: int) -> TrainConfig:
             minutes=config.minutes,
             iterations=100_000 if config.minutes > 0 else config.iterations,
         ),
-        reward=replace(base.reward, judge=config.judge),
+        reward=replace(base.reward, model=config.reward_model),
         eval=replace(base.eval, episodes_per_task=config.episodes_per_task, videos=0),
         run=replace(
             base.run,

@@ -4,7 +4,7 @@
     vla-rl demos --env.suite libero-object --episodes-per-task 10 --out runs/libero-demos
 
 The expert is asked once per action, and that action is held for `action_repeat` simulator steps: just as the
-policy's actions will be. One frame is one action: picture and proprioception before it, and the expert's clean action,
+policy's actions will be. One frame is one action: image and proprioception before it, and the expert's clean action,
 which is what is executed unless noise is asked for. Only initial states of the training split are played.
 """
 
@@ -102,7 +102,7 @@ def _play_tasks(
 ) -> Iterator[_Task]:
     """Yield the tasks in order, each with its successful episodes; others are played meanwhile.
 
-    Only a few tasks are played ahead, so that not all pictures are in memory at once.
+    Only a few tasks are played ahead, so that not all images are in memory at once.
     """
     tasks = [_Task(name, _training_states(config, name)) for name in names]
     pieces = -(

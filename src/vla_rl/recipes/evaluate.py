@@ -47,7 +47,7 @@ def evaluate_checkpoint(
     """Evaluate the policy found at `checkpoint`: a run, one of its checkpoints, a policy folder or a hub id.
 
     `env` defaults to what the policy was trained in, or to the protocol of `config.suite`; `horizon` (turns), if given,
-    takes the place of its. Returns the result that is also written to `json_path`; pictures of `config.videos` episodes
+    takes the place of its. Returns the result that is also written to `json_path`; images of `config.videos` episodes
     per task go to the folder `videos`. `evaluate` takes the place of plain play (`evaluate_policy`).
     """
     policy, env = policy_and_env(
@@ -83,7 +83,7 @@ def policy_and_env(
         suite,
         env or trained_in,
         model.image_size,
-        model.pictures.resize != "none",
+        model.images.resize != "none",
         policy.action_chunk,
     )
     env = replace(env, num_workers=workers or env.num_workers, horizon=horizon or env.horizon)

@@ -1,4 +1,5 @@
-"""How good a judge is: on episodes it was not trained on, tasks it has never seen, and instructions that do not fit.
+"""How good a reward model is: on episodes it was not trained on, tasks it has never seen, and instructions that do
+not fit.
 
 vla-rl reward eval runs/reward
 vla-rl reward score runs/reward runs/play --episode 3 --out reward.png
@@ -36,17 +37,17 @@ from vla_rl.functional import (
     rank_correlation,
     reliability,
 )
-from vla_rl.recipes.train_reward import judge_rows, read_split, read_trajectories, run_of
+from vla_rl.recipes.train_reward import read_split, read_trajectories, reward_model_rows, run_of
 from vla_rl.report.figures.reward_model import (
-    Judgement,
-    draw_judgement,
+    ScoredEpisode,
     draw_reliability,
-    film_judgement,
+    draw_scores,
+    film_scores,
 )
 from vla_rl.rewards.process.examples import Examples, Rows, build_examples, require_both_classes
 from vla_rl.rewards.process.labels import label
-from vla_rl.rewards.process.loading import judge_folder, load_judge
-from vla_rl.rewards.process.model import TrainableJudge, probability
+from vla_rl.rewards.process.loading import load_reward_model, reward_model_folder
+from vla_rl.rewards.process.model import TrainableRewardModel, probability
 from vla_rl.rewards.process.robot_signals import robot_signals
 from vla_rl.rewards.trajectory_files import load_trajectories
 from vla_rl.runtime.files import cannot_write, write_json
@@ -59,32 +60,33 @@ Result = dict[str, Any]
 
 
 def evaluate_reward(config: RewardEvalConfig) -> Result:
-    """Measure a judge; writes evaluation.json and reliability.png into `config.out` and returns the former.
+    """Measure a reward model; writes evaluation.json and reliability.png into `config.out` and returns the former.
 
-    Raises UserError where the judge is none, its training data have changed, or the episodes hold one class only.
+    Raises UserError where the reward model is none, its training data have changed, or the episodes hold one class
+    only.
     """
-    folder = judge_folder(config.judge)
-    judge = load_judge(folder)
-    material = _material(config, judge)
+    folder = reward_model_folder(config.reward_model)
+    reward_model = load_reward_model(folder)
+    material = _material(config, reward_model)
     seen = material.examples.rows_of(material.seen)
-    odds = judge_rows(judge, material.examples, seen)
+    odds = reward_model_rows(reward_model, material.examples, seen)
     known = material.examples.known[seen]
     positive = material.examples.positive[seen]
     require_both_classes(positive[known], "episodes to measure on")
     result: Result = {
         "format": FORMAT,
-        "judge": str(folder),
+        "reward_model": str(folder),
         "datasets": list(material.datasets),
         "held_out_of_training": not config.datasets,
         "seen_tasks": measure(material.examples, seen, odds, config),
         "held_out_tasks": None,
-        "mismatched": mismatched(judge, material.examples, seen, odds, config),
+        "mismatched": mismatched(reward_model, material.examples, seen, odds, config),
         "versions": versions(),
     }
     diagrams = {"seen tasks": reliability(probability(odds[known]), positive[known], config.bins)}
     if len(material.held_out):
         rows = material.examples.rows_of(material.held_out)
-        odds = judge_rows(judge, material.examples, rows)
+        odds = reward_model_rows(reward_model, material.examples, rows)
         result["held_out_tasks"] = measure(material.examples, rows, odds, config)
         known, positive = material.examples.known[rows], material.examples.positive[rows]
         diagrams["held-out tasks"] = reliability(
@@ -102,19 +104,20 @@ class _Material:
     held_out: Rows
 
 
-def _material(config: RewardEvalConfig, judge: TrainableJudge) -> _Material:
+def _material(config: RewardEvalConfig, reward_model: TrainableRewardModel) -> _Material:
     """The episodes to measure on, labelled and shown as in training."""
-    run = run_of(config.judge)
+    run = run_of(config.reward_model)
     if run is None and not config.datasets:
         raise UserError(
-            f"{config.judge} is a judge without its training run, so its held-out episodes are not known: name "
+            f"{config.reward_model} is a reward model without its training run, so its held-out episodes are not "
+            f"known: name "
             "--datasets to measure on"
         )
-    training = training_config(config.judge, judge)
+    training = training_config(config.reward_model, reward_model)
     if config.datasets:
         training = replace(training, datasets=config.datasets)
     trajectories = read_trajectories(training)
-    description = judge.description
+    description = reward_model.description
     examples = build_examples(
         trajectories, training.labels, description.history, description.sees_actions
     )
@@ -129,12 +132,14 @@ def _material(config: RewardEvalConfig, judge: TrainableJudge) -> _Material:
     return _Material(examples, training.datasets, split.validation, split.held_out)
 
 
-def training_config(judge_path: str, judge: TrainableJudge) -> RewardModelConfig:
-    """What the judge was trained with; what its description tells where the run is not there."""
-    run = run_of(judge_path)
+def training_config(
+    reward_model_path: str, reward_model: TrainableRewardModel
+) -> RewardModelConfig:
+    """What the reward model was trained with; what its description tells where the run is not there."""
+    run = run_of(reward_model_path)
     if run is not None:
         return read_config(run, RewardModelConfig)
-    description = judge.description
+    description = reward_model.description
     return RewardModelConfig(
         history=description.history,
         sees_actions=description.sees_actions,
@@ -241,7 +246,7 @@ def _ranking(
 
 
 def _progress(examples: Examples, rows: Rows, chances: Float32[np.ndarray, " R"]) -> Result:
-    """Spearman correlation of the judge's probability with time, in each success of three decisions or more."""
+    """Spearman correlation of the reward model's probability with time, in each success of three decisions or more."""
     episodes = examples.episode[rows]
     found = []
     for i in np.unique(episodes):
@@ -257,7 +262,7 @@ def _progress(examples: Examples, rows: Rows, chances: Float32[np.ndarray, " R"]
 
 
 def mismatched(
-    judge: TrainableJudge,
+    reward_model: TrainableRewardModel,
     examples: Examples,
     rows: Rows,
     odds: Float32[np.ndarray, " R"],
@@ -265,7 +270,7 @@ def mismatched(
 ) -> Result | None:
     """The positive decisions under every other instruction against their own; None where there is one instruction.
 
-    `auroc` compares all matched with all mismatched scores, `paired` each picture with itself.
+    `auroc` compares all matched with all mismatched scores, `paired` each image with itself.
     """
     texts = sorted(set(examples.instructions))
     chosen = np.flatnonzero(examples.positive[rows] & examples.known[rows])
@@ -276,7 +281,7 @@ def mismatched(
         (at, text) for at, mine in zip(chosen, own, strict=True) for text in texts if text != mine
     ]
     at = np.array([i for i, _ in pairs])
-    others = judge_rows(judge, examples, rows[at], [text for _, text in pairs])
+    others = reward_model_rows(reward_model, examples, rows[at], [text for _, text in pairs])
     scores = np.concatenate([odds[chosen], others])
     matched = np.arange(len(scores)) < len(chosen)
     episode = np.concatenate([examples.episode[rows[chosen]], examples.episode[rows[at]]])
@@ -317,13 +322,13 @@ def _write(folder: Path, result: Result, diagrams: dict[str, Reliability]) -> No
 
 
 def score_reward(config: RewardScoreConfig) -> Path:
-    """Draw the judge's probability over one episode above its film; returns the file."""
-    judge = load_judge(config.judge)
-    description = judge.description
+    """Draw the reward model's probability over one episode above its film; returns the file."""
+    reward_model = load_reward_model(config.reward_model)
+    description = reward_model.description
     trajectories = load_trajectories(
         config.dataset,
         action_chunk=description.action_chunk,
-        camera=training_config(config.judge, judge).camera,
+        camera=training_config(config.reward_model, reward_model).camera,
         image_size=description.image_size,
     )
     if config.episode >= len(trajectories):
@@ -331,15 +336,15 @@ def score_reward(config: RewardScoreConfig) -> Path:
             f"{config.dataset} has {len(trajectories)} episodes, numbered from 0: there is no episode {config.episode}"
         )
     trajectory = trajectories[config.episode]
-    labels_config: LabelConfig = training_config(config.judge, judge).labels
+    labels_config: LabelConfig = training_config(config.reward_model, reward_model).labels
     examples = build_examples(
         [trajectory], labels_config, description.history, description.sees_actions
     )
     text = config.instruction or trajectory.instruction
     rows = np.arange(len(trajectory))
-    odds = judge_rows(judge, examples, rows, [text] * len(rows))
+    odds = reward_model_rows(reward_model, examples, rows, [text] * len(rows))
     labels = label(trajectory, labels_config, robot_signals(trajectory.robot))
-    judgement = Judgement(
+    scored_episode = ScoredEpisode(
         title=f"{trajectory.task}, initial state {trajectory.initial_state}, {trajectory.source}: "
         + ("success" if trajectory.success else "failure"),
         question=description.prompt.format(instruction=text),
@@ -353,8 +358,8 @@ def score_reward(config: RewardScoreConfig) -> Path:
     out = Path(config.out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        draw = film_judgement if out.suffix == ".mp4" else draw_judgement
-        draw(out, judgement)
+        draw = film_scores if out.suffix == ".mp4" else draw_scores
+        draw(out, scored_episode)
     except OSError as error:
         raise UserError(cannot_write(out, error)) from error
     return out

@@ -1,7 +1,7 @@
 """What the process reward model learns from: whole trajectories, and labels for them.
 
     vla-rl reward collect runs/sft/policy --out runs/play          # the policy's own episodes, failures among them
-    vla-rl reward label runs/play --plot                           # runs/play/labels, with a picture of each
+    vla-rl reward label runs/play --plot                           # runs/play/labels, with a image of each
     vla-rl reward label runs/demos --labels.scheme segments --out runs/demo-labels
 
 Collecting plays initial states of the training split alone, each (task, initial state) once. Labels are made from
@@ -57,7 +57,7 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
     policy = OpenVLAPolicy.from_checkpoint(folder, replace(chosen, checkpoint=str(folder)))
     require_same_robot(policy.action_dim, suite)
     model = policy.description.model
-    resizes = model.pictures.resize != "none"
+    resizes = model.images.resize != "none"
     env = evaluation_env(suite, trained_in, model.image_size, resizes, policy.action_chunk)
     env = replace(env, num_workers=config.workers or env.num_workers)
     specs = training_specs(env, config.episodes_per_task, config.seed)
@@ -109,7 +109,7 @@ def play_and_keep(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> None:
-    """Play every spec once, pictures kept, and hand the episodes to `keep` in the order of `specs`.
+    """Play every spec once, images kept, and hand the episodes to `keep` in the order of `specs`.
 
     Those that end early wait for their turn, so that the order does not depend on who was faster.
     """
@@ -170,7 +170,7 @@ def _draw(
 ) -> None:
     chosen = choose_to_draw(trajectories, config.max_plots)
     folder.mkdir()
-    with progress("pictures", total=len(chosen)) as bar:
+    with progress("images", total=len(chosen)) as bar:
         for index in chosen:
             trajectory = trajectories[index]
             outcome = "success" if trajectory.success else "failure"

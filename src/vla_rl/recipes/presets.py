@@ -51,7 +51,7 @@ _PAPER_PPO = replace(
     normalize_advantages=False,  # script
     entropy_coef=0.0,
     kl_coef=0.0,  # script; the paper has no such term
-    imitation_coef=0.0,
+    self_imitation_coef=0.0,
     max_grad_norm=1.0,  # script
     critic_max_grad_norm=1.0,
     adam_beta2=0.999,  # AdamW's default
@@ -84,7 +84,7 @@ def _many_tasks(suite: str, floor: float) -> TrainConfig:
 def _libero_openvla(suite: str) -> TrainConfig:
     """The paper on its own benchmark: OpenVLA-7B fine-tuned on the suite, LoRA, one GPU.
 
-    The official checkpoints say nothing of pictures and gripper, so both are named here. bfloat16 rounds differently in
+    The official checkpoints say nothing of images and gripper, so both are named here. bfloat16 rounds differently in
     cached decoding and in the learner's one pass: old log-probs are computed again, and compared loosely.
     """
     statistics = f"libero_{suite}"
@@ -93,7 +93,7 @@ def _libero_openvla(suite: str) -> TrainConfig:
         policy=PolicyConfig(
             checkpoint=f"openvla/openvla-7b-finetuned-libero-{suite}",
             unnorm_key=statistics,
-            pictures="openvla-libero",
+            images="openvla-libero",
             gripper="openvla",
             lora=LoraConfig(rank=32, alpha=16),  # script: all linear layers of the language model
             critic=CriticConfig(kind="shared", time_fraction=False),

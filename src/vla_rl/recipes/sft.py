@@ -3,7 +3,7 @@
 vla-rl sft --dataset runs/demos --out runs/sft
 
 read the dataset -> actions to tokens -> the tiny policy from scratch, or a checkpoint
-repeat: every frame once, its picture shifted by a few pixels -> cross-entropy on the action tokens
+repeat: every frame once, its image shifted by a few pixels -> cross-entropy on the action tokens
 -> <out>/policy in OpenVLA's format, <out>/metrics.jsonl with one line an epoch
 """
 
@@ -79,7 +79,7 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
         progress("fine-tuning", total=steps) as bar,
     ):
         for epoch in range(1, config.epochs + 1):
-            # 1. every frame once, in a new order, its picture shifted a little
+            # 1. every frame once, in a new order, its image shifted a little
             rng = generator(config.seed, "sft", "epoch", epoch)
             metrics: dict[str, float] = {"epoch": epoch}
             metrics |= train_epoch(learner, demos, tokens, training, rng, bar, epoch)

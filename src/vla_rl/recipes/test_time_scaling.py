@@ -1,7 +1,7 @@
 """Test-time scaling: let the policy propose several times, and choose.
 
-vla-rl eval runs/quickstart --best-of 8 --mode lookahead --judge runs/reward --json result.json
-vla-rl scaling runs/quickstart --search.judge runs/reward --out runs/scaling
+vla-rl eval runs/quickstart --best-of 8 --mode lookahead --reward-model runs/reward --json result.json
+vla-rl scaling runs/quickstart --search.reward-model runs/reward --out runs/scaling
 vla-rl curve runs/first                                   (trained with --run.eval-every 10)
 """
 
@@ -32,8 +32,8 @@ from vla_rl.policies.policy import Policy
 from vla_rl.recipes.evaluate import evaluate_checkpoint, policy_and_env
 from vla_rl.report.figures.scaling import ScalingCurve, draw_scaling
 from vla_rl.report.run_data import Rate
-from vla_rl.rewards.process.loading import load_judge
-from vla_rl.rewards.process.model import Judge
+from vla_rl.rewards.process.loading import load_reward_model
+from vla_rl.rewards.process.model import ProcessRewardModel
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import read_json, write_json, write_text
 from vla_rl.runtime.progress import console
@@ -66,32 +66,34 @@ def evaluate_best_of(
     def evaluate(
         policy: Policy, envs: VectorEnv, env: EnvConfig, config: EvalConfig
     ) -> tuple[dict[str, Any], list[EpisodeRecord]]:
-        judge = judge_of(search, env.suite)
-        return evaluate_search(policy, envs, env, config, search, judge)
+        reward_model = reward_model_of(search, env.suite)
+        return evaluate_search(policy, envs, env, config, search, reward_model)
 
     return evaluate_checkpoint(
         checkpoint, config, env, json_path, videos, workers, policy_config, horizon, evaluate
     )
 
 
-def judge_of(search: BestOfConfig, suite: str) -> Judge | None:
-    """The judge that `search` needs, if it needs one. UserError for what cannot be chosen by on this suite."""
+def reward_model_of(search: BestOfConfig, suite: str) -> ProcessRewardModel | None:
+    """The reward model that `search` needs, if it needs one. UserError for what cannot be chosen by on this suite."""
     if search.chooser == "simulator" and is_libero(suite):
         raise no_dense_reward(suite)
     if search.chooser != "judge" or search.best_of == 1:
         return None
-    if not search.judge:
+    if not search.reward_model:
         raise UserError(
-            "choosing by a process reward model needs its folder: --judge runs/reward (from `vla-rl reward train`). "
+            "choosing by a process reward model needs its folder: --reward-model runs/reward (from `vla-rl reward "
+            "train`). "
             "Without one there are --chooser random, success and simulator"
         )
-    judge = load_judge(search.judge)
-    if search.mode == "action" and not judge.sees_actions:
+    reward_model = load_reward_model(search.reward_model)
+    if search.mode == "action" and not reward_model.sees_actions:
         raise UserError(
-            f"mode action needs a judge that sees actions, the one in {search.judge} sees pictures alone: train one "
+            f"mode action needs a reward model that sees actions, the one in {search.reward_model} sees images "
+            f"alone: train one "
             "with --sees-actions, or choose --mode lookahead"
         )
-    return judge
+    return reward_model
 
 
 def evaluate_search(
@@ -100,12 +102,12 @@ def evaluate_search(
     env: EnvConfig,
     config: EvalConfig,
     search: BestOfConfig,
-    judge: Judge | None,
+    reward_model: ProcessRewardModel | None,
 ) -> tuple[dict[str, Any], list[EpisodeRecord]]:
     """`evaluate_policy` with best of N in every decision; the result also has `search` and `cost`."""
     # with one candidate there is nothing to choose: any chooser will do
     name = search.chooser if search.best_of > 1 else "random"
-    chooser = make_chooser(name, judge, config.seed)
+    chooser = make_chooser(name, reward_model, config.seed)
     costs: list[Cost] = []
 
     def play(
@@ -136,7 +138,7 @@ def evaluate_search(
 
 
 def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
-    """Evaluate with every number of candidates and every chooser; write the table and the picture.
+    """Evaluate with every number of candidates and every chooser; write the table and the image.
 
     Evaluations that the folder holds already are taken from there, so that a study that was stopped goes on. Returns
     the path of scaling.md.
@@ -145,46 +147,54 @@ def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
     policy, env = policy_and_env(
         Path(config.checkpoint), config.protocol.suite, env, PolicyConfig(), config.workers, 0
     )
-    choosers, judge = available_choosers(config, env.suite)
+    choosers, reward_model = available_choosers(config, env.suite)
     (out / "evaluations").mkdir(parents=True, exist_ok=True)
     sizes = sorted(config.sizes)
     results: dict[tuple[ChooserName, int], dict[str, Any]] = {}
     with use_threads(1), ProcessVectorEnv(env) as envs:
         for size in sizes:
             for chooser in choosers:
-                judged_by = config.search.judge if chooser == "judge" else ""
-                search = replace(config.search, chooser=chooser, best_of=size, judge=judged_by)
+                chosen_by = config.search.reward_model if chooser == "judge" else ""
+                search = replace(
+                    config.search, chooser=chooser, best_of=size, reward_model=chosen_by
+                )
                 name = "plain-1" if size == 1 else f"{chooser}-{size}"
                 file = out / "evaluations" / f"{name}.json"
                 result = stored_evaluation(file, config, search, env)
                 if result is None:
-                    result, _ = evaluate_search(policy, envs, env, config.protocol, search, judge)
+                    result, _ = evaluate_search(
+                        policy, envs, env, config.protocol, search, reward_model
+                    )
                     result["checkpoint"] = config.checkpoint
                     write_json(file, result)
                 results[chooser, size] = result
     return write_study(config, choosers, sizes, results)
 
 
-def available_choosers(config: ScalingConfig, suite: str) -> tuple[list[ChooserName], Judge | None]:
-    """The choosers that can be had, and the judge if it is one of them."""
+def available_choosers(
+    config: ScalingConfig, suite: str
+) -> tuple[list[ChooserName], ProcessRewardModel | None]:
+    """The choosers that can be had, and the reward model if it is one of them."""
     chosen: list[ChooserName] = []
-    judge: Judge | None = None
+    reward_model: ProcessRewardModel | None = None
     for chooser in config.choosers:
         search = replace(config.search, chooser=chooser, best_of=max(config.sizes))
-        if (chooser == "judge" and not search.judge) or (
+        if (chooser == "judge" and not search.reward_model) or (
             chooser == "simulator" and is_libero(suite)
         ):
-            why = "no judge was given" if chooser == "judge" else "LIBERO has no dense reward"
+            why = (
+                "no reward model was given" if chooser == "judge" else "LIBERO has no dense reward"
+            )
             console().print(f"left out: choosing by {LABELS[chooser]}, as {why}")
             continue
-        judge = judge_of(search, suite) or judge
+        reward_model = reward_model_of(search, suite) or reward_model
         chosen.append(chooser)
     if not chosen:
         raise UserError(
-            f"scaling: none of the choosers {', '.join(config.choosers)} can be had on {suite}: give a judge "
-            "(--search.judge), or add random or success"
+            f"scaling: none of the choosers {', '.join(config.choosers)} can be had on {suite}: give a reward model "
+            "(--search.reward-model), or add random or success"
         )
-    return chosen, judge
+    return chosen, reward_model
 
 
 def stored_evaluation(
@@ -287,7 +297,7 @@ def write_table(
         f"# Best of N: {about}\n",
         f"{episodes} episodes each, {first}; success with Wilson 95 % intervals, gain over the smallest N paired by "
         "episode. Cost is for each turn that was kept.\n",
-        "| chosen by | N | success | gain | policy: prefills, chunks | simulated turns | judged | seconds |",
+        "| chosen by | N | success | gain | policy: prefills, chunks | simulated turns | scored | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -299,7 +309,7 @@ def write_table(
         lines.append(
             f"| {LABELS[row['chooser']]} | {row['best_of']} | {100 * row['success']:.1f} % [{low:.1f}, {high:.1f}] "
             f"| {gain} | {cost['prefills']:.1f}, {cost['action_chunks']:.1f} | {cost['simulator_turns']:.1f} "
-            f"| {cost['judged']:.1f} | {cost['seconds']:.3f} |"
+            f"| {cost['scored']:.1f} | {cost['seconds']:.3f} |"
         )
     fitted = [curve for curve in curves if curve.fit is not None]
     if fitted:

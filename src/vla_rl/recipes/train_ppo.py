@@ -3,7 +3,7 @@
     repeat:  curriculum picks (task, initial state)
              -> act: N simulators x M turns, the policy decoding K action tokens a turn
              -> score: sparse success plus the process reward of each turn
-             -> credit: GAE over turns; a success ends the return, and so does the horizon (or it bootstraps)
+             -> advantages: GAE over turns; a success ends the return, and so does the horizon (or it bootstraps)
              -> improve: critic, then epochs of the clipped objective on action tokens
              -> remember: metrics, checkpoint, evaluation on every (task, initial state) once
 
@@ -15,13 +15,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from vla_rl.algorithms.advantages import assign_credit
+from vla_rl.algorithms.advantages import compute_advantages
 from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
 from vla_rl.config import TrainConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.envs import ProcessVectorEnv, split_initial_states
 from vla_rl.policies.openvla.memory import with_micro_batch
-from vla_rl.recipes.refresh_reward import refresh_judge
+from vla_rl.recipes.refresh_reward import refresh_reward_model
 from vla_rl.rewards.registry import build_reward
 from vla_rl.rollout import Collector, rollout_metrics
 from vla_rl.runtime.devices import use_threads
@@ -44,7 +44,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     policy = load_policy(config, run)
     ppo = with_micro_batch(config.ppo, policy, config.env.num_envs)
     learner = PPO(policy, ppo, config.policy.critic, config.run.seed, config.run.threads)
-    reward_model = build_reward(config, policy)
+    reward_function = build_reward(config, policy)
     with (
         run,
         graceful_stop("this iteration") as stop,
@@ -58,7 +58,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
             ask_simulator=config.reward.asks_simulator,
         )  # fmt: skip
         state = TrainState(
-            run, policy, learner, reward_model, curriculum, collector, config.run.save_every
+            run, policy, learner, reward_function, curriculum, collector, config.run.save_every
         )
         if not state.restore():
             evaluate_before_or_after("before", run, policy, envs, config)
@@ -67,18 +67,20 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         with share_progress("PPO", state.progress(config.ppo)) as bar:
             while not (stop.requested or state.finished(config.ppo)):
                 started = time.perf_counter()
-                refresh_judge(state.iteration, run, policy, envs, collector, reward_model, config)
+                refresh_reward_model(
+                    state.iteration, run, policy, envs, collector, reward_function, config
+                )
                 # 1. act: every environment plays `turns` turns with the current policy
                 collected = collector.collect(
                     config.ppo.turns, config.ppo.temperature, state.iteration
                 )
 
                 # 2. score: the simulator's sparse success, plus a dense reward for each turn
-                dense_rewards = reward_model.score(collected.rollout)
+                dense_rewards = reward_function.score(collected.rollout)
 
-                # 3. credit: advantages and value targets
-                batch = assign_credit(
-                    collected.rollout, dense_rewards, config.ppo, reward_model.in_return
+                # 3. advantages: advantages and value targets
+                batch = compute_advantages(
+                    collected.rollout, dense_rewards, config.ppo, reward_function.in_return
                 )
 
                 # 4. improve: the critic, then (after its warm-up) the policy
@@ -88,7 +90,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
                 seconds = collected.seconds | {"learn": time.perf_counter() - learning}
 
                 # 5. remember
-                metrics = losses | curriculum.metrics() | reward_model.metrics()
+                metrics = losses | curriculum.metrics() | reward_function.metrics()
                 metrics |= rollout_metrics(
                     collected, dense_rewards, seconds, time.perf_counter() - started, envs
                 )

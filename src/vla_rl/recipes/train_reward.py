@@ -1,9 +1,9 @@
-"""The process reward model: a judge of pictures and instructions, taught on labelled episodes.
+"""The process reward model, taught on labelled episodes.
 
 vla-rl reward train --datasets runs/demos runs/play --out runs/reward
 
-read the episodes -> label their decisions -> split by whole episodes -> the tiny judge, or an image-text model
-repeat: every labelled decision once, and a share of pictures under another task's instruction (negative)
+read the episodes -> label their decisions -> split by whole episodes -> the tiny reward model, or an image-text model
+repeat: every labelled decision once, and a share of images under another task's instruction (negative)
         -> cross-entropy on the answer token
 -> <out>/judge, <out>/split.json, <out>/metrics.jsonl with one line an epoch
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from vla_rl.algorithms.reward_model import JudgeBatch, JudgeLearner, shift_sequences
+from vla_rl.algorithms.reward_model import RewardModelBatch, RewardModelLearner, shift_sequences
 from vla_rl.algorithms.sft import epoch_batches, num_batches
 from vla_rl.config import RewardModelConfig, UserError
 from vla_rl.functional import area_under_roc, calibration_error
@@ -32,8 +32,8 @@ from vla_rl.rewards.process.examples import (
     require_both_classes,
     split_episodes,
 )
-from vla_rl.rewards.process.loading import judge_folder, load_judge
-from vla_rl.rewards.process.model import TrainableJudge, probability
+from vla_rl.rewards.process.loading import load_reward_model, reward_model_folder
+from vla_rl.rewards.process.model import TrainableRewardModel, probability
 from vla_rl.rewards.trajectories import Trajectory
 from vla_rl.rewards.trajectory_files import load_trajectories
 from vla_rl.runtime.devices import use_threads
@@ -47,7 +47,7 @@ SPLIT_FILE = "split.json"
 
 
 def train_reward(config: RewardModelConfig) -> Path:
-    """Train a judge and return its folder, `<out>/judge`.
+    """Train a reward model and return its folder, `<out>/judge`.
 
     The result depends on the configuration alone (bit for bit on one kind of CPU). Raises UserError for datasets that
     are missing, empty, damaged or do not fit together, for labels of one class only, for a backbone that is no
@@ -65,9 +65,9 @@ def train_reward(config: RewardModelConfig) -> Path:
         known_rows(examples, part) for part in (split.training, split.validation)
     )
     require_both_classes(examples.positive[training], "training episodes")
-    judge = build_judge(config, examples)
+    reward_model = build_reward_model(config, examples)
     steps = config.epochs * num_batches(epoch_size(config, len(training)), config.batch_size)
-    learner = JudgeLearner(judge, config, steps)
+    learner = RewardModelLearner(reward_model, config, steps)
     console().print(describe(examples, split))
     with (
         Run.create(out.parent, out.name, config, sys.argv) as run,
@@ -82,11 +82,11 @@ def train_reward(config: RewardModelConfig) -> Path:
                 bar.advance(1, epoch=epoch, loss=history[-1]["loss"])
             metrics = {f"reward/{k}": float(np.mean([h[k] for h in history])) for k in history[0]}
             metrics |= {"epoch": epoch, "reward/seconds": time.perf_counter() - started}
-            metrics |= validate(judge, examples, validation)
+            metrics |= validate(reward_model, examples, validation)
             run.log(epoch, metrics)
         learner.close()
         with whole_folder(out / "judge") as folder:
-            judge.save(folder)
+            reward_model.save(folder)
     console().print("  ".join(f"{k.removeprefix('reward/')} {v:.3g}" for k, v in metrics.items()))
     return out / "judge"
 
@@ -131,7 +131,8 @@ def read_split(run: Path, config: RewardModelConfig, trajectories: Sequence[Traj
     split = split_for(config, trajectories)
     if read_json(run / SPLIT_FILE) != split_record(split, trajectories):
         raise UserError(
-            f"the datasets of {run} have changed since the judge was trained, so the held-out episodes cannot be told "
+            f"the datasets of {run} have changed since the reward model was trained, so the held-out episodes cannot "
+            f"be told "
             "from the others: put them back, or name datasets of its own to measure on"
         )
     return split
@@ -155,7 +156,7 @@ def mismatched_count(config: RewardModelConfig, decisions: int) -> int:
 
 def epoch_of(
     config: RewardModelConfig, examples: Examples, training: Rows, epoch: int
-) -> Iterator[JudgeBatch]:
+) -> Iterator[RewardModelBatch]:
     """Every labelled decision once, in a new order, and some of them under another instruction as negatives."""
     rng = generator(config.seed, "reward", "epoch", epoch)
     borrowed = rng.choice(training, mismatched_count(config, len(training)))
@@ -167,8 +168,8 @@ def epoch_of(
     positive = np.concatenate([examples.positive[training], np.zeros(len(borrowed), bool)])
     for chosen in epoch_batches(np.arange(len(rows)), config.batch_size, rng):
         at = rows[chosen]
-        yield JudgeBatch(
-            shift_sequences(examples.pictures(at), config.random_shift, rng),
+        yield RewardModelBatch(
+            shift_sequences(examples.images_seen(at), config.random_shift, rng),
             [instructions[i] for i in chosen.tolist()],
             examples.actions[at],
             positive[chosen],
@@ -177,46 +178,48 @@ def epoch_of(
 
 
 # --------------------------------------------------------------------------------------------------
-# The judge
+# The reward model
 
 
-def build_judge(config: RewardModelConfig, examples: Examples) -> TrainableJudge:
-    """The judge to train: from the backbone, or the one to go on with (`config.start`)."""
+def build_reward_model(config: RewardModelConfig, examples: Examples) -> TrainableRewardModel:
+    """The reward model to train: from the backbone, or the one to go on with (`config.start`)."""
     shape = examples.action_shape
     if config.start:
-        judge = load_judge(config.start, config.device)
-        judge.description.require(config, config.start)
+        reward_model = load_reward_model(config.start, config.device)
+        reward_model.description.require(config, config.start)
         # one decision tells whether size and action fit
-        judge_rows(judge, examples, np.arange(1))
-        return judge
+        reward_model_rows(reward_model, examples, np.arange(1))
+        return reward_model
     if config.is_tiny:
-        from vla_rl.rewards.process.tiny import TinyJudge
+        from vla_rl.rewards.process.tiny import TinyProcessRewardModel
 
         size = examples.images.shape[1]
-        return TinyJudge.create(config, examples.instructions, size, shape)
-    from vla_rl.rewards.process.vlm import VlmJudge
+        return TinyProcessRewardModel.create(config, examples.instructions, size, shape)
+    from vla_rl.rewards.process.vlm import VlmProcessRewardModel
 
-    return VlmJudge.create(config, shape)
+    return VlmProcessRewardModel.create(config, shape)
 
 
-def judge_rows(
-    judge: TrainableJudge,
+def reward_model_rows(
+    reward_model: TrainableRewardModel,
     examples: Examples,
     rows: Rows,
     instructions: Sequence[str] | None = None,
 ) -> Float32[np.ndarray, " R"]:
     """Log-odds of these decisions, under their own instruction or the given ones."""
     words = examples.instructions_of(rows) if instructions is None else list(instructions)
-    actions = examples.actions[rows] if judge.sees_actions else None
-    return judge.log_odds(examples.pictures(rows), words, actions)
+    actions = examples.actions[rows] if reward_model.sees_actions else None
+    return reward_model.log_odds(examples.images_seen(rows), words, actions)
 
 
-def validate(judge: TrainableJudge, examples: Examples, rows: Rows) -> dict[str, float]:
+def validate(
+    reward_model: TrainableRewardModel, examples: Examples, rows: Rows
+) -> dict[str, float]:
     """Loss between the two answers, AUROC and calibration on held-out decisions; nothing where there is one class."""
     positive = examples.positive[rows]
     if not 0 < positive.sum() < len(positive):
         return {}
-    odds = judge_rows(judge, examples, rows)
+    odds = reward_model_rows(reward_model, examples, rows)
     loss = np.logaddexp(0.0, np.where(positive, -odds, odds)).mean()
     return {
         "reward/validation_loss": float(loss),
@@ -225,9 +228,9 @@ def validate(judge: TrainableJudge, examples: Examples, rows: Rows) -> dict[str,
     }
 
 
-def run_of(judge: Path | str) -> Path | None:
-    """The training run that a judge belongs to, if it lies in one."""
-    folder = judge_folder(judge)
+def run_of(reward_model: Path | str) -> Path | None:
+    """The training run that a reward model belongs to, if it lies in one."""
+    folder = reward_model_folder(reward_model)
     return folder.parent if (folder.parent / SPLIT_FILE).is_file() else None
 
 

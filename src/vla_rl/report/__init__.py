@@ -1,1 +1,1 @@
-"""Pictures of a run: the HTML report, its charts, videos of episodes."""
+"""Images of a run: the HTML report, its charts, videos of episodes."""

@@ -223,7 +223,7 @@ def _missing(
         yield "No usable run.json: versions, machine and command of this run are not known."
     for stage in STAGES:
         if not any(video.stage == stage for video in videos):
-            yield f"No usable eval/videos/{stage}: there are no pictures from {stage} training."
+            yield f"No usable eval/videos/{stage}: there are no images from {stage} training."
 
 
 def _read_object(file: Path, problems: list[str]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import numpy as np
 _LOG = logging.getLogger(__name__)
 
 
-class HackingWatch:
-    """Warns when the dense return rises while success falls: the policy then pleases the judge, not the task."""
+class RewardHackingMonitor:
+    """Warns when the dense return rises while success falls: the policy then pleases the reward model, not the task."""
 
     def __init__(self, windows: int = 20) -> None:
         self._windows = windows
@@ -30,8 +30,10 @@ class HackingWatch:
         hacked = dense > SIGNIFICANT and success_trend < -SIGNIFICANT
         if hacked and not self._warned:
             _LOG.warning(
-                "over the last %d iterations the judge's reward rose while the simulator's success fell: the policy "
-                "may be learning to please the judge. Lower reward.weight, or refresh the judge (reward.refresh_every)",
+                "over the last %d iterations the reward model's reward rose while the simulator's success fell: the "
+                "policy "
+                "may be learning to please the reward model. Lower reward.weight, or refresh the reward model "
+                "(reward.refresh_every)",
                 self._windows,
             )
         self._warned = hacked

@@ -15,7 +15,7 @@ SUCCESS_REWARD = 1.0
 """What the simulator pays for a success, once, on the turn that reaches it."""
 
 
-class RewardModel(Protocol):
+class RewardFunction(Protocol):
     """Dense rewards for the turns of a window."""
 
     @property

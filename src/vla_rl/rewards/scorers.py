@@ -1,4 +1,4 @@
-"""Scorers of the dense reward: a learned judge, and the simulator's own reward as an upper bound."""
+"""Scorers of the dense reward: a learned reward model, and the simulator's own reward as an upper bound."""
 
 from __future__ import annotations
 
@@ -8,53 +8,56 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from vla_rl.rewards.process.loading import load_judge
-from vla_rl.rewards.process.model import Judge, probability
+from vla_rl.rewards.process.loading import load_reward_model
+from vla_rl.rewards.process.model import ProcessRewardModel, probability
 from vla_rl.types import Rollout
 
 DecodeActions = Callable[[Int64[np.ndarray, "B K"]], Float32[np.ndarray, "B C A"]]
 
 
-class JudgeScorer:
+class RewardModelScorer:
     """A process reward model: its probability of the positive answer, in one batched call for each window."""
 
-    def __init__(self, judge: Judge, folder: str, decode_actions: DecodeActions) -> None:
+    def __init__(
+        self, reward_model: ProcessRewardModel, folder: str, decode_actions: DecodeActions
+    ) -> None:
         """`decode_actions` turns tokens into the actions that an action-conditioned judge looks at."""
-        self.judge = judge
+        self.reward_model = reward_model
         self.folder = folder
-        """Where the judge in use came from: a refreshed one replaces the configured one."""
+        """Where the reward model in use came from: a refreshed one replaces the configured one."""
         self._decode_actions = decode_actions
 
-    def use(self, judge: Judge, folder: str) -> None:
-        """Ask this judge from now on."""
-        self.judge, self.folder = judge, folder
+    def use(self, reward_model: ProcessRewardModel, folder: str) -> None:
+        """Ask this reward model from now on."""
+        self.reward_model, self.folder = reward_model, folder
 
     def scores(self, rollout: Rollout) -> Float32[np.ndarray, "M N"]:
         flat = rollout.flat_observation()
         tokens = rollout.tokens.reshape(len(flat), -1)
-        actions = self._decode_actions(tokens) if self.judge.sees_actions else None
-        odds = self.judge.log_odds(flat.images, flat.instructions, actions)
+        actions = self._decode_actions(tokens) if self.reward_model.sees_actions else None
+        odds = self.reward_model.log_odds(flat.images, flat.instructions, actions)
         return probability(odds).reshape(rollout.rewards.shape)
 
     def following(self, rollout: Rollout) -> Float32[np.ndarray, " N"]:
         tasks = rollout.task_ids[-1].tolist()
         words = tuple(rollout.instructions[i] for i in tasks)
-        return probability(self.judge.log_odds(rollout.next_images, words, None))
+        return probability(self.reward_model.log_odds(rollout.next_images, words, None))
 
     def state_dict(self) -> dict[str, Any]:
-        """The judge itself lies in its folder."""
+        """The reward model itself lies in its folder."""
         return {"judge": self.folder}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state["judge"] != self.folder:
-            self.use(load_judge(state["judge"]), state["judge"])
+            self.use(load_reward_model(state["judge"]), state["judge"])
 
 
 class SimulatorScorer:
     """The simulator's own shaped reward, 0..1: it sees objects and goal, which nothing that learns may.
 
-    A reference alone: what does not learn faster with it will not with a judge either. The simulator speaks of the
-    state after a turn; an episode's first picture gets what is said after its first turn, so that one is progress 0.
+    A reference alone: what does not learn faster with it will not with a reward model either. The simulator speaks
+    of the
+    state after a turn; an episode's first image gets what is said after its first turn, so that one is progress 0.
     """
 
     def __init__(self) -> None:

@@ -4,7 +4,8 @@
     potential    r_t = gamma Phi(o_{t+1}) - Phi(o_t), Phi = w p  progress is paid, and its loss is taken back
     progress     r_t = Phi(o_{t+1}) - Phi(o_t), Phi = w at success, and the critic does not learn it
 
-p in 0..1 is a judge's probability of its positive answer, or the simulator's own reward. Whatever it says, an episode's
+p in 0..1 is a reward model's probability of its positive answer, or the simulator's own reward. Whatever it says, an
+episode's
 dense rewards add up to less than success pays (`bound_dense_rewards`), and it decides neither success nor checkpoints
 nor the curriculum. The potential form leaves the best policy as it is (Ng, Harada, Russell 1999): over an episode it
 adds up to -Phi(o_0).
@@ -19,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from vla_rl.config import ProcessRewardConfig
-from vla_rl.rewards.hacking_monitor import HackingWatch
+from vla_rl.rewards.hacking_monitor import RewardHackingMonitor
 from vla_rl.rewards.reward import bound_dense_rewards
 from vla_rl.types import Rollout
 
@@ -41,7 +42,7 @@ class Scorer(Protocol):
 
 
 class ShapedReward:
-    """A scorer as a `RewardModel`."""
+    """A scorer as a `RewardFunction`."""
 
     def __init__(
         self, scorer: Scorer, config: ProcessRewardConfig, *, gamma: float, horizon: int
@@ -51,12 +52,12 @@ class ShapedReward:
         self._config, self._gamma, self._horizon = config, gamma, horizon
         self._running: Float32[np.ndarray, " N"] | None = None
         self._scale = RunningScale()
-        self._watch = HackingWatch()
+        self._watch = RewardHackingMonitor()
         self._last: dict[str, float] = {}
 
     @property
     def in_return(self) -> bool:
-        """See `RewardModel.in_return`."""
+        """See `RewardFunction.in_return`."""
         return self._config.form != "progress"
 
     def score(self, rollout: Rollout) -> Float32[np.ndarray, "M N"]:
@@ -151,7 +152,8 @@ def progress_rewards(
 ) -> Float32[np.ndarray, "M N"]:
     """Phi(o_{t+1}) - Phi(o_t), with Phi = 1 after a success; 0 on a turn that a time limit or a fault ended.
 
-    Summed with a trace of lambda and no baseline this is the mean of what the judge thinks of the next turns less what
+    Summed with a trace of lambda and no baseline this is the mean of what the reward model thinks of the next turns
+    less what
     it thinks now: what a choice among continuations goes by. A critic that learned it would take it out again, as it
     does with a potential (Wiewiora 2003, JAIR 19).
 
@@ -167,7 +169,7 @@ def progress_rewards(
 
 
 class RunningScale:
-    """Division by a running root mean square, so that the judge's calibration does not set the reward's size."""
+    """Division by a running root mean square, so that the reward model's calibration does not set the reward's size."""
 
     def __init__(self, decay: float = 0.9) -> None:
         self._decay, self._square, self._weight = decay, 0.0, 0.0

@@ -128,7 +128,7 @@ class EpisodeCutter:
 
     def _extend(self, rollout: Rollout, slot: int, start: int, stop: int) -> None:
         rows = slice(start, stop)
-        # copies: a view would keep the whole window's pictures in memory
+        # copies: a view would keep the whole window's images in memory
         piece = _Piece(
             rollout.images[rows, slot].copy(),
             rollout.proprio[rows, slot].copy(),

@@ -142,7 +142,7 @@ class _Shape:
     def of(trajectory: Trajectory) -> _Shape:
         height, width = trajectory.images.shape[1:3]
         if height != width:
-            raise UserError(f"{trajectory.name}: expected square pictures, got {height} x {width}")
+            raise UserError(f"{trajectory.name}: expected square images, got {height} x {width}")
         _, chunk, action = trajectory.actions.shape
         return _Shape(
             height, trajectory.proprio.shape[1], chunk, action, trajectory.decision_seconds, trajectory.robot

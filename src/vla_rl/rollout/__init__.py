@@ -1,6 +1,6 @@
 """The actor-environment loop and the window it fills."""
 
-from vla_rl.rollout.buffer import FinishedEpisode, Window
+from vla_rl.rollout.buffer import FinishedEpisode, RolloutBuffer
 from vla_rl.rollout.collector import Collected, Collector
 from vla_rl.rollout.metrics import rollout_metrics
 
@@ -8,6 +8,6 @@ __all__ = [
     "Collected",
     "Collector",
     "FinishedEpisode",
-    "Window",
+    "RolloutBuffer",
     "rollout_metrics",
 ]

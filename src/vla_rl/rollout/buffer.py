@@ -22,7 +22,7 @@ class FinishedEpisode:
     turns: int
 
 
-class Window:
+class RolloutBuffer:
     """M turns of N environments, being filled. See `Rollout` for what each array means."""
 
     def __init__(

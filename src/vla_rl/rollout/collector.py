@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from vla_rl.envs.env import DENSE_REWARD_MAX, EpisodesLostError, VectorEnv
 from vla_rl.policies.policy import Policy
-from vla_rl.rollout.buffer import FinishedEpisode, Window
+from vla_rl.rollout.buffer import FinishedEpisode, RolloutBuffer
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation, Rollout, StepResult
 
@@ -91,7 +91,9 @@ class Collector:
     def collect(self, num_turns: int, temperature: float, iteration: int) -> Collected:
         """Play `num_turns` turns in every environment."""
         num_tokens = self.policy.action_chunk * self.policy.action_dim
-        window = Window(num_turns, self.envs, num_tokens, self.current[0], self.ask_simulator)
+        window = RolloutBuffer(
+            num_turns, self.envs, num_tokens, self.current[0], self.ask_simulator
+        )
         for state in self.slots:
             state.window_start = 0
         clock = _Clock()
@@ -112,7 +114,7 @@ class Collector:
     def _act(
         self,
         index: int,
-        window: Window,
+        window: RolloutBuffer,
         turn: int,
         temperature: float,
         uniforms: Float32[np.ndarray, "S K"],
@@ -131,7 +133,7 @@ class Collector:
         for row, slot in enumerate(group):
             self.slots[slot].actions.append(tokens[row].tolist())
 
-    def _receive(self, index: int, window: Window, turn: int, clock: _Clock) -> None:
+    def _receive(self, index: int, window: RolloutBuffer, turn: int, clock: _Clock) -> None:
         """Take the outcome of `turn` and give every ended slot its next episode."""
         group = self.groups[index]
         clock.switch("simulate")

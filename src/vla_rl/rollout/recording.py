@@ -1,4 +1,4 @@
-"""A vector environment that keeps what is seen and done in it: whole episodes, pictures and all.
+"""A vector environment that keeps what is seen and done in it: whole episodes, images and all.
 
     recording = RecordingVectorEnv(envs, config, on_trajectory=writer.add)
     play_each_once(policy, recording, specs)
@@ -23,7 +23,7 @@ from vla_rl.types import EpisodeSpec, Observation, StepResult
 
 @dataclass
 class _Running:
-    """An episode as far as it has been played: one picture more than actions while a decision is due."""
+    """An episode as far as it has been played: one image more than actions while a decision is due."""
 
     spec: EpisodeSpec
     instruction: str = ""

@@ -1,4 +1,4 @@
-"""Episodes as pictures that a browser shows: an mp4 to play, a filmstrip to read at a glance."""
+"""Episodes as images that a browser shows: an mp4 to play, a filmstrip to read at a glance."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def write_video(path: Path, frames: Sequence[UInt8[np.ndarray, "H W 3"]], fps: f
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = _LIMITED_RANGE
         for frame in frames:
-            picture = av.VideoFrame.from_ndarray(
+            image = av.VideoFrame.from_ndarray(
                 np.ascontiguousarray(np.pad(frame, padding, mode="edge")), format="rgb24"
             )
-            container.mux(stream.encode(picture.reformat(format="yuv420p", dst_colorspace=_BT709)))
+            container.mux(stream.encode(image.reformat(format="yuv420p", dst_colorspace=_BT709)))
         container.mux(stream.encode(None))
 
 
@@ -90,11 +90,11 @@ def filmstrip(
 
 
 def jpeg(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """An RGB picture as a JPEG file. Raises UserError where Pillow is missing."""
+    """An RGB image as a JPEG file. Raises UserError where Pillow is missing."""
     try:
         from PIL import Image
     except ImportError as error:
-        raise UserError("Still pictures need Pillow: pip install 'vla-rl[report]'.") from error
+        raise UserError("Still images need Pillow: pip install 'vla-rl[report]'.") from error
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=82)
     return buffer.getvalue()

@@ -15,7 +15,7 @@ from vla_rl.config import ConfigError, PPOConfig, TrainConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.envs.defaults import require_same_robot
 from vla_rl.policies import OpenVLAPolicy
-from vla_rl.rewards import RewardModel
+from vla_rl.rewards import RewardFunction
 from vla_rl.rollout import Collector
 from vla_rl.runtime.checkpoint import flatten_optimizer, read_checkpoint, restore_optimizer
 from vla_rl.runtime.run_folder import Run
@@ -50,7 +50,7 @@ def load_policy(config: TrainConfig, run: Run) -> OpenVLAPolicy:
     )
     require_same_robot(policy.action_dim, config.env.suite)
     model = policy.description.model
-    if model.pictures.resize == "none" and model.image_size != config.env.image_size:
+    if model.images.resize == "none" and model.image_size != config.env.image_size:
         raise ConfigError(
             f"the policy looks at {model.image_size} px, the environment draws {config.env.image_size} px: "
             "set env.image_size"
@@ -73,13 +73,13 @@ class TrainState:
         run: Run,
         policy: OpenVLAPolicy,
         learner: PPO,
-        reward_model: RewardModel,
+        reward_function: RewardFunction,
         curriculum: TaskSampler,
         collector: Collector,
         save_every: int,
     ) -> None:
         self.run, self.policy, self.learner = run, policy, learner
-        self.reward_model = reward_model
+        self.reward_function = reward_function
         self.curriculum, self.collector = curriculum, collector
         self.iteration, self.episodes, self.turns, self.seconds = 0, 0, 0, 0.0
         self.save_every, self.saved_at = save_every, -1
@@ -136,7 +136,7 @@ class TrainState:
             "seconds": self.seconds,
             "random": torch_rng_state(),
             "learner": self.learner.state_dict(),
-            "reward": self.reward_model.state_dict(),
+            "reward": self.reward_function.state_dict(),
             "curriculum": self.curriculum.state_dict(),
             "collector": self.collector.state_dict(),
         }
@@ -157,10 +157,10 @@ class TrainState:
         for name, optimizer in self._optimizers().items():
             restore_optimizer(optimizer, saved.tensors, saved.state[name])
         self.learner.load_state_dict(state["learner"])
-        self.reward_model.load_state_dict(state.get("reward", {}))
+        self.reward_function.load_state_dict(state.get("reward", {}))
         self.curriculum.load_state_dict(state["curriculum"])
         self.collector.load_state_dict(state["collector"])
-        restore_torch_rng(state["random"])  # last: a judge that is loaded draws numbers
+        restore_torch_rng(state["random"])  # last: a reward model that is loaded draws numbers
         self.iteration, self.episodes = state["iteration"], state["episodes"]
         self.turns, self.seconds = state["turns"], state["seconds"]
         self.saved_at = self.iteration

@@ -1,4 +1,4 @@
-"""Lighter pictures of LIBERO: visual meshes with fewer faces and smaller textures, made once and kept on disk.
+"""Lighter images of LIBERO: visual meshes with fewer faces and smaller textures, made once and kept on disk.
 
 LIBERO's scenes have 240,000 to 400,000 faces, most of them in scanned groceries and the robot's arm, and textures of
 up to 4096 pixels. Here files are exchanged in the model's XML before MuJoCo reads it, so that neither memory nor start
@@ -114,15 +114,13 @@ def _light_texture(source: Path, limit: int) -> Path:
 def _smaller_texture(source: Path, limit: int) -> bytes | None:
     import cv2  # comes with robosuite
 
-    picture = cv2.imread(str(source), cv2.IMREAD_COLOR)
-    share = 1.0 if picture is None else limit / min(picture.shape[:2])
-    if picture is None or share >= 1:
+    image = cv2.imread(str(source), cv2.IMREAD_COLOR)
+    share = 1.0 if image is None else limit / min(image.shape[:2])
+    if image is None or share >= 1:
         return None
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     size = max(1, round(width * share)), max(1, round(height * share))
-    encoded, contents = cv2.imencode(
-        ".png", cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    )
+    encoded, contents = cv2.imencode(".png", cv2.resize(image, size, interpolation=cv2.INTER_AREA))
     return contents.tobytes() if encoded else None
 
 

@@ -19,6 +19,6 @@ LIBERO = Benchmark(
     noise_scale=NOISE_SCALE,
     task_names=lambda suite: tuple(task.name for task in libero_tasks.suite_tasks(suite)),
     make_envs=make_libero_envs,
-    make_studio=lambda config: LiberoEnv(replace(config, mesh_faces=0)),
+    make_video_env=lambda config: LiberoEnv(replace(config, mesh_faces=0)),
     make_expert=LiberoExpert,
 )

@@ -1,4 +1,4 @@
-"""LIBERO as an environment: any task of a suite, its stored initial states, a picture per turn.
+"""LIBERO as an environment: any task of a suite, its stored initial states, a image per turn.
 
 from vla_rl.config import EnvConfig
 from vla_rl.envs.libero import LiberoEnv
@@ -7,7 +7,7 @@ config = EnvConfig(suite="libero-object", image_size=224, mesh_faces=0, initial_
 env = LiberoEnv(config)
 env.reset(EpisodeSpec("pick_up_the_milk_and_place_it_in_the_basket", 7))
 env.step(np.zeros((1, 7), np.float32))     # one action, held for `action_repeat` control steps of 50 ms
-picture = env.render()
+image = env.render()
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LiberoEnv(SimulatorUser[LiberoSimulator]):
     """One slot that plays any task of `config.suite`.
 
     Several of them may share one pool of simulators (see `make_libero_envs`); their episodes do not mix. Meshes are
-    drawn whole where `config.mesh_faces` is 0: then pictures and states equal LIBERO's own bit by bit.
+    drawn whole where `config.mesh_faces` is 0: then images and states equal LIBERO's own bit by bit.
     """
 
     action_dim = 7
@@ -100,8 +100,8 @@ class LiberoEnv(SimulatorUser[LiberoSimulator]):
         return float(success), success, truncated, steps
 
     def render(self) -> UInt8[np.ndarray, "H W 3"]:
-        """LIBERO's picture turned by 180 degrees, as OpenVLA and other published policies see it: upright, mirrored."""
-        return self._own().picture()
+        """LIBERO's image turned by 180 degrees, as OpenVLA and other published policies see it: upright, mirrored."""
+        return self._own().image()
 
     def proprio(self) -> Float32[np.ndarray, " 8"]:
         """End-effector position (m, 3), its rotation as axis times angle (rad, 3), both finger joints (m, 2).

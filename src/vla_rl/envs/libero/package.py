@@ -27,7 +27,7 @@ from vla_rl.envs.libero.tasks import INSTALL_LIBERO, package_folder
 from vla_rl.envs.rendering.gl import choose_backend, load_mujoco
 
 OLDEST_MUJOCO, NEWEST_MUJOCO = (3, 1, 6), (3, 3, 2)
-"""In this range pictures and physics equal LIBERO's own (mujoco 2.3.7). 3.3.3 darkens libero-object, where published
+"""In this range images and physics equal LIBERO's own (mujoco 2.3.7). 3.3.3 darkens libero-object, where published
 policies lose up to 20 points; from 3.4 the bowl of libero-spatial's task 5 comes to rest otherwise."""
 
 _HF_ASSETS = (

@@ -1,6 +1,6 @@
 """One LIBERO task in this process: robosuite's model and goal predicates, our control loop and camera.
 
-Every reset is exact: state and pictures equal, bit by bit, those of a newly built environment that is seeded, reset
+Every reset is exact: state and images equal, bit by bit, those of a newly built environment that is seeded, reset
 and given the stored initial state. robosuite's own reset takes seconds and, without seeding, leaves cabinets and stoves
 in other places each time. Here it is done once; what it leaves behind is kept and put back.
 """
@@ -202,13 +202,13 @@ class LiberoSimulator:
             ]
         ).astype(np.float32)
 
-    def picture(self) -> UInt8[np.ndarray, "H W 3"]:
+    def image(self) -> UInt8[np.ndarray, "H W 3"]:
         """What the camera sees, RGB: LIBERO's observation turned by 180 degrees, as published policies expect it."""
         colours = self.model.site_rgba.copy()
         self.model.site_rgba[:] = self._seen_colours
-        picture = self._camera.picture(self._show())
+        image = self._camera.image(self._show())
         self.model.site_rgba[:] = colours
-        return picture
+        return image
 
     def close(self) -> None:
         self._camera.close()
@@ -233,7 +233,7 @@ def _camera_name(model: Any, wanted: str) -> str:
 def _drawing(model: Any, settings: CameraSettings) -> Drawing:
     """As robosuite draws, or without smooth edges and reflections where meshes are simplified anyway.
 
-    robosuite's picture has its rows upwards, and published policies see it turned by 180 degrees: upright, mirrored.
+    robosuite's image has its rows upwards, and published policies see it turned by 180 degrees: upright, mirrored.
     """
     whole = settings.mesh_faces == 0
     return Drawing(

@@ -34,6 +34,6 @@ METAWORLD = Benchmark(
     noise_scale=(1.0, 1.0, 1.0, 1.0),
     task_names=metaworld_tasks.suite_tasks,
     make_envs=make_metaworld_envs,
-    make_studio=lambda config: MetaWorldEnv(replace(config, mesh_faces=0), pretty=True),
+    make_video_env=lambda config: MetaWorldEnv(replace(config, mesh_faces=0), pretty=True),
     make_expert=_MetaWorldExpert,
 )

@@ -1,4 +1,4 @@
-"""Meta-World as an environment: any task of a suite, numbered initial states, a picture per turn.
+"""Meta-World as an environment: any task of a suite, numbered initial states, a image per turn.
 
 from vla_rl.config import EnvConfig
 from vla_rl.envs.metaworld import MetaWorldEnv, expert_action
@@ -6,7 +6,7 @@ from vla_rl.envs.metaworld import MetaWorldEnv, expert_action
 env = MetaWorldEnv(EnvConfig(suite="mt1:drawer-open"))
 env.reset(EpisodeSpec("drawer-open", 7))
 env.step(expert_action(env)[None])     # one action, held for `action_repeat` simulator steps
-picture = env.render()
+image = env.render()
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class MetaWorldEnv(SimulatorUser[TaskSimulator]):
         return float(success), success, truncated, steps
 
     def render(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The camera's picture, upright RGB."""
-        return self._own().picture()
+        """The camera's image, upright RGB."""
+        return self._own().image()
 
     def proprio(self) -> Float32[np.ndarray, " 4"]:
         """End-effector position (m) and gripper opening (0 closed .. 1 open): what the robot knows of itself."""

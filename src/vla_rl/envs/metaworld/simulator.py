@@ -201,10 +201,10 @@ class TaskSimulator:
         """Meta-World's state observation (privileged: objects and goal)."""
         return self._env._last_stable_obs
 
-    def picture(self) -> UInt8[np.ndarray, "H W 3"]:
+    def image(self) -> UInt8[np.ndarray, "H W 3"]:
         """What the camera sees now."""
         self._place_bodies()
-        return self._camera.picture(self.data)
+        return self._camera.image(self.data)
 
     def dense_reward(self, action: Float32[np.ndarray, " 4"]) -> float:
         """Meta-World's shaped reward of the present state after `action`, 0..10. The state stays as it is."""

@@ -1,6 +1,6 @@
-"""Pictures of one MuJoCo model, as fast as software OpenGL allows.
+"""Images of one MuJoCo model, as fast as software OpenGL allows.
 
-With MuJoCo's defaults a 64-pixel picture of a Meta-World task takes some 100 ms on one core: shadows and reflections
+With MuJoCo's defaults a 64-pixel image of a Meta-World task takes some 100 ms on one core: shadows and reflections
 70, multisampling 10, and 68,000 mesh faces most of the rest. All that is off or simplified here unless `pretty` is
 asked for, and planes and round shapes are built of fewer pieces: half a millisecond is left. Only how things are drawn
 changes, never the physics.
@@ -24,14 +24,14 @@ CORNER2_POSITION = (0.75, 0.075, 0.7)
 
 _PRETTY_SHADOW_MAP = 2048
 TEXELS_PER_PIXEL = 4
-"""Textures are kept at so many times the picture's size; OpenGL averages further."""
+"""Textures are kept at so many times the image's size; OpenGL averages further."""
 
 _FAR = 100.0  # metres: a plane drawn as one tile instead of a grid of a thousand
 
 
 @dataclass(frozen=True)
 class CameraSettings:
-    """How pictures are taken; environments with equal settings share simulators."""
+    """How images are taken; environments with equal settings share simulators."""
 
     camera: str
     size: int  # pixels, height and width
@@ -47,7 +47,7 @@ class CameraSettings:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What is drawn, and how well. The fields that a benchmark's pictures depend on."""
+    """What is drawn, and how well. The fields that a benchmark's images depend on."""
 
     effects: bool  # shadows, reflections, sky, haze
     multisamples: int  # smooth edges
@@ -72,7 +72,7 @@ class Drawing:
 
 
 class Camera:
-    """Takes pictures of one model. Owns OpenGL buffers; `close` frees them."""
+    """Takes images of one model. Owns OpenGL buffers; `close` frees them."""
 
     def __init__(self, model: Any, settings: CameraSettings, drawing: Drawing) -> None:
         self._mujoco = mujoco = load_mujoco()
@@ -98,7 +98,7 @@ class Camera:
         self._area = mujoco.MjrRect(0, 0, settings.size, settings.size)
         self._pixels = np.empty((settings.size, settings.size, 3), dtype=np.uint8)
 
-    def picture(self, data: Any) -> UInt8[np.ndarray, "H W 3"]:
+    def image(self, data: Any) -> UInt8[np.ndarray, "H W 3"]:
         """What the camera sees of `data` (whose positions must be up to date), upright RGB, a fresh array."""
         mujoco = self._mujoco
         shared_context()
@@ -148,9 +148,9 @@ def _shrink_textures(model: Any, limit: int) -> None:
         width, height = int(model.tex_width[texture]), int(model.tex_height[texture])
         channels, first = int(model.tex_nchannel[texture]), int(model.tex_adr[texture])
         texels = model.tex_data[first : first + width * height * channels]
-        picture = texels.reshape(height, width, channels).astype(np.float32)
+        image = texels.reshape(height, width, channels).astype(np.float32)
         while min(width, height) > limit and width % 2 == height % 2 == 0:
             height, width = height // 2, width // 2
-            picture = picture.reshape(height, 2, width, 2, channels).mean((1, 3))
-        model.tex_data[first : first + picture.size] = np.rint(picture).astype(np.uint8).reshape(-1)
+            image = image.reshape(height, 2, width, 2, channels).mean((1, 3))
+        model.tex_data[first : first + image.size] = np.rint(image).astype(np.uint8).reshape(-1)
         model.tex_width[texture], model.tex_height[texture] = width, height

@@ -65,7 +65,7 @@ def choose_backend() -> str:
 
 def load_mujoco() -> Any:
     """The mujoco module. UserError if it is not installed."""
-    # llvmpipe's own threads cost more than they bring at this picture size, and take the learner's cores
+    # llvmpipe's own threads cost more than they bring at this image size, and take the learner's cores
     os.environ.setdefault("LP_NUM_THREADS", "0")
     try:
         return importlib.import_module("mujoco")
@@ -96,7 +96,7 @@ def shared_context() -> Any:
     if not _SHARED:
         backend = choose_backend()
         try:
-            context = context_class(backend)(8, 8)  # pictures go into buffers of their own size
+            context = context_class(backend)(8, 8)  # images go into buffers of their own size
             context.make_current()
             mujoco = (
                 load_mujoco()

@@ -1,4 +1,4 @@
-"""The memory in which worker processes leave pictures and numbers for the learner, one row per slot.
+"""The memory in which worker processes leave images and numbers for the learner, one row per slot.
 
 An anonymous file handed down as a descriptor, not a named block: there is nothing to unlink, so nothing stays behind
 however the processes end.

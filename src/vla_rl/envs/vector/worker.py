@@ -111,7 +111,7 @@ class _Worker:
             self._last_sign = now
 
     def reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> list[str]:
-        # by task, so that the models in use change least often; picture at once, while the state is loaded
+        # by task, so that the models in use change least often; image at once, while the state is loaded
         for row in sorted(range(len(slots)), key=lambda row: specs[row].task):
             env = self._envs[slots[row]]
             env.reset(specs[row])

@@ -1,7 +1,7 @@
 """Best of N at test time: candidates sampled from the policy, one of them chosen.
 
     action     N actions are proposed for each observation, the chooser picks one, it is played
-    lookahead  N continuations of H turns are played from a snapshot, the chooser judges where they lead; the first
+    lookahead  N continuations of H turns are played from a snapshot, the chooser scores where they lead; the first
                turn(s) of the best are kept and their snapshot is the new state: nothing is replayed
     refine     the episode is played to its end, every turn is scored, and it is played again from the worst one on;
                after N rounds the ending with the best score counts
@@ -11,7 +11,8 @@ workers or slots; N = 1 is plain evaluation, to the episode; and since the kept 
 looked ahead, a way to success that has been seen is not lost again.
 
 In `lookahead` a continuation in which the simulator reports success counts as the best of all, for every chooser but
-chance. In `refine` the judge alone decides which ending counts, whether or not it was a success: otherwise this would
+chance. In `refine` the reward model alone decides which ending counts, whether or not it was a success: otherwise
+this would
 be N attempts with the best one reported.
 """
 
@@ -99,7 +100,7 @@ class _Search:
         """One call of the chooser for all moments."""
         if not moments:
             return np.zeros(0, dtype=np.float32)
-        self.cost.judged += len(moments)
+        self.cost.scored += len(moments)
         self.cost.chooser_calls += 1
         return self.chooser.score(moments)
 
@@ -141,7 +142,7 @@ class _Live:
     record: EpisodeRecord
     view: Observation
     snapshot: Snapshot | None = None  # None: the initial state
-    frames: tuple[Picture, ...] = ()  # the last pictures before `view`
+    frames: tuple[Picture, ...] = ()  # the last images before `view`
     over: bool = False
 
 
@@ -194,7 +195,7 @@ def _candidates(search: _Search, live: Sequence[_Live]) -> list[list[Branch]]:
     tokens = propose(search.policy, view, moments, count, search.sampling).numpy()
     search.cost.prefills += len(live)
     search.cost.action_chunks += len(live) * count
-    # an action is judged by its own turn alone; chance, and one candidate, need no look ahead at all
+    # an action is scored by its own turn alone; chance, and one candidate, need no look ahead at all
     ahead = config.lookahead if config.mode == "lookahead" else 1
     looking = search.choosing and (search.succeeds_first or not search.chooser.blind)
     limit = ahead if looking else config.execute

@@ -30,7 +30,7 @@ class Cost:
     prefills: int = 0  # observations the policy looked at
     action_chunks: int = 0  # turns decoded by the policy
     simulator_turns: int = 0  # turns simulated, discarded ones included
-    judged: int = 0  # turns scored by the chooser
+    scored: int = 0  # turns scored by the chooser
     chooser_calls: int = 0  # batches of them
 
     def per_turn(self, seconds: float) -> dict[str, float]:
@@ -40,7 +40,7 @@ class Cost:
             "prefills": self.prefills / turns,
             "action_chunks": self.action_chunks / turns,
             "simulator_turns": self.simulator_turns / turns,
-            "judged": self.judged / turns,
+            "scored": self.scored / turns,
             "chooser_calls": self.chooser_calls / turns,
             "seconds": seconds / turns,
         }
@@ -74,7 +74,7 @@ class PlayedTurn:
 
     tokens: list[int]
     action: Float32[np.ndarray, "C A"]
-    before: tuple[Picture, ...]  # the last pictures, oldest first
+    before: tuple[Picture, ...]  # the last images, oldest first
     after: tuple[Picture, ...]
     view: Observation  # what is seen after it, one row
     simulator_steps: int
@@ -93,7 +93,7 @@ class Branch:
     turn: int = 0  # turns of the episode before the branch
     frames: tuple[
         Picture, ...
-    ] = ()  # the last pictures before its start, that of its start not among them
+    ] = ()  # the last images before its start, that of its start not among them
     first: Int64[np.ndarray, " K"] | None = None  # tokens of its first turn, where decided already
     keep: frozenset[int] = frozenset()  # snapshots are taken after so many of its turns
     reward_every_turn: bool = False  # dense rewards of all turns, not of the last alone
@@ -126,7 +126,7 @@ class _Place:
 
     branch: Branch
     view: Observation
-    pictures: tuple[Picture, ...]  # the last ones, the present one included
+    images: tuple[Picture, ...]  # the last ones, the present one included
     tokens: list[int] = field(default_factory=list[int])  # of the turn under way
     action: Float32[np.ndarray, "C A"] | None = None
 
@@ -144,7 +144,7 @@ class BranchPlayer:
         history: int = 1,
         dense_rewards: bool = False,
     ) -> None:
-        """`history`: how many pictures choosers want to see; `dense_rewards`: ask the simulator for its own."""
+        """`history`: how many images choosers want to see; `dense_rewards`: ask the simulator for its own."""
         self._policy, self._envs, self._sampling, self.cost = policy, envs, sampling, cost
         self._history, self._dense = history, dense_rewards
         self.num_tokens = policy.action_chunk * policy.action_dim
@@ -194,8 +194,8 @@ class BranchPlayer:
                 branch.turns.clear()
                 branch.success = branch.ended = False
                 view = result.observation.select([row])
-                pictures = (*branch.frames, view.images[0])[-self._history :]
-                self._places[slot] = _Place(branch, view, pictures)
+                images = (*branch.frames, view.images[0])[-self._history :]
+                self._places[slot] = _Place(branch, view, images)
                 self._last_spec[slot] = branch.spec
             fresh = again
 
@@ -290,14 +290,14 @@ class BranchPlayer:
     ) -> None:
         place = self._places[slot]
         assert place.action is not None
-        before, place.view = place.pictures, result.observation.select([row])
-        place.pictures = (*before, place.view.images[0])[-self._history :]
+        before, place.view = place.images, result.observation.select([row])
+        place.images = (*before, place.view.images[0])[-self._history :]
         place.branch.turns.append(
             PlayedTurn(
                 place.tokens,
                 place.action,
                 before,
-                place.pictures,
+                place.images,
                 place.view,
                 int(result.simulator_steps[row]),
                 snapshot,

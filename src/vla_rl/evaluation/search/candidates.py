@@ -53,7 +53,7 @@ class ActionChoice:
             return proposed[:, 0]
         scores = self._chooser.score(self._moments(observation, records, proposed))
         cost.decisions += len(records)
-        cost.judged += len(scores)
+        cost.scored += len(scores)
         cost.chooser_calls += 1
         best = scores.reshape(len(records), count).argmax(1)
         return proposed[np.arange(len(records)), best]

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from vla_rl.config import UserError
-from vla_rl.rewards.process.model import Judge
+from vla_rl.rewards.process.model import ProcessRewardModel
 from vla_rl.runtime.seeding import generator
 
 Picture = UInt8[np.ndarray, "H W 3"]
@@ -26,16 +26,16 @@ class Moment:
 
     key: tuple[str | int, ...]  # task, initial state, turn, candidate: names it for randomness
     instruction: str
-    before: tuple[Picture, ...]  # the last pictures up to the decision, oldest first, at least one
+    before: tuple[Picture, ...]  # the last images up to the decision, oldest first, at least one
     action: Float32[np.ndarray, "C A"]  # simulator units
-    after: tuple[Picture, ...] = ()  # the last pictures once it was played; none if only proposed
+    after: tuple[Picture, ...] = ()  # the last images once it was played; none if only proposed
     dense_reward: float | None = None  # the simulator's, of the state after it; only if asked for
 
 
 class Chooser(Protocol):
     """Scores turns; a higher score is better."""
 
-    history: int  # pictures a moment must hold, if there have been so many
+    history: int  # images a moment must hold, if there have been so many
     needs_dense_reward: bool
     needs_outcome: bool  # scores only what has been played
     scores_progress: bool  # the score is of the state reached; a turn's own worth is its rise
@@ -44,10 +44,11 @@ class Chooser(Protocol):
     def score(self, moments: Sequence[Moment]) -> Float32[np.ndarray, " B"]: ...
 
 
-class JudgeChooser:
+class RewardModelChooser:
     """A process reward model's log-odds.
 
-    A judge that sees actions is shown the pictures before the turn and its action; one that does not is shown what the
+    A reward model that sees actions is shown the images before the turn and its action; one that does not is shown
+    what the
     turn has led to.
     """
 
@@ -55,27 +56,27 @@ class JudgeChooser:
     scores_progress = False
     blind = False
 
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-        self.history = judge.description.history
-        self.needs_outcome = not judge.sees_actions
+    def __init__(self, reward_model: ProcessRewardModel) -> None:
+        self._reward_model = reward_model
+        self.history = reward_model.description.history
+        self.needs_outcome = not reward_model.sees_actions
 
     def score(self, moments: Sequence[Moment]) -> Float32[np.ndarray, " B"]:
         if not moments:
             return np.zeros(0, dtype=np.float32)
         instructions = [moment.instruction for moment in moments]
-        if self._judge.sees_actions:
+        if self._reward_model.sees_actions:
             actions = np.stack([moment.action for moment in moments])
-            pictures = [moment.before for moment in moments]
-            return self._judge.log_odds(self._stack(pictures), instructions, actions)
-        pictures = [moment.after for moment in moments]
-        return self._judge.log_odds(self._stack(pictures), instructions, None)
+            images = [moment.before for moment in moments]
+            return self._reward_model.log_odds(self._stack(images), instructions, actions)
+        images = [moment.after for moment in moments]
+        return self._reward_model.log_odds(self._stack(images), instructions, None)
 
-    def _stack(self, pictures: Sequence[tuple[Picture, ...]]) -> UInt8[np.ndarray, "B *F H W 3"]:
-        """As the judge takes them; before an episode's first picture that one is repeated."""
+    def _stack(self, images: Sequence[tuple[Picture, ...]]) -> UInt8[np.ndarray, "B *F H W 3"]:
+        """As the reward model takes them; before an episode's first image that one is repeated."""
         if self.history == 1:
-            return np.stack([seen[-1] for seen in pictures])
-        filled = [(seen[0],) * (self.history - len(seen)) + seen for seen in pictures]
+            return np.stack([seen[-1] for seen in images])
+        filled = [(seen[0],) * (self.history - len(seen)) + seen for seen in images]
         return np.stack([np.stack(seen[-self.history :]) for seen in filled])
 
 
@@ -111,16 +112,17 @@ class RandomChooser:
         return np.array(draws, dtype=np.float32)
 
 
-def make_chooser(name: str, judge: Judge | None, seed: int) -> Chooser:
+def make_chooser(name: str, reward_model: ProcessRewardModel | None, seed: int) -> Chooser:
     """The chooser of `BestOfConfig.chooser`; "success" is chance where no candidate has succeeded.
 
     UserError for "judge" without one.
     """
     if name == "judge":
-        if judge is None:
+        if reward_model is None:
             raise UserError(
-                "choosing by a judge needs one: expected the folder of a process reward model (`vla-rl reward train`). "
+                "choosing by a reward model needs one: expected the folder of a process reward model (`vla-rl reward "
+                "train`). "
                 "Without one choose by random, success or simulator"
             )
-        return JudgeChooser(judge)
+        return RewardModelChooser(reward_model)
     return SimulatorChooser() if name == "simulator" else RandomChooser(seed)

@@ -23,7 +23,7 @@ def load_backbone(reference: str, dtype: str, device: torch.device) -> tuple[Any
     )  # fmt: skip
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise UserError(
-            f"{reference} is a {config.model_type!r} model, expected one that takes pictures and text and answers with "
+            f"{reference} is a {config.model_type!r} model, expected one that takes images and text and answers with "
             "text (transformers' AutoModelForImageTextToText), such as Qwen/Qwen2-VL-2B-Instruct"
         )
     processor = load_processor(reference, config)
@@ -39,7 +39,7 @@ def load_backbone(reference: str, dtype: str, device: torch.device) -> tuple[Any
 
 
 def load_processor(reference: str, config: Any) -> Any:
-    """The processor: tokenizer, picture processor and chat template. Raises UserError where one of them is missing."""
+    """The processor: tokenizer, image processor and chat template. Raises UserError where one of them is missing."""
     transformers = _transformers()
     source, options = _source(reference)
     what = "a processor (preprocessor_config.json, tokenizer.json)"
@@ -50,7 +50,7 @@ def load_processor(reference: str, config: Any) -> Any:
                 source, trust_remote_code=False, **options
             )
         except ImportError:
-            # of models that also take videos the processor needs torchvision; a judge shows no videos
+            # of models that also take videos the processor needs torchvision; a reward model shows no videos
             return _processor_without_videos(source, options, config)
 
     processor = _attempt(reference, what, load)
@@ -84,10 +84,10 @@ def _processor_without_videos(source: str, options: dict[str, Any], config: Any)
         )
     described, _ = kind.get_processor_dict(source, **options)
     template = described.get("chat_template") or tokenizer.chat_template
-    return _pictures_only(kind)(**parts, chat_template=template)
+    return _images_only(kind)(**parts, chat_template=template)
 
 
-def _pictures_only(kind: type[Any]) -> type[Any]:
+def _images_only(kind: type[Any]) -> type[Any]:
     """The processor's class, content without a video processor."""
 
     def check(self: Any, name: str, argument: Any) -> Any:
@@ -166,6 +166,6 @@ def _transformers() -> Any:
         import transformers
     except ImportError:
         raise UserError(
-            "this judge needs the package transformers: install the extra with `pip install 'vla-rl[lora]'`"
+            "this reward model needs the package transformers: install the extra with `pip install 'vla-rl[lora]'`"
         ) from None
     return transformers

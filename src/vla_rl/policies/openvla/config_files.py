@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.config.errors import ConfigError, UserError, nearest
+from vla_rl.config.old_names import renamed
 from vla_rl.config.openvla import OPENVLA_7B, LanguageConfig, ModelConfig, VisionTowerConfig
 from vla_rl.config.policy import CriticConfig, LoraConfig
 
@@ -88,6 +89,7 @@ def from_dict(kind: type[Any], values: Any, where: str) -> Any:
     """Build a (nested) dataclass from JSON values; an unknown or missing field is a UserError."""
     if not isinstance(values, dict):
         raise UserError(f"{where} must be a JSON object, got {values!r}")
+    values = renamed(kind, values)
     known = {f.name: f for f in dataclasses.fields(kind)}
     for name in values:
         if name not in known:

@@ -49,7 +49,7 @@ class Decoding:
 
 
 class OpenVLA(nn.Module):
-    """Pictures and prompts to logits over the action bins.
+    """Images and prompts to logits over the action bins.
 
     Action bin b is vocabulary id text_vocab - 1 - b (OpenVLA numbers its bins downwards from the end of the text
     vocabulary); logits come in the order of bins.
@@ -168,7 +168,7 @@ def initialise(model: OpenVLA) -> None:
     Linear layers: truncated normal of standard deviation 0.64 / sqrt(inputs), which is the usual 0.02 at width
     1024; layers that write into a residual stream are scaled down by sqrt(2 * blocks) (GPT-2). Embeddings: 0.02.
     Stem and projector have no norms of their own and keep the variance instead (He et al. 2015): with torch's
-    default for convolutions only about 5 % of the features' size depends on the picture, and learning is slow.
+    default for convolutions only about 5 % of the features' size depends on the image, and learning is slow.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Observations to model inputs: pictures to normalised pixels, instructions to prompt tokens."""
+"""Observations to model inputs: images to normalised pixels, instructions to prompt tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from vla_rl.config.errors import UserError
-from vla_rl.config.openvla import PICTURES, ModelConfig, PictureConfig
+from vla_rl.config.openvla import IMAGE_PREPROCESSING, ImagePreprocessing, ModelConfig
 from vla_rl.config.policy import PolicyConfig
 from vla_rl.policies.openvla.images.pipeline import prepare
 from vla_rl.policies.prompts import Prompts
@@ -35,7 +35,7 @@ def _normalisation(
 def raw_pixels(
     images: UInt8[np.ndarray, "N H W 3"], device: torch.device
 ) -> Float32[Tensor, "N 3 H W"]:
-    """Pictures as float32 0..255 on the device, channels last in memory: the only conversion of the bytes."""
+    """Images as float32 0..255 on the device, channels last in memory: the only conversion of the bytes."""
     if not images.flags.writeable:  # torch warns that it could not protect it; nothing here writes
         images = images.copy()
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
@@ -64,7 +64,7 @@ def pixel_values(
     if raw.is_cuda or raw.is_contiguous():
         white, mean, std = _statistics(config, raw.device)
         out = raw.new_empty(len(raw), 2, *raw.shape[1:])
-        # on a CPU one picture at a time: it is still in the cache for the next operation
+        # on a CPU one image at a time: it is still in the cache for the next operation
         for x, y in zip(
             *(t.split(len(raw) if raw.is_cuda else 1) for t in (raw, out)), strict=True
         ):
@@ -75,15 +75,15 @@ def pixel_values(
 
 def with_protocol(model: ModelConfig, config: PolicyConfig) -> ModelConfig:
     """The checkpoint's description of its model, with what the policy's configuration asks for in its place."""
-    if config.pictures != "checkpoint":
-        model = replace(model, pictures=PICTURES[config.pictures])
+    if config.images != "checkpoint":
+        model = replace(model, images=IMAGE_PREPROCESSING[config.images])
     if config.gripper != "checkpoint":
         model = replace(model, gripper=config.gripper)
     return model
 
 
 class Processor:
-    """Prompts and pictures of one model. Prompt tokens are remembered per instruction."""
+    """Prompts and images of one model. Prompt tokens are remembered per instruction."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         self.config = config
@@ -125,29 +125,29 @@ class Processor:
         return Prompts(torch.from_numpy(ids).to(device), lengths)
 
     def check_images(self, images: UInt8[np.ndarray, "N H W 3"]) -> None:
-        """Raise UserError unless the pictures are as the model, or the stages before it, expect them."""
+        """Raise UserError unless the images are as the model, or the stages before it, expect them."""
         size = self.config.image_size
-        if self.config.pictures.resize != "none":
+        if self.config.images.resize != "none":
             if images.ndim == 4 and images.shape[3] == 3 and images.dtype == np.uint8:
                 return
             raise UserError(
-                f"Model {self.config.name!r} expects uint8 pictures of shape (N, height, width, 3), got "
+                f"Model {self.config.name!r} expects uint8 images of shape (N, height, width, 3), got "
                 f"{images.dtype} {images.shape}"
             )
         if images.ndim != 4 or images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
             raise UserError(
-                f"Model {self.config.name!r} expects uint8 pictures of shape (N, {size}, {size}, 3), got "
+                f"Model {self.config.name!r} expects uint8 images of shape (N, {size}, {size}, 3), got "
                 f"{images.dtype} {images.shape}: set env.image_size to {size}"
             )
 
     def raw(
         self, images: UInt8[np.ndarray, "N H W 3"], device: torch.device
     ) -> Float32[Tensor, "N 3 S S"]:
-        """Pictures in the model's size as values 0..255 on the device, after the stages of `config.pictures`."""
+        """Images in the model's size as values 0..255 on the device, after the stages of `config.images`."""
         self.check_images(images)
-        if self.config.pictures == PictureConfig():
+        if self.config.images == ImagePreprocessing():
             return raw_pixels(images, device)
-        return prepare(images, self.config.pictures, self.config.image_size, device)
+        return prepare(images, self.config.images, self.config.image_size, device)
 
     def pixels(
         self, images: UInt8[np.ndarray, "N H W 3"], device: torch.device

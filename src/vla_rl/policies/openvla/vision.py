@@ -92,7 +92,7 @@ class AttentionPool(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Pictures to patch tokens: one strided convolution, or a stack of stride-2 ones with GELU between."""
+    """Images to patch tokens: one strided convolution, or a stack of stride-2 ones with GELU between."""
 
     def __init__(self, config: VisionTowerConfig) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class VisionTransformer(nn.Module):
 
 
 class VisionBackbone(nn.Module):
-    """Both towers on one picture, features side by side: DINOv2's channels first, then SigLIP's."""
+    """Both towers on one image, features side by side: DINOv2's channels first, then SigLIP's."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""One picture of a trajectory and its labels: what was seen on top, what the labels were made of below, one time axis.
+"""One image of a trajectory and its labels: what was seen on top, what the labels were made of below, one time axis.
 
 A person looks from top to bottom: is the hand where a green cell says that it is about to get somewhere?
 """
@@ -27,7 +27,7 @@ _PANELS = (0.34, 0.9, 0.9, 0.9)  # inches: labels, progress, gripper, speed
 def draw_labels(
     path: Path, trajectory: Trajectory, labels: Labels, config: LabelConfig, robot: RobotSignals
 ) -> None:
-    """Write the picture as a PNG file. UserError where matplotlib is missing."""
+    """Write the image as a PNG file. UserError where matplotlib is missing."""
     plt = _pyplot()
     columns, stride = _columns(len(trajectory))
     ends = _ends(trajectory, labels, config)
@@ -230,7 +230,7 @@ def _pyplot() -> Any:
         import matplotlib
     except ImportError as error:
         raise UserError(
-            "Pictures of labels need matplotlib: pip install 'vla-rl[report]'."
+            "Images of labels need matplotlib: pip install 'vla-rl[report]'."
         ) from error
     matplotlib.use("Agg")  # files only: no window is opened, none is needed
     import matplotlib.pyplot as plt

@@ -1,4 +1,4 @@
-"""Pictures of a process reward model: is its probability right, and what does it think of an episode."""
+"""Images of a process reward model: is its probability right, and what does it think of an episode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VIDEO_SLOWDOWN = 4.0
 
 
 @dataclass(frozen=True)
-class Judgement:
+class ScoredEpisode:
     """One episode and the probability of the positive answer at each decision."""
 
     title: str
@@ -64,60 +64,60 @@ def draw_reliability(path: Path, diagrams: Mapping[str, Reliability]) -> None:
     plt.close(figure)
 
 
-def draw_judgement(path: Path, judgement: Judgement) -> None:
+def draw_scores(path: Path, scored_episode: ScoredEpisode) -> None:
     """The probability over time above a strip of what was seen then."""
     plt = _pyplot()
-    shown = _columns(len(judgement.images))
+    shown = _columns(len(scored_episode.images))
     figure = plt.figure(figsize=(12, 4.8))
     axes = figure.add_axes((LEFT, 0.43, WIDE, 0.44))
-    _curve(axes, judgement)
-    axes.set_title(f"{judgement.title}\n{judgement.question}", fontsize=10)
+    _curve(axes, scored_episode)
+    axes.set_title(f"{scored_episode.title}\n{scored_episode.question}", fontsize=10)
     axes.legend(fontsize=8, loc="best")
     cell = WIDE / FILM_COLUMNS
     for column, at in enumerate(shown):
-        picture = figure.add_axes((LEFT + column * cell, 0.01, cell * 0.97, 0.24))
-        picture.imshow(judgement.images[at])
-        picture.set_title(f"{judgement.seconds[at]:.2f} s", fontsize=8)
-        picture.set_axis_off()
+        image = figure.add_axes((LEFT + column * cell, 0.01, cell * 0.97, 0.24))
+        image.imshow(scored_episode.images[at])
+        image.set_title(f"{scored_episode.seconds[at]:.2f} s", fontsize=8)
+        image.set_axis_off()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def film_judgement(path: Path, judgement: Judgement) -> None:
-    """An mp4: the curve with a moving line above, the picture of that moment below."""
+def film_scores(path: Path, scored_episode: ScoredEpisode) -> None:
+    """An mp4: the curve with a moving line above, the image of that moment below."""
     plt = _pyplot()
     figure = plt.figure(figsize=(5.12, 7.2), dpi=100)
     top = figure.add_axes((0.13, 0.72, 0.84, 0.21))
     bottom = figure.add_axes((0.02, 0.01, 0.96, 0.63))
-    _curve(top, judgement)
-    top.set_title(f"{judgement.title}\n{judgement.question}", fontsize=8)
+    _curve(top, scored_episode)
+    top.set_title(f"{scored_episode.title}\n{scored_episode.question}", fontsize=8)
     cursor = top.axvline(0, color="C3", linewidth=1.5)
-    picture = bottom.imshow(judgement.images[0])
+    image = bottom.imshow(scored_episode.images[0])
     bottom.set_axis_off()
     frames = []
-    for at, seconds in enumerate(judgement.seconds):
+    for at, seconds in enumerate(scored_episode.seconds):
         cursor.set_xdata([seconds, seconds])
-        picture.set_data(judgement.images[at])
+        image.set_data(scored_episode.images[at])
         figure.canvas.draw()
         frames.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
     plt.close(figure)
-    step = judgement.seconds[1] - judgement.seconds[0] if len(frames) > 1 else 0.1
+    step = scored_episode.seconds[1] - scored_episode.seconds[0] if len(frames) > 1 else 0.1
     hold = round(VIDEO_SLOWDOWN)
     write_video(path, [*frames, *frames[-1:] * hold], 1.0 / (VIDEO_SLOWDOWN * float(step)))
 
 
-def _curve(axes: Any, judgement: Judgement) -> None:
-    seconds = judgement.seconds
+def _curve(axes: Any, scored_episode: ScoredEpisode) -> None:
+    seconds = scored_episode.seconds
     step = seconds[1] - seconds[0] if len(seconds) > 1 else 0.1
-    for at in np.flatnonzero(judgement.positive):
+    for at in np.flatnonzero(scored_episode.positive):
         axes.axvspan(
             seconds[at] - step / 2, seconds[at] + step / 2, color="C2", alpha=0.15, linewidth=0
         )
-    axes.plot(seconds, judgement.probabilities, "o-", color="C0", markersize=4, label="judge")
-    for number, at in enumerate(judgement.milestones):
+    axes.plot(seconds, scored_episode.probabilities, "o-", color="C0", markersize=4, label="judge")
+    for number, at in enumerate(scored_episode.milestones):
         name = "gripper changes" if number == 0 else None
         axes.axvline(seconds[at], color="C1", linestyle="--", linewidth=1, label=name)
-    keys = judgement.key_frames
+    keys = scored_episode.key_frames
     axes.plot(seconds[keys], np.full(len(keys), 1.02), "v", color="C2", markersize=6, clip_on=False,
               label="key frames; shaded: labelled positive")  # fmt: skip
     axes.set(

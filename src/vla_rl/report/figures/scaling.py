@@ -1,4 +1,4 @@
-"""Pictures of success that grows: with the candidates at test time, and with the steps of training."""
+"""Images of success that grows: with the candidates at test time, and with the steps of training."""
 
 from __future__ import annotations
 

@@ -200,8 +200,8 @@ def heat_chart(
             for i, y in enumerate(ys)
             if math.isfinite(y)
         ]
-        picture = _svg(cells, line.label, _describe(x, [line], Axis(percent=True)))
-        rows.append(f'<div class="heat-row"><span>{escape(line.label)}</span>{picture}</div>')
+        image = _svg(cells, line.label, _describe(x, [line], Axis(percent=True)))
+        rows.append(f'<div class="heat-row"><span>{escape(line.label)}</span>{image}</div>')
     return (
         f'<figure class="chart wide"><figcaption><span class="name">{escape(title)}</span></figcaption>'
         f'<div class="heat">{"".join(rows)}</div><p class="note">{escape(note)} The strongest cell is '
@@ -229,7 +229,7 @@ def interval_bar(before: Rate | None, after: Rate | None) -> str:
 
 
 class _Scale:
-    """Data to units of the stretched picture, y downwards."""
+    """Data to units of the stretched image, y downwards."""
 
     def __init__(self, x: Int64[np.ndarray, " R"], ticks: list[float]) -> None:
         self.left, self.right = (float(x[0]), float(x[-1])) if len(x) else (0.0, 1.0)

@@ -100,7 +100,7 @@ def _screen(video: Video, words: str) -> str:
         return f'<div class="none">{escape(video.file.name)} is no video</div>'
     try:
         frames = read_video(video.file)
-        # the last picture stands there until the video plays: it shows how the episode ended
+        # the last image stands there until the video plays: it shows how the episode ended
         poster = _data("image/jpeg", jpeg(frames[-1]))
         strip = _data("image/jpeg", jpeg(filmstrip(frames, _STRIP_COLUMNS)))
     except UserError as error:
@@ -109,7 +109,7 @@ def _screen(video: Video, words: str) -> str:
     return (
         f'<video controls muted loop playsinline preload="auto" aria-label="{words}" poster="{poster}" '
         f'src="{_data(_VIDEO_TYPES[kind], video.file.read_bytes())}"></video>'
-        f'<img class="strip" alt="{count} pictures in order: {words}" src="{strip}">'
+        f'<img class="strip" alt="{count} images in order: {words}" src="{strip}">'
     )
 
 

@@ -1,9 +1,9 @@
-"""From labelled trajectories to what a judge learns from: one row a decision, split by whole episodes.
+"""From labelled trajectories to what a reward model learns from: one row a decision, split by whole episodes.
 
 positives    decisions that lead to a key frame
 negatives    the other decisions, failures among them
 mismatched   any decision under another task's instruction: negative, whatever the robot does
-unknown      decisions whose label says neither; they are judged but never learned from
+unknown      decisions whose label says neither; they are scored but never learned from
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Examples:
     """D decisions of E episodes, episode after episode."""
 
     images: UInt8[np.ndarray, "D H W 3"]
-    sequence: Int64[np.ndarray, "D F"]  # rows of the pictures that each decision sees, oldest first
-    actions: Float32[np.ndarray, "D C A"]  # the first one alone where the judge sees none
+    sequence: Int64[np.ndarray, "D F"]  # rows of the images that each decision sees, oldest first
+    actions: Float32[np.ndarray, "D C A"]  # the first one alone where the reward model sees none
     positive: Bool[np.ndarray, " D"]
     known: Bool[np.ndarray, " D"]
     progress: Float32[np.ndarray, " D"]
@@ -45,8 +45,8 @@ class Examples:
     def action_shape(self) -> tuple[int, int]:
         return self.actions.shape[1], self.actions.shape[2]
 
-    def pictures(self, rows: Rows) -> UInt8[np.ndarray, "R F H W 3"]:
-        """What the judge sees at these decisions."""
+    def images_seen(self, rows: Rows) -> UInt8[np.ndarray, "R F H W 3"]:
+        """What the reward model sees at these decisions."""
         return self.images[self.sequence[rows]]
 
     def instructions_of(self, rows: Rows) -> list[str]:
@@ -65,8 +65,8 @@ def build_examples(
 ) -> Examples:
     """Label the trajectories and lay them out.
 
-    Pictures of a history lie as far apart in time in every trajectory: as far as in the one with the longest decisions.
-    Raises UserError where there are none, or they differ in picture size or, if actions are seen, in their actions.
+    Images of a history lie as far apart in time in every trajectory: as far as in the one with the longest decisions.
+    Raises UserError where there are none, or they differ in image size or, if actions are seen, in their actions.
     """
     if not trajectories:
         raise UserError("there is no episode to learn from or to measure on: check the datasets")
@@ -103,10 +103,10 @@ def _require_alike(trajectories: Sequence[Trajectory], sees_actions: bool) -> No
     for other in trajectories:
         if other.images.shape[1:] != first.images.shape[1:]:
             raise UserError(
-                f"expected pictures of one size, got {first.images.shape[1:3]} ({first.name}) and "
+                f"expected images of one size, got {first.images.shape[1:3]} ({first.name}) and "
                 f"{other.images.shape[1:3]} ({other.name}): set reward.image_size"
             )
-        start = 1 if sees_actions else 2  # the chunk matters only to a judge that sees it
+        start = 1 if sees_actions else 2  # the chunk matters only to a reward model that sees it
         if other.actions.shape[start:] != first.actions.shape[start:]:
             raise UserError(
                 f"expected actions of one shape (chunk, size), got {first.actions.shape[1:]} ({first.name}) and "
@@ -132,7 +132,7 @@ def split_episodes(
 ) -> Split:
     """By whole episodes, for every task alike; all episodes of one initial state on one side.
 
-    The first picture of a demonstration and of the policy's tries is the same where they start alike, so apart they
+    The first image of a demonstration and of the policy's tries is the same where they start alike, so apart they
     would give the answer away. Where the initial states are not known, each episode is its own. Of a task with n
     initial states round(fraction n) are held out, at least one where there are two and the fraction is positive, never
     all. Raises UserError for held-out tasks that do not exist, or when nothing would be left.

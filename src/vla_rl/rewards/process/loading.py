@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vla_rl.rewards.process.model import JUDGE_FILE, TrainableJudge, read_description
+from vla_rl.rewards.process.model import REWARD_MODEL_FILE, TrainableRewardModel, read_description
 
 
-def judge_folder(folder: Path | str) -> Path:
-    """`folder` itself, or the judge in it where it is a run folder of `vla-rl reward train`."""
+def reward_model_folder(folder: Path | str) -> Path:
+    """`folder` itself, or the reward model in it where it is a run folder of `vla-rl reward train`."""
     folder = Path(folder)
     inside = folder / "judge"
-    return inside if (inside / JUDGE_FILE).is_file() else folder
+    return inside if (inside / REWARD_MODEL_FILE).is_file() else folder
 
 
-def load_judge(folder: Path | str, device: str = "auto") -> TrainableJudge:
-    """Load a judge that `save` wrote, of either backbone; no code comes from the folder.
+def load_reward_model(folder: Path | str, device: str = "auto") -> TrainableRewardModel:
+    """Load a reward model that `save` wrote, of either backbone; no code comes from the folder.
 
-    Raises UserError for what is no judge, is damaged, or needs a package that is not installed.
+    Raises UserError for what is no reward model, is damaged, or needs a package that is not installed.
     """
-    folder = judge_folder(folder)
+    folder = reward_model_folder(folder)
     description = read_description(folder)
     # here, so that neither backbone is imported for the other, and transformers (seconds) only where it is needed
     if description.backbone == "tiny":
-        from vla_rl.rewards.process.tiny import TinyJudge
+        from vla_rl.rewards.process.tiny import TinyProcessRewardModel
 
-        return TinyJudge.load(folder, device)
-    from vla_rl.rewards.process.vlm import VlmJudge
+        return TinyProcessRewardModel.load(folder, device)
+    from vla_rl.rewards.process.vlm import VlmProcessRewardModel
 
-    return VlmJudge.load(folder, device)
+    return VlmProcessRewardModel.load(folder, device)

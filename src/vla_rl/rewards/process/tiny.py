@@ -1,9 +1,9 @@
-"""The judge on the project's own tiny model class, trained from scratch on a CPU.
+"""The reward model on the project's own tiny model class, trained from scratch on a CPU.
 
     column   0    1 .. 4 (F-1)        .. + P           then
-    content  BOS  earlier pictures    the picture now  the question, then the proposed actions' tokens
+    content  BOS  earlier images    the image now  the question, then the proposed actions' tokens
 
-and the hidden state of the last column predicts the answer, a text token like any other. Earlier pictures are averaged
+and the hidden state of the last column predicts the answer, a text token like any other. Earlier images are averaged
 down to four tokens each: what moved is to be seen, not what it looked like.
 """
 
@@ -34,7 +34,7 @@ from vla_rl.policies.safetensors_files import MODEL_FILE, read_tensors, save_ten
 from vla_rl.rewards.process.model import (
     Actions,
     Images,
-    JudgeDescription,
+    RewardModelDescription,
     log_odds_in_parts,
     read_description,
     write_description,
@@ -47,17 +47,17 @@ TEXT_VOCAB = 1024
 PART = 64
 """Decisions a thread scores at a time."""
 EARLIER_SIDE = 2
-"""An earlier picture becomes so many by so many tokens."""
+"""An earlier image becomes so many by so many tokens."""
 
 
-class TinyJudge:
-    """`TrainableJudge` on an `OpenVLA` of the tiny size."""
+class TinyProcessRewardModel:
+    """`TrainableRewardModel` on an `OpenVLA` of the tiny size."""
 
     def __init__(
         self,
         model: OpenVLA,
         tokenizer: Tokenizer,
-        description: JudgeDescription,
+        description: RewardModelDescription,
         device: torch.device,
     ) -> None:
         self.model = model.to(device).eval()
@@ -77,18 +77,18 @@ class TinyJudge:
         instructions: Sequence[str],
         image_size: int,
         action_shape: tuple[int, int] = (0, 0),
-    ) -> TinyJudge:
+    ) -> TinyProcessRewardModel:
         """A randomly initialised judge; the same config and instructions, the same judge.
 
         instructions: whose words get tokens of their own; others are spelled in bytes. action_shape: (C, A) of the
         actions it sees, if the config says it sees any.
         """
-        model = judge_model(config, image_size)
+        model = reward_model_model(config, image_size)
         template = config.prompt.lower().replace("{instruction}", " ")
         answers = [config.negative_answer, config.positive_answer]
         tokenizer = build_tiny_tokenizer([*instructions, template, *answers], model)
         chunk, size = action_shape if config.sees_actions else (0, 0)
-        description = JudgeDescription(
+        description = RewardModelDescription(
             "tiny", config.prompt, config.positive_answer, config.negative_answer,
             image_size, config.history, chunk, size,
         )  # fmt: skip
@@ -116,11 +116,11 @@ class TinyJudge:
     def answer_log_probs(
         self, images: Images, instructions: Sequence[str], actions: Actions | None = None
     ) -> Float[Tensor, "B 2"]:
-        """See `TrainableJudge.answer_log_probs`."""
-        pictures = self._embed(self.description.check(images, instructions, actions))
+        """See `TrainableRewardModel.answer_log_probs`."""
+        patches = self._embed(self.description.check(images, instructions, actions))
         question = self.processor.prompts(instructions, self._device)
         prompts = question if actions is None else _followed_by(question, self._action_ids(actions))
-        return self._answers(self._hidden(pictures, prompts, prompts.lengths - 1, 1)[:, 0])
+        return self._answers(self._hidden(patches, prompts, prompts.lengths - 1, 1)[:, 0])
 
     def joint_log_probs(
         self,
@@ -131,11 +131,12 @@ class TinyJudge:
     ) -> tuple[Float[Tensor, "B 2"], Float[Tensor, " B"]]:
         """The answer's log-probabilities, and the mean log-probability of the tokens of the action that was taken.
 
-        One pass over one sequence: a judge that sees actions reads them before its answer, any other writes them after
+        One pass over one sequence: a reward model that sees actions reads them before its answer, any other writes
+        them after
         it. `answers`: 0 negative, 1 positive.
         """
         sees = self.sees_actions
-        pictures = self._embed(
+        patches = self._embed(
             self.description.check(images, instructions, actions if sees else None)
         )
         question = self.processor.prompts(instructions, self._device)
@@ -143,7 +144,7 @@ class TinyJudge:
         said = torch.tensor(self.answer_ids, device=self._device)[answers.to(self._device)][:, None]
         rest = given if sees else torch.cat([said, given[:, :-1]], 1)
         count = given.shape[1] + 1
-        hidden = self._hidden(pictures, _followed_by(question, rest), question.lengths - 1, count)
+        hidden = self._hidden(patches, _followed_by(question, rest), question.lengths - 1, count)
         answer, action = (hidden[:, -1], hidden[:, :-1]) if sees else (hidden[:, 0], hidden[:, 1:])
         bins = self.model.config.language.text_vocab - 1 - given
         action_log_probs = torch.log_softmax(self.model.action_logits(action), -1)
@@ -151,13 +152,13 @@ class TinyJudge:
         return self._answers(answer), taken.mean(1)
 
     def _hidden(
-        self, pictures: Tensor, prompts: Prompts, first: Int64[np.ndarray, " B"], count: int
+        self, patches: Tensor, prompts: Prompts, first: Int64[np.ndarray, " B"], count: int
     ) -> Float[Tensor, "B count D"]:
         """Hidden states of `count` text columns from column `first` (of the text) on."""
         language = self.model.language_model.model
         text = language.embed_tokens(prompts.ids)
-        x = torch.cat([text[:, :1], pictures, text[:, 1:]], 1)
-        columns = pictures.shape[1] + first[:, None] + np.arange(count)
+        x = torch.cat([text[:, :1], patches, text[:, 1:]], 1)
+        columns = patches.shape[1] + first[:, None] + np.arange(count)
         asked = Columns(0, count, torch.from_numpy(columns).to(self._device))
         return language(x, Columns(0, x.shape[1]), asked)
 
@@ -172,12 +173,12 @@ class TinyJudge:
     def log_odds(
         self, images: Images, instructions: Sequence[str], actions: Actions | None = None
     ) -> np.ndarray:
-        """See `Judge.log_odds`."""
+        """See `ProcessRewardModel.log_odds`."""
         threads = available_cpus() if self._device.type == "cpu" else 1
         return log_odds_in_parts(self, images, instructions, actions, PART, threads)
 
     def _embed(self, images: UInt8[np.ndarray, "B F H W 3"]) -> Float[Tensor, "B S D"]:
-        """Tokens of all pictures, oldest first."""
+        """Tokens of all images, oldest first."""
         batch, history = images.shape[:2]
         raw = raw_pixels(images.reshape(-1, *images.shape[2:]), self._device)
         features = self.model.embed_images(pixel_values(raw, self.model.config))
@@ -190,7 +191,7 @@ class TinyJudge:
         return torch.cat([small.reshape(batch, -1, features.shape[-1]), every[:, -1]], 1)
 
     def save(self, folder: Path) -> None:
-        """Write the judge into `folder`, which is made."""
+        """Write the reward model into `folder`, which is made."""
         folder.mkdir(parents=True, exist_ok=True)
         self.processor.tokenizer.save(str(folder / TOKENIZER_FILE))
         write_json(folder / MODEL_CONFIG_FILE, to_json(self.model.config))
@@ -198,7 +199,7 @@ class TinyJudge:
         write_description(folder, self.description)
 
     @classmethod
-    def load(cls, folder: Path, device: str = "auto") -> TinyJudge:
+    def load(cls, folder: Path, device: str = "auto") -> TinyProcessRewardModel:
         """Read what `save` wrote. Raises UserError for missing, damaged or ill-fitting files."""
         description = read_description(folder)
         try:
@@ -207,7 +208,7 @@ class TinyJudge:
             raise UserError(f"{folder / MODEL_CONFIG_FILE} is damaged: {error}") from None
         tensors = read_tensors([folder / MODEL_FILE])
         model = OpenVLA(config)
-        check_fit(tensors, model.state_dict(), folder / MODEL_FILE, "a tiny judge")
+        check_fit(tensors, model.state_dict(), folder / MODEL_FILE, "a tiny reward model")
         model.load_state_dict(tensors)
         model.freeze_unused()
         tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
@@ -222,8 +223,8 @@ def _followed_by(prompts: Prompts, ids: Int64[Tensor, "B K"]) -> Prompts:
     return Prompts(longer.scatter(1, places, ids), prompts.lengths + count)
 
 
-def judge_model(config: RewardModelConfig, image_size: int) -> ModelConfig:
-    """The tiny policy's size with more room for words: a judge has no suite's instructions to itself."""
+def reward_model_model(config: RewardModelConfig, image_size: int) -> ModelConfig:
+    """The tiny policy's size with more room for words: a reward model has no suite's instructions to itself."""
     small = tiny_model(image_size, prompt=config.prompt.lower())
     language = replace(
         small.language,

@@ -1,4 +1,4 @@
-"""The judge on any image-text model of Hugging Face, with adapters: the paper's authors take Qwen2-VL-2B.
+"""The reward model on any image-text model of Hugging Face, with adapters: the paper's authors take Qwen2-VL-2B.
 
 Loaded through AutoModelForImageTextToText and AutoProcessor, from a folder or the hub, safetensors alone and never with
 code of the repository. The model's own chat template makes the conversation; the token after it is the answer.
@@ -22,7 +22,7 @@ from vla_rl.policies.safetensors_files import MODEL_FILE, read_tensors, save_ten
 from vla_rl.rewards.process.model import (
     Actions,
     Images,
-    JudgeDescription,
+    RewardModelDescription,
     log_odds_in_parts,
     read_description,
     write_description,
@@ -36,11 +36,11 @@ HUNDREDTHS = 100
 """Actions are written as whole hundredths of the simulator's unit: few tokens, and a sign that is easy to see."""
 
 
-class VlmJudge:
-    """`TrainableJudge` on a pretrained image-text model."""
+class VlmProcessRewardModel:
+    """`TrainableRewardModel` on a pretrained image-text model."""
 
     def __init__(
-        self, model: Any, processor: Any, description: JudgeDescription, device: torch.device
+        self, model: Any, processor: Any, description: RewardModelDescription, device: torch.device
     ) -> None:
         self.model = model.to(device).eval()
         self.processor = processor
@@ -55,13 +55,15 @@ class VlmJudge:
         )
 
     @classmethod
-    def create(cls, config: RewardModelConfig, action_shape: tuple[int, int] = (0, 0)) -> VlmJudge:
-        """A judge on the pretrained `config.backbone`, with fresh adapters unless all weights are trained.
+    def create(
+        cls, config: RewardModelConfig, action_shape: tuple[int, int] = (0, 0)
+    ) -> VlmProcessRewardModel:
+        """A reward model on the pretrained `config.backbone`, with fresh adapters unless all weights are trained.
 
         Raises UserError where the backbone is no image-text model, has no processor, or would need code of its own.
         """
         chunk, size = action_shape if config.sees_actions else (0, 0)
-        description = JudgeDescription(
+        description = RewardModelDescription(
             config.backbone, config.prompt, config.positive_answer, config.negative_answer,
             0, config.history, chunk, size,
             None if config.all_weights else config.lora or LoraConfig(),
@@ -92,10 +94,10 @@ class VlmJudge:
     def answer_log_probs(
         self, images: Images, instructions: Sequence[str], actions: Actions | None = None
     ) -> Float[Tensor, "B 2"]:
-        """See `TrainableJudge.answer_log_probs`."""
-        pictures = self.description.check(images, instructions, actions)
+        """See `TrainableRewardModel.answer_log_probs`."""
+        checked = self.description.check(images, instructions, actions)
         inputs = self.inputs(
-            pictures, [self.question(*pair) for pair in _pairs(instructions, actions)]
+            checked, [self.question(*pair) for pair in _pairs(instructions, actions)]
         )
         options = {"logits_to_keep": 1} if self._only_last else {}
         logits = self.model(**inputs, use_cache=False, **options).logits[:, -1]
@@ -104,11 +106,11 @@ class VlmJudge:
     def log_odds(
         self, images: Images, instructions: Sequence[str], actions: Actions | None = None
     ) -> Float32[np.ndarray, " B"]:
-        """See `Judge.log_odds`."""
+        """See `ProcessRewardModel.log_odds`."""
         return log_odds_in_parts(self, images, instructions, actions, PART, threads=1)
 
     def question(self, instruction: str, action: Float32[np.ndarray, "C A"] | None = None) -> str:
-        """What the user says after the picture."""
+        """What the user says after the image."""
         text = self.description.prompt.format(instruction=instruction)
         if action is None:
             return text
@@ -119,22 +121,22 @@ class VlmJudge:
         return f"{text} The next action: {' '.join(steps)}"
 
     def inputs(
-        self, pictures: UInt8[np.ndarray, "B F H W 3"], questions: Sequence[str]
+        self, images: UInt8[np.ndarray, "B F H W 3"], questions: Sequence[str]
     ) -> dict[str, Tensor]:
         """Conversations of one user's message each, ready for the assistant's first token; padded on the left."""
         from PIL import Image
 
-        images = [[Image.fromarray(picture) for picture in seen] for seen in pictures]
+        frames = [[Image.fromarray(image) for image in seen] for seen in images]
         texts = [
             self.processor.apply_chat_template(
                 [user_message(len(seen), question)], tokenize=False, add_generation_prompt=True
             )
-            for seen, question in zip(images, questions, strict=True)
+            for seen, question in zip(frames, questions, strict=True)
         ]
         bos = self.processor.tokenizer.bos_token
         options = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
         batch = self.processor(
-            text=texts, images=images, padding=True, return_tensors="pt", **options
+            text=texts, images=frames, padding=True, return_tensors="pt", **options
         )
         return {name: value.to(self._device) for name, value in batch.items()}
 
@@ -161,7 +163,7 @@ class VlmJudge:
         write_description(folder, self.description)
 
     @classmethod
-    def load(cls, folder: Path, device: str = "auto") -> VlmJudge:
+    def load(cls, folder: Path, device: str = "auto") -> VlmProcessRewardModel:
         """Read what `save` wrote, on the backbone it names. UserError where either is missing or they do not fit."""
         description = read_description(folder)
         place = resolve_device(device)
@@ -190,10 +192,10 @@ class VlmJudge:
         return cls(model, processor, description, place)
 
 
-def user_message(pictures: int, question: str) -> dict[str, Any]:
-    """The chat message of `types.Turn.messages`, with several pictures; the pictures themselves go apart."""
-    images = [{"type": "image"} for _ in range(pictures)]
-    return {"role": "user", "content": [*images, {"type": "text", "text": question}]}
+def user_message(count: int, question: str) -> dict[str, Any]:
+    """The chat message of `types.Turn.messages`, with several images; the images themselves go apart."""
+    parts = [{"type": "image"} for _ in range(count)]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
 
 
 def _pairs(

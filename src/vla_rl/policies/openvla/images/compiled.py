@@ -1,6 +1,6 @@
-"""The stages of `pictures` and `jpeg` compiled by numba for one picture at a time on one core: the same bits, sooner.
+"""The stages of `images` and `jpeg` compiled by numba for one image at a time on one core: the same bits, sooner.
 
-Where a torch operation passes over a whole batch, the loops here keep one picture in the nearest cache. Compiled
+Where a torch operation passes over a whole batch, the loops here keep one image in the nearest cache. Compiled
 without fast-math, so a product is rounded before it is added. The first call compiles (ten seconds); the result is
 kept beside this file, or where NUMBA_CACHE_DIR says. The tables of `jpeg` are compiled in: a change there must be
 followed by one here, or numba goes on with what it kept.
@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from vla_rl.config.openvla import PictureConfig
+from vla_rl.config.openvla import ImagePreprocessing
 from vla_rl.policies.openvla.images import jpeg
 from vla_rl.policies.openvla.images.resampling import Blend, Taps, crop_blend, lanczos3_taps
 
@@ -59,9 +59,9 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 
 def prepare_compiled(
-    images: UInt8[np.ndarray, "N H W 3"], config: PictureConfig, size: int
+    images: UInt8[np.ndarray, "N H W 3"], config: ImagePreprocessing, size: int
 ) -> Float32[np.ndarray, "N 3 size size"]:
-    """See `pictures.prepare`, which has checked the pictures. They are contiguous: another layout is compiled anew."""
+    """See `images.prepare`, which has checked the images. They are contiguous: another layout is compiled anew."""
     height, width = images.shape[1:3]
     resized, cropped = config.resize == "lanczos3", config.center_crop < 1
     rows = _padded(lanczos3_taps(height, size)) if resized else NO_TAPS
@@ -109,7 +109,7 @@ def _take_apart(image, planes):
 
 @compiled
 def _jpeg(planes):
-    """One RGB picture through the loss of a JPEG file, in place."""
+    """One RGB image through the loss of a JPEG file, in place."""
     _, height, width = planes.shape
     half_height, half_width = (height + 1) // 2, (width + 1) // 2
     luma = np.empty((-(-height // 8) * 8, -(-width // 8) * 8), np.float32)

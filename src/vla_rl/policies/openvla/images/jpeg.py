@@ -1,6 +1,6 @@
-"""What a JPEG round trip does to a picture, without making the file: the loss alone, for a batch, on any device.
+"""What a JPEG round trip does to a image, without making the file: the loss alone, for a batch, on any device.
 
-OpenVLA's LIBERO protocol writes each frame as a JPEG and reads it back, because its training pictures went through
+OpenVLA's LIBERO protocol writes each frame as a JPEG and reads it back, because its training images went through
 one. Coding the coefficients loses nothing and is left out here; everything else is the integer arithmetic of
 libjpeg as TensorFlow calls it, so the result is the same to the bit:
 
@@ -98,13 +98,13 @@ def forward_matrix() -> Float64[np.ndarray, "8 8"]:
     return matrix
 
 
-def jpeg_round_trip(pictures: Float32[Tensor, "N 3 H W"]) -> Float32[Tensor, "N 3 H W"]:
-    """RGB pictures as they come back from a JPEG file of quality 95 with 4:2:0 chroma.
+def jpeg_round_trip(images: Float32[Tensor, "N 3 H W"]) -> Float32[Tensor, "N 3 H W"]:
+    """RGB images as they come back from a JPEG file of quality 95 with 4:2:0 chroma.
 
     Values are integers 0..255 on both sides. Any height and width from 16 on.
     """
-    height, width = pictures.shape[-2:]
-    luma, chroma = _ycc(pictures)
+    height, width = images.shape[-2:]
+    luma, chroma = _ycc(images)
     luma = _through_blocks(_extend(luma, BLOCK, BLOCK), 0)[..., :height, :width]
     chroma = _through_blocks(_halve(chroma), 1)[..., : (height + 1) // 2, : (width + 1) // 2]
     return _rgb(luma, _double(chroma)[..., :height, :width])

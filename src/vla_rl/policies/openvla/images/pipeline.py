@@ -1,8 +1,8 @@
-"""From a camera's frame to the picture a model sees: OpenVLA's protocol for LIBERO, without TensorFlow.
+"""From a camera's frame to the image a model sees: OpenVLA's protocol for LIBERO, without TensorFlow.
 
     rotate by 180 degrees -> JPEG round trip -> lanczos3 resize -> centre crop -> normalisation
 
-Pictures are float32 planes [N, 3, H, W] that hold integers 0..255 between the stages. Each stage gives the bits that
+Images are float32 planes [N, 3, H, W] that hold integers 0..255 between the stages. Each stage gives the bits that
 OpenVLA's evaluation gives with TensorFlow 2.15 (openvla/openvla@c8f03f4, experiments/robot/libero/libero_utils.py
 `get_libero_image`, experiments/robot/openvla_utils.py `get_vla_action`), which needs its order of float32 additions:
 sums are written out tap by tap, and a product is rounded before it is added. On the CPU a compiled version of the same
@@ -23,31 +23,31 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from vla_rl.config.errors import UserError
-from vla_rl.config.openvla import PictureConfig
+from vla_rl.config.openvla import ImagePreprocessing
 from vla_rl.policies.openvla.images.jpeg import jpeg_round_trip
 from vla_rl.policies.openvla.images.resampling import center_crop, resize_lanczos3
 
 SMALLEST = 16
 CHUNK_CPU = 2
-"""Pictures at a time, so that a stage's output is still in the processor's cache when the next one reads it."""
+"""Images at a time, so that a stage's output is still in the processor's cache when the next one reads it."""
 CHUNK_GPU = 64
 
 
 def rotate_180(images: UInt8[np.ndarray, "*N H W 3"]) -> UInt8[np.ndarray, "*N H W 3"]:
-    """Turn pictures by 180 degrees (its own inverse): MuJoCo's frames come upside down, training data mirrored too."""
+    """Turn images by 180 degrees (its own inverse): MuJoCo's frames come upside down, training data mirrored too."""
     turned = torch.from_numpy(np.require(images, requirements=["C", "W"])).flip(-3, -2)
     return turned.numpy()  # numpy itself takes thirty times as long
 
 
 def prepare(
     images: UInt8[np.ndarray, "N H W 3"],
-    config: PictureConfig,
+    config: ImagePreprocessing,
     size: int,
     device: torch.device,
 ) -> Float32[Tensor, "N 3 size size"]:
     """The stages that `config` asks for, as integer values 0..255 on the device.
 
-    size: height and width the model takes. Raises UserError if the pictures do not have it and are not resized.
+    size: height and width the model takes. Raises UserError if the images do not have it and are not resized.
     """
     _check(images, config, size)
     # neither torch nor numba takes arrays that are mirrored or must not be written to as they are
@@ -71,16 +71,16 @@ def prepare(
     return out
 
 
-def _check(images: UInt8[np.ndarray, "N H W 3"], config: PictureConfig, size: int) -> None:
+def _check(images: UInt8[np.ndarray, "N H W 3"], config: ImagePreprocessing, size: int) -> None:
     height, width = images.shape[1:3]
     if config.resize == "none" and (height, width) != (size, size):
         raise UserError(
-            f"The model takes pictures of {size} x {size}, got {height} x {width}: set env.image_size to {size}, or "
-            "pictures.resize to lanczos3"
+            f"The model takes images of {size} x {size}, got {height} x {width}: set env.image_size to {size}, or "
+            "images.resize to lanczos3"
         )
     if min(height, width) < SMALLEST:
         raise UserError(
-            f"Pictures must have at least {SMALLEST} x {SMALLEST} pixels, got {height} x {width}"
+            f"Images must have at least {SMALLEST} x {SMALLEST} pixels, got {height} x {width}"
         )
 
 

@@ -37,18 +37,18 @@ class Blend(NamedTuple):
 
 
 def resize_lanczos3(
-    pictures: Float32[Tensor, "N 3 H W"], size: int
+    images: Float32[Tensor, "N 3 H W"], size: int
 ) -> Float32[Tensor, "N 3 size size"]:
     """Resize as tf.image.resize(lanczos3, antialias=True), then round half to even and clip to 0..255."""
-    return resize_lanczos3_unrounded(pictures, size).round_().clamp_(0, 255)
+    return resize_lanczos3_unrounded(images, size).round_().clamp_(0, 255)
 
 
 def resize_lanczos3_unrounded(
-    pictures: Float32[Tensor, "N 3 H W"], size: int
+    images: Float32[Tensor, "N 3 H W"], size: int
 ) -> Float32[Tensor, "N 3 size size"]:
     """Rows first, then columns, as TensorFlow."""
-    height, width = pictures.shape[-2:]
-    tall = _filter_rows(pictures, lanczos3_taps(height, size))
+    height, width = images.shape[-2:]
+    tall = _filter_rows(images, lanczos3_taps(height, size))
     turned = tall.transpose(-1, -2).contiguous()  # so that the second pass, too, reads whole rows
     return _filter_rows(turned, lanczos3_taps(width, size)).transpose(-1, -2).contiguous()
 
@@ -101,7 +101,7 @@ def _lanczos3(x: Float32[np.ndarray, "out taps"]) -> Float32[np.ndarray, "out ta
 def _sine(x: Float32[np.ndarray, "out taps"]) -> Float32[np.ndarray, "out taps"]:
     """The C library's sinf, which TensorFlow calls: numpy's float32 sine differs in the last bit here and there.
 
-    Where there is no such library the nearest float32 is taken, and about one value in 10^5 of a resized picture
+    Where there is no such library the nearest float32 is taken, and about one value in 10^5 of a resized image
     then differs by one grey level.
     """
     try:
@@ -112,20 +112,20 @@ def _sine(x: Float32[np.ndarray, "out taps"]) -> Float32[np.ndarray, "out taps"]
     return np.array([sinf(value) for value in x.ravel().tolist()], np.float32).reshape(x.shape)
 
 
-def center_crop(pictures: Float32[Tensor, "N 3 H W"], area: float) -> Float32[Tensor, "N 3 H W"]:
-    """Cut out the middle `area` of the picture and stretch it bilinearly to the full size, as integers 0..255.
+def center_crop(images: Float32[Tensor, "N 3 H W"], area: float) -> Float32[Tensor, "N 3 H W"]:
+    """Cut out the middle `area` of the image and stretch it bilinearly to the full size, as integers 0..255.
 
     tf.image.crop_and_resize on values in [0, 1], then convert_image_dtype to uint8, which is floor(255.5 x).
     """
-    return center_crop_unrounded(pictures, area).clamp_(0, 1).mul_(255.5).floor_()
+    return center_crop_unrounded(images, area).clamp_(0, 1).mul_(255.5).floor_()
 
 
 def center_crop_unrounded(
-    pictures: Float32[Tensor, "N 3 H W"], area: float
+    images: Float32[Tensor, "N 3 H W"], area: float
 ) -> Float32[Tensor, "N 3 H W"]:
     """Values in [0, 1], up to rounding."""
-    height, width = pictures.shape[-2:]
-    turned = (pictures * (1 / 255)).transpose(-1, -2).contiguous()
+    height, width = images.shape[-2:]
+    turned = (images * (1 / 255)).transpose(-1, -2).contiguous()
     blended = _blend_rows(turned, crop_blend(width, area))
     return _blend_rows(blended.transpose(-1, -2).contiguous(), crop_blend(height, area))
 
