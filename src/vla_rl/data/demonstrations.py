@@ -58,6 +58,8 @@ class Demonstrations:
     instructions: tuple[str, ...]
     action_low: Float64[np.ndarray, " A"]  # the action that -1 stands for
     action_high: Float64[np.ndarray, " A"]  # the action that +1 stands for
+    image_fit: ImageFit | None = None
+    """How the camera's frames became square; None where they were."""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -147,7 +149,8 @@ def load_demonstrations(
             rows = slice(entry.first_frame + start, entry.first_frame + stop)
             images[rows] = resize(seen, size)
     return Demonstrations(
-        images, proprio, actions, episode_ids, task_ids, reader.tasks, low, high
+        images, proprio, actions, episode_ids, task_ids, reader.tasks, low, high,
+        image_fit=None if height == width else fit,
     )  # fmt: skip
 
 

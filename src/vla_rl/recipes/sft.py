@@ -20,7 +20,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from vla_rl.algorithms.sft import SFT, epoch_batches, num_batches, random_shift
-from vla_rl.config import SFTConfig, UserError, tiny_model
+from vla_rl.config import ModelConfig, SFTConfig, UserError, tiny_model
 from vla_rl.data.demonstrations import (
     ENVIRONMENT_FILE,
     Demonstrations,
@@ -58,6 +58,7 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
         config.dataset,
         camera=config.camera,
         image_size=config.image_size,
+        image_fit=config.image_fit,
         scratch=next(folder for folder in out.absolute().parents if folder.is_dir()),
     )
     policy = build_policy(config, demos)
@@ -160,8 +161,8 @@ def build_policy(config: SFTConfig, demos: Demonstrations) -> OpenVLAPolicy:
     action_dim, folder = demos.actions.shape[1], config.policy.checkpoint
     if not folder:
         return OpenVLAPolicy.create(
-            tiny_model(demos.image_size), demos.instructions, statistics, action_dim,
-            config.action_chunk, config.policy, config.seed,
+            with_images(tiny_model(demos.image_size), demos), demos.instructions, statistics,
+            action_dim, config.action_chunk, config.policy, config.seed,
         )  # fmt: skip
     loaded = OpenVLAPolicy.from_checkpoint(folder, config.policy, seed=config.seed)
     if loaded.action_dim != action_dim:
@@ -169,8 +170,15 @@ def build_policy(config: SFTConfig, demos: Demonstrations) -> OpenVLAPolicy:
             f"{config.dataset}: expected actions of size {loaded.action_dim}, as the policy in {folder} plays them, "
             f"got {action_dim}. Take a dataset of the same robot, or train from scratch (empty policy.checkpoint)."
         )
+    model = with_images(loaded.description.model, demos)
+    if model.images.resize == "none" and model.image_size != demos.image_size:
+        raise UserError(
+            f"{config.dataset}: expected images of {model.image_size} px, as the policy in {folder} sees them, got "
+            f"{demos.image_size} px. Give --image-size {model.image_size}."
+        )
     description = replace(
         loaded.description,
+        model=model,
         norm_stats={**loaded.description.norm_stats, **statistics},
         unnorm_key=next(iter(statistics)),
         action_chunk=config.action_chunk,
@@ -179,6 +187,14 @@ def build_policy(config: SFTConfig, demos: Demonstrations) -> OpenVLAPolicy:
     policy = OpenVLAPolicy(loaded.model, tokenizer, description, config.policy, loaded.device)
     policy.stored_dtypes = loaded.stored_dtypes
     return policy
+
+
+def with_images(model: ModelConfig, demos: Demonstrations) -> ModelConfig:
+    """The model with what was done to the camera's frames: in play it is done to them again."""
+    if demos.image_fit is None:
+        return model
+    images = replace(model.images, fit=demos.image_fit, resize="lanczos3")
+    return replace(model, images=images)
 
 
 def dataset_statistics(demos: Demonstrations) -> dict[str, Any]:

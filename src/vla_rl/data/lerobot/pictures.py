@@ -179,7 +179,10 @@ def decode_video(
         # an mp4 and nothing else: playlists, which FFmpeg would recognise, can name files elsewhere
         with av.open(str(path.absolute()), format="mp4") as container:
             stream = container.streams.video[0]
-            stream.codec_context.options = {"max_pixels": str(_most_pixels(shape))}
+            context: Any = stream.codec_context
+            if context is None:
+                raise ValueError("a codec that is not known")
+            context.options = {"max_pixels": str(_most_pixels(shape))}
             unit = float(stream.time_base or Fraction(1, 1)) or 1.0
             container.seek(round(seconds[0] / unit) - 1, backward=True, stream=stream)
             for frame in container.decode(stream):

@@ -249,6 +249,11 @@ class LeRobotReader:
             if table.rows != length:
                 expected = f"{length} rows, the frames of its episodes in meta/episodes"
                 raise fault(table.path, "", expected, Phrase(f"{table.rows}"), REMEDY)
+            strange = [n for n in table.names if n not in self.features and not n.startswith("__")]
+            if strange:
+                # as lerobot does: a feature that was left out of the description would be lost without a word
+                expected = "the features of meta/info.json alone as columns"
+                raise fault(table.path, "", expected, Phrase(f"also {strange[0]!r}"), REMEDY)
             count += length
         return starts
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vla_rl.config.errors import UserError
-from vla_rl.runtime.external import Phrase, fault, path_inside
+from vla_rl.runtime.external import Phrase, fault, path_inside, shown
 from vla_rl.runtime.memory import require_memory
 
 MOST_UNFOLDED = 1000
@@ -202,13 +202,14 @@ def text_lists(values: pa.ChunkedArray, *, source: str | Path, key: str) -> list
         return fault(source, key, expected, Phrase(f"{found} in row {position}"), REMEDY)
 
     _refuse_null(array, refuse, "a list of texts")
-    ends = np.cumsum(_lengths(array))
-    rows = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+    lengths = _lengths(array)
+    ends = np.cumsum(lengths)
+    rows = np.repeat(np.arange(len(ends)), lengths)
     flat = texts(
         pa.chunked_array([array.flatten()]), source=source, key=key,
         row_name=lambda i: f"row {rows[i]}",
     )  # fmt: skip
-    return [tuple(flat[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [tuple(flat[start:end]) for start, end in zip(ends - lengths, ends, strict=True)]
 
 
 def _unfolded(group: Any, column: str) -> int:
@@ -268,4 +269,4 @@ def _is_text(value: Any) -> bool:
 def _kind(value: Any) -> str:
     if value is None:
         return "null"
-    return "bytes" if isinstance(value, bytes) else f"a {type(value).__name__}"
+    return "bytes that are no text" if isinstance(value, bytes) else shown(value)

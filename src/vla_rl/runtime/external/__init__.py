@@ -24,7 +24,7 @@ it is imported when the first schema is used, so that modules with schemas stay 
 """
 
 from vla_rl.runtime.external.arrays import check_array
-from vla_rl.runtime.external.faults import Phrase, dotted, fault, shown
+from vla_rl.runtime.external.faults import Phrase, dotted, fault, printable, shown
 from vla_rl.runtime.external.json_files import (
     MAX_DEPTH,
     MAX_JSON_BYTES,
@@ -44,6 +44,7 @@ __all__ = [
     "files_inside",
     "parse_json",
     "path_inside",
+    "printable",
     "read_bytes",
     "read_json",
     "shown",
