@@ -1,57 +1,101 @@
 """Names of before: configurations saved under them still load, and options under them still work.
 
 One table, by dataclass. `renamed` brings saved fields up to date; the command line derives its old options from the
-same table.
+same table. A dotted name is a path into nested dataclasses, so that a field may move from one to another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
-Change = Callable[[Any], dict[str, Any]]
-"""From an old value to the fields that say the same today."""
+from vla_rl.config.errors import ConfigError
 
-
-def _process_reward(kind: str, model: str) -> Change:
-    """One field was both: `simulator`, or the folder of a reward model."""
-    return lambda value: {kind: "simulator"} if value == "simulator" else {model: value}
-
-
-def _chooser(name: str) -> Change:
-    """`judge` was the chooser that asks a reward model; a list holds several choosers."""
-
-    def change(value: Any) -> dict[str, Any]:
-        if isinstance(value, list | tuple):
-            return {name: ["reward-model" if item == "judge" else item for item in value]}  # pyright: ignore[reportUnknownVariableType]
-        return {name: "reward-model" if value == "judge" else value}
-
-    return change
-
-
-_REWARD = _process_reward("kind", "model")
-_ABLATED_REWARD = _process_reward("reward_kind", "reward_model")
-
-OLD_FIELDS: Mapping[str, Mapping[str, str | Change]] = {
+OLD_FIELDS: Mapping[str, Mapping[str, str]] = {
+    "TrainConfig": {
+        "ppo.iterations": "schedule.iterations",
+        "ppo.minutes": "schedule.minutes",
+        "ppo.turns": "rollout.turns",
+        "ppo.temperature": "rollout.temperature",
+        "ppo.learning_rate": "optimizer.learning_rate",
+        "ppo.adam_beta2": "optimizer.adam_beta2",
+        "ppo.adam_eps": "optimizer.adam_eps",
+        "ppo.weight_decay": "optimizer.weight_decay",
+        "ppo.warmup_steps": "optimizer.warmup_steps",
+        "ppo.final_learning_rate": "optimizer.final_learning_rate",
+        "ppo.max_grad_norm": "optimizer.max_grad_norm",
+    },
     "PPOConfig": {"imitation_coef": "self_imitation_coef"},
     "PolicyConfig": {"pictures": "images"},
     "ModelConfig": {"pictures": "images"},
-    "ProcessRewardConfig": {"judge": _REWARD, "model": _REWARD},
-    "BestOfConfig": {"judge": "reward_model", "chooser": _chooser("chooser")},
-    "EvalArguments": {"judge": "reward_model", "chooser": _chooser("chooser")},
-    "ScalingConfig": {"choosers": _chooser("choosers")},
-    "AblationConfig": {"judge": _ABLATED_REWARD, "reward_model": _ABLATED_REWARD},
+    "ProcessRewardConfig": {"judge": "model"},
+    "BestOfConfig": {"judge": "reward_model"},
+    "EvalArguments": {"judge": "reward_model"},
+    "AblationConfig": {"judge": "reward_model"},
 }
-"""Class name -> old field -> field, or how the fields of today follow from the old value.
+"""Class name -> old field -> field."""
 
-A field that kept its name stands here too, where one of its values has another name now."""
+NewValue = Callable[[Any], dict[str, Any]]
+"""From the value of a field to the fields that say the same today."""
+
+
+def _reward_model(kind: str, model: str) -> NewValue:
+    """One field was both a folder and, as the word `simulator`, a kind of reward."""
+    return lambda value: {kind: "simulator"} if value == "simulator" else {model: value}
+
+
+def _chooser(field: str) -> NewValue:
+    """`judge` was the chooser that asks a reward model; a list holds several choosers."""
+
+    def today(value: Any) -> dict[str, Any]:
+        if isinstance(value, list | tuple):
+            names = cast("list[Any]", value)
+            return {field: ["reward-model" if name == "judge" else name for name in names]}
+        return {field: "reward-model" if value == "judge" else value}
+
+    return today
+
+
+OLD_VALUES: Mapping[str, Mapping[str, NewValue]] = {
+    "ProcessRewardConfig": {"model": _reward_model("kind", "model")},
+    "AblationConfig": {"reward_model": _reward_model("reward_kind", "reward_model")},
+    "BestOfConfig": {"chooser": _chooser("chooser")},
+    "EvalArguments": {"chooser": _chooser("chooser")},
+    "ScalingConfig": {"choosers": _chooser("choosers")},
+}
+"""Class name -> field, by its present name, of which a value is said otherwise today."""
 
 
 def renamed(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved fields of the dataclass `cls` under their present names."""
-    changes = OLD_FIELDS.get(cls.__name__, {})
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        change = changes.get(name, name)
-        result |= {change: value} if isinstance(change, str) else change(value)
-    return result
+    """Saved fields of the dataclass `cls` as they are called today; `values` itself is not changed.
+
+    What has another shape than a saved configuration stays as it is. Raises ConfigError where a field is given under
+    its old and its present name.
+    """
+    fields = dict(values)
+    for old, new in OLD_FIELDS.get(cls.__name__, {}).items():
+        old_name, new_name = old.rpartition(".")[2], new.rpartition(".")[2]
+        source = _parent(fields, old)
+        if source is None or old_name not in source:
+            continue
+        target = _parent(fields, new, make=True)
+        if target is None:
+            continue
+        if new_name in target:
+            raise ConfigError(f"{old} is called {new} now, and both are given: leave out {old}")
+        target[new_name] = source.pop(old_name)
+    for field, today in OLD_VALUES.get(cls.__name__, {}).items():
+        if field in fields:
+            fields |= today(fields.pop(field))
+    return fields
+
+
+def _parent(fields: dict[str, Any], path: str, make: bool = False) -> dict[str, Any] | None:
+    """The mapping that holds the last name of `path`, copied into `fields`; None where there is none."""
+    for name in path.split(".")[:-1]:
+        inner = fields.get(name, {} if make else None)
+        if not isinstance(inner, Mapping):
+            return None
+        fields[name] = dict(cast("Mapping[str, Any]", inner))
+        fields = fields[name]
+    return fields
