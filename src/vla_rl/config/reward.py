@@ -17,7 +17,7 @@ class LabelConfig:
     """
 
     scheme: Literal["keyframe", "segments"] = "keyframe"
-    """keyframe (the paper's): milestones are where the gripper changes, key frames are where the hand comes to rest, and
+    """keyframe (the paper's): milestones are where the gripper changes, key frames where the hand comes to rest, and
     the turns that lead there are positive. segments (a second source's): equal parts in time with rising progress."""
     gripper: Literal["auto", "measured", "commanded"] = "auto"
     """Where the opening of the gripper is read: from proprioception, or from the gripper command in the action. auto
@@ -50,7 +50,7 @@ class LabelConfig:
     num_segments: int = 5
     """segments: equal parts into which a trajectory is cut."""
     failure_peak: float = 0.5
-    """segments: progress that a failed trajectory would reach at its end if it rose as steadily as in its first half."""
+    """segments: progress that a failed trajectory would reach at its end if it rose on as in its first half."""
     failure_end: float = 0.25
     """segments: progress of a failed trajectory in all parts that end beyond its middle."""
     positive_progress: float = 0.5
@@ -144,9 +144,9 @@ class RewardModelConfig:
     """tiny: this project's own model class, trained from scratch on a CPU. Else a folder or hub id of an image-text
     model (Qwen/Qwen2-VL-2B-Instruct is the paper's authors')."""
     start: str = ""
-    """Folder of a reward model to train further, instead of starting from the backbone. It keeps its own prompt, answers,
-    history and size, and those given here must be the same. Its split is kept too: what it learned from never measures
-    the new one."""
+    """Folder of a reward model to train further, instead of starting from the backbone. It keeps its own prompt,
+    answers, history and size, and those given here must be the same. Its split is kept too: what it learned from never
+    measures the new one."""
     prompt: str = "The task is {instruction}, is it completed?"
     """What the model is asked about the image (the authors' question). Its next token is the answer."""
     positive_answer: str = "1"

@@ -55,6 +55,11 @@ class BestOfConfig:
             self.temperature > 0,
             f"best-of-N: temperature must be positive, got {self.temperature}: greedy candidates would all be the same",
         )
+        require(
+            self.success_ahead or self.chooser != "success",
+            "best-of-N: the chooser success is nothing but success seen ahead: leave success_ahead on, or take the "
+            "chooser random",
+        )
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ nor the curriculum.
 
 Additive. Paying every turn and ending the pay with success would make success costly: where w p / H > 1 - g, one more
 turn of waiting is worth more than finishing now. So success counts as an absorbing state with the best score, in which
-the rest of the episode is spent (Kostrikov et al. 2019, arXiv 1809.02925). Finishing is then worth at least as much as any
-other way to go on from the same turn: it pays success undiscounted, and the best score for all turns that are left.
+the rest of the episode is spent (Kostrikov et al. 2019, arXiv 1809.02925). Finishing is then worth at least as much as
+any other way to go on from the same turn: it pays success undiscounted, and the best score for all turns that are left.
 
 Potential. Discounted over an episode it adds up to -Phi(o_0), whatever was done in it: for any weight the policies are
 ranked as by success alone (Ng, Harada, Russell 1999, theorem 1). So it is never clipped, which would break the sum. An
@@ -71,7 +71,9 @@ class ShapedReward:
         self.scorer = scorer
         self._config, self._gamma, self._horizon = config, gamma, horizon
         self._endless = not time_limit_is_terminal
-        self._potential: Float32[np.ndarray, " N"] | None = None  # at the window's edge; NaN: a new episode
+        self._potential: Float32[np.ndarray, " N"] | None = (
+            None  # at the window's edge; NaN: a new episode
+        )
         self._scale = RunningScale()
         self._monitor = RewardHackingMonitor()
         self._last: dict[str, float] = {}
@@ -101,7 +103,12 @@ class ShapedReward:
         if self._config.form == "additive":
             played = np.rint(rollout.time_fraction * self._horizon).astype(np.int64)
             dense = additive_rewards(
-                scores, rollout.terminated, played, self._gamma, self._horizon, endless=self._endless
+                scores,
+                rollout.terminated,
+                played,
+                self._gamma,
+                self._horizon,
+                endless=self._endless,
             )
             dense = weight * dense if weight else np.zeros_like(scores)
         else:
@@ -212,7 +219,7 @@ def additive_rewards(
     *,
     endless: bool,
 ) -> Float32[np.ndarray, "M N"]:
-    """score / horizon for every turn; on the turn of a success the best score for all turns that were left.
+    """Each turn is paid score / horizon; the turn of a success the best score for all turns that were left.
 
     Args:
         scores: 0..1, of each turn.
@@ -300,9 +307,7 @@ class RunningScale:
     def __init__(self, decay: float = 0.9) -> None:
         self._decay, self._square, self._weight = decay, 0.0, 0.0
 
-    def of(
-        self, values: Float32[np.ndarray, "M N"], valid: Bool[np.ndarray, "M N"]
-    ) -> float:
+    def of(self, values: Float32[np.ndarray, "M N"], valid: Bool[np.ndarray, "M N"]) -> float:
         """The factor for this window, which counts in it; the mean is not taken off, as it may be the signal."""
         if valid.any():
             square = float(np.mean(np.square(values[valid], dtype=np.float64)))

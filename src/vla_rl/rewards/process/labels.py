@@ -2,8 +2,8 @@
 
 `keyframe`, after VLA-RL (arXiv 2505.18719, section 3.3): cut the trajectory where the gripper's opening changes (the
 milestones), find in each segment where the hand comes to rest (the key frames), and call the turns that lead there
-positive. Everything else is negative: the other turns and those of failures (and, in `mismatched.py`, some seen with the
-instruction of another task).
+positive. Everything else is negative: the other turns and those of failures. `mismatched.py` adds turns seen with the
+instruction of another task.
 
 `segments`, after a second source: equal parts in time. Progress rises to 1 in successes. In failures it rises half as
 fast over their first half, and is a quarter from there on: .1 .2 .25 .25 .25 for five parts. Positive is what has more
@@ -77,9 +77,7 @@ def label(trajectory: Trajectory, config: LabelConfig, robot: RobotSignals) -> L
     if not trajectory.success:
         return _failure(len(trajectory), milestones, find_pauses(speed, config), config)
     keys = find_key_frames(speed, milestones, config)
-    positive, known = _windows(
-        len(trajectory), milestones, keys, trajectory.turn_seconds, config
-    )
+    positive, known = _windows(len(trajectory), milestones, keys, trajectory.turn_seconds, config)
     progress = _progress_by_milestones(len(trajectory), milestones)
     return Labels(positive, known, progress, milestones, keys)
 

@@ -7,8 +7,8 @@ What is read is never text but log p(positive answer) - log p(negative answer) a
 vocabulary; its sigmoid is the probability of the one against the other. Two backbones: the project's own tiny model
 class (`tiny`), and any image-text model of Hugging Face (`vlm`).
 
-On disk a reward model is a folder: reward_model.json says what it was trained for; the weights are safetensors; the tiny
-one has its tokenizer beside them, the others take their processor from the backbone.
+On disk a reward model is a folder. reward_model.json says what it was trained for, and the weights are safetensors. The
+tiny one has its tokenizer beside them; the others take their processor from the backbone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
@@ -148,6 +148,9 @@ class ProcessRewardModel(Protocol):
 
 class TrainableRewardModel(ProcessRewardModel, Protocol):
     """A reward model that can be taught."""
+
+    model: Any
+    """Its network, an `nn.Module`."""
 
     @property
     def device(self) -> torch.device: ...
