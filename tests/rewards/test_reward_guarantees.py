@@ -9,7 +9,7 @@ import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from toy_rollouts import HALF, HIGH, LOW, Scores, flags, reward, window
 
 from vla_rl.config import ProcessRewardConfig
@@ -58,9 +58,11 @@ def discounted(rewards: np.ndarray, gamma: float) -> float:
     hnp.arrays(np.float32, 12, elements=st.floats(0, 1, width=32)),
     st.integers(0, 10),
     st.integers(1, 12),
-    st.floats(0.05, 1.0),
+    st.sampled_from([0.5, 0.9, 0.99, 0.999, 1.0]),
     st.floats(0, 1),
 )
+@example(np.ones(12, np.float32), 0, 1, 0.99, 0.3)
+@example(np.ones(12, np.float32), 3, 9, 0.999, 0.3)
 def test_finishing_is_never_worse_than_any_delay(
     scores: np.ndarray, finish: int, delay: int, gamma: float, weight: float
 ) -> None:
