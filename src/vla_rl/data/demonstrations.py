@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ IMAGE = "observation.images.image"
 STATE = "observation.state"
 ACTION = "action"
 NORMALISED_ROBOTS = ("metaworld_sawyer", "libero_panda")
-"""`robot_type` of our experts' demonstrations: their actions span [-1, 1] by the simulator's definition."""
+"""`robot_type`s whose actions are known to span [-1, 1], where the caller knows of no others."""
 
 
 ENVIRONMENT_FILE = "meta/environment.json"
@@ -93,12 +94,18 @@ class Demonstrations:
 
 
 def load_demonstrations(
-    folder: str | Path, *, action_size: int | None = None, camera: str = "", image_size: int = 0
+    folder: str | Path,
+    *,
+    action_size: int | None = None,
+    camera: str = "",
+    image_size: int = 0,
+    normalised_robots: Collection[str] = NORMALISED_ROBOTS,
 ) -> Demonstrations:
     """Read a LeRobotDataset v3.0 into memory, pictures as one uint8 array.
 
     camera: the feature that holds the pictures; empty takes `observation.images.image`, or the only camera.
     image_size: height and width to which pictures are resized; 0 keeps them.
+    normalised_robots: `robot_type`s whose actions span [-1, 1] by definition.
 
     Raises UserError for what LeRobotReader refuses, for missing features, and where `action_size` is given and
     the dataset's actions have another size.
@@ -116,7 +123,7 @@ def load_demonstrations(
         rows = slice(entry.first_frame, entry.first_frame + entry.length)
         images[rows] = resize(reader.pictures(camera, entry.index), size)
     actions = np.ascontiguousarray(reader.column(ACTION), dtype=np.float32)
-    low, high = _action_range(reader, actions)
+    low, high = _action_range(reader, actions, normalised_robots)
     if STATE in reader.features:
         proprio = np.ascontiguousarray(reader.column(STATE), dtype=np.float32)
     else:
@@ -157,7 +164,7 @@ def action_chunks(
 
 
 def _action_range(
-    reader: LeRobotReader, actions: Float32[np.ndarray, "F A"]
+    reader: LeRobotReader, actions: Float32[np.ndarray, "F A"], normalised_robots: Collection[str]
 ) -> tuple[Float64[np.ndarray, " A"], Float64[np.ndarray, " A"]]:
     """What -1 and +1 stand for.
 
@@ -166,7 +173,7 @@ def _action_range(
     the 1 % and 99 % quantiles, as OpenVLA does.
     """
     size = actions.shape[1]
-    if reader.info.robot_type in NORMALISED_ROBOTS:
+    if reader.info.robot_type in normalised_robots:
         return np.full(size, -1.0), np.ones(size)
     low, high = np.quantile(actions.astype(np.float64), [0.01, 0.99], axis=0)
     return low, high

@@ -28,6 +28,7 @@ from vla_rl.data.demonstrations import (
     action_chunks,
     load_demonstrations,
 )
+from vla_rl.envs.registry import robots
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import whole_folder
@@ -51,7 +52,12 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
     out = Path(config.out)
     require_unused(out)
     seed_everything(config.seed)
-    demos = load_demonstrations(config.dataset, camera=config.camera, image_size=config.image_size)
+    demos = load_demonstrations(
+        config.dataset,
+        camera=config.camera,
+        image_size=config.image_size,
+        normalised_robots=robots(),
+    )
     policy = build_policy(config, demos)
     tokens = policy.encode_actions(
         action_chunks(demos.actions, demos.episode_ids, config.action_chunk)

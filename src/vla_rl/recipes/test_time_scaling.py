@@ -18,9 +18,8 @@ from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, UserError
 from vla_rl.config.search import BestOfConfig, ChooserName, ScalingConfig
 from vla_rl.config.serialize import to_json
 from vla_rl.envs import ProcessVectorEnv
-from vla_rl.envs.benchmark import no_dense_reward
 from vla_rl.envs.env import VectorEnv
-from vla_rl.envs.registry import is_libero
+from vla_rl.envs.registry import benchmark, no_dense_reward
 from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.result import evaluate_policy, evaluation_specs
 from vla_rl.evaluation.search.best_of import play_best_of
@@ -76,7 +75,7 @@ def evaluate_best_of(
 
 def reward_model_of(search: BestOfConfig, suite: str) -> ProcessRewardModel | None:
     """The reward model that `search` needs, if it needs one. UserError for what cannot be chosen by on this suite."""
-    if search.chooser == "simulator" and is_libero(suite):
+    if search.chooser == "simulator" and benchmark(suite).dense_reward_max is None:
         raise no_dense_reward(suite)
     if search.chooser != "judge" or search.best_of == 1:
         return None
@@ -180,10 +179,12 @@ def available_choosers(
     for chooser in config.choosers:
         search = replace(config.search, chooser=chooser, best_of=max(config.sizes))
         if (chooser == "judge" and not search.reward_model) or (
-            chooser == "simulator" and is_libero(suite)
+            chooser == "simulator" and benchmark(suite).dense_reward_max is None
         ):
             why = (
-                "no reward model was given" if chooser == "judge" else "LIBERO has no dense reward"
+                "no reward model was given"
+                if chooser == "judge"
+                else f"{benchmark(suite).title} has no dense reward"
             )
             console().print(f"left out: choosing by {LABELS[chooser]}, as {why}")
             continue

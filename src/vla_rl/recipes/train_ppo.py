@@ -22,7 +22,7 @@ from vla_rl.curriculum import TaskSampler
 from vla_rl.envs import ProcessVectorEnv, split_initial_states
 from vla_rl.policies.openvla.memory import with_micro_batch
 from vla_rl.recipes.refresh_reward import refresh_reward_model
-from vla_rl.rewards.registry import build_reward
+from vla_rl.rewards.registry import build_reward, simulator_reward_max
 from vla_rl.rollout import Collector, rollout_metrics
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.memory import keep_freed_memory
@@ -55,7 +55,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         curriculum = TaskSampler(config.curriculum, envs.tasks, train_states, config.run.seed)
         collector = Collector(
             policy, envs, curriculum.draw_one, curriculum.observe, config.run.seed,
-            ask_simulator=config.reward.asks_simulator,
+            dense_reward_max=simulator_reward_max(config),
         )  # fmt: skip
         state = TrainState(
             run, policy, learner, reward_function, curriculum, collector, config.run.save_every

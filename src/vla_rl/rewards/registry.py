@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float32, Int64
 
 from vla_rl.config import TrainConfig, UserError
-from vla_rl.envs.benchmark import no_dense_reward
-from vla_rl.envs.registry import is_libero
+from vla_rl.envs.registry import benchmark, no_dense_reward
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.rewards import (
     RewardFunction,
@@ -27,8 +26,7 @@ def build_reward(config: TrainConfig, policy: OpenVLAPolicy) -> RewardFunction:
     if not settings.model:
         return SuccessReward()
     if settings.asks_simulator:
-        if is_libero(config.env.suite):
-            raise no_dense_reward(config.env.suite)
+        simulator_reward_max(config)
         return ShapedReward(SimulatorScorer(), settings, gamma=config.ppo.gamma, horizon=horizon)
     reward_model = load_reward_model(settings.model, config.policy.device)
     _require_fit(reward_model.description, config, policy)
@@ -38,6 +36,19 @@ def build_reward(config: TrainConfig, policy: OpenVLAPolicy) -> RewardFunction:
 
     scorer = RewardModelScorer(reward_model, settings.model, decode_actions)
     return ShapedReward(scorer, settings, gamma=config.ppo.gamma, horizon=horizon)
+
+
+def simulator_reward_max(config: TrainConfig) -> float | None:
+    """What the simulator's own dense reward gives for a solved task; None where `config.reward` does not ask for it.
+
+    UserError if it asks for it and the simulator has none.
+    """
+    if not config.reward.asks_simulator:
+        return None
+    most = benchmark(config.env.suite).dense_reward_max
+    if most is None:
+        raise no_dense_reward(config.env.suite)
+    return most
 
 
 def _require_fit(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64
 
-from vla_rl.envs.env import DENSE_REWARD_MAX, EpisodesLostError, VectorEnv
+from vla_rl.envs.env import EpisodesLostError, VectorEnv
 from vla_rl.policies.policy import Policy
 from vla_rl.rollout.buffer import FinishedEpisode, RolloutBuffer
 from vla_rl.runtime.seeding import generator
@@ -60,9 +60,11 @@ class Collector:
         draw: Callable[[], EpisodeSpec],
         observe: Callable[[str, bool], None],
         seed: int,
-        ask_simulator: bool = False,
+        dense_reward_max: float | None = None,
     ) -> None:
-        """`ask_simulator`: also ask the simulator for its own dense reward after each turn (privileged)."""
+        """`dense_reward_max`: also ask the simulator for its own dense reward after each turn (privileged), and divide
+        it by this number, what a solved task gives (`Benchmark.dense_reward_max`). None: it is not asked.
+        """
         self.policy, self.envs, self.draw, self.observe, self.seed = (
             policy,
             envs,
@@ -70,7 +72,7 @@ class Collector:
             observe,
             seed,
         )
-        self.ask_simulator = ask_simulator
+        self.dense_reward_max = dense_reward_max
         self.task_index = {task: i for i, task in enumerate(envs.tasks)}
         half = (envs.num_envs + 1) // 2
         slots = np.arange(envs.num_envs)
@@ -92,7 +94,11 @@ class Collector:
         """Play `num_turns` turns in every environment."""
         num_tokens = self.policy.action_chunk * self.policy.action_dim
         window = RolloutBuffer(
-            num_turns, self.envs, num_tokens, self.current[0], self.ask_simulator
+            num_turns,
+            self.envs,
+            num_tokens,
+            self.current[0],
+            ask_simulator=self.dense_reward_max is not None,
         )
         for state in self.slots:
             state.window_start = 0
@@ -173,10 +179,11 @@ class Collector:
     def _simulator_rewards(
         self, group: Int64[np.ndarray, " S"], lost: Bool[np.ndarray, " S"]
     ) -> Float32[np.ndarray, " S"]:
+        assert self.dense_reward_max is not None
         rewards = np.full(len(group), np.nan, np.float32)
         with suppress(EpisodesLostError):  # they come back as lost on the next turn
             asked = self.envs.dense_rewards([int(slot) for slot in group[~lost]])
-            rewards[~lost] = np.clip(asked / DENSE_REWARD_MAX, 0, 1)
+            rewards[~lost] = np.clip(asked / self.dense_reward_max, 0, 1)
         return rewards
 
     def _wait_until_reset(self, slots: Any) -> StepResult:

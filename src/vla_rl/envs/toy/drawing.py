@@ -11,9 +11,10 @@ from jaxtyping import Float32, UInt8
 from vla_rl.envs.toy.world import BLOCK_RADIUS, DISC_RADIUS, HAND_RADIUS, MAT_RADIUS, TABLE, World
 
 _WIDTH = 2 * TABLE + 0.1  # metres that the image shows: the table and a little of the floor
-_FLOOR, _EDGE, _WOOD, _GRAIN = (58, 64, 74), (30, 33, 40), (222, 205, 178), (212, 193, 164)
-_RED, _BLUE, _GREEN, _YELLOW = (214, 58, 52), (48, 98, 214), (74, 158, 92), (244, 196, 48)
-_STEEL, _DARK = (110, 116, 128), (34, 36, 42)
+# the table is as bright as an average image: to a vision model that is nothing at all, and things on it stand out
+_FLOOR, _EDGE, _WOOD, _GRAIN = (94, 94, 96), (70, 68, 66), (126, 118, 106), (120, 111, 99)
+_RED, _BLUE, _GREEN, _YELLOW = (222, 48, 44), (36, 92, 232), (44, 176, 84), (250, 204, 40)
+_STEEL, _DARK = (226, 230, 236), (28, 30, 36)
 
 Canvas = Float32[np.ndarray, "H W 3"]
 Colour = tuple[int, int, int]
@@ -25,18 +26,20 @@ class Picture:
     def __init__(self, world: World, size: int) -> None:
         self._size = size
         self._still = _table(size).copy()
-        _square(self._still, world.mat, MAT_RADIUS, _GREEN)
-        _square(self._still, world.mat, MAT_RADIUS - 0.02, _lighter(_GREEN))
-        for place, colour in ((world.red, _RED), (world.blue, _BLUE)):
-            _disc(self._still, place, DISC_RADIUS, colour)
-            _disc(self._still, place, DISC_RADIUS - 0.025, _lighter(colour))
+        if world.mat is not None:
+            _square(self._still, world.mat, MAT_RADIUS, _GREEN)
+            _square(self._still, world.mat, MAT_RADIUS - 0.02, _lighter(_GREEN))
+        if world.disc is not None:
+            colour = _RED if world.task == "reach-red" else _BLUE
+            _disc(self._still, world.disc, DISC_RADIUS, colour)
+            _disc(self._still, world.disc, DISC_RADIUS - 0.025, _lighter(colour))
 
     def draw(self, world: World) -> UInt8[np.ndarray, "H W 3"]:
-        canvas = self._still.copy()
-        block, hand = world.block, world.hand
-        _square(canvas, block + (0.01 - 0.015j), BLOCK_RADIUS, _DARK, 0.35)
-        _square(canvas, block, BLOCK_RADIUS, _YELLOW)
-        _square(canvas, block, BLOCK_RADIUS - 0.02, _lighter(_YELLOW))
+        canvas, hand = self._still.copy(), world.hand
+        if world.block is not None:
+            _square(canvas, world.block + (0.01 - 0.015j), BLOCK_RADIUS, _DARK, 0.35)
+            _square(canvas, world.block, BLOCK_RADIUS, _YELLOW)
+            _square(canvas, world.block, BLOCK_RADIUS - 0.02, _lighter(_YELLOW))
         fall = 0.01 + 0.35 * world.height  # the higher the hand, the farther its shadow
         _disc(canvas, hand + fall * (1 - 1j), HAND_RADIUS, _DARK, 0.3)
         spread = 0.016 + 0.03 * world.opening

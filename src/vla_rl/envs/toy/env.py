@@ -21,8 +21,8 @@ from vla_rl.envs.toy.tasks import INSTRUCTIONS, suite_tasks
 from vla_rl.envs.toy.world import STEP, World
 from vla_rl.types import EpisodeSpec
 
-_PLACES = ("hand", "block", "grip")
-"""What of a world's places changes while it is played."""
+_PLACES = {"hand", "block", "grip"}
+"""What of a world's places changes while it is played; a world without a block has none."""
 
 
 class ToyEnv:
@@ -112,7 +112,9 @@ class ToyEnv:
         """The episode so far, as arrays, numbers and strings; `restore` continues it, in any process."""
         world = self.world
         assert self._spec is not None
-        places = {name: getattr(world, name) for name in _PLACES}
+        places = {
+            name: getattr(world, name) for name in _PLACES if getattr(world, name) is not None
+        }
         return {
             "task": self._spec.task,
             "initial_state": int(self._spec.initial_state),
@@ -128,7 +130,7 @@ class ToyEnv:
         """Continue the episode of `snapshot`. ConfigError if its task is not in the suite."""
         self.reset(EpisodeSpec(str(snapshot["task"]), int(snapshot["initial_state"])))
         world = self.world
-        for name in _PLACES:
+        for name in _PLACES & snapshot.keys():
             setattr(world, name, complex(*snapshot[name]))
         world.height, world.opening = float(snapshot["height"]), float(snapshot["opening"])
         world.held = bool(snapshot["held"])
@@ -151,14 +153,14 @@ class ToyExpert:
         self._env = env
 
     def action(self) -> Float32[np.ndarray, " 4"]:
-        world, close = self._env.world, -1.0
-        if world.task in ("reach-red", "reach-blue"):
-            goal = world.target()
-        elif world.held:
+        world, goal, close = self._env.world, self._env.world.hand, -1.0
+        if world.disc is not None:
+            goal = world.disc
+        elif world.held and world.mat is not None:
             goal, close = world.mat - world.grip, 1.0
-        elif world.gap() < 0.02:
-            goal, close = world.hand, 1.0  # stand still while the fingers close
-        else:
+        elif world.held or world.gap() < 0.02:
+            close = 1.0  # stand still while the fingers close
+        elif world.block is not None:
             goal = world.block
         move = (goal - world.hand) / (
             STEP * self._env.action_repeat
