@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vla_rl.config.env import EnvConfig
 from vla_rl.envs.benchmark import Benchmark, EvalDefaults, RobotLayout
 from vla_rl.envs.toy.env import ToyEnv, ToyExpert, make_toy_envs
@@ -24,7 +26,7 @@ TOY = Benchmark(
     task_names=suite_tasks,
     instructions=lambda suite: tuple(INSTRUCTIONS[task] for task in suite_tasks(suite)),
     make_envs=make_toy_envs,
-    make_video_env=ToyEnv,
+    make_video_env=lambda config: ToyEnv(replace(config, camera="table")),
     make_expert=ToyExpert,
     robot="toy_hand",
     action_dim=ToyEnv.action_dim,

@@ -16,7 +16,7 @@ from jaxtyping import Float32, UInt8
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, nearest
 from vla_rl.envs.env import Snapshot
-from vla_rl.envs.toy.drawing import Picture
+from vla_rl.envs.toy.drawing import VIEWS, draw
 from vla_rl.envs.toy.tasks import INSTRUCTIONS, suite_tasks
 from vla_rl.envs.toy.world import STEP, World
 from vla_rl.types import EpisodeSpec
@@ -32,6 +32,11 @@ class ToyEnv:
     proprio_dim = 4
 
     def __init__(self, config: EnvConfig) -> None:
+        self._camera = config.camera or "wrist"
+        if self._camera not in VIEWS:
+            raise ConfigError(
+                f"the toy world has no camera {config.camera!r}.{nearest(config.camera, VIEWS)}"
+            )
         self.tasks = suite_tasks(config.suite)
         self.instructions = tuple(INSTRUCTIONS[task] for task in self.tasks)
         self.instruction = ""
@@ -41,7 +46,6 @@ class ToyEnv:
         self._spec: EpisodeSpec | None = None
         self._ended = False
         self._world: World | None = None
-        self._picture: Picture | None = None
 
     @property
     def world(self) -> World:
@@ -58,7 +62,6 @@ class ToyEnv:
                 f"{nearest(spec.task, self.tasks)}"
             )
         self._world = World.initial(spec.task, spec.initial_state)
-        self._picture = None
         self._spec, self._ended, self.turns = spec, False, 0
         self.instruction = INSTRUCTIONS[spec.task]
 
@@ -93,10 +96,8 @@ class ToyEnv:
         return float(success), success, truncated, steps
 
     def render(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The table from above."""
-        if self._picture is None:
-            self._picture = Picture(self.world, self._config.image_size)
-        return self._picture.draw(self.world)
+        """What the camera sees, upright RGB."""
+        return draw(self.world, self._camera, self._config.image_size)
 
     def proprio(self) -> Float32[np.ndarray, " 4"]:
         """The hand's place (m, 3) and the gripper's opening (0 closed .. 1 open)."""
