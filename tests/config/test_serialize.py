@@ -79,7 +79,7 @@ def values(hint: Any, old: Any, data: st.DataObject) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: type(c).__name__)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_round_trip_through_a_json_text(config: Any, data: st.DataObject) -> None:
     varied = changed(data, config)

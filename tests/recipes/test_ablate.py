@@ -118,7 +118,7 @@ def test_mistakes_are_named() -> None:
     for name in ("seeds", "iterations", "parallel"):
         with pytest.raises(ConfigError, match=f"{name} must be at least 1"):
             AblationConfig(**{name: 0})
-    assert {field.name for field in dataclasses.fields(AblationConfig)} >= {"judge", "cores"}
+    assert {field.name for field in dataclasses.fields(AblationConfig)} >= {"reward_model", "cores"}
 
 
 @pytest.fixture

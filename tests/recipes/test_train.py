@@ -73,10 +73,8 @@ def lines(run: Path) -> list[dict]:
 
 
 def wait_for_iteration(run: Path, iteration: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
     while len(lines(run)) < iteration:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the run does not get on"
         time.sleep(0.02)
 
 

@@ -53,7 +53,7 @@ INFO = near(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     config=CONFIG | JSON,
     info=INFO | JSON,

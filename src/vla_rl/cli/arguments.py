@@ -71,6 +71,20 @@ class ReportArguments:
 
 
 @dataclass(frozen=True)
+class FilmArguments:
+    """Write a short animated image of one task: the same initial state before and after practice."""
+
+    run: Path
+    """A run folder that was evaluated with videos, as a quickstart's."""
+    out: Path | None = None
+    """The animated image, .gif or .webp; by default film.gif in the run folder."""
+    task: str = ""
+    """The task to show; empty takes the first one that failed before practice and succeeded after it."""
+    size: int = 224
+    """Height and width of each half in pixels."""
+
+
+@dataclass(frozen=True)
 class LearningCurveArguments:
     """Draw a run's evaluated success against the updates of PPO."""
 

@@ -15,6 +15,7 @@ from vla_rl.cli.arguments import (
     ConvertArguments,
     DoctorArguments,
     EvalArguments,
+    FilmArguments,
     LearningCurveArguments,
     ReportArguments,
 )
@@ -301,6 +302,11 @@ COMMANDS: dict[str, Command] = {
         "write a run's report as one HTML file",
         ("vla-rl report runs/first",),
         Recipe(ReportArguments, "report.page.write", "write_report", "Report"),
+    ),
+    "film": Command(
+        "show one task before and after practice, as a short animated image",
+        ("vla-rl film runs/quickstart --task drawer-open --out film.gif",),
+        Recipe(FilmArguments, "report.figures.film", "write_film", "Film"),
     ),
     "doctor": Command(
         "check this machine and say how to mend what is wrong",

@@ -23,7 +23,7 @@ from vla_rl.config import AblationConfig, TrainConfig, UserError
 from vla_rl.config.serialize import differences
 from vla_rl.functional import paired_difference, wilson_interval
 from vla_rl.recipes.presets import preset
-from vla_rl.runtime.devices import available_cpus
+from vla_rl.runtime.cpus import available_cpus
 from vla_rl.runtime.files import write_text
 from vla_rl.runtime.progress import console
 from vla_rl.runtime.run_folder import read_config

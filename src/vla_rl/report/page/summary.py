@@ -273,7 +273,10 @@ def _practised(run: Run) -> Iterable[str]:
         return
     if evaluation.practised is None:
         if evaluation.raw.get("split") in ("train", "all"):
-            yield "The evaluation used initial states that the policy also trained on: success on new ones may be lower."
+            yield (
+                "The evaluation used initial states that the policy also trained on: "
+                "success on new ones may be lower."
+            )
         return
     seen, new = evaluation.practised, evaluation.held_out
     told = (
