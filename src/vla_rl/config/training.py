@@ -21,6 +21,8 @@ from vla_rl.config.schedule import ScheduleConfig
 class TrainConfig:
     """Everything `vla-rl train` needs. Saved, resolved, as config.json in the run folder."""
 
+    algorithm: str = "ppo"
+    """What learns from the windows of play: a name in `algorithms.registry.ALGORITHMS`."""
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
