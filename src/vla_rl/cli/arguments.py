@@ -29,10 +29,13 @@ class EvalArguments:
     mode: Literal["action", "lookahead", "refine"] = "lookahead"
     """action: N actions are sampled. lookahead: N continuations from a snapshot of the simulator. refine: the episode
     again from its worst-scored turn on."""
-    chooser: Literal["judge", "simulator", "success", "random"] = "judge"
-    """judge: a process reward model. For reference, the simulator's own dense reward, success seen ahead, or chance."""
+    chooser: Literal["reward-model", "simulator", "success", "random"] = "reward-model"
+    """reward-model: a process reward model. The others are references: the simulator's own dense reward, success seen
+    ahead, or chance."""
     reward_model: str = ""
     """Folder of the process reward model that chooses (`vla-rl reward train`)."""
+    success_ahead: bool = True
+    """lookahead: a continuation in which the simulator reports success is taken without asking the chooser."""
     lookahead: int = 4
     """Turns that a continuation is played before it is scored."""
     json: Path | None = None

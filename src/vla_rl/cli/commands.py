@@ -142,7 +142,7 @@ def _eval(words: list[str]) -> int:
         sampled = request.protocol.temperature
         search = BestOfConfig(
             request.best_of, request.mode, request.chooser, request.reward_model, request.lookahead,
-            temperature=sampled or 1.0, greedy_first=sampled == 0,
+            temperature=sampled or 1.0, greedy_first=sampled == 0, success_ahead=request.success_ahead,
         )  # fmt: skip
         result = evaluate_best_of(
             request.checkpoint, request.protocol, search, *shared, policy, request.horizon
@@ -256,7 +256,7 @@ COMMANDS: dict[str, Command] = {
         Recipe(RewardCollectConfig, "recipes.label_trajectories", "collect_trajectories", "Trajectories"),
     ),
     "reward label": Command(
-        "label the decisions of trajectories, and draw them",
+        "label the turns of trajectories, and draw them",
         ("vla-rl reward label runs/demos --plot",),
         Recipe(RewardLabelConfig, "recipes.label_trajectories", "label_dataset", "Labels"),
     ),

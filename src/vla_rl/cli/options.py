@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
+from vla_rl.cli.old_values import old_values, with_new_values
 from vla_rl.config import LoraConfig, UserError, nearest
 from vla_rl.config.old_names import OLD_FIELDS
 
@@ -55,6 +56,7 @@ def parse(
     options = dict(_options(cls, default, "", flat))
     old = old_options(cls, default, flat)
     words = _with_new_names(words, old, command)
+    words = with_new_values(words, dict(old_values(cls, default, "", flat)), command)
     for word in words:
         option = normal(word)
         if re.match(r"-[-a-z]", option) and option not in (*options, "--help", "-h"):

@@ -41,7 +41,7 @@ class TrainConfig:
             "or let time limits bootstrap",
         )
         require(
-            not self.reward.model
+            self.reward.chosen_kind == "success"
             or self.reward.form != "potential"
             or self.ppo.time_limit_is_terminal,
             "reward.form potential needs ppo.time_limit_is_terminal: where a time limit bootstraps, the potential of "
