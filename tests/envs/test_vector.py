@@ -358,7 +358,7 @@ def test_no_orphans_when_the_parent_is_killed(tmp_path: Path, busy: bool):
             sys.path.insert(0, {str(Path(__file__).parent)!r})
             from dataclasses import replace
             from test_vector import CONFIG, START, HANG, make_faulty_envs, order
-            from vla_rl.envs.vector import ProcessVectorEnv
+            from vla_rl.envs.vector.process import ProcessVectorEnv
             envs = ProcessVectorEnv(CONFIG, make_faulty_envs)
             envs.post_reset([0], [START]); envs.wait([0])
             if {busy}:
