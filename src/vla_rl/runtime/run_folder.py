@@ -60,6 +60,15 @@ def _provenance(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def _note_resumption(folder: Path, command: Sequence[str]) -> None:
+    described = _provenance(folder)
+    resumed = described.setdefault("resumed", [])
+    if not isinstance(resumed, list):
+        raise UserError(f"{folder / PROVENANCE} is damaged: expected a list `resumed`")
+    resumed.append(describe_run(command))
+    write_json(folder / PROVENANCE, described)
+
+
 def _require_run(folder: Path) -> None:
     if (folder / CONFIG).is_file():
         return
@@ -121,6 +130,8 @@ class Run:
     ) -> None:
         """Open `folder`, whose `lock` is taken here unless it is held already."""
         self.folder = folder
+        self.resumed = False
+        """Whether the folder was there before."""
         self._keep = keep
         self._lock = lock or FolderLock(folder)
         try:
@@ -175,25 +186,19 @@ class Run:
         """
         folder = Path(folder)
         _require_run(folder)
-        run = cls(folder, keep=keep, tensorboard=tensorboard, wandb=wandb)
+        lock = FolderLock(folder)
         try:
+            for part in (folder, folder / CHECKPOINTS, folder / "eval"):
+                sweep(part, all_dead=True)
             if config is not None:
                 write_json(folder / CONFIG, to_json(config))
-            run._note_resumption(command)
-            for part in (folder, run._checkpoints, folder / "eval"):
-                sweep(part, all_dead=True)
+            _note_resumption(folder, command)
         except BaseException:
-            run.close()
+            lock.release()
             raise
+        run = cls(folder, keep=keep, tensorboard=tensorboard, wandb=wandb, lock=lock)
+        run.resumed = True
         return run
-
-    def _note_resumption(self, command: Sequence[str]) -> None:
-        described = _provenance(self.folder)
-        resumed = described.setdefault("resumed", [])
-        if not isinstance(resumed, list):
-            raise UserError(f"{self.folder / PROVENANCE} is damaged: expected a list `resumed`")
-        resumed.append(describe_run(command))
-        write_json(self.folder / PROVENANCE, described)
 
     def read_config(self, cls: type[C]) -> C:
         """The configuration this run was created with."""
