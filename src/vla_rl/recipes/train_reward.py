@@ -39,7 +39,7 @@ from vla_rl.rewards.trajectory_files import load_trajectories
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import read_json, whole_folder, write_json
 from vla_rl.runtime.memory import keep_freed_memory
-from vla_rl.runtime.progress import console, progress
+from vla_rl.runtime.progress import note, progress
 from vla_rl.runtime.run_folder import Run
 from vla_rl.runtime.seeding import generator, seed_everything
 
@@ -68,7 +68,7 @@ def train_reward(config: RewardModelConfig) -> Path:
     reward_model = build_reward_model(config, examples)
     steps = config.epochs * num_batches(epoch_size(config, len(training)), config.batch_size)
     learner = RewardModelLearner(reward_model, config, steps)
-    console().print(describe(examples, split))
+    note(describe(examples, split))
     with (
         Run.create(out.parent, out.name, config, sys.argv) as run,
         use_threads(1 if config.is_tiny else 0),
@@ -87,7 +87,7 @@ def train_reward(config: RewardModelConfig) -> Path:
         learner.close()
         with whole_folder(out / "judge") as folder:
             reward_model.save(folder)
-    console().print("  ".join(f"{k.removeprefix('reward/')} {v:.3g}" for k, v in metrics.items()))
+    note("  ".join(f"{k.removeprefix('reward/')} {v:.3g}" for k, v in metrics.items()))
     return out / "judge"
 
 

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from vla_rl.runtime.children import Child, ChildLostError
+from vla_rl.runtime.signals import Stopped
 
 T = TypeVar("T")
 
@@ -41,20 +42,23 @@ class ChildPool:
     def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """Call `function`, which must be importable by name, in a child.
 
-        The future raises what the function raises, and ChildLostError where its process dies.
+        The future raises what the function raises, ChildLostError where its process dies, and Stopped where it ended
+        or was not begun because of `pass_on`.
         """
         return self._threads.submit(self._call, function, arguments)
 
     def pass_on(self, number: int) -> None:
-        """Tell the children to stop as if signal `number` had been sent to them; what waits is not begun."""
-        with self._lock:
-            self._stopped_by = number
-            children = list(self._all)
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for child in children:
+        """Tell the children to stop as if signal `number` had been sent to them; what waits is not begun.
+
+        May be called by a signal handler: it takes no lock.
+        """
+        self._stopped_by = number
+        for child in tuple(self._all):
             child.pass_on(number)
 
     def _call(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+        if self._stopped_by is not None:
+            raise Stopped(self._stopped_by)
         child = self._take()
         try:
             child.connection.send((function, arguments))
@@ -62,6 +66,8 @@ class ChildPool:
         except (EOFError, OSError) as error:
             words = child.obituary() if not self._closed else "the work was given up"
             self._end(child)
+            if self._stopped_by is not None:
+                raise Stopped(self._stopped_by) from error
             raise ChildLostError(words) from error
         except BaseException:
             self._end(child)

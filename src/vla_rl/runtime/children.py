@@ -162,6 +162,8 @@ def run_child(pipe: int, lifeline: int, parent: int, kill_with_parent: bool) -> 
         status = 0
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone or has closed us
+    except KeyboardInterrupt:
+        pass  # the parent has told us to stop, at a moment when nobody was there to answer
     except BaseException:
         sys.excepthook(*sys.exc_info())
     with suppress(OSError, ValueError):

@@ -93,12 +93,7 @@ def begin_folder(folder: Path) -> Path:
 
 def finish_folder(aside: Path, folder: Path) -> None:
     """Put what `begin_folder` gave on the disk and let it appear as `folder`, in the place of what is there."""
-    for path in aside.rglob("*"):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            sync_file(path)
-    sync_folder(aside)
+    sync_tree(aside)
     former = unfinished_path(folder, "former")
     # one of the two exists at any time: whoever is killed in between has it put back by `sweep`
     if folder.is_dir():
@@ -152,6 +147,16 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """The same for a folder with everything in it."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            sync_file(path)
+    sync_folder(folder)
 
 
 def cannot_write(path: Path, error: BaseException) -> str:
