@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import mmap
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest

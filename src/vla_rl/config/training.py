@@ -8,10 +8,13 @@ from vla_rl.config.curriculum import CurriculumConfig
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import require
 from vla_rl.config.evaluation import EvalConfig
+from vla_rl.config.optimizer import OptimizerConfig
 from vla_rl.config.policy import PolicyConfig
 from vla_rl.config.ppo import PPOConfig
 from vla_rl.config.reward import ProcessRewardConfig
+from vla_rl.config.rollout import RolloutConfig
 from vla_rl.config.run import RunConfig
+from vla_rl.config.schedule import ScheduleConfig
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,9 @@ class TrainConfig:
 
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     reward: ProcessRewardConfig = field(default_factory=ProcessRewardConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)

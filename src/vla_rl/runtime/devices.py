@@ -12,6 +12,7 @@ from vla_rl.runtime.cpus import available_cpus
 if TYPE_CHECKING:
     import torch
 
+
 def resolve_device(name: str = "auto") -> torch.device:
     """`auto` is the first GPU where there is one, else the CPU; otherwise torch's own names.
 
