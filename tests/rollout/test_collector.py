@@ -80,7 +80,12 @@ def test_the_simulators_own_reward_is_of_the_state_after_a_turn(policy: OpenVLAP
     with chain(4) as envs:
         sampler = TaskSampler(CurriculumConfig(), envs.tasks, np.arange(5, dtype=np.int64), 0)
         collector = Collector(
-            policy, envs, sampler.draw_one, sampler.observe, 0, dense_reward_max=ChainEnv.DENSE_REWARD_MAX
+            policy,
+            envs,
+            sampler.draw_one,
+            sampler.observe,
+            0,
+            dense_reward_max=ChainEnv.DENSE_REWARD_MAX,
         )
         collector.start()
         rollout = collector.collect(20, 1.0, 0).rollout
@@ -105,7 +110,14 @@ def test_a_simulator_lost_while_it_is_asked_ends_nothing(policy: OpenVLAPolicy):
 
     envs = chain(4, Losing)
     sampler = TaskSampler(CurriculumConfig(), envs.tasks, np.arange(5, dtype=np.int64), 0)
-    collector = Collector(policy, envs, sampler.draw_one, sampler.observe, 0, dense_reward_max=ChainEnv.DENSE_REWARD_MAX)
+    collector = Collector(
+        policy,
+        envs,
+        sampler.draw_one,
+        sampler.observe,
+        0,
+        dense_reward_max=ChainEnv.DENSE_REWARD_MAX,
+    )
     collector.start()
     rollout = collector.collect(6, 1.0, 0).rollout
     assert np.isnan(rollout.simulator_rewards).all()

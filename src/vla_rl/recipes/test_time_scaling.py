@@ -35,7 +35,7 @@ from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.model import ProcessRewardModel
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import read_json, write_json, write_text
-from vla_rl.runtime.progress import console
+from vla_rl.runtime.progress import note
 from vla_rl.types import EpisodeSpec
 
 LABELS = {
@@ -186,7 +186,7 @@ def available_choosers(
                 if chooser == "judge"
                 else f"{benchmark(suite).title} has no dense reward"
             )
-            console().print(f"left out: choosing by {LABELS[chooser]}, as {why}")
+            note(f"left out: choosing by {LABELS[chooser]}, as {why}")
             continue
         reward_model = reward_model_of(search, suite) or reward_model
         chosen.append(chooser)
@@ -219,7 +219,7 @@ def stored_evaluation(
     found["episodes"] = [[e["task"], e["initial_state"]] for e in stored.get("episodes", [])]
     wanted, kept = to_json(search), dict(stored.get("search", {}))
     if search.best_of == 1:  # the same whoever chooses
-        kept |= {name: wanted[name] for name in ("chooser", "judge", "lookahead", "mode")}
+        kept |= {name: wanted[name] for name in ("chooser", "reward_model", "lookahead", "mode")}
     different = [name for name, value in asked.items() if found[name] != value]
     different += [f"search.{name}" for name, value in wanted.items() if kept.get(name) != value]
     if different:

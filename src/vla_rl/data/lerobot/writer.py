@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -39,7 +38,16 @@ from vla_rl.data.lerobot.statistics import (
     pixel_statistics,
     to_json,
 )
-from vla_rl.runtime.files import cannot_write, write_json
+from vla_rl.runtime.files import (
+    begin_folder,
+    cannot_write,
+    sync_folder,
+    sync_tree,
+    write_json,
+)
+
+PARQUET: dict[str, Any] = {"compression": "snappy", "write_page_checksum": True}
+"""With checksums a reader notices a damaged byte that would otherwise be another number."""
 
 
 @dataclass
@@ -77,16 +85,12 @@ class LeRobotWriter:
             raise UserError(
                 f"{self.folder} exists already: a dataset is never overwritten. Choose another folder or remove it."
             )
-        self._features = {**features, **INDEX_FEATURES}
+        self._features, self._fps = {**features, **INDEX_FEATURES}, fps
         self._info = DatasetInfo(
             fps, self._features, 0, 0, 0, robot_type,
             data_files_size_in_mb=data_file_mb, video_files_size_in_mb=video_file_mb,
         )  # fmt: skip
-        self._partial = self.folder.parent / f".{self.folder.name}.partial-{os.getpid()}"
-        try:
-            self._partial.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(cannot_write(self.folder, error)) from error
+        self._partial = begin_folder(self.folder)
         self._schema = data_schema(self._features)
         self._data: pq.ParquetWriter | None = None
         self._data_number = 0
@@ -148,6 +152,12 @@ class LeRobotWriter:
         self._episode_rows.append(row)
         self._frames += length
 
+    def add_json(self, name: str, data: Mapping[str, Any]) -> None:
+        """Add a JSON file of its own at the path `name` in the dataset, which appears together with the rest."""
+        path = self._partial / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, data)
+
     def _check(self, frames: Mapping[str, np.ndarray]) -> int:
         """Check an episode against the features and return its length."""
         given = {name: f for name, f in self._features.items() if name not in INDEX_FEATURES}
@@ -182,7 +192,7 @@ class LeRobotWriter:
         if self._data is None:
             path = self._partial / DATA_PATH.format(**where)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._data = pq.ParquetWriter(path, self._schema, compression="snappy")
+            self._data = pq.ParquetWriter(path, self._schema, **PARQUET)
         arrays = [
             _to_arrow(columns[name], self._features[name], self._schema.field(name).type)
             for name in self._schema.names
@@ -209,7 +219,7 @@ class LeRobotWriter:
         number = 0 if before is None else before.number + 1
         path = self._partial / VIDEO_PATH.format(video_key=camera, **_numbered(number))
         height, width, _ = self._features[camera].shape
-        self._videos[camera] = _VideoFile(VideoWriter(path, height, width, self._info.fps), number)
+        self._videos[camera] = _VideoFile(VideoWriter(path, height, width, self._fps), number)
         return self._videos[camera]
 
     def _statistics(self, columns: Mapping[str, np.ndarray], length: int) -> dict[str, Statistics]:
@@ -252,13 +262,15 @@ class LeRobotWriter:
         episodes = pa.Table.from_pylist(self._episode_rows, schema=episodes_schema(self._features))
         path = self._partial / EPISODES_PATH.format(chunk_index=0, file_index=0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(episodes, path)
-        pq.write_table(tasks_table(self._tasks), self._partial / TASKS_PATH)
+        pq.write_table(episodes, path, **PARQUET)
+        pq.write_table(tasks_table(self._tasks), self._partial / TASKS_PATH, **PARQUET)
         write_json(self._partial / INFO_PATH, info.to_json())
         write_json(self._partial / STATS_PATH, to_json(statistics))
         try:
             # fails if the folder has appeared meanwhile, unless it is empty
+            sync_tree(self._partial)
             self._partial.rename(self.folder)
+            sync_folder(self.folder.parent)
         except OSError as error:
             raise UserError(cannot_write(self.folder, error)) from error
 
