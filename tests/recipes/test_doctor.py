@@ -72,7 +72,7 @@ import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: (
     None if name in ("torch", "mujoco", "metaworld") else real(name, *rest))
-from vla_rl.recipes import doctor
+from vla_rl.diagnostics import machine as doctor
 checks = doctor.doctor()
 print(json.dumps({check.name: [check.status, check.mend] for check in checks}))
 """

@@ -211,8 +211,11 @@ def install_rendering_command() -> str:
 
 def simulator_checks() -> list[tuple[str, Callable[[], Check]]]:
     """A check for each simulator that has to be installed."""
-    from vla_rl.envs.registry import BENCHMARKS  # here: it imports numpy
-
+    try:
+        from vla_rl.envs.registry import BENCHMARKS  # here: it imports numpy
+    except ImportError as error:
+        broken = Check("simulators", "fail", _one_line(error), "make setup")
+        return [("simulators", lambda: broken)]
     needed = [(n, played.installation) for n, played in BENCHMARKS.items() if played.installation]
     return [(name, partial(check_simulator, name, found)) for name, found in needed]
 

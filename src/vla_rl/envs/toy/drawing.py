@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 from vla_rl.envs.toy.world import BLOCK_RADIUS, DISC_RADIUS, HAND_RADIUS, MAT_RADIUS, TABLE, World
 

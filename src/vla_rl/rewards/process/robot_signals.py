@@ -7,8 +7,8 @@ Where they stand in proprioception and action differs from robot to robot:
     libero_panda       proprio 0:3   fingers 6 and 7, 0 .. 0.08 m     action 6: -1 opens, +1 closes
     any other          -             -                                the action's last number, -1 opens, +1 closes
 
-Each benchmark states it for its robot (`Benchmark.robot_layout`). Without proprioception the command stands in for the opening and
-the commanded displacement for the speed.
+Each benchmark states it for its robot (`Benchmark.robot_layout`). Without proprioception the command stands in for the
+opening and the commanded displacement for the speed.
 """
 
 from __future__ import annotations
