@@ -4,9 +4,9 @@
     make_envs(EnvConfig(suite="mt5"), 4)         # four environments of one process
     benchmark("toy").make_expert(env).action()   # what the scripted expert does now
 
-A new simulator is a folder beside the others and an entry in `BENCHMARKS`; a program of yours may add the entry itself:
+A new simulator is a folder beside the others and an entry in `BENCHMARKS`; a program of yours may add one of its own:
 
-    BENCHMARKS["mine"] = MINE                    # in a module that simulator processes import too
+    BENCHMARKS["mine"] = MINE
 
 Imports no simulator until one is made.
 """
@@ -50,10 +50,12 @@ def task_names(suite: str) -> tuple[str, ...]:
 
 
 def make_envs(config: EnvConfig, count: int) -> Sequence[Env]:
-    """`count` environments in this process that share one simulator per task.
+    """`count` environments in this process that share one simulator per task. ConfigError as `playable`'s."""
+    return playable(config).make_envs(config, count)
 
-    ConfigError if the benchmark stores fewer initial states than `config` counts on.
-    """
+
+def playable(config: EnvConfig) -> Benchmark:
+    """The benchmark of `config.suite`. ConfigError if it stores fewer initial states than `config` counts on."""
     played = benchmark(config.suite)
     stored = played.stored_states
     if stored is not None and config.initial_states > stored:
@@ -61,7 +63,7 @@ def make_envs(config: EnvConfig, count: int) -> Sequence[Env]:
             f"env.initial_states may be at most {stored} on {played.title}, which stores so many a task, got "
             f"{config.initial_states}: set it, and env.held_out to fewer"
         )
-    return played.make_envs(config, count)
+    return played
 
 
 def robots() -> dict[str, Benchmark]:

@@ -22,7 +22,7 @@ from vla_rl.config import (
     RewardLabelConfig,
     UserError,
 )
-from vla_rl.envs import ProcessVectorEnv, split_initial_states
+from vla_rl.envs import make_vector_env, split_initial_states
 from vla_rl.envs.defaults import evaluation_env, protocol_policy, require_same_robot
 from vla_rl.envs.env import VectorEnv
 from vla_rl.envs.registry import task_names
@@ -64,7 +64,7 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
     with (
         TrajectoryWriter(config.out, config.image_format) as writer,
         use_threads(1),
-        ProcessVectorEnv(env) as envs,
+        make_vector_env(env) as envs,
         progress("trajectories", total=len(specs)) as bar,
     ):
         successes: list[bool] = []

@@ -20,7 +20,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from vla_rl.algorithms.sft import SFT, epoch_batches, num_batches, random_shift
-from vla_rl.config import ModelConfig, SFTConfig, UserError, tiny_model
+from vla_rl.config import SCRATCH_MODELS, ModelConfig, SFTConfig, UserError
 from vla_rl.data.demonstrations import (
     ENVIRONMENT_FILE,
     Demonstrations,
@@ -162,8 +162,9 @@ def build_policy(config: SFTConfig, demos: Demonstrations) -> OpenVLAPolicy:
     statistics = {Path(config.dataset).resolve().name: dataset_statistics(demos)}
     action_dim, folder = demos.actions.shape[1], config.policy.checkpoint
     if not folder:
+        model = SCRATCH_MODELS[config.policy.scratch or "tiny"](demos.image_size)
         return OpenVLAPolicy.create(
-            with_images(tiny_model(demos.image_size), demos), demos.instructions, statistics,
+            with_images(model, demos), demos.instructions, statistics,
             action_dim, config.action_chunk, config.policy, config.seed,
         )  # fmt: skip
     loaded = OpenVLAPolicy.from_checkpoint(folder, config.policy, seed=config.seed)

@@ -17,7 +17,7 @@ import numpy as np
 from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, UserError
 from vla_rl.config.search import BestOfConfig, ChooserName, ScalingConfig
 from vla_rl.config.serialize import to_json
-from vla_rl.envs import ProcessVectorEnv
+from vla_rl.envs import make_vector_env
 from vla_rl.envs.env import VectorEnv
 from vla_rl.envs.registry import benchmark, no_dense_reward
 from vla_rl.evaluation.episodes import EpisodeRecord
@@ -150,7 +150,7 @@ def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
     (out / "evaluations").mkdir(parents=True, exist_ok=True)
     sizes = sorted(config.sizes)
     results: dict[tuple[ChooserName, int], dict[str, Any]] = {}
-    with use_threads(1), ProcessVectorEnv(env) as envs:
+    with use_threads(1), make_vector_env(env) as envs:
         for size in sizes:
             for chooser in choosers:
                 chosen_by = config.search.reward_model if chooser == "judge" else ""

@@ -22,7 +22,7 @@ from vla_rl.algorithms.registry import build_learner
 from vla_rl.config import TrainConfig
 from vla_rl.curriculum import Outcomes, TaskSampler
 from vla_rl.distributed import SingleProcess, World
-from vla_rl.envs import ProcessVectorEnv, split_initial_states
+from vla_rl.envs import make_vector_env, split_initial_states
 from vla_rl.policies.openvla.memory import with_micro_batch
 from vla_rl.recipes.refresh_reward import refresh_reward_model
 from vla_rl.rewards.registry import build_reward
@@ -53,7 +53,7 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
         run,
         graceful_stop("this iteration") as stop,
         use_threads(config.run.torch_threads),
-        ProcessVectorEnv(config.env) as envs,
+        make_vector_env(config.env) as envs,
     ):
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         curriculum = TaskSampler(config.curriculum, envs.tasks, train_states, config.run.seed)

@@ -24,6 +24,7 @@ from vla_rl.runtime.run_folder import Run
 from vla_rl.runtime.seeding import restore_torch_rng, torch_rng_state
 from vla_rl.runtime.signals import StopRequest
 from vla_rl.runtime.trees import join_arrays, split_arrays
+from vla_rl.training.scratch import keep_reference, scratch_policy
 
 
 def open_training_run(
@@ -44,10 +45,10 @@ def open_training_run(
     }
     if resume is not None:
         return Run.open(resume, sys.argv, config, packages, **sinks)
-    if not config.policy.checkpoint:
+    if not (config.policy.checkpoint or config.policy.scratch):
         raise ConfigError(
             "policy.checkpoint is empty: PPO improves a pretrained policy. Make one with `vla-rl demos` and "
-            "`vla-rl sft`, then give its folder, e.g. --policy.checkpoint runs/sft/policy"
+            "`vla-rl sft`, then give its folder, e.g. --policy.checkpoint runs/sft/policy. `vla-rl train toy` needs none"
         )
     return Run.create(config.run.root, config.run.name, config, sys.argv, packages, **sinks)
 
@@ -55,10 +56,11 @@ def open_training_run(
 def load_policy(config: TrainConfig, run: Run) -> OpenVLAPolicy:
     """The policy of the run's newest checkpoint, or the one to start from; KL is always to the latter."""
     saved = run.latest()
-    initial = Path(config.policy.checkpoint)
-    policy = OpenVLAPolicy.from_checkpoint(
-        saved / "policy" if saved else initial, config.policy, seed=config.run.seed
-    )
+    if saved is None and not config.policy.checkpoint:
+        policy = scratch_policy(config)
+    else:
+        source = saved / "policy" if saved else Path(config.policy.checkpoint)
+        policy = OpenVLAPolicy.from_checkpoint(source, config.policy, seed=config.run.seed)
     require_same_robot(policy.action_dim, config.env.suite)
     model = policy.description.model
     if model.images.resize == "none" and model.image_size != config.env.image_size:
@@ -72,7 +74,7 @@ def load_policy(config: TrainConfig, run: Run) -> OpenVLAPolicy:
             f"{config.env.action_chunk}: set env.action_chunk, or fine-tune with that chunk"
         )
     if config.ppo.kl_coef > 0:
-        policy.keep_reference(initial if saved else None)
+        keep_reference(policy, config, resumed=saved is not None)
     return policy
 
 

@@ -16,7 +16,9 @@ _BY_INSTRUCTION = {text: task for task, text in INSTRUCTIONS.items()}
 
 def _env(suite: str) -> EnvConfig:
     """Small images, short episodes: all that a policy of a few hundred thousand weights needs."""
-    return EnvConfig(suite=suite, image_size=32, action_repeat=5, action_chunk=2, horizon=6)
+    return EnvConfig(
+        suite=suite, image_size=32, action_repeat=10, action_chunk=1, horizon=5, num_envs=64
+    )
 
 
 TOY = Benchmark(
