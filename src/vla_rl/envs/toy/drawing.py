@@ -13,7 +13,7 @@ VIEWS = {"wrist": 0.9, "table": 1.1}
 """Metres that a camera sees: `wrist` hangs over the hand and moves with it, `table` over the middle of the table."""
 
 # the table is as bright as an average image: to a vision model that is nothing at all, and things on it stand out
-_FLOOR, _WOOD, _GRAIN = (94, 94, 96), (126, 118, 106), (120, 111, 99)
+_FLOOR, _WOOD = (94, 94, 96), (126, 118, 106)
 _RED, _BLUE, _GREEN, _YELLOW = (222, 48, 44), (36, 92, 232), (44, 176, 84), (250, 204, 40)
 _STEEL, _DARK = (226, 230, 236), (28, 30, 36)
 _PLANKS = 5
@@ -27,9 +27,7 @@ def draw(world: World, camera: str, size: int) -> UInt8[np.ndarray, "H W 3"]:
     middle = world.hand if camera == "wrist" else 0j
     canvas = _Canvas(size, middle, VIEWS[camera])
     canvas.square(0j, TABLE, _WOOD)
-    for plank in range(1, _PLANKS):
-        along = TABLE * (2 * plank / _PLANKS - 1)
-        canvas.box(complex(along, 0), 0.004, TABLE - 0.01, _GRAIN)
+    canvas.planks(2 * TABLE / _PLANKS)
     if world.mat is not None:
         canvas.square(world.mat, MAT_RADIUS, _GREEN, rim=0.02)
     if world.disc is not None:
@@ -49,8 +47,7 @@ def _draw_hand(canvas: _Canvas, world: World) -> None:
     spread = 0.016 + 0.03 * world.opening
     for side in (-spread, spread):
         canvas.box(world.hand + complex(side, HAND_RADIUS), 0.013, 0.03, _DARK)
-    canvas.disc(world.hand, HAND_RADIUS, _DARK)
-    canvas.disc(world.hand, HAND_RADIUS - 0.017, _STEEL)
+    canvas.disc(world.hand, HAND_RADIUS, _STEEL, rim=0.017, edge=_DARK)
 
 
 class _Canvas:
@@ -61,13 +58,30 @@ class _Canvas:
         self.pixels[:] = _FLOOR
         self._size, self._middle, self._scale = size, middle, size / width
 
+    def planks(self, width: float) -> None:
+        """Thin dark lines from the table's far edge to its near one."""
+        right = (np.arange(self._size) + 0.5 - self._size / 2) / self._scale + self._middle.real
+        beside = np.abs((right + TABLE + width / 2) % width - width / 2)
+        line = _share((0.004 - beside) * self._scale) * (np.abs(right) < TABLE - 0.01)
+        shade = 1 - 0.07 * line
+        top, bottom = (
+            self._size / 2 - (y - self._middle.imag) * self._scale for y in (TABLE, -TABLE)
+        )
+        self.pixels[max(0, int(top)) : max(0, int(bottom))] *= shade[:, None].astype(np.float32)
+
     def disc(
-        self, centre: complex, radius: float, colour: Colour, rim: float = 0.0, alpha: float = 1.0
+        self,
+        centre: complex,
+        radius: float,
+        colour: Colour,
+        rim: float = 0.0,
+        alpha: float = 1.0,
+        edge: Colour | None = None,
     ) -> None:
         def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
             return np.sqrt(x * x + y * y) - np.float32(radius)
 
-        self._paint(centre, radius, colour, rim, alpha, distance)
+        self._paint(centre, radius, colour, rim, alpha, distance, edge)
 
     def square(
         self, centre: complex, radius: float, colour: Colour, rim: float = 0.0, alpha: float = 1.0
@@ -98,11 +112,12 @@ class _Canvas:
         rim: float,
         alpha: float,
         distance: Distance,
+        edge: Colour | None = None,
     ) -> None:
         """Lay a colour over the pixels whose signed `distance` to the shape's edge is negative.
 
-        Pixels on the edge get their share. What is farther than `rim` inside is lighter, if there is a rim. Nothing of
-        the shape is farther than `reach` from its centre along x or y.
+        Pixels on the edge get their share. A `rim` of that width has the colour `edge`, or what is inside is lighter.
+        Nothing of the shape is farther than `reach` from its centre along x or y.
         """
         size, scale, place = self._size, self._scale, centre - self._middle
         column, row = place.real * scale + size / 2, size / 2 - place.imag * scale
@@ -113,12 +128,14 @@ class _Canvas:
         )
         y = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - row)) / np.float32(scale)
         inwards = np.float32(-scale) * distance(x[None], y[:, None])[..., None]
-        paint = np.array(colour, dtype=np.float32)
+        paint = np.array(edge or colour, dtype=np.float32)
         part = self.pixels[top:bottom, left:right]
         part += np.float32(alpha) * _share(inwards) * (paint - part)
         if rim:
-            lighter = np.float32(0.72) * paint + np.float32(0.28 * 255)
-            part += _share(inwards - np.float32(rim * scale)) * (lighter - part)
+            inner = np.array(colour, dtype=np.float32)
+            if edge is None:
+                inner = np.float32(0.72) * inner + np.float32(0.28 * 255)
+            part += _share(inwards - np.float32(rim * scale)) * (inner - part)
 
 
 def _share(inwards: np.ndarray) -> np.ndarray:
