@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import re
@@ -14,9 +15,11 @@ import sys
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from vla_rl.config import LoraConfig, UserError, nearest
+from vla_rl.config import ConfigError, LoraConfig, UserError, nearest
+from vla_rl.config.bounds import OutOfBoundsError, bounds_in_words, declared
+from vla_rl.config.docstrings import field_docs
 from vla_rl.config.old_names import OLD_FIELDS
 
 C = TypeVar("C")
@@ -52,7 +55,7 @@ def parse(
     """
     import tyro
 
-    options = dict(_options(cls, default, "", flat))
+    options = {option.name: option for option in options_of(cls, default, flat)}
     words = _with_new_names(words, dict(_old_options(cls, default, "", flat)), command)
     for word in words:
         option = normal(word)
@@ -65,43 +68,131 @@ def parse(
     markers += [conf.PositionalRequiredArgs, conf.PositionalMetavarFromFieldName]
     markers += [conf.OmitArgPrefixes] if flat else []
     keywords: dict[str, Any] = {} if default is None else {"default": default}
-    with _plain_output(command):
-        value, extra = tyro.cli(
-            cls,
-            args=list(words),
-            prog=f"vla-rl {command}{usage}",
-            description=description,
-            return_unknown_args=True,
-            config=markers,
-            **keywords,
-        )
+    try:
+        with _plain_output(command):
+            value, extra = tyro.cli(
+                cls,
+                args=list(words),
+                prog=f"vla-rl {command}{usage}",
+                description=description,
+                return_unknown_args=True,
+                config=markers,
+                registry=_registry(),
+                **keywords,
+            )
+    except _RefusedError as refused:
+        raise UserError(f"{command}: {_where(refused.reason, options)}") from None
     if extra:
         raise UserError(f"{command}: {_unexpected(extra[0], list(words), options)}")
     return value
 
 
-def _unexpected(word: str, words: list[str], options: dict[str, Any]) -> str:
+class _RefusedError(Exception):
+    """Carries what a configuration objects to past the library, which would draw a box around it."""
+
+    def __init__(self, reason: ConfigError) -> None:
+        self.reason = reason
+
+
+def _where(reason: ConfigError, options: dict[str, Option]) -> ConfigError:
+    """The error with the field as this command has it."""
+    if isinstance(reason, OutOfBoundsError):
+        for option in options.values():
+            if (option.owner, option.field) == (reason.owner, reason.field):
+                return reason.at(option.path)
+    return reason
+
+
+def _registry() -> Any:
+    """How the library makes our dataclasses: with our help texts, bounds among them."""
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.struct_rule
+    def dataclass_rule(info: Any) -> Any:
+        cls = info.type
+        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+            return None
+        given = info.default if isinstance(info.default, cls) else None
+        hints = typing.get_type_hints(cls)
+
+        def make(**fields: Any) -> Any:
+            try:
+                return cls(**fields)
+            except ConfigError as error:
+                raise _RefusedError(error) from None
+
+        fields = [
+            tyro.constructors.StructFieldSpec(
+                name=entry.name,
+                type=hints[entry.name],
+                default=_default(entry, given, tyro.MISSING),
+                helptext=functools.partial(_help, cls, entry.name),
+            )
+            for entry in dataclasses.fields(cls)
+        ]
+        return tyro.constructors.StructConstructorSpec(instantiate=make, fields=tuple(fields))
+
+    return registry
+
+
+def _default(entry: dataclasses.Field[Any], given: Any, missing: Any) -> Any:
+    if given is not None:
+        return getattr(given, entry.name)
+    if entry.default_factory is not dataclasses.MISSING:
+        return entry.default_factory()
+    return missing if entry.default is dataclasses.MISSING else entry.default
+
+
+def _help(cls: type[Any], field: str) -> str:
+    """A field's docstring with its bounds."""
+    bounds = bounds_in_words(declared(cls)[field])
+    return field_docs(cls).get(field, "") + (f" [{bounds}]" if bounds else "")
+
+
+def _unexpected(word: str, words: list[str], options: dict[str, Option]) -> str:
     before = normal(words[words.index(word) - 1]) if words.index(word) else ""
-    if options.get(before) is bool:
+    if before in options and options[before].is_switch:
         other = before.replace("no-", "", 1) if "no-" in before else _negative(before)
         return f"{before} is a switch and takes no value, got {word!r}; its opposite is {other}"
     return f"there is nothing for {word!r} to set; names come before the options"
 
 
-def _options(cls: Any, default: Any, prefix: str, flat: bool) -> Iterator[tuple[str, Any]]:
-    """Every option of the dataclass with its type, as tyro names it; required fields are positional."""
+class Option(NamedTuple):
+    """An option of a command and the field it sets."""
+
+    name: str
+    """As it is typed: `--ppo.no-normalize-advantages`."""
+    path: str
+    """The field as the command has it, `ppo.normalize_advantages`; flat commands leave out the group."""
+    owner: type[Any]
+    field: str
+    attributes: str
+    """The field within the command's configuration, with all groups."""
+    is_switch: bool
+
+
+def options_of(cls: type[Any], default: Any = None, flat: bool = False) -> list[Option]:
+    """Every option of a command's dataclass, as the library names it; required fields are positional and left out."""
+    return list(_options(cls, default, "", "", flat))
+
+
+def _options(cls: Any, default: Any, prefix: str, within: str, flat: bool) -> Iterator[Option]:
     hints = typing.get_type_hints(cls)
     for entry in dataclasses.fields(cls):
         hint = hints[entry.name]
         value = getattr(default, entry.name, None)
-        name = f"{prefix}{entry.name.replace('_', '-')}"
+        path, attributes = f"{prefix}{entry.name}", f"{within}{entry.name}"
         inner = type(value) if dataclasses.is_dataclass(value) else hint
         if dataclasses.is_dataclass(inner):
-            yield from _options(inner, value, "" if flat else f"{name}.", flat)
+            yield from _options(inner, value, "" if flat else f"{path}.", f"{attributes}.", flat)
         elif _has_default(entry):
-            yield f"--{name}", hint
+            rest = (path, cls, entry.name, attributes, hint is bool)
+            name = f"--{path.replace('_', '-')}"
+            yield Option(name, *rest)
             if hint is bool:
-                yield _negative(f"--{name}"), hint
+                yield Option(_negative(name), *rest)
 
 
 def _old_options(cls: Any, default: Any, prefix: str, flat: bool) -> Iterator[tuple[str, str]]:
@@ -184,7 +275,7 @@ def _message_in(box: str) -> str:
 
 _REPHRASINGS: tuple[tuple[str, str], ...] = (
     (r"Error parsing (--\S+): could not convert string to float: (.*)", r"\1: expected a number, got \2"),
-    (r"Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)", r"\1: expected an integer, got \2"),
+    (r"Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)", r"\1: expected a whole number, got \2"),
     (r"Error parsing (--\S+): (.*)", r"\1: \2"),
     (r"Error parsing [\w.-]+: (.*)", r"\1"),
     (r"Missing value for argument '(--\S+)'.*", r"\1 needs a value"),
