@@ -30,8 +30,8 @@ import json, sys
 from pathlib import Path
 import torch
 from vla_rl.config import ModelConfig
-from vla_rl.policies.checkpoint import load_model
-from vla_rl.policies.hf_config import from_dict, read_checkpoint_config
+from vla_rl.policies.openvla.checkpoint import load_model
+from vla_rl.policies.openvla.config_files import from_dict, read_checkpoint_config
 
 def resident(field):
     with open("/proc/self/status") as status:

@@ -223,8 +223,10 @@ def _sft(rng: np.random.Generator) -> list[Json]:
     return [
         {
             "epoch": e,
-            "train/loss": float(1.1 + 2.3 * np.exp(-e / 9) + rng.normal(0, 0.03)),
-            "validation/loss": float(1.6 + 1.9 * np.exp(-e / 7) + 0.004 * e + rng.normal(0, 0.03)),
+            "sft/loss": float(1.1 + 2.3 * np.exp(-e / 9) + rng.normal(0, 0.03)),
+            "sft/validation_loss": float(
+                1.6 + 1.9 * np.exp(-e / 7) + 0.004 * e + rng.normal(0, 0.03)
+            ),
         }
         for e in range(60)
     ]

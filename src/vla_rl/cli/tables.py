@@ -9,11 +9,26 @@ def success_table(result: dict[str, Any]) -> str:
     """Success per task and overall, of `evaluate_checkpoint`'s result."""
     rows = [*result["tasks"].items(), ("all", result["overall"])]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(
-        f"{name:<{width}}  {row['successes']:>4}/{row['episodes']:<4} {row['success_rate']:6.1%}"
-        f"  [{row['interval'][0]:.1%}, {row['interval'][1]:.1%}]"
-        for name, row in rows
-    )
+    lines = [f"{name:<{width}}  {_rate(row)}" for name, row in rows]
+    return "\n".join([*lines, *_practised(result.get("practice"), width)])
+
+
+def _practised(practice: dict[str, Any] | None, width: int) -> list[str]:
+    """The episodes from initial states of practice apart from the others, where there are both or only the former."""
+    if practice is None:
+        return []
+    if not practice["known"]:
+        return ["Nothing says which of these initial states the policy was trained on."]
+    if practice["practised"] is None:
+        return []
+    named = (("practised", practice["practised"]), ("held out", practice["held_out"]))
+    lines = [f"{name:<{width}}  {_rate(row)}" for name, row in named if row is not None]
+    return ["of these, by whether the initial state was practised on:", *lines]
+
+
+def _rate(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{row['successes']:>4}/{row['episodes']:<4} {row['success_rate']:6.1%}  [{low:.1%}, {high:.1%}]"
 
 
 def reward_model_table(result: dict[str, Any]) -> str:

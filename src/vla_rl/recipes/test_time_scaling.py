@@ -144,7 +144,7 @@ def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
     the path of scaling.md.
     """
     out = Path(config.out)
-    policy, env = policy_and_env(
+    policy, env, _ = policy_and_env(
         Path(config.checkpoint), config.protocol.suite, env, PolicyConfig(), config.workers, 0
     )
     choosers, reward_model = available_choosers(config, env.suite)

@@ -76,6 +76,21 @@ class Evaluation:
     def infrastructure_errors(self) -> int:
         return _integer(self.raw.get("infrastructure_errors")) or 0
 
+    @property
+    def practised(self) -> Rate | None:
+        """Over the episodes whose initial states were also trained on; None if there are none, or it is not known."""
+        return self._part("practised")
+
+    @property
+    def held_out(self) -> Rate | None:
+        """Over the others; None if there are none, or it is not known."""
+        return self._part("held_out")
+
+    def _part(self, name: str) -> Rate | None:
+        practice = self.raw.get("practice")
+        part = practice.get(name) if isinstance(practice, dict) else None
+        return _rate(part) if isinstance(part, dict) else None
+
     def successes(self) -> dict[tuple[str, int], bool]:
         """Success of each (task, initial state)."""
         return {(e.task, e.initial_state): e.success for e in self.episodes}

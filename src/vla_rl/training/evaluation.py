@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from vla_rl.config import TrainConfig
 from vla_rl.envs.env import VectorEnv
-from vla_rl.evaluation.result import evaluate_policy
+from vla_rl.evaluation.practised import apart
+from vla_rl.evaluation.result import evaluate_policy, summary
 from vla_rl.evaluation.videos import record_videos
 from vla_rl.policies.policy import Policy
 from vla_rl.rollout import Collector
@@ -24,6 +25,7 @@ def evaluate_before_or_after(
             policy, envs, config.env, protocol, f"evaluate {label} {mode}"
         )
         result["checkpoint"] = label
+        result["practice"] = apart(records, config.env, summary)
         write_json(run.eval_folder / f"{label}-{mode}.json", result)
         if mode == "greedy" and config.eval.videos > 0:
             folder = run.eval_folder / "videos"
@@ -50,6 +52,7 @@ def evaluate_during(
         return
     running = collector.state_dict()
     label = f"evaluate iteration {iteration}"
-    result, _ = evaluate_policy(policy, envs, config.env, config.eval, label)
+    result, records = evaluate_policy(policy, envs, config.env, config.eval, label)
+    result["practice"] = apart(records, config.env, summary)
     write_json(run.eval_folder / f"iteration-{iteration:06d}.json", result)
     collector.load_state_dict(running)

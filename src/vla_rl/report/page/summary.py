@@ -247,8 +247,7 @@ def _evaluation_warnings(run: Run) -> Iterable[str]:
         if evaluation.infrastructure_errors:
             failures = _count(evaluation.infrastructure_errors, "simulator failure")
             yield f"{failures} in {evaluation.file.name} ({_RETRIED})."
-    if any(e.raw.get("split") == "train" for e in run.evaluations.values()):
-        yield "The evaluation used initial states that the policy also trained on: success on new ones may be lower."
+    yield from _practised(run)
     fewest = min(
         (r.episodes for e in run.evaluations.values() for r in e.tasks.values()),
         default=FEW_EPISODES,
@@ -264,6 +263,26 @@ def _evaluation_warnings(run: Run) -> Iterable[str]:
             f"This is one run with one seed{'' if seed is None else f' ({seed})'}: "
             "the intervals cover the luck of the test episodes, not that of training."
         )
+
+
+def _practised(run: Run) -> Iterable[str]:
+    """What the evaluation says of initial states that the policy was also trained on."""
+    evaluation = run.evaluations.get(("after", main_mode(run)))
+    if evaluation is None:
+        return
+    if evaluation.practised is None:
+        if evaluation.raw.get("split") in ("train", "all"):
+            yield "The evaluation used initial states that the policy also trained on: success on new ones may be lower."
+        return
+    seen, new = evaluation.practised, evaluation.held_out
+    told = (
+        f"{seen.episodes} of the {evaluation.overall.episodes} test episodes began in initial states that the policy "
+        f"was also trained on: it solved {percent(seen.rate)} of those"
+    )
+    if new is None:
+        yield f"{told}. Success on new ones may be lower."
+    else:
+        yield f"{told} and {percent(new.rate)} of the {new.episodes} held-out ones."
 
 
 def _training_warnings(run: Run) -> Iterable[str]:
