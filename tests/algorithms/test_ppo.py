@@ -12,8 +12,10 @@ from vla_rl.config import (
     CriticConfig,
     CurriculumConfig,
     EnvConfig,
+    OptimizerConfig,
     PolicyConfig,
     PPOConfig,
+    RolloutConfig,
     tiny_model,
 )
 from vla_rl.curriculum import TaskSampler
@@ -58,14 +60,17 @@ class Practice:
         critic: CriticConfig,
         ppo: PPOConfig,
         num_envs: int = 16,
+        turns: int = 16,
+        learning_rate: float = 1e-3,
     ) -> None:
         env_config = EnvConfig(num_envs=num_envs, horizon=horizon, image_size=32, action_chunk=1)
         self.envs = SerialVectorEnv(
             env_config, lambda config, count: [env_class(config) for _ in range(count)]
         )
         self.policy = small_policy(critic)
-        self.ppo = ppo
-        self.learner = PPO(self.policy, ppo, critic, seed=0)
+        self.ppo, self.play = ppo, RolloutConfig(turns=turns)
+        optimizer = OptimizerConfig(learning_rate=learning_rate, warmup_steps=4)
+        self.learner = PPO(self.policy, ppo, optimizer, critic, seed=0)
         states = np.arange(10, dtype=np.int64)
         self.curriculum = TaskSampler(CurriculumConfig(), self.envs.tasks, states, seed=0)
         self.collector = Collector(
@@ -75,7 +80,8 @@ class Practice:
         self.iteration = 0
 
     def rollout(self):
-        return self.collector.collect(self.ppo.turns, self.ppo.temperature, self.iteration).rollout
+        play = self.play
+        return self.collector.collect(play.turns, play.temperature, self.iteration).rollout
 
     def batch(self):
         rollout = self.rollout()
@@ -91,10 +97,7 @@ class Practice:
         return float(np.mean([r.success for r in play_each_once(self.policy, self.envs, specs)]))
 
 
-FAST = PPOConfig(
-    turns=16, minibatch=64, epochs=2, learning_rate=1e-3, warmup_steps=4, critic_warmup=0, self_imitation_coef=0.0,
-    final_learning_rate=1.0,
-)  # fmt: skip
+FAST = PPOConfig(minibatch=64, epochs=2, critic_warmup=0, self_imitation_coef=0.0)
 
 
 @pytest.mark.parametrize("ratio", ["token", "action"])
@@ -121,10 +124,8 @@ def test_bandit_is_not_solved_with_the_sign_of_the_advantage_turned():
 @pytest.mark.parametrize("critic", [SHARED, SEPARATE], ids=["shared", "separate"])
 def test_critic_learns_the_values_of_the_chain(critic: CriticConfig):
     """The policy is frozen by endless warm-up; its values follow from Monte-Carlo returns of the same policy."""
-    ppo = replace(
-        FAST, critic_warmup=1000, turns=40, critic_learning_rate=3e-3, critic_epochs=4, gamma=0.9
-    )
-    practice = Practice(ChainEnv, 30, critic, ppo)
+    ppo = replace(FAST, critic_warmup=1000, critic_learning_rate=3e-3, critic_epochs=4, gamma=0.9)
+    practice = Practice(ChainEnv, 30, critic, ppo, turns=40)
     before = [p.detach().clone() for p in practice.policy.policy_parameters()]
     for _ in range(12):
         metrics = practice.improve()
@@ -210,9 +211,8 @@ def test_not_a_number_stops_before_any_weight_changes():
 
 
 def test_target_kl_stops_the_epochs():
-    practice = Practice(
-        BanditEnv, 1, SEPARATE, replace(FAST, epochs=50, learning_rate=1e-2, target_kl=0.01)
-    )
+    ppo = replace(FAST, epochs=50, target_kl=0.01)
+    practice = Practice(BanditEnv, 1, SEPARATE, ppo, learning_rate=1e-2)
     steps = practice.improve()["losses/policy_steps"]
     assert 1 <= steps < 50 * 4
 

@@ -44,7 +44,8 @@ def make_run(
     config = TrainConfig()
     config = replace(
         config,
-        ppo=replace(config.ppo, iterations=iterations, self_imitation_coef=0.15),
+        schedule=replace(config.schedule, iterations=iterations),
+        ppo=replace(config.ppo, self_imitation_coef=0.15),
         curriculum=replace(config.curriculum, mode="frontier"),
         policy=replace(config.policy, checkpoint="runs/sft/policy"),
         run=replace(config.run, name=folder.name, seed=3),

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vla_rl.runtime.devices import available_cpus
+from vla_rl.runtime.cpus import available_cpus
 
 LossOfRows = Callable[[Int64[Tensor, " b"]], tuple[Float[Tensor, ""], dict[str, float]]]
 """Mean loss over some samples, and named numbers about them."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.gradients import Tally, ThreadedGradients
-from vla_rl.config import CriticConfig, PPOConfig, UserError
+from vla_rl.config import CriticConfig, OptimizerConfig, PPOConfig, UserError
 from vla_rl.functional import (
     clipped_surrogate,
     clipped_value_loss,
@@ -34,7 +34,7 @@ from vla_rl.functional import (
     surrogate_statistics,
     turn_mean,
 )
-from vla_rl.policies.policy import Evaluation, Policy
+from vla_rl.policies.policy import Evaluation, ValuePolicy
 from vla_rl.types import Observation
 
 
@@ -46,18 +46,25 @@ class PPO:
     """The learner: two optimizers, the learning-rate schedule, and the separate critic's replay."""
 
     def __init__(
-        self, policy: Policy, config: PPOConfig, critic: CriticConfig, seed: int, threads: int = 1
+        self,
+        policy: ValuePolicy,
+        config: PPOConfig,
+        optimizer: OptimizerConfig,
+        critic: CriticConfig,
+        seed: int,
+        threads: int = 1,
     ) -> None:
         self.policy, self.config, self.critic, self.seed = policy, config, critic, seed
+        self.optimizer = optimizer
         self.device = policy.policy_parameters()[0].device
         self.gradients = ThreadedGradients(threads, config.micro_batch, self.device)
-        betas = (0.9, config.adam_beta2)
+        betas = (0.9, optimizer.adam_beta2)
         self.policy_optimizer = torch.optim.AdamW(
             policy.policy_parameters(),
-            lr=config.learning_rate,
+            lr=optimizer.learning_rate,
             betas=betas,
-            eps=config.adam_eps,
-            weight_decay=config.weight_decay,
+            eps=optimizer.adam_eps,
+            weight_decay=optimizer.weight_decay,
         )
         self.critic_optimizer = torch.optim.AdamW(
             policy.critic_parameters(),
@@ -236,13 +243,14 @@ class PPO:
             loss = loss - config.self_imitation_coef * likelihood
         if self.critic.kind == "shared":
             targets, old_values = self._to(batch.value_targets[rows]), self._to(batch.values[rows])
+            assert now.values is not None  # a ValuePolicy gives them
             value_loss = self._value_loss(now.values, targets, old_values)
             stats["losses/value"] = value_loss.item()
             loss = loss + config.value_coef * value_loss
         return loss, stats
 
     def _step_policy(self, loss: float, progress: float) -> dict[str, float]:
-        config = self.config
+        config = self.optimizer
         warm = min(1.0, (self.policy_steps + 1) / max(1, config.warmup_steps))
         rate = (
             config.learning_rate
@@ -256,7 +264,7 @@ class PPO:
         stats = {"losses/grad_norm_policy": norm.item(), "losses/learning_rate": rate}
         if self.critic.kind == "shared":
             norm = nn.utils.clip_grad_norm_(
-                self.policy.critic_parameters(), config.critic_max_grad_norm
+                self.policy.critic_parameters(), self.config.critic_max_grad_norm
             )
             _guard(loss, norm, "critic")
             self.critic_optimizer.step()

@@ -234,8 +234,8 @@ COMMANDS: dict[str, Command] = {
         "improve a policy by online PPO",
         (
             "vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy --run.name first",
-            "vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy --ppo.learning-rate 1e-4",
-            "vla-rl train --resume runs/first --ppo.iterations 120",
+            "vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy --optimizer.learning-rate 1e-4",
+            "vla-rl train --resume runs/first --schedule.iterations 120",
         ),
         _train,
     ),

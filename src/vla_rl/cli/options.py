@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import io
 import os
 import re
@@ -15,11 +14,10 @@ import sys
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from vla_rl.config import ConfigError, LoraConfig, UserError, nearest
-from vla_rl.config.bounds import OutOfBoundsError, bounds_in_words, declared
-from vla_rl.config.docstrings import field_docs
+from vla_rl.cli.fields import Option, RefusedError, in_its_words, negative, options_of, registry
+from vla_rl.config import LoraConfig, UserError, nearest
 from vla_rl.config.old_names import OLD_FIELDS
 
 C = TypeVar("C")
@@ -56,13 +54,16 @@ def parse(
     import tyro
 
     options = {option.name: option for option in options_of(cls, default, flat)}
-    words = _with_new_names(words, dict(_old_options(cls, default, "", flat)), command)
+    old = old_options(cls, default, flat)
+    words = _with_new_names(words, old, command)
     for word in words:
         option = normal(word)
         if re.match(r"-[-a-z]", option) and option not in (*options, "--help", "-h"):
             # the opposite of a switch in a group: --run.no-tensorboard, not --no-run.tensorboard
-            meant = _negative(option.replace("--no-", "--", 1)) if option[:5] == "--no-" else option
-            raise UserError(f"{command}: there is no option {option}.{nearest(meant, options)}")
+            meant = negative(option.replace("--no-", "--", 1)) if option[:5] == "--no-" else option
+            raise UserError(
+                f"{command}: there is no option {option}.{_nearest(meant, options, old)}"
+            )
     conf = tyro.conf
     markers: list[Any] = [conf.AvoidSubcommands, conf.SuppressFixed, conf.DisallowNone]
     markers += [conf.PositionalRequiredArgs, conf.PositionalMetavarFromFieldName]
@@ -77,126 +78,38 @@ def parse(
                 description=description,
                 return_unknown_args=True,
                 config=markers,
-                registry=_registry(),
+                registry=registry(),
                 **keywords,
             )
-    except _RefusedError as refused:
-        raise UserError(f"{command}: {_where(refused.reason, options)}") from None
+    except RefusedError as refused:
+        raise UserError(f"{command}: {in_its_words(refused.reason, options.values())}") from None
     if extra:
         raise UserError(f"{command}: {_unexpected(extra[0], list(words), options)}")
     return value
 
 
-class _RefusedError(Exception):
-    """Carries what a configuration objects to past the library, which would draw a box around it."""
-
-    def __init__(self, reason: ConfigError) -> None:
-        self.reason = reason
-
-
-def _where(reason: ConfigError, options: dict[str, Option]) -> ConfigError:
-    """The error with the field as this command has it."""
-    if isinstance(reason, OutOfBoundsError):
-        for option in options.values():
-            if (option.owner, option.field) == (reason.owner, reason.field):
-                return reason.at(option.path)
-    return reason
-
-
-def _registry() -> Any:
-    """How the library makes our dataclasses: with our help texts, bounds among them."""
-    import tyro
-
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.struct_rule
-    def dataclass_rule(info: Any) -> Any:
-        cls = info.type
-        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-            return None
-        given = info.default if isinstance(info.default, cls) else None
-        hints = typing.get_type_hints(cls)
-
-        def make(**fields: Any) -> Any:
-            try:
-                return cls(**fields)
-            except ConfigError as error:
-                raise _RefusedError(error) from None
-
-        fields = [
-            tyro.constructors.StructFieldSpec(
-                name=entry.name,
-                type=hints[entry.name],
-                default=_default(entry, given, tyro.MISSING),
-                helptext=functools.partial(_help, cls, entry.name),
-            )
-            for entry in dataclasses.fields(cls)
-        ]
-        return tyro.constructors.StructConstructorSpec(instantiate=make, fields=tuple(fields))
-
-    return registry
-
-
-def _default(entry: dataclasses.Field[Any], given: Any, missing: Any) -> Any:
-    if given is not None:
-        return getattr(given, entry.name)
-    if entry.default_factory is not dataclasses.MISSING:
-        return entry.default_factory()
-    return missing if entry.default is dataclasses.MISSING else entry.default
-
-
-def _help(cls: type[Any], field: str) -> str:
-    """A field's docstring with its bounds."""
-    bounds = bounds_in_words(declared(cls)[field])
-    return field_docs(cls).get(field, "") + (f" [{bounds}]" if bounds else "")
+def _nearest(meant: str, options: dict[str, Option], old: dict[str, str]) -> str:
+    """The nearest option by its present name, also where the word is nearer to a name of before."""
+    hint = nearest(meant, [*options, *old])
+    for name, new in old.items():
+        hint = hint.replace(f"{name!r}", f"{new!r}")
+    return hint
 
 
 def _unexpected(word: str, words: list[str], options: dict[str, Option]) -> str:
     before = normal(words[words.index(word) - 1]) if words.index(word) else ""
     if before in options and options[before].is_switch:
-        other = before.replace("no-", "", 1) if "no-" in before else _negative(before)
+        other = before.replace("no-", "", 1) if "no-" in before else negative(before)
         return f"{before} is a switch and takes no value, got {word!r}; its opposite is {other}"
     return f"there is nothing for {word!r} to set; names come before the options"
 
 
-class Option(NamedTuple):
-    """An option of a command and the field it sets."""
-
-    name: str
-    """As it is typed: `--ppo.no-normalize-advantages`."""
-    path: str
-    """The field as the command has it, `ppo.normalize_advantages`; flat commands leave out the group."""
-    owner: type[Any]
-    field: str
-    attributes: str
-    """The field within the command's configuration, with all groups."""
-    is_switch: bool
-
-
-def options_of(cls: type[Any], default: Any = None, flat: bool = False) -> list[Option]:
-    """Every option of a command's dataclass, as the library names it; required fields are positional and left out."""
-    return list(_options(cls, default, "", "", flat))
-
-
-def _options(cls: Any, default: Any, prefix: str, within: str, flat: bool) -> Iterator[Option]:
-    hints = typing.get_type_hints(cls)
-    for entry in dataclasses.fields(cls):
-        hint = hints[entry.name]
-        value = getattr(default, entry.name, None)
-        path, attributes = f"{prefix}{entry.name}", f"{within}{entry.name}"
-        inner = type(value) if dataclasses.is_dataclass(value) else hint
-        if dataclasses.is_dataclass(inner):
-            yield from _options(inner, value, "" if flat else f"{path}.", f"{attributes}.", flat)
-        elif _has_default(entry):
-            rest = (path, cls, entry.name, attributes, hint is bool)
-            name = f"--{path.replace('_', '-')}"
-            yield Option(name, *rest)
-            if hint is bool:
-                yield Option(_negative(name), *rest)
+def old_options(cls: Any, default: Any = None, flat: bool = False) -> dict[str, str]:
+    """Options of before, each with the one that stands for it today."""
+    return dict(_old_options(cls, default, "", flat))
 
 
 def _old_options(cls: Any, default: Any, prefix: str, flat: bool) -> Iterator[tuple[str, str]]:
-    """Options of before with those that stand for them today."""
     for old, new in OLD_FIELDS.get(cls.__name__, {}).items():
         yield f"--{prefix}{old}".replace("_", "-"), f"--{prefix}{new}".replace("_", "-")
     hints = typing.get_type_hints(cls)
@@ -217,16 +130,6 @@ def _with_new_names(words: Sequence[str], old: dict[str, str], command: str) -> 
             print(f"vla-rl {command}: {normal(word)} is called {new} now", file=sys.stderr)
             replaced[at] = new + "".join(word.partition("=")[1:])
     return replaced
-
-
-def _has_default(entry: dataclasses.Field[Any]) -> bool:
-    missing = dataclasses.MISSING
-    return entry.default is not missing or entry.default_factory is not missing
-
-
-def _negative(option: str) -> str:
-    head, dot, last = option.removeprefix("--").rpartition(".")
-    return f"--{head}{dot}no-{last}"
 
 
 def normal(word: str) -> str:

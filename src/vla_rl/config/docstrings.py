@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import sys
 import textwrap
 from typing import Any
@@ -15,7 +16,7 @@ def field_docs(cls: type[Any]) -> dict[str, str]:
     """The docstring of each field of the dataclass `cls`, on one line; fields without one are left out."""
     body = _classes(cls.__module__)[cls.__qualname__].body
     docs: dict[str, str] = {}
-    for field, text in zip(body, body[1:], strict=False):
+    for field, text in itertools.pairwise(body):
         if (
             isinstance(field, ast.AnnAssign)
             and isinstance(field.target, ast.Name)

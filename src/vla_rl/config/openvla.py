@@ -79,6 +79,9 @@ class LanguageConfig(Config):
 class ImagePreprocessing(Config, group="images"):
     """What happens to a camera's frame before normalisation. By default nothing: frames come in the model's size."""
 
+    fit: Literal["stretch", "pad", "crop"] = "stretch"
+    """What happens first to a frame that is not square. pad: black bars, nothing is lost. crop: its middle square.
+    stretch: `resize` takes it out of proportion."""
     jpeg: bool = False
     """Write the frame as a JPEG of quality 95 and read it back, as the model's training images were."""
     resize: Literal["none", "lanczos3"] = "none"

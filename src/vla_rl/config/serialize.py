@@ -92,7 +92,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_encode(item) for item in cast("Sequence[Any]", value)]
     if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+        return cast(Any, value)
     raise TypeError(f"a configuration field cannot hold a {type(value).__name__}: {value!r}")
 
 
@@ -118,4 +118,4 @@ def _converted(kind: Any, value: object) -> Any:
             return tuple(
                 _converted(without_bounds(k), v) for k, v in zip(kinds, given, strict=True)
             )
-    return value
+    return cast(Any, value)

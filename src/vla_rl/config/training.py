@@ -9,10 +9,13 @@ from vla_rl.config.curriculum import CurriculumConfig
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import require
 from vla_rl.config.evaluation import EvalConfig
+from vla_rl.config.optimizer import OptimizerConfig
 from vla_rl.config.policy import PolicyConfig
 from vla_rl.config.ppo import PPOConfig
 from vla_rl.config.reward import ProcessRewardConfig
+from vla_rl.config.rollout import RolloutConfig
 from vla_rl.config.run import RunConfig
+from vla_rl.config.schedule import ScheduleConfig
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,12 @@ class TrainConfig(Config):
     """Simulators, tasks, and how a turn maps to simulator steps."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """The policy to improve, and its critic."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """How long the run lasts."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """How the policy plays between two updates."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW on the policy's parameters, and its learning rate."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Hyper-parameters of PPO."""
     reward: ProcessRewardConfig = field(default_factory=ProcessRewardConfig)

@@ -10,7 +10,7 @@ from vla_rl.policies.openvla.model import OpenVLA
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
 from vla_rl.policies.openvla.processing import Processor
 from vla_rl.policies.openvla.tokenizer import build_tiny_tokenizer
-from vla_rl.policies.policy import Evaluation, Policy, PolicyOutput, Proposals
+from vla_rl.policies.policy import Evaluation, Policy, PolicyOutput, Proposals, ValuePolicy
 
 __all__ = [
     "ActionStatistics",
@@ -22,6 +22,7 @@ __all__ = [
     "PolicyOutput",
     "Processor",
     "Proposals",
+    "ValuePolicy",
     "build_tiny_tokenizer",
     "identity_statistics",
     "select_statistics",

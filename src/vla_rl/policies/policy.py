@@ -1,14 +1,21 @@
-"""What the rest of the system asks of a policy: `act` to play, `evaluate` to learn."""
+"""What the rest of the system asks of a policy: `act` to play, `evaluate` to learn.
+
+    Policy        plays, proposes, is improved by its log-probs; no value function is asked for
+    ValuePolicy   a Policy with a critic: what actor-critic methods (PPO) need on top
+
+Both are protocols: a class of policy inherits from neither. How one is found for a checkpoint: `registry`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from vla_rl.types import Observation
@@ -20,7 +27,7 @@ class PolicyOutput:
 
     tokens: Int64[Tensor, "N K"]  # action bins 0..bins-1, not vocabulary ids
     log_probs: Float[Tensor, "N K"]  # of the tempered distribution sampled from; float32
-    values: Float[Tensor, " N"]
+    values: Float[Tensor, " N"] | None = None  # of a `ValuePolicy` always
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Proposals:
 
     tokens: Int64[Tensor, "N J K"]  # action bins 0..bins-1
     log_probs: Float[Tensor, "N J K"]  # of the tempered distribution; float32
-    values: Float[Tensor, " N"]
+    values: Float[Tensor, " N"] | None = None  # of a `ValuePolicy` always
 
 
 @dataclass(frozen=True)
@@ -38,20 +45,32 @@ class Evaluation:
 
     log_probs: Float[Tensor, "N K"]  # of the given tokens under the tempered distribution
     entropy: Float[Tensor, "N K"]  # of each token's distribution over the action bins, in nats
-    values: Float[Tensor, " N"]
+    values: Float[Tensor, " N"] | None = None  # of a `ValuePolicy` always
 
 
+@runtime_checkable
 class Policy(Protocol):
-    """A token policy with a value function. `act` and `evaluate` agree to 1e-5 in float32."""
-
-    detach_values: bool
-    """Set while nothing but the critic may learn: the value loss then stops at a shared trunk."""
+    """A policy that decides action tokens. `act` and `evaluate` agree to 1e-5 in float32."""
 
     @property
-    def action_dim(self) -> int: ...
+    def action_dim(self) -> int:
+        """A, numbers an action has."""
+        ...
 
     @property
-    def action_chunk(self) -> int: ...
+    def action_chunk(self) -> int:
+        """C, actions decided in one turn; K = C A tokens."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the model looks at, pixels."""
+        ...
+
+    @property
+    def resizes_images(self) -> bool:
+        """Whether frames of any size may come; otherwise they come in `image_size`."""
+        ...
 
     def act(
         self,
@@ -79,10 +98,8 @@ class Policy(Protocol):
 
     def evaluate(
         self, observation: Observation, tokens: Int64[Tensor, "N K"], temperature: float = 1.0
-    ) -> Evaluation: ...
-
-    def values(self, observation: Observation) -> Float[Tensor, " N"]:
-        """V of each observation, with gradients to the critic's parameters only as configured."""
+    ) -> Evaluation:
+        """Log-probs of given tokens and entropies, with gradients, in one teacher-forced pass."""
         ...
 
     def keep_reference(self, folder: Path | str | None = None) -> None:
@@ -99,10 +116,36 @@ class Policy(Protocol):
         """Tokens to un-normalised actions in the simulator's units."""
         ...
 
+    def encode_actions(
+        self, actions: Float32[np.ndarray, "N C A"] | Float64[np.ndarray, "N C A"]
+    ) -> Int64[Tensor, "N K"]:
+        """Actions in the simulator's units to tokens, the inverse of `decode_actions` up to the bins' width."""
+        ...
+
+    def with_actions_of(self, statistics: Mapping[str, Any], action_chunk: int) -> Policy:
+        """The same weights for the actions of another dataset: what fine-tuning starts from.
+
+        statistics: one dataset's, in the format of dataset_statistics.json, {name: {"action": {"q01", "q99", ...}}}.
+        The critic is a fresh one, and this policy is not to be used any more.
+        """
+        ...
+
     def policy_parameters(self) -> list[torch.nn.Parameter]:
         """What the policy optimizer trains; never contains a critic parameter."""
         ...
 
-    def critic_parameters(self) -> list[torch.nn.Parameter]: ...
-
     def save(self, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class ValuePolicy(Policy, Protocol):
+    """A policy with a value function: its `act`, `propose` and `evaluate` give values as well."""
+
+    detach_values: bool
+    """Set while nothing but the critic may learn: the value loss then stops at a shared trunk."""
+
+    def values(self, observation: Observation) -> Float[Tensor, " N"]:
+        """V of each observation, with gradients to the critic's parameters only as configured."""
+        ...
+
+    def critic_parameters(self) -> list[torch.nn.Parameter]: ...

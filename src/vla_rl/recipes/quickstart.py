@@ -112,7 +112,9 @@ def _practice(config: QuickstartConfig, base: TrainConfig) -> TrainConfig:
     return replace(
         base,
         policy=replace(base.policy, checkpoint=str(out / "sft" / "policy")),
-        ppo=replace(base.ppo, minutes=config.minutes, iterations=max(base.ppo.iterations, 1000)),
+        schedule=replace(
+            base.schedule, minutes=config.minutes, iterations=max(base.schedule.iterations, 1000)
+        ),
         eval=replace(base.eval, episodes_per_task=config.episodes_per_task, videos=2),
         run=replace(base.run, name=QUICKSTART_RUN, root=str(out), seed=config.seed),
     )

@@ -9,7 +9,6 @@ repeat: every frame once, its image shifted by a few pixels -> cross-entropy on 
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +20,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from vla_rl.algorithms.sft import SFT, epoch_batches, num_batches, random_shift
-from vla_rl.config import SFTConfig, UserError, tiny_model
+from vla_rl.config import ModelConfig, SFTConfig, UserError, tiny_model
 from vla_rl.data.demonstrations import (
     ENVIRONMENT_FILE,
     Demonstrations,
@@ -30,13 +29,16 @@ from vla_rl.data.demonstrations import (
 )
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.files import whole_folder
+from vla_rl.runtime.external import read_json
+from vla_rl.runtime.files import whole_folder, write_json
 from vla_rl.runtime.progress import Reporter, console, progress
 from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, Run
 from vla_rl.runtime.seeding import generator, seed_everything
 
 SMALL_MODEL = 20_000_000
 """Weights up to which a model is small."""
+HELD_PICTURES = 4096
+"""Of the held-out frames that are taken out of a dataset at a time."""
 Evaluate = Callable[[OpenVLAPolicy, int], float]
 """Measures success in simulation: called with the policy and the number of finished epochs."""
 
@@ -51,7 +53,14 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
     out = Path(config.out)
     require_unused(out)
     seed_everything(config.seed)
-    demos = load_demonstrations(config.dataset, camera=config.camera, image_size=config.image_size)
+    environment = environment_of(Path(config.dataset))
+    demos = load_demonstrations(
+        config.dataset,
+        camera=config.camera,
+        image_size=config.image_size,
+        image_fit=config.image_fit,
+        scratch=next(folder for folder in out.absolute().parents if folder.is_dir()),
+    )
     policy = build_policy(config, demos)
     tokens = policy.encode_actions(
         action_chunks(demos.actions, demos.episode_ids, config.action_chunk)
@@ -78,22 +87,33 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
 
             # 2. what the held-out episodes say
             if len(validation):
-                seen = demos.observation(validation)
-                metrics["sft/validation_loss"] = learner.loss(seen, tokens[validation])
+                metrics["sft/validation_loss"] = validation_loss(learner, demos, tokens, validation)
             if evaluate is not None and epoch == config.epochs:
                 metrics["sft/success"] = evaluate(policy, epoch)
             run.log(epoch, metrics)
         with whole_folder(out / "policy") as folder:
             policy.save(folder)
-        _keep_environment(Path(config.dataset), out)
+        if environment is not None:
+            write_json(out / ENVIRONMENT_OF_RUN, environment)
     say("  ".join(f"{name.removeprefix('sft/')} {value:.3g}" for name, value in metrics.items()))
     return out / "policy"
 
 
-def _keep_environment(dataset: Path, out: Path) -> None:
-    """The policy is evaluated where its demonstrations were played, unless somebody says otherwise."""
-    if (dataset / ENVIRONMENT_FILE).is_file():
-        shutil.copyfile(dataset / ENVIRONMENT_FILE, out / ENVIRONMENT_OF_RUN)
+def environment_of(dataset: Path) -> dict[str, Any] | None:
+    """Where the demonstrations were played, if the dataset says so: the policy is evaluated there, too."""
+    path = dataset / ENVIRONMENT_FILE
+    return read_json(path, inside=dataset) if path.is_file() else None
+
+
+def validation_loss(
+    learner: SFT, demos: Demonstrations, tokens: Int64[Tensor, "F K"], rows: Int64[np.ndarray, " V"]
+) -> float:
+    """Cross-entropy (nats a token) of the frames `rows`, of which no more are held in memory than need be."""
+    size = learner.config.micro_batch or learner.config.batch_size
+    step = max(1, HELD_PICTURES // size) * size
+    parts = [rows[start : start + step] for start in range(0, len(rows), step)]
+    losses = [learner.loss(demos.observation(part), tokens[part]) * len(part) for part in parts]
+    return sum(losses) / len(rows)
 
 
 def train_epoch(
@@ -141,8 +161,8 @@ def build_policy(config: SFTConfig, demos: Demonstrations) -> OpenVLAPolicy:
     action_dim, folder = demos.actions.shape[1], config.policy.checkpoint
     if not folder:
         return OpenVLAPolicy.create(
-            tiny_model(demos.image_size), demos.instructions, statistics, action_dim,
-            config.action_chunk, config.policy, config.seed,
+            with_images(tiny_model(demos.image_size), demos), demos.instructions, statistics,
+            action_dim, config.action_chunk, config.policy, config.seed,
         )  # fmt: skip
     loaded = OpenVLAPolicy.from_checkpoint(folder, config.policy, seed=config.seed)
     if loaded.action_dim != action_dim:
@@ -150,8 +170,15 @@ def build_policy(config: SFTConfig, demos: Demonstrations) -> OpenVLAPolicy:
             f"{config.dataset}: expected actions of size {loaded.action_dim}, as the policy in {folder} plays them, "
             f"got {action_dim}. Take a dataset of the same robot, or train from scratch (empty policy.checkpoint)."
         )
+    model = with_images(loaded.description.model, demos)
+    if model.images.resize == "none" and model.image_size != demos.image_size:
+        raise UserError(
+            f"{config.dataset}: expected images of {model.image_size} px, as the policy in {folder} sees them, got "
+            f"{demos.image_size} px. Give --image-size {model.image_size}."
+        )
     description = replace(
         loaded.description,
+        model=model,
         norm_stats={**loaded.description.norm_stats, **statistics},
         unnorm_key=next(iter(statistics)),
         action_chunk=config.action_chunk,
@@ -160,6 +187,14 @@ def build_policy(config: SFTConfig, demos: Demonstrations) -> OpenVLAPolicy:
     policy = OpenVLAPolicy(loaded.model, tokenizer, description, config.policy, loaded.device)
     policy.stored_dtypes = loaded.stored_dtypes
     return policy
+
+
+def with_images(model: ModelConfig, demos: Demonstrations) -> ModelConfig:
+    """The model with what was done to the camera's frames: in play it is done to them again."""
+    if demos.image_fit is None:
+        return model
+    images = replace(model.images, fit=demos.image_fit, resize="lanczos3")
+    return replace(model, images=images)
 
 
 def dataset_statistics(demos: Demonstrations) -> dict[str, Any]:

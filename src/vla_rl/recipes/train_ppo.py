@@ -43,7 +43,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     keep_freed_memory()
     policy = load_policy(config, run)
     ppo = with_micro_batch(config.ppo, policy, config.env.num_envs)
-    learner = PPO(policy, ppo, config.policy.critic, config.run.seed, config.run.threads)
+    learner = PPO(
+        policy, ppo, config.optimizer, config.policy.critic, config.run.seed, config.run.threads
+    )
     reward_function = build_reward(config, policy)
     with (
         run,
@@ -64,15 +66,15 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
             evaluate_before_or_after("before", run, policy, envs, config)
             collector.start()
 
-        with share_progress("PPO", state.progress(config.ppo)) as bar:
-            while not (stop.requested or state.finished(config.ppo)):
+        with share_progress("PPO", state.progress(config.schedule)) as bar:
+            while not (stop.requested or state.finished(config.schedule)):
                 started = time.perf_counter()
                 refresh_reward_model(
                     state.iteration, run, policy, envs, collector, reward_function, config
                 )
                 # 1. act: every environment plays `turns` turns with the current policy
                 collected = collector.collect(
-                    config.ppo.turns, config.ppo.temperature, state.iteration
+                    config.rollout.turns, config.rollout.temperature, state.iteration
                 )
 
                 # 2. score: the simulator's sparse success, plus a dense reward for each turn
@@ -86,7 +88,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
                 # 4. improve: the critic, then (after its warm-up) the policy
                 learning = time.perf_counter()
                 with state.keep_on_divergence():
-                    losses = learner.update(batch, state.iteration, state.progress(config.ppo))
+                    losses = learner.update(batch, state.iteration, state.progress(config.schedule))
                 seconds = collected.seconds | {"learn": time.perf_counter() - learning}
 
                 # 5. remember
@@ -95,9 +97,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
                     collected, dense_rewards, seconds, time.perf_counter() - started, envs
                 )
                 state.advance(metrics, time.perf_counter() - started)
-                bar.reach(state.progress(config.ppo), **state.headline(metrics))
+                bar.reach(state.progress(config.schedule), **state.headline(metrics))
                 evaluate_during(state.iteration, run, policy, envs, collector, config)
-        if state.finished(config.ppo):
+        if state.finished(config.schedule):
             evaluate_before_or_after("after", run, policy, envs, config)
         state.save_and_say_how_to_go_on(stop)
     return run.folder

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int64
 
 from vla_rl.envs.env import VectorEnv
-from vla_rl.policies.policy import Policy, PolicyOutput
+from vla_rl.policies.policy import Policy, PolicyOutput, ValuePolicy
 from vla_rl.types import EpisodeSpec, Observation, Rollout, StepResult
 
 
@@ -70,7 +70,8 @@ class RolloutBuffer:
         self.initial_states[turn, slots] = [spec.initial_state for spec in specs]
         self.tokens[turn, slots] = tokens
         self.log_probs[turn, slots] = output.log_probs.float().cpu().numpy()
-        self.values[turn, slots] = output.values.float().cpu().numpy()
+        if output.values is not None:  # zeros for a policy without a critic
+            self.values[turn, slots] = output.values.float().cpu().numpy()
 
     def record_outcome(self, turn: int, slots: Int64[np.ndarray, " S"], result: StepResult) -> None:
         """Keep what the simulators answered; a lost turn has no outcome and is marked invalid."""
@@ -91,13 +92,14 @@ class RolloutBuffer:
 
     def finish(self, policy: Policy, following: Observation, temperature: float) -> Rollout:
         """Value what follows the window and the true final observations, and freeze the arrays."""
-        final_values = np.zeros_like(self.values)
-        with torch.no_grad():
-            next_values = policy.values(following).float().cpu().numpy()
-            if self._cut:
-                values = policy.values(Observation.concatenate(self._cut_observations))
-                turns, slots = zip(*self._cut, strict=True)
-                final_values[list(turns), list(slots)] = values.float().cpu().numpy()
+        final_values, next_values = np.zeros_like(self.values), np.zeros_like(self.values[0])
+        if isinstance(policy, ValuePolicy):
+            with torch.no_grad():
+                next_values = policy.values(following).float().cpu().numpy()
+                if self._cut:
+                    values = policy.values(Observation.concatenate(self._cut_observations))
+                    turns, slots = zip(*self._cut, strict=True)
+                    final_values[list(turns), list(slots)] = values.float().cpu().numpy()
         return Rollout(
             images=self.images,
             task_ids=self.task_ids,

@@ -19,7 +19,7 @@ def evaluate_before_or_after(
     label: str, run: Run, policy: Policy, envs: VectorEnv, config: TrainConfig
 ) -> None:
     """Evaluate greedily and sampled, with videos, into <run>/eval/<label>-{greedy,sampled}.json."""
-    for mode, temperature in (("greedy", 0.0), ("sampled", config.ppo.temperature)):
+    for mode, temperature in (("greedy", 0.0), ("sampled", config.rollout.temperature)):
         protocol = replace(config.eval, temperature=temperature)
         result, records = evaluate_policy(
             policy, envs, config.env, protocol, f"evaluate {label} {mode}"

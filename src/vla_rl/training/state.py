@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
-from vla_rl.config import ConfigError, PPOConfig, TrainConfig
+from vla_rl.config import ConfigError, ScheduleConfig, TrainConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.envs.defaults import require_same_robot
 from vla_rl.policies import OpenVLAPolicy
@@ -84,16 +84,13 @@ class TrainState:
         self.iteration, self.episodes, self.turns, self.seconds = 0, 0, 0, 0.0
         self.save_every, self.saved_at = save_every, -1
 
-    def finished(self, config: PPOConfig) -> bool:
-        """Whether the iterations or the minutes of training are used up."""
-        return self.progress(config) >= 1.0
+    def finished(self, schedule: ScheduleConfig) -> bool:
+        """Whether the run has reached its end."""
+        return self.progress(schedule) >= 1.0
 
-    def progress(self, config: PPOConfig) -> float:
+    def progress(self, schedule: ScheduleConfig) -> float:
         """Share of the run that is done, in [0, 1]; training time counts, evaluation does not."""
-        done = self.iteration / config.iterations
-        if config.minutes > 0:
-            done = max(done, self.seconds / (60 * config.minutes))
-        return min(1.0, done)
+        return schedule.progress(self.iteration, self.seconds, self.episodes)
 
     def advance(self, metrics: dict[str, float], seconds: float) -> None:
         """Count one iteration, log it, and save where it is due."""

@@ -46,12 +46,12 @@ GB = 1e9
 class MemoryBudget:
     """Bytes on the device that computes."""
 
-    weights: float
-    trained: float
-    caches: float
-    per_sample: float
+    weights: int | float
+    trained: int | float
+    caches: int | float
+    per_sample: int | float
     """Of a micro-batch in training, of a batch of observations in inference."""
-    once: float
+    once: int | float
     """Needed once, whatever the batch: one layer's activations of one sample are in per_sample, this is the rest."""
 
     def total(self, samples: int) -> float:
@@ -59,7 +59,7 @@ class MemoryBudget:
         held = self.weights + self.trained + self.caches
         return (held + samples * self.per_sample) * FRAGMENTATION + self.once
 
-    def most_samples(self, free: float) -> int:
+    def most_samples(self, free: int | float) -> int:
         """The most samples at a time that fit into `free` bytes; 0 if not even one does."""
         held = self.weights + self.trained + self.caches
         left = (free - self.once) / FRAGMENTATION - held

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from vla_rl.types import Observation
 
 
 class OpenVLAPolicy(nn.Module):
-    """The Policy protocol on an OpenVLA model and a critic.
+    """The ValuePolicy protocol on an OpenVLA model and a critic.
 
     Set `detach_values` while nothing but the critic may learn (critic warm-up): the value loss then stops at the
     shared trunk. Sampling uses torch's global generator unless `uniforms` are given.
@@ -163,6 +163,14 @@ class OpenVLAPolicy(nn.Module):
     @property
     def action_chunk(self) -> int:
         return self.description.action_chunk
+
+    @property
+    def image_size(self) -> int:
+        return self.description.model.image_size
+
+    @property
+    def resizes_images(self) -> bool:
+        return self.description.model.images.resize != "none"
 
     @property
     def num_tokens(self) -> int:
@@ -342,6 +350,20 @@ class OpenVLAPolicy(nn.Module):
             actions = gripper_from_libero(actions)
         bins = self.action_tokenizer.encode(self.statistics.normalize(actions))
         return torch.from_numpy(bins.reshape(len(bins), self.num_tokens))
+
+    def with_actions_of(self, statistics: Mapping[str, Any], action_chunk: int) -> OpenVLAPolicy:
+        """The same model for the actions of another dataset, see `Policy.with_actions_of`."""
+        description = replace(
+            self.description,
+            norm_stats={**self.description.norm_stats, **statistics},
+            unnorm_key=next(iter(statistics)),
+            action_chunk=action_chunk,
+        )
+        policy = OpenVLAPolicy(
+            self.model, self.processor.tokenizer, description, self.config, self.device
+        )
+        policy.stored_dtypes = self.stored_dtypes
+        return policy
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """All weights of the model that are trained: the adapters alone if there are any.

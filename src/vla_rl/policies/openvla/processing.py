@@ -76,7 +76,9 @@ def pixel_values(
 def with_protocol(model: ModelConfig, config: PolicyConfig) -> ModelConfig:
     """The checkpoint's description of its model, with what the policy's configuration asks for in its place."""
     if config.images != "checkpoint":
-        model = replace(model, images=IMAGE_PREPROCESSING[config.images])
+        # how frames become square is a matter of the camera, which the protocols leave open
+        images = replace(IMAGE_PREPROCESSING[config.images], fit=model.images.fit)
+        model = replace(model, images=images)
     if config.gripper != "checkpoint":
         model = replace(model, gripper=config.gripper)
     return model

@@ -39,7 +39,8 @@ from vla_rl.rewards.process.model import (
     read_description,
     write_description,
 )
-from vla_rl.runtime.devices import available_cpus, resolve_device
+from vla_rl.runtime.cpus import available_cpus
+from vla_rl.runtime.devices import resolve_device
 from vla_rl.runtime.files import read_json, write_json
 
 MODEL_CONFIG_FILE = "model.json"

@@ -1,0 +1,17 @@
+"""How the policy plays between two updates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vla_rl.config.bounds import Config, Count, Temperature
+
+
+@dataclass(frozen=True)
+class RolloutConfig(Config, group="rollout"):
+    """How the policy plays between two updates."""
+
+    turns: Count = 50
+    """Turns that every environment plays in one iteration; an episode goes on in the next iteration where they end."""
+    temperature: Temperature = 1.0
+    """Sampling temperature of the action tokens. The loss uses the same one."""
