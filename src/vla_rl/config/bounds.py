@@ -145,7 +145,8 @@ def fault(hint: Any, value: object) -> Fault | None:
     if isinstance(hint, type) and isinstance(value, hint):
         return None
     if isinstance(hint, type):
-        return Fault("", _ARTICLES.get(hint, f"a {hint.__name__}"), shown(value))
+        kind = "path" if hint is Path else hint.__name__
+        return Fault("", f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}", shown(value))
     raise TypeError(f"configurations do not support the type {hint}")
 
 
@@ -204,7 +205,6 @@ _KINDS: dict[Any, Callable[[object], bool]] = {
     str: _is_text,
 }
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-_ARTICLES = {Path: "a path"}
 
 
 class Bounds(NamedTuple):

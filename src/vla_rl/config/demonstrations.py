@@ -35,7 +35,7 @@ class DemosConfig(Config):
     noise: NotNegative = 0.0
     """Standard deviation of Gaussian noise on the expert's actions, for coverage; the clean action is stored."""
     image_format: Literal["png", "mp4"] = "png"
-    """png: every frame as it is. mp4: one lossy video per episode, a fraction of the space."""
+    """png: every frame as it is. mp4: lossy video, in a fraction of the space."""
     seed: Seed = 0
     """Chooses the initial states and the noise."""
 

@@ -102,7 +102,7 @@ class RewardCollectConfig(Config):
     temperature: TemperatureOrGreedy = 1.0
     """Sampling temperature; 0 is greedy. Sampled play shows more ways to fail."""
     image_format: Literal["png", "mp4"] = "png"
-    """png: every frame as it is. mp4: one lossy video per episode, a fraction of the space."""
+    """png: every frame as it is. mp4: lossy video, in a fraction of the space."""
     workers: Workers = 0
     """Simulator processes; 0 takes one per CPU core. The result does not depend on it."""
     seed: Seed = 0
