@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-from vla_rl.envs.slots import SlotArrays
 
 from vla_rl.config import EnvConfig
-from vla_rl.envs import worker, worker_process
 from vla_rl.envs.known_answers import ChainEnv
+from vla_rl.envs.vector import worker, worker_process
+from vla_rl.envs.vector.shared_memory import SlotArrays
 from vla_rl.types import EpisodeSpec
 
 

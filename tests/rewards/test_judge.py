@@ -274,7 +274,7 @@ def test_examples_follow_the_labels_and_never_look_into_another_episode():
 
 def test_histories_are_as_long_in_time_whatever_the_rate():
     slow = trajectory(0, True)
-    fast = replace(trajectory(1, True), decision_seconds=slow.decision_seconds / 2)
+    fast = replace(trajectory(1, True), turn_seconds=slow.turn_seconds / 2)
     examples = build_examples([slow, fast], SEGMENTS, history=2)
     assert examples.sequence[3].tolist() == [2, 3]
     assert examples.sequence[6 + 3].tolist() == [6 + 1, 6 + 3]

@@ -90,9 +90,7 @@ def test_a_group_outside_what_is_mounted_takes_the_mount(machine: Machine) -> No
     assert available_cpus() == 2
 
 
-def test_affinity_below_the_quota_counts(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_affinity_below_the_quota_counts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.version_2("/")
     machine.limit("", "600000 100000")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)

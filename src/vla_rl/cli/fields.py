@@ -25,6 +25,7 @@ class Option(NamedTuple):
     attributes: str
     """The field within the command's configuration, with all groups."""
     is_switch: bool
+    default: Any
 
 
 def options_of(cls: type[Any], default: Any = None, flat: bool = False) -> list[Option]:
@@ -36,13 +37,14 @@ def _options(cls: Any, default: Any, prefix: str, within: str, flat: bool) -> It
     hints = typing.get_type_hints(cls)
     for entry in dataclasses.fields(cls):
         hint = hints[entry.name]
-        value = getattr(default, entry.name, None)
+        value = _default(entry, default, None)
         path, attributes = f"{prefix}{entry.name}", f"{within}{entry.name}"
         inner = type(value) if dataclasses.is_dataclass(value) else hint
         if dataclasses.is_dataclass(inner):
             yield from _options(inner, value, "" if flat else f"{path}.", f"{attributes}.", flat)
         elif _has_default(entry):
-            rest = (path, cls, entry.name, attributes, hint is bool)
+            usual = _default(entry, default, None)
+            rest = (path, cls, entry.name, attributes, hint is bool, usual)
             name = f"--{path.replace('_', '-')}"
             yield Option(name, *rest)
             if hint is bool:

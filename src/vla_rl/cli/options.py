@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
+import operator
 import os
 import re
 import sys
@@ -17,10 +19,15 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from vla_rl.cli.fields import Option, RefusedError, in_its_words, negative, options_of, registry
+from vla_rl.cli.old_values import old_values, with_new_values
 from vla_rl.config import LoraConfig, UserError, nearest
+from vla_rl.config.effects import without_effect
 from vla_rl.config.old_names import OLD_FIELDS
+from vla_rl.config.serialize import to_json
 
 C = TypeVar("C")
+
+PRINT_CONFIG = "--print-config"
 
 
 class ParseCommand(Protocol):
@@ -49,21 +56,23 @@ def parse(
     """Build `cls` from the options in `words`. UserError, one line, for whatever does not fit.
 
     Fields without a default are positional. `flat` leaves out the names of nested dataclasses, `usage`
-    follows the command in the help. `--help` prints that, with the defaults, and ends the program with code 0.
+    follows the command in the help. `--help` prints that, with the defaults, and ends the program with code 0; so does
+    `--print-config` with the configuration. An option without effect is a UserError, or a line on standard error.
     """
     import tyro
 
+    printed, words = PRINT_CONFIG in words, [word for word in words if word != PRINT_CONFIG]
     options = {option.name: option for option in options_of(cls, default, flat)}
     old = old_options(cls, default, flat)
     words = _with_new_names(words, old, command)
+    words = with_new_values(words, dict(old_values(cls, default, "", flat)), command)
     for word in words:
         option = normal(word)
         if re.match(r"-[-a-z]", option) and option not in (*options, "--help", "-h"):
             # the opposite of a switch in a group: --run.no-tensorboard, not --no-run.tensorboard
             meant = negative(option.replace("--no-", "--", 1)) if option[:5] == "--no-" else option
-            raise UserError(
-                f"{command}: there is no option {option}.{_nearest(meant, options, old)}"
-            )
+            hint = _nearest(meant, [*options, PRINT_CONFIG], old)
+            raise UserError(f"{command}: there is no option {option}.{hint}")
     conf = tyro.conf
     markers: list[Any] = [conf.AvoidSubcommands, conf.SuppressFixed, conf.DisallowNone]
     markers += [conf.PositionalRequiredArgs, conf.PositionalMetavarFromFieldName]
@@ -85,10 +94,30 @@ def parse(
         raise UserError(f"{command}: {in_its_words(refused.reason, options.values())}") from None
     if extra:
         raise UserError(f"{command}: {_unexpected(extra[0], list(words), options)}")
+    _require_effect(value, [options[w] for w in map(normal, words) if w in options], command)
+    if printed:
+        say(json.dumps(to_json(value), indent=2))
+        raise SystemExit(0)
     return value
 
 
-def _nearest(meant: str, options: dict[str, Option], old: dict[str, str]) -> str:
+def _require_effect(config: Any, given: Sequence[Option], command: str) -> None:
+    """Raise UserError for options that have no effect in `config`; say so where it makes no difference."""
+    defaults = {option.attributes: option.default for option in given}
+
+    def changed(field: str) -> bool:
+        return operator.attrgetter(field)(config) != defaults[field]
+
+    named = {option.attributes: option.name for option in given}
+    found = without_effect(config, named, changed)
+    errors = [finding.message for finding in found if finding.severity == "error"]
+    if errors:
+        raise UserError(f"{command}: {'; '.join(errors)}")
+    for finding in found:
+        print(f"vla-rl {command}: {finding.message}", file=sys.stderr)
+
+
+def _nearest(meant: str, options: Sequence[str], old: dict[str, str]) -> str:
     """The nearest option by its present name, also where the word is nearer to a name of before."""
     hint = nearest(meant, [*options, *old])
     for name, new in old.items():

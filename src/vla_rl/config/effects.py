@@ -6,9 +6,12 @@
 One table, by the configuration of a command. What a preset or a default says is not looked at, only what somebody gave.
 """
 
+# pyright: basic
+# A condition looks at the configuration of whatever command it belongs to.
+
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 Severity = Literal["error", "warning"]
@@ -27,7 +30,7 @@ class Effect(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One option without effect."""
+    """Options without effect for one and the same reason."""
 
     severity: Severity
     message: str
@@ -41,18 +44,29 @@ def without_effect(
     given: dotted field -> the option as it was typed. changed: whether a field is other than the preset or the default
     has it; one that was given but says the same is worth a warning and no more.
     """
-    return list(_findings(config, given, changed))
-
-
-def _findings(
-    config: Any, given: Mapping[str, str], changed: Callable[[str], bool]
-) -> Iterator[Finding]:
+    together: dict[tuple[str, Severity], list[str]] = {}
     for field, option in given.items():
-        for effect in EFFECTS.get(type(config).__name__, ()):
-            if _covers(effect.fields, field) and not effect.counts(config):
-                severity = effect.severity if changed(field) else "warning"
-                yield Finding(severity, f"{option} has no effect: {effect.because}")
-                break
+        effect = _missed(config, field)
+        if effect is not None:
+            severity = effect.severity if changed(field) else "warning"
+            together.setdefault((effect.because, severity), []).append(option)
+    return [
+        Finding(severity, f"{_listed(options)} no effect: {because}")
+        for (because, severity), options in together.items()
+    ]
+
+
+def _missed(config: Any, field: str) -> Effect | None:
+    """What says that `field` does not count in `config`, if anything does."""
+    for effect in EFFECTS.get(type(config).__name__, ()):
+        if _covers(effect.fields, field) and not effect.counts(config):
+            return effect
+    return None
+
+
+def _listed(options: list[str]) -> str:
+    *first, last = options
+    return f"{', '.join(first)} and {last} have" if first else f"{last} has"
 
 
 def _covers(fields: tuple[str, ...], field: str) -> bool:
@@ -80,11 +94,11 @@ def _warms_up(config: Any) -> bool:
 
 
 def _dense_reward(config: Any) -> bool:
-    return bool(config.reward.model)
+    return config.reward.chosen_kind != "success"
 
 
 def _reward_model(config: Any) -> bool:
-    return bool(config.reward.model) and not config.reward.asks_simulator
+    return config.reward.chosen_kind == "process"
 
 
 def _chooses(config: Any) -> bool:
@@ -182,6 +196,11 @@ _TRAIN = (
         "success is the only reward; give a process reward model with reward.model",
     ),
     Effect(
+        ("reward.limit",),
+        lambda c: c.reward.form == "additive",
+        "it belongs to reward.form additive",
+    ),
+    Effect(
         ("reward.refresh_every",),
         _reward_model,
         "there is no process reward model to train on; give one with reward.model",
@@ -209,7 +228,7 @@ _TRAIN = (
     Effect(
         ("eval.suite",),
         lambda c: c.eval.suite in ("", c.env.suite),
-        "training evaluates on the tasks it practises (env.suite); evaluate the finished run with `vla-rl eval --suite`",
+        "training evaluates on the tasks it practises; for others use `vla-rl eval RUN --suite`",
     ),
     Effect(
         ("eval.temperature",),
@@ -245,9 +264,7 @@ _REWARD_TRAIN = (
         lambda c: not c.start,
         "the reward model given with start keeps its own backbone and adapters",
     ),
-    Effect(
-        ("action_coef",), lambda c: c.is_tiny, "only the tiny backbone learns to name actions"
-    ),
+    Effect(("action_coef",), lambda c: c.is_tiny, "only the tiny backbone learns to name actions"),
     Effect(
         ("dtype",),
         lambda c: not c.is_tiny,
@@ -267,14 +284,23 @@ _REWARD_TRAIN = (
 )
 _EVAL = (
     Effect(
-        ("mode", "chooser", "reward_model", "lookahead"),
+        ("mode", "chooser", "reward_model", "lookahead", "success_ahead"),
         _chooses,
         "without --best-of 2 or more the policy plays its own actions and nothing is chosen",
     ),
-    Effect(("lookahead",), lambda c: c.mode == "lookahead", "it belongs to --mode lookahead"),
+    Effect(
+        ("lookahead", "success_ahead"),
+        lambda c: c.mode == "lookahead",
+        "it belongs to --mode lookahead",
+    ),
+    Effect(
+        ("success_ahead",),
+        lambda c: c.chooser in ("reward-model", "simulator"),
+        "--chooser success sees it anyway, and random does not look",
+    ),
     Effect(
         ("reward_model",),
-        lambda c: c.chooser == "judge",
+        lambda c: c.chooser == "reward-model",
         "--chooser asks no reward model",
     ),
     Effect(
@@ -291,7 +317,11 @@ _EVAL = (
 )
 _TEST_TIME = (
     Effect(("search.best_of",), lambda c: False, "the numbers of candidates are given by --sizes"),
-    Effect(("search.chooser",), lambda c: False, "the choosers are given by --choosers"),
+    Effect(
+        ("search.chooser", "search.success_ahead"),
+        lambda c: False,
+        "what is compared is given by --choosers",
+    ),
     Effect(
         ("protocol.temperature",),
         lambda c: False,
@@ -305,7 +335,7 @@ _TEST_TIME = (
     ),
     Effect(
         ("search.reward_model",),
-        lambda c: "judge" in c.choosers,
+        lambda c: any(name.startswith("reward-model") for name in c.choosers),
         "none of --choosers asks a reward model",
     ),
 )

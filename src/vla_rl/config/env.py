@@ -47,7 +47,10 @@ class EnvConfig(Config, group="env"):
     settle_steps: Whole = 10
     """LIBERO only: control steps without motion after a reset, in which objects come to rest; never counted."""
     step_timeout: Annotated[float, Gt(0), Le(1_000_000)] = 60.0
-    """Seconds after which a silent simulator process counts as hung and is restarted."""
+    """Seconds after which a silent simulator process counts as hung and is restarted. Each time this happens to one
+    that is alive, twice as long is allowed from then on: the machine may only be busy."""
+    start_timeout: Annotated[float, Gt(0), Le(1_000_000)] = 300.0
+    """Seconds that a simulator process may take to start, and to load a task it has not played yet."""
     max_restarts: Whole = 20
     """Worker restarts in one run after which we give up instead of restarting for ever."""
 

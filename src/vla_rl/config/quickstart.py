@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vla_rl.config.bounds import Config, Count, Positive, Seed
+from vla_rl.config.bounds import Config, Count, Positive, Seed, Whole
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,10 @@ class QuickstartConfig(Config):
     """Folder of everything: demos, sft, the training run `ppo`, report.html."""
     preset: str = "metaworld-mt5"
     """Training preset; its suite is demonstrated, fine-tuned on and practised."""
-    minutes: Positive = 8.0
-    """Minutes of PPO."""
+    episodes: Whole = 10_000
+    """Episodes of practice, so that machines of every speed do the same work; 0: only `minutes` counts."""
+    minutes: Positive = 30.0
+    """At most so many minutes of practice, evaluations apart."""
     demos_per_task: Count = 5
     """Demonstrations per task to fine-tune on; one more is collected for the validation loss."""
     sft_epochs: Count = 28

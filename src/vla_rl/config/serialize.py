@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin
 
 from vla_rl.config.bounds import declared, fault, shown, without_bounds
@@ -92,7 +93,9 @@ def _encode(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_encode(item) for item in cast("Sequence[Any]", value)]
     if value is None or isinstance(value, (bool, int, float, str)):
-        return cast(Any, value)
+        return value
+    if isinstance(value, Path):
+        return str(value)
     raise TypeError(f"a configuration field cannot hold a {type(value).__name__}: {value!r}")
 
 

@@ -22,6 +22,8 @@ from vla_rl.config.schedule import ScheduleConfig
 class TrainConfig(Config):
     """Everything `vla-rl train` needs. Saved, resolved, as config.json in the run folder."""
 
+    algorithm: str = "ppo"
+    """What learns from the windows of play: a name in `algorithms.registry.ALGORITHMS`."""
     env: EnvConfig = field(default_factory=EnvConfig)
     """Simulators, tasks, and how a turn maps to simulator steps."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -51,7 +53,7 @@ class TrainConfig(Config):
             "or let time limits bootstrap",
         )
         require(
-            not self.reward.model
+            self.reward.chosen_kind == "success"
             or self.reward.form != "potential"
             or self.ppo.time_limit_is_terminal,
             "reward.form potential needs ppo.time_limit_is_terminal: where a time limit bootstraps, the potential of "
