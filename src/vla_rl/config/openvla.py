@@ -7,6 +7,22 @@ from typing import Literal
 
 from vla_rl.config.errors import require
 
+LARGEST_SIZE = 2**20
+"""Of a width or a number of positions: far beyond any model, and small enough to be computed with."""
+LARGEST_VOCAB = 2**24
+MOST_BLOCKS = 1024
+MOST_STEM = 8
+LARGEST_PIXEL = 1000.0
+LARGEST_IMAGE = 4096
+
+
+def _require_size(what: str, value: int) -> None:
+    require(1 <= value <= LARGEST_SIZE, f"{what} must lie in 1..{LARGEST_SIZE}, got {value}")
+
+
+def _require_blocks(what: str, value: int) -> None:
+    require(value <= MOST_BLOCKS, f"{what} must be at most {MOST_BLOCKS}, got {value}")
+
 
 @dataclass(frozen=True)
 class VisionTowerConfig:
@@ -31,8 +47,23 @@ class VisionTowerConfig:
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "mlp_width", "patch_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"vision tower: {name} must be at least 1, got {value}")
+            _require_size(f"vision tower: {name}", getattr(self, name))
+        require(
+            0 <= self.register_tokens <= MOST_BLOCKS and len(self.stem_channels) <= MOST_STEM,
+            f"vision tower: register_tokens {self.register_tokens} or a stem of {len(self.stem_channels)} is too many",
+        )
+        for channels in self.stem_channels:
+            _require_size("vision tower: stem_channels", channels)
+        _require_blocks("vision tower: depth", self.depth)
+        require(
+            self.width % self.heads == 0,
+            f"vision tower: width {self.width} is no multiple of heads {self.heads}",
+        )
+        require(
+            all(0 < std <= LARGEST_PIXEL for std in self.std)
+            and all(abs(mean) <= LARGEST_PIXEL for mean in self.mean),
+            f"vision tower: std must be positive and mean a share of white, got {self.std} and {self.mean}",
+        )
 
 
 @dataclass(frozen=True)
@@ -53,6 +84,31 @@ class LanguageConfig:
     max_positions: int = 2048
     bos_token: int = 1
     pad_token: int = 32000
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "layers", "heads", "mlp_width", "max_positions"):
+            _require_size(f"language model: {name}", getattr(self, name))
+        _require_blocks("language model: layers", self.layers)
+        require(
+            self.hidden % (2 * self.heads) == 0,
+            f"language model: hidden {self.hidden} must divide into heads {self.heads} of an even width",
+        )
+        require(
+            2 <= self.text_vocab <= self.padded_vocab <= LARGEST_VOCAB,
+            f"language model: text_vocab {self.text_vocab} must fit in padded_vocab {self.padded_vocab}, which is at "
+            f"most {LARGEST_VOCAB}",
+        )
+        for name in ("bos_token", "pad_token"):
+            value = getattr(self, name)
+            require(
+                0 <= value < self.padded_vocab,
+                f"language model: {name} must be an id in 0..{self.padded_vocab - 1}, got {value}",
+            )
+        require(
+            0 < self.rms_norm_eps <= 1 and 1 <= self.rope_theta <= 1e12,
+            f"language model: rms_norm_eps {self.rms_norm_eps} lies in (0, 1] and rope_theta {self.rope_theta} in "
+            "[1, 1e12]",
+        )
 
 
 @dataclass(frozen=True)
@@ -111,6 +167,21 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require("{instruction}" in self.prompt, "model.prompt must contain {instruction}")
+        require(
+            "{" not in self.prompt.replace("{instruction}", "")
+            and "}" not in self.prompt.replace("{instruction}", ""),
+            f"model.prompt may have no other braces than those of {{instruction}}, got {self.prompt!r}",
+        )
+        require(
+            1 <= self.image_size <= LARGEST_IMAGE,
+            f"image_size must lie in 1..{LARGEST_IMAGE}, got {self.image_size}",
+        )
+        first_action = self.language.text_vocab - self.action_bins
+        require(
+            self.final_prompt_token is None or 0 <= self.final_prompt_token < first_action,
+            f"model.final_prompt_token must be the id of a text token, below {first_action}, got "
+            f"{self.final_prompt_token}",
+        )
         require(
             2 <= self.action_bins <= self.language.text_vocab,
             "model.action_bins must fit in the text vocabulary",

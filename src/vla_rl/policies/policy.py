@@ -53,6 +53,11 @@ class Policy(Protocol):
     """A policy that decides action tokens. `act` and `evaluate` agree to 1e-5 in float32."""
 
     @property
+    def kind(self) -> str:
+        """What its checkpoints call it (`model_type` in config.json), a key of `registry.POLICIES`."""
+        ...
+
+    @property
     def action_dim(self) -> int:
         """A, numbers an action has."""
         ...

@@ -21,14 +21,15 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from vla_rl.algorithms.sft import SFT, epoch_batches, num_batches, random_shift
-from vla_rl.config import SFTConfig, UserError, tiny_model
+from vla_rl.config import SFTConfig, UserError
 from vla_rl.data.demonstrations import (
     ENVIRONMENT_FILE,
     Demonstrations,
     action_chunks,
     load_demonstrations,
 )
-from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.policy import Policy
+from vla_rl.policies.registry import POLICIES, SCRATCH, load_policy
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import whole_folder
 from vla_rl.runtime.progress import Reporter, console, progress
@@ -37,7 +38,7 @@ from vla_rl.runtime.seeding import generator, seed_everything
 
 SMALL_MODEL = 20_000_000
 """Weights up to which a model is small."""
-Evaluate = Callable[[OpenVLAPolicy, int], float]
+Evaluate = Callable[[Policy, int], float]
 """Measures success in simulation: called with the policy and the number of finished epochs."""
 
 
@@ -121,18 +122,19 @@ def require_unused(out: Path) -> None:
         raise UserError(f"{out} exists and is not empty: give another --out, or remove it")
 
 
-def torch_threads(policy: OpenVLAPolicy) -> int:
+def torch_threads(policy: Policy) -> int:
     """Threads for torch: one for a small model, else all cores (0).
 
     Layers of a small model are too short to share: measured on two cores, the second thread gains nothing on an idle
     machine and makes a step ten times slower beside another busy process. One thread also gives the same result
     on any number of cores.
     """
-    weights = sum(parameter.numel() for parameter in policy.policy_parameters())
-    return 1 if weights < SMALL_MODEL and policy.device.type == "cpu" else 0
+    parameters = policy.policy_parameters()
+    small = sum(parameter.numel() for parameter in parameters) < SMALL_MODEL
+    return 1 if small and parameters[0].device.type == "cpu" else 0
 
 
-def build_policy(config: SFTConfig, demos: Demonstrations) -> OpenVLAPolicy:
+def build_policy(config: SFTConfig, demos: Demonstrations) -> Policy:
     """The tiny policy for these demonstrations, or the checkpoint with their action statistics.
 
     Raises UserError if the checkpoint plays actions of another size.
@@ -140,26 +142,17 @@ def build_policy(config: SFTConfig, demos: Demonstrations) -> OpenVLAPolicy:
     statistics = {Path(config.dataset).resolve().name: dataset_statistics(demos)}
     action_dim, folder = demos.actions.shape[1], config.policy.checkpoint
     if not folder:
-        return OpenVLAPolicy.create(
-            tiny_model(demos.image_size), demos.instructions, statistics, action_dim,
+        return POLICIES[SCRATCH].create(
+            demos.image_size, demos.instructions, statistics, action_dim,
             config.action_chunk, config.policy, config.seed,
         )  # fmt: skip
-    loaded = OpenVLAPolicy.from_checkpoint(folder, config.policy, seed=config.seed)
+    loaded = load_policy(folder, config.policy, seed=config.seed)
     if loaded.action_dim != action_dim:
         raise UserError(
             f"{config.dataset}: expected actions of size {loaded.action_dim}, as the policy in {folder} plays them, "
             f"got {action_dim}. Take a dataset of the same robot, or train from scratch (empty policy.checkpoint)."
         )
-    description = replace(
-        loaded.description,
-        norm_stats={**loaded.description.norm_stats, **statistics},
-        unnorm_key=next(iter(statistics)),
-        action_chunk=config.action_chunk,
-    )
-    tokenizer = loaded.processor.tokenizer
-    policy = OpenVLAPolicy(loaded.model, tokenizer, description, config.policy, loaded.device)
-    policy.stored_dtypes = loaded.stored_dtypes
-    return policy
+    return loaded.with_actions_of(statistics, config.action_chunk)
 
 
 def dataset_statistics(demos: Demonstrations) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int64
 from vla_rl.config import TrainConfig, UserError
 from vla_rl.envs.benchmark import no_dense_reward
 from vla_rl.envs.registry import is_libero
-from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.policy import Policy
 from vla_rl.rewards import (
     RewardFunction,
     RewardModelScorer,
@@ -21,7 +21,7 @@ from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.model import RewardModelDescription
 
 
-def build_reward(config: TrainConfig, policy: OpenVLAPolicy) -> RewardFunction:
+def build_reward(config: TrainConfig, policy: Policy) -> RewardFunction:
     """What `config.reward` asks for. UserError if the reward model was trained for other images or actions."""
     settings, horizon = config.reward, config.env.horizon
     if not settings.model:
@@ -40,9 +40,7 @@ def build_reward(config: TrainConfig, policy: OpenVLAPolicy) -> RewardFunction:
     return ShapedReward(scorer, settings, gamma=config.ppo.gamma, horizon=horizon)
 
 
-def _require_fit(
-    reward_model: RewardModelDescription, config: TrainConfig, policy: OpenVLAPolicy
-) -> None:
+def _require_fit(reward_model: RewardModelDescription, config: TrainConfig, policy: Policy) -> None:
     folder = config.reward.model
     if reward_model.history != 1:
         raise UserError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vla_rl.config.errors import UserError
 from vla_rl.config.openvla import ModelConfig
-from vla_rl.config.policy import PolicyConfig
+from vla_rl.config.policy import Conventions, PolicyConfig
 from vla_rl.functional import (
     action_log_softmax,
     entropy,
@@ -133,19 +133,21 @@ class OpenVLAPolicy(nn.Module):
         unnorm_key: str | None = None,
         dtype: torch.dtype | None = None,
         seed: int = 0,
+        conventions: Conventions | None = None,
     ) -> OpenVLAPolicy:
         """Load a policy from a checkpoint, official or ours: a folder, a hub id, or adapters in PEFT's format.
 
         A stored critic is loaded if it was saved under the same CriticConfig; otherwise a fresh one is made from
         `seed` and `critic_restored` is false. Adapters of our own checkpoints stay adapters, those in PEFT's format
         are merged; `config.lora` puts new ones on a checkpoint without. unnorm_key and dtype (of the model's
-        weights; adapters and critic are always float32) take the place of `config`'s.
+        weights; adapters and critic are always float32) take the place of `config`'s. conventions: a benchmark's, for
+        checkpoints that do not say how their images and actions are meant.
 
         Raises UserError for missing, truncated or ill-fitting files.
         """
         config = config or PolicyConfig()
         device = resolve_device(config.device)
-        parts = load_parts(folder, config, device, unnorm_key, dtype)
+        parts = load_parts(folder, config, device, unnorm_key, dtype, conventions)
         network = parts.network
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -155,6 +157,10 @@ class OpenVLAPolicy(nn.Module):
             files.load_into(policy.critic, parts.critic_file, f"a {config.critic.kind} critic")
             policy.critic_restored = True
         return policy
+
+    @property
+    def kind(self) -> str:
+        return "openvla"
 
     @property
     def action_dim(self) -> int:

@@ -17,6 +17,7 @@ from vla_rl.config.errors import UserError
 from vla_rl.config.openvla import IMAGE_PREPROCESSING, ImagePreprocessing, ModelConfig
 from vla_rl.config.policy import PolicyConfig
 from vla_rl.policies.openvla.images.pipeline import prepare
+from vla_rl.policies.openvla.tokenizer import token_ids
 from vla_rl.policies.prompts import Prompts
 
 
@@ -100,7 +101,7 @@ class Processor:
             return known
         config = self.config
         prompt = config.prompt.format(instruction=instruction.lower())
-        ids = list(self.tokenizer.encode(prompt).ids)
+        ids = token_ids(self.tokenizer, prompt)
         if not ids or ids[0] != config.language.bos_token:
             ids.insert(0, config.language.bos_token)
         if config.final_prompt_token is not None and ids[-1] != config.final_prompt_token:
