@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -14,6 +14,7 @@ from vla_rl.policies.memory import MemoryBudget
 from vla_rl.policies.policy import Policy
 
 
+@runtime_checkable
 class LoadPolicy(Protocol):
     """Load a checkpoint. Raises UserError for what is missing, damaged or does not fit together."""
 
@@ -29,6 +30,7 @@ class LoadPolicy(Protocol):
     ) -> Policy: ...
 
 
+@runtime_checkable
 class CreatePolicy(Protocol):
     """Make a small policy with random weights for a dataset: the same seed, the same policy.
 
@@ -47,6 +49,7 @@ class CreatePolicy(Protocol):
     ) -> Policy: ...
 
 
+@runtime_checkable
 class BudgetOf(Protocol):
     """The memory that training a loaded policy takes, with `rollout_batch` observations decoded at once."""
 
@@ -64,6 +67,7 @@ class Finding:
     """What to do about it; empty where there is nothing to do."""
 
 
+@runtime_checkable
 class Examine(Protocol):
     """Look at a checkpoint: the same faults as loading finds, all of them, and what it needs of this machine."""
 

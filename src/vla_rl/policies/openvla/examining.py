@@ -29,6 +29,7 @@ from vla_rl.policies.openvla.loading import (
     read_own_adapters,
 )
 from vla_rl.policies.openvla.memory import count_weights, inference_budget, training_budget
+from vla_rl.policies.openvla.model import critic_sizes
 from vla_rl.policies.safetensors_files import TensorEntry, stream_tensors
 
 SHOWN_DATASETS = 8
@@ -145,7 +146,7 @@ def _check_critic(source: Source) -> Finding:
     config = source.description.critic
     if config is None:
         return Finding("critic", "ok", "none; training starts one")
-    critic = build_critic(config, source.description.model)
+    critic = build_critic(config, critic_sizes(source.description.model))
     load_into(critic, critic_file(source), f"a {config.kind} critic")
     weights = sum(parameter.numel() for parameter in critic.parameters())
     return Finding("critic", "ok", f"{config.kind}, {weights / 1e6:,.1f} M weights")

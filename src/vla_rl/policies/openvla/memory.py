@@ -26,7 +26,7 @@ from vla_rl.policies.openvla.model import OpenVLA
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
 
 TRAINED_BYTES = 24
-CONTEXT = 1_000_000_000
+CONTEXT = 1e9
 """CUDA's context, library workspaces and small things."""
 PROMPT_TOKENS = 40
 """A long LIBERO instruction in OpenVLA's prompt."""
@@ -97,7 +97,7 @@ def inference_budget(
         6 * model.language.hidden + 3 * model.language.mlp_width
     )
     per_sample = cache_bytes(model, action_tokens, dtype.itemsize) + layer * dtype.itemsize
-    return MemoryBudget(total * dtype.itemsize, 0.0, 0.0, per_sample, CONTEXT)
+    return MemoryBudget(float(total * dtype.itemsize), 0.0, 0.0, per_sample, CONTEXT)
 
 
 def training_budget(
@@ -115,9 +115,7 @@ def training_budget(
     """
     total, trained = count_weights(model, lora)
     itemsize = dtype.itemsize if lora is not None else torch.float32.itemsize
-    weights = total * itemsize
-    if lora is None:
-        weights = 0  # counted among the trained
+    weights = 0.0 if lora is None else float(total * itemsize)  # else counted among the trained
     columns = columns_of(model, action_tokens)
     vision = lora is None or lora.vision
     kept = activation_elements(model, columns, checkpointing, vision)
@@ -125,7 +123,7 @@ def training_budget(
     passing = columns * (3 * model.language.mlp_width + 4 * model.language.hidden)
     return MemoryBudget(
         weights,
-        trained * TRAINED_BYTES,
+        float(trained * TRAINED_BYTES),
         rollout_batch * cache_bytes(model, action_tokens, itemsize),
         (kept + passing) * itemsize,
         CONTEXT,
@@ -143,7 +141,7 @@ def policy_budget(policy: OpenVLAPolicy, rollout_batch: int) -> MemoryBudget:
         rollout_batch=rollout_batch,
         action_tokens=policy.num_tokens,
     )
-    whole = 4 * count_weights(description.model)[0]
+    whole = 4.0 * count_weights(description.model)[0]
     return replace(budget, present=budget.weights if description.lora is not None else whole)
 
 

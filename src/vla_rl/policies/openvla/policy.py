@@ -35,7 +35,7 @@ from vla_rl.policies.openvla.config_files import Checkpoint
 from vla_rl.policies.openvla.decoding import TokenDecoder, record_cuda_graph
 from vla_rl.policies.openvla.exporting import save_policy
 from vla_rl.policies.openvla.loading import find_source, load_network, load_parts
-from vla_rl.policies.openvla.model import OpenVLA, initialise
+from vla_rl.policies.openvla.model import OpenVLA, critic_sizes, initialise
 from vla_rl.policies.openvla.processing import Processor, pixel_values, with_protocol
 from vla_rl.policies.openvla.tokenizer import build_tiny_tokenizer
 from vla_rl.policies.policy import Evaluation, PolicyOutput, Proposals
@@ -64,7 +64,7 @@ class OpenVLAPolicy(nn.Module):
         description = replace(description, model=with_protocol(description.model, config))
         self.description = description
         self.model = model
-        self.critic = build_critic(config.critic, description.model)
+        self.critic = build_critic(config.critic, critic_sizes(description.model))
         self.processor = Processor(description.model, tokenizer)
         self.action_tokenizer = ActionTokenizer(
             description.model.action_bins,
