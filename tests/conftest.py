@@ -1,4 +1,4 @@
-"""What all tests share: one thread each, and a reason wherever something is skipped."""
+"""What all tests share: one thread each, examples without deadlines, and a reason wherever something is skipped."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from vla_rl.diagnostics import machine as doctor
 
@@ -14,6 +15,15 @@ from vla_rl.diagnostics import machine as doctor
 # cores, a second thread in every process makes the tests several times slower.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+
+# How long an example takes says something about the machine, not about the code: no deadline, and no
+# complaint that drawing examples is slow. In continuous integration (CI is set) the examples are the same
+# in every run; elsewhere they are new each time.
+settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.register_profile("ci", settings.get_profile("any-machine"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "any-machine")
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

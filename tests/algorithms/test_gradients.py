@@ -31,8 +31,9 @@ def test_gradient_is_that_of_the_mean_loss(shares: int, micro_batch: int):
     for parameter, grad in zip(parameters, expected, strict=False):
         torch.testing.assert_close(parameter.grad, grad)
     assert parameters[-1].grad is None
-    assert stats["mean"] == pytest.approx(numbers["mean"])
-    assert stats["most_max"] == numbers["most_max"]
+    assert stats["mean"] == pytest.approx(numbers["mean"], rel=1e-13)
+    # another shape of the same product rounds differently: a few units in the last place of a float64
+    assert stats["most_max"] == pytest.approx(numbers["most_max"], rel=1e-13)
 
 
 def test_same_bits_every_time():

@@ -7,13 +7,17 @@ import pytest
 import torch
 
 from vla_rl.algorithms.advantages import compute_advantages
-from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
+from vla_rl.algorithms.learner import TrainingDivergedError
+from vla_rl.algorithms.minibatches import minibatches
+from vla_rl.algorithms.ppo import PPO
 from vla_rl.config import (
     CriticConfig,
     CurriculumConfig,
     EnvConfig,
+    OptimizerConfig,
     PolicyConfig,
     PPOConfig,
+    RolloutConfig,
     tiny_model,
 )
 from vla_rl.curriculum import TaskSampler
@@ -58,14 +62,17 @@ class Practice:
         critic: CriticConfig,
         ppo: PPOConfig,
         num_envs: int = 16,
+        turns: int = 16,
+        learning_rate: float = 1e-3,
     ) -> None:
         env_config = EnvConfig(num_envs=num_envs, horizon=horizon, image_size=32, action_chunk=1)
         self.envs = SerialVectorEnv(
             env_config, lambda config, count: [env_class(config) for _ in range(count)]
         )
         self.policy = small_policy(critic)
-        self.ppo = ppo
-        self.learner = PPO(self.policy, ppo, critic, seed=0)
+        self.ppo, self.play = ppo, RolloutConfig(turns=turns)
+        optimizer = OptimizerConfig(learning_rate=learning_rate, warmup_steps=4)
+        self.learner = PPO(self.policy, ppo, optimizer, critic, seed=0)
         states = np.arange(10, dtype=np.int64)
         self.curriculum = TaskSampler(CurriculumConfig(), self.envs.tasks, states, seed=0)
         self.collector = Collector(
@@ -75,7 +82,8 @@ class Practice:
         self.iteration = 0
 
     def rollout(self):
-        return self.collector.collect(self.ppo.turns, self.ppo.temperature, self.iteration).rollout
+        play = self.play
+        return self.collector.collect(play.turns, play.temperature, self.iteration).rollout
 
     def batch(self):
         rollout = self.rollout()
@@ -91,10 +99,7 @@ class Practice:
         return float(np.mean([r.success for r in play_each_once(self.policy, self.envs, specs)]))
 
 
-FAST = PPOConfig(
-    turns=16, minibatch=64, epochs=2, learning_rate=1e-3, warmup_steps=4, critic_warmup=0, self_imitation_coef=0.0,
-    final_learning_rate=1.0,
-)  # fmt: skip
+FAST = PPOConfig(minibatch=64, epochs=2, critic_warmup=0, self_imitation_coef=0.0)
 
 
 @pytest.mark.parametrize("ratio", ["token", "action"])
@@ -121,10 +126,8 @@ def test_bandit_is_not_solved_with_the_sign_of_the_advantage_turned():
 @pytest.mark.parametrize("critic", [SHARED, SEPARATE], ids=["shared", "separate"])
 def test_critic_learns_the_values_of_the_chain(critic: CriticConfig):
     """The policy is frozen by endless warm-up; its values follow from Monte-Carlo returns of the same policy."""
-    ppo = replace(
-        FAST, critic_warmup=1000, turns=40, critic_learning_rate=3e-3, critic_epochs=4, gamma=0.9
-    )
-    practice = Practice(ChainEnv, 30, critic, ppo)
+    ppo = replace(FAST, critic_warmup=1000, critic_learning_rate=3e-3, critic_epochs=4, gamma=0.9)
+    practice = Practice(ChainEnv, 30, critic, ppo, turns=40)
     before = [p.detach().clone() for p in practice.policy.policy_parameters()]
     for _ in range(12):
         metrics = practice.improve()
@@ -144,11 +147,11 @@ def test_policy_outputs_are_bit_identical_before_and_after_critic_warmup():
     assert torch.equal(before.tokens, after.tokens)
     assert torch.equal(before.log_probs, after.log_probs)
     assert not torch.equal(before.values, after.values)
-    assert not practice.learner.policy_optimizer.state, (
+    assert not practice.learner.policy.optimizer.state, (
         "the policy optimizer was stepped in warm-up"
     )
     assert practice.improve()["losses/critic_warmup"] == 0.0
-    assert practice.learner.policy_optimizer.state
+    assert practice.learner.policy.optimizer.state
 
 
 def test_ratio_is_one_at_the_first_minibatch_and_moves_after_an_update():
@@ -158,7 +161,7 @@ def test_ratio_is_one_at_the_first_minibatch_and_moves_after_an_update():
     assert first["losses/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert first["losses/clip_fraction"] == 0.0
     assert first["losses/logprob_max_difference"] < 1e-5
-    again = practice.learner._backward(batch, torch.arange(len(batch)))
+    again = practice.learner.policy.backward(batch, torch.arange(len(batch)))
     assert again["losses/approx_kl_k3"] > 1e-6
 
 
@@ -182,7 +185,7 @@ def test_gradient_of_a_minibatch_does_not_depend_on_micro_batches():
         Practice(ChainEnv, 10, SHARED, replace(FAST, micro_batch=size)) for size in (0, 7)
     )
     for practice in (whole, parts):
-        practice.learner._backward(practice.batch(), torch.arange(60))
+        practice.learner.policy.backward(practice.batch(), torch.arange(60))
     for a, b in zip(
         whole.policy.policy_parameters(), parts.policy.policy_parameters(), strict=True
     ):
@@ -210,9 +213,8 @@ def test_not_a_number_stops_before_any_weight_changes():
 
 
 def test_target_kl_stops_the_epochs():
-    practice = Practice(
-        BanditEnv, 1, SEPARATE, replace(FAST, epochs=50, learning_rate=1e-2, target_kl=0.01)
-    )
+    ppo = replace(FAST, epochs=50, target_kl=0.01)
+    practice = Practice(BanditEnv, 1, SEPARATE, ppo, learning_rate=1e-2)
     steps = practice.improve()["losses/policy_steps"]
     assert 1 <= steps < 50 * 4
 
@@ -244,18 +246,16 @@ def test_imitation_term_raises_the_likelihood_of_own_successes_only():
 
     before = likelihood()
     for _ in range(5):
-        practice.learner._backward(silent, rows)
-        practice.learner.policy_optimizer.step()
+        practice.learner.policy.backward(silent, rows)
+        practice.learner.policy.optimizer.step()
     change = likelihood() - before
     assert change[batch.succeeded].mean() > 0
     assert change[batch.succeeded].mean() > change[~batch.succeeded].mean()
 
 
 def test_every_sample_is_used_once_an_epoch_in_a_fresh_order():
-    from vla_rl.algorithms.ppo import _minibatches
-
     order = torch.Generator().manual_seed(0)
-    parts = list(_minibatches(10, 2, 4, order))
+    parts = list(minibatches(10, 2, 4, order))
     first, second = torch.cat(parts[: len(parts) // 2]), torch.cat(parts[len(parts) // 2 :])
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
     assert first.tolist() != second.tolist()

@@ -12,7 +12,7 @@ import pytest
 from vla_rl.cli import COMMANDS, main
 from vla_rl.cli.commands import parse_command
 from vla_rl.cli.training import DEFAULT_PRESET, train_request
-from vla_rl.config import EvalConfig, LoraConfig, SFTConfig, TrainConfig, UserError
+from vla_rl.config import EvalConfig, LoraConfig, ScheduleConfig, SFTConfig, TrainConfig, UserError
 from vla_rl.recipes.presets import PRESETS, SUMMARIES, preset
 from vla_rl.runtime.run_folder import Run
 
@@ -32,18 +32,35 @@ def error(capsys: pytest.CaptureFixture[str], line: str) -> str:
 
 def test_a_preset_with_overrides_differs_from_it_in_those_alone() -> None:
     config, resume = request(
-        "metaworld-mt5 --ppo.learning-rate 1e-4 --ppo.clip_high=0.3 --run.name x"
+        "metaworld-mt5 --optimizer.learning-rate 1e-3 --ppo.clip_high=0.3 --run.name x"
         " --ppo.no-normalize-advantages --run.wandb --curriculum.mode frontier --eval.split train"
     )
     base = PRESETS["metaworld-mt5"]
     assert resume is None
     assert config == replace(
         base,
-        ppo=replace(base.ppo, learning_rate=1e-4, clip_high=0.3, normalize_advantages=False),
+        optimizer=replace(base.optimizer, learning_rate=1e-3),
+        ppo=replace(base.ppo, clip_high=0.3, normalize_advantages=False),
         run=replace(base.run, name="x", wandb=True),
         curriculum=replace(base.curriculum, mode="frontier"),
         eval=replace(base.eval, split="train"),
     )
+
+
+def test_options_of_before_work_and_say_how_they_are_called_now(
+    capsys: pytest.CaptureFixture[str], finished: Path
+) -> None:
+    old = "--ppo.turns 7 --ppo.learning_rate=1e-3 --ppo.imitation-coef 0.2 --run.name x"
+    new = "--rollout.turns 7 --optimizer.learning-rate 1e-3 --ppo.self-imitation-coef 0.2 --run.name x"
+    assert request(f"metaworld-mt5 {old}") == request(f"metaworld-mt5 {new}")
+    assert capsys.readouterr().err.splitlines() == [
+        "vla-rl train: --ppo.turns is called --rollout.turns now",
+        "vla-rl train: --ppo.learning-rate is called --optimizer.learning-rate now",
+        "vla-rl train: --ppo.imitation-coef is called --ppo.self-imitation-coef now",
+    ]
+    assert request(f"--resume {finished} --ppo.iterations 99")[0].schedule.iterations == 99
+    told = "vla-rl train: --ppo.iterations is called --schedule.iterations now\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -71,16 +88,13 @@ def test_any_lora_option_turns_adapters_on() -> None:
 def test_every_preset_has_a_line_in_the_help_and_the_papers_numbers_are_the_papers() -> None:
     assert PRESETS.keys() == SUMMARIES.keys()
     paper = PRESETS["metaworld-mt5-paper"]
-    ppo = paper.ppo
-    assert (ppo.temperature, ppo.learning_rate, ppo.critic_learning_rate) == (1.5, 2e-5, 5e-5)
+    ppo, optimizer = paper.ppo, paper.optimizer
+    assert (paper.rollout.temperature, optimizer.learning_rate) == (1.5, 2e-5)
+    assert ppo.critic_learning_rate == 5e-5
     assert (ppo.critic_warmup, ppo.gamma, ppo.gae_lambda, ppo.epochs) == (5, 0.99, 0.95, 1)
     assert (ppo.clip_low, ppo.clip_high, ppo.value_clip, ppo.ratio) == (0.2, 0.2, 0.2, "action")
-    assert (ppo.adam_eps, ppo.adam_beta2, ppo.warmup_steps, ppo.final_learning_rate) == (
-        1e-5,
-        0.999,
-        0,
-        1.0,
-    )
+    assert (optimizer.adam_eps, optimizer.adam_beta2) == (1e-5, 0.999)
+    assert (optimizer.warmup_steps, optimizer.final_learning_rate) == (0, 1.0)
     assert not ppo.normalize_advantages
     assert ppo.self_imitation_coef == ppo.kl_coef == ppo.entropy_coef == 0
     assert (paper.policy.critic.kind, paper.policy.critic.time_fraction) == ("shared", False)
@@ -94,20 +108,35 @@ def test_every_preset_has_a_line_in_the_help_and_the_papers_numbers_are_the_pape
         ("trian", ["no command 'trian'", "'train'"]),
         ("--verison", ["no option '--verison'", "'--version'"]),
         ("train metaworld-mt6", ["no preset 'metaworld-mt6'", "'metaworld-mt5'"]),
-        ("train --ppo.learnin-rate 3", ["no option --ppo.learnin-rate", "'--ppo.learning-rate'"]),
-        ("train --learning-rate=3", ["no option --learning-rate", "'--ppo.learning-rate'"]),
+        (
+            "train --optimizer.learnin-rate 3",
+            ["no option --optimizer.learnin-rate", "'--optimizer.learning-rate'"],
+        ),
+        (
+            "train --ppo.learnin-rate 3",  # near to a name of before
+            ["no option --ppo.learnin-rate", "'--optimizer.learning-rate'"],
+        ),
+        ("train --learning-rate=3", ["no option --learning-rate", "'--optimizer.learning-rate'"]),
         ("train -x", ["no option -x"]),
         (
             "train --no-run.tensorboard",
             ["no option --no-run.tensorboard", "'--run.no-tensorboard'"],
         ),
         ("train --policy.lora.rnk 3", ["no option --policy.lora.rnk", "'--policy.lora.rank'"]),
-        ("train --ppo.learning-rate abc", ["--ppo.learning-rate: expected a number, got 'abc'"]),
-        ("train --ppo.iterations 2.5", ["--ppo.iterations: expected an integer, got '2.5'"]),
+        (
+            "train --optimizer.learning-rate abc",
+            ["--optimizer.learning-rate: expected a number, got 'abc'"],
+        ),
+        (
+            "train --schedule.iterations 2.5",
+            ["--schedule.iterations: expected an integer, got '2.5'"],
+        ),
         ("train --ppo.ratio tokn", ["--ppo.ratio: expected one of token, action", "'token'"]),
-        ("train --ppo.iterations", ["--ppo.iterations needs a value"]),
-        ("train --ppo.iterations 0", ["ppo.iterations must be at least 1, got 0"]),
-        ("train --ppo.iterations -3", ["ppo.iterations must be at least 1, got -3"]),
+        ("train --schedule.iterations", ["--schedule.iterations needs a value"]),
+        ("train --schedule.iterations 0", ["a run needs an end", "schedule.episodes"]),
+        ("train --schedule.iterations -3", ["schedule.iterations must be 0 (no such limit)"]),
+        ("train --schedule.minutes nan", ["schedule.minutes must be 0 (no such limit)"]),
+        ("train --rollout.turns 0", ["rollout.turns must be at least 1, got 0"]),
         ("train --env.held-out 1000", ["env.held_out must lie in 1..initial_states-1"]),
         (
             "train --run.tensorboard yes",
@@ -117,7 +146,7 @@ def test_every_preset_has_a_line_in_the_help_and_the_papers_numbers_are_the_pape
             "train --run.no-tensorboard no",
             ["--run.no-tensorboard is a switch", "opposite is --run.tensorboard"],
         ),
-        ("train --ppo.iterations 2 metaworld-mt5", ["nothing for 'metaworld-mt5' to set"]),
+        ("train --schedule.iterations 2 metaworld-mt5", ["nothing for 'metaworld-mt5' to set"]),
         (
             "train --ppo.time-limit-is-terminal --policy.critic.no-time-fraction",
             ["ppo.time_limit_is_terminal needs a critic that sees the time"],
@@ -154,7 +183,7 @@ def test_the_width_of_the_terminal_does_not_change_the_line(
         error(capsys, "train --ppo.gamma 2")
         == "vla-rl: train: ppo.gamma must lie in [0, 1], got 2.0\n"
     )
-    assert "takes" not in error(capsys, "train --ppo.learning-rate abc")
+    assert "takes" not in error(capsys, "train --optimizer.learning-rate abc")
 
 
 @pytest.fixture
@@ -165,16 +194,19 @@ def finished(tmp_path: Path) -> Path:
 
 
 def test_resume_takes_the_runs_own_configuration_and_a_new_length(finished: Path) -> None:
-    config, resume = request(f"--resume {finished} --ppo.iterations 99 --ppo.minutes=3")
+    config, resume = request(
+        f"--resume {finished} --schedule.iterations 99 --schedule.minutes=3 --schedule.episodes 500"
+    )
     assert resume == finished
     saved = replace(TrainConfig(), run=replace(TrainConfig().run, seed=7))
-    assert config == replace(saved, ppo=replace(saved.ppo, iterations=99, minutes=3.0))
-    assert request(f"--ppo.iterations 99 --resume={finished}")[0].ppo.iterations == 99
+    longer = ScheduleConfig(iterations=99, minutes=3.0, episodes=500)
+    assert config == replace(saved, schedule=longer)
+    assert request(f"--schedule.iterations 99 --resume={finished}")[0].schedule.iterations == 99
 
 
 def test_resume_changes_nothing_else(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = error(capsys, f"train --resume {finished} --ppo.learning-rate 1e-4")
-    assert "--ppo.learning-rate cannot change in a resumed run" in answer
+    answer = error(capsys, f"train --resume {finished} --optimizer.learning-rate 1e-4")
+    assert "--optimizer.learning-rate cannot change in a resumed run" in answer
     assert "leave out 'metaworld-mt5'" in error(capsys, f"train metaworld-mt5 --resume {finished}")
 
 
@@ -226,11 +258,11 @@ def test_the_help_of_a_preset_shows_its_own_defaults(capsys: pytest.CaptureFixtu
         with pytest.raises(SystemExit):
             main(["train", name, "--help"])
         text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        found = re.search(r"--ppo\.temperature FLOAT .*?\(default: ([\d.]+)\)", text)
+        found = re.search(r"--rollout\.temperature FLOAT .*?\(default: ([\d.]+)\)", text)
         assert found is not None
         shown[name] = float(found[1])
     assert shown == {
-        "metaworld-mt5": PRESETS["metaworld-mt5"].ppo.temperature,
+        "metaworld-mt5": PRESETS["metaworld-mt5"].rollout.temperature,
         "metaworld-mt5-paper": 1.5,
     }
 

@@ -56,7 +56,7 @@ def write(folder, episodes, tasks, **options):
     return LeRobotReader(folder)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 2**32 - 1),
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),

@@ -22,12 +22,7 @@ def order(what: float, count: int = 1, first: float = 1.0) -> np.ndarray:
 
 
 class FaultyEnv(ChainEnv):
-    """A chain that obeys the second number of its action, and is slow to reset above initial state 1000."""
-
-    def reset(self, spec):
-        if spec.initial_state >= 1000:
-            time.sleep(0.8)
-        super().reset(spec)
+    """A chain that obeys the second number of its action."""
 
     def step(self, actions):
         what = round(float(actions[0, 1]), 3)

@@ -209,7 +209,7 @@ def test_snapshot_restores_in_another_process(envs: list[LiberoEnv], tmp_path: P
     program = f"""
         import numpy as np
         from vla_rl.config import EnvConfig
-        from vla_rl.envs.libero import LiberoEnv
+        from vla_rl.envs.libero.env import LiberoEnv
         stored = np.load({str(tmp_path / "state.npz")!r})
         config = EnvConfig(suite="libero-goal", image_size=32, action_repeat=2, initial_states=50, held_out=10)
         env = LiberoEnv(config)

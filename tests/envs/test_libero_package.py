@@ -44,7 +44,7 @@ def test_a_missing_robosuite_is_named():
         import sys
         sys.modules["robosuite"] = None   # what an import finds where it is not installed
         from vla_rl.config import UserError
-        from vla_rl.envs.libero_package import load_libero
+        from vla_rl.envs.libero.package import load_libero
         try:
             load_libero()
         except UserError as error:
@@ -72,7 +72,7 @@ def test_the_import_asks_nothing_says_nothing_and_leaves_settings_alone(tmp_path
         """
         import json, os
         before = dict(os.environ)
-        from vla_rl.envs.libero_package import load_libero
+        from vla_rl.envs.libero.package import load_libero
         libero = load_libero()
         assert "libero_tabletop_manipulation" in libero.problems
         assert libero.controller["type"] == "OSC_POSE"

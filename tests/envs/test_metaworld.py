@@ -163,7 +163,7 @@ def test_snapshot_restores_in_another_process(envs: list[MetaWorldEnv], tmp_path
     program = f"""
         import numpy as np
         from vla_rl.config import EnvConfig
-        from vla_rl.envs.metaworld import MetaWorldEnv
+        from vla_rl.envs.metaworld.env import MetaWorldEnv
         stored = np.load({str(tmp_path / "state.npz")!r})
         env = MetaWorldEnv(EnvConfig(suite="mt50", image_size=32))
         env.restore({{k: v.item() if v.ndim == 0 else v for k, v in stored.items()}})

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +40,7 @@ CONFIG = EnvConfig(
     horizon=8,
     num_envs=5,
     num_workers=2,
-    step_timeout=20.0,
+    step_timeout=120.0,
 )
 START = EpisodeSpec("chain", 0)
 MOVE = order(0.0)
@@ -195,33 +194,30 @@ def test_a_crash_loses_the_workers_episodes_and_nothing_else(
         assert envs.infrastructure_errors == 1
 
 
+def with_timeout(envs: ProcessVectorEnv, seconds: float) -> None:
+    """From now on, so that the answers before it may take as long as they like."""
+    envs._config = replace(envs._config, step_timeout=seconds)
+
+
 def test_a_hung_worker_is_replaced():
-    envs = started(replace(CONFIG, step_timeout=1.0))
+    envs = started()
     with envs:
         hung = envs.worker_pids()[1]
         envs.post_step([0, 1], np.concatenate([MOVE, order(HANG)]))
         assert envs.wait([0]).lost.tolist() == [False]
+        with_timeout(envs, 0.2)
         assert envs.wait([1]).lost.tolist() == [True]
         assert envs.infrastructure_errors == 1
         assert not psutil.pid_exists(hung)
 
 
-def test_slow_is_not_hung():
-    """A batch longer than step_timeout whose single resets are shorter: the worker says that it is alive."""
-    with ProcessVectorEnv(
-        replace(CONFIG, num_envs=4, num_workers=1, step_timeout=1.9), make_faulty_envs
-    ) as envs:
-        envs.post_reset(range(4), [EpisodeSpec("chain", 1000)] * 4)
-        assert not envs.wait(range(4)).lost.any()
-        assert envs.infrastructure_errors == 0
-
-
 def test_an_answer_that_is_there_is_not_late():
     """The learner may compute for longer than step_timeout between posting and waiting."""
-    envs = started(replace(CONFIG, step_timeout=0.5))
+    envs = started()
     with envs:
         envs.post_step([0], MOVE)
-        time.sleep(1.2)
+        assert envs._workers[0]._connection.poll(CONFIG.step_timeout)
+        with_timeout(envs, 1e-9)
         assert not envs.wait([0]).lost.any()
 
 
@@ -358,7 +354,7 @@ def test_no_orphans_when_the_parent_is_killed(tmp_path: Path, busy: bool):
             sys.path.insert(0, {str(Path(__file__).parent)!r})
             from dataclasses import replace
             from test_vector import CONFIG, START, HANG, make_faulty_envs, order
-            from vla_rl.envs.vector import ProcessVectorEnv
+            from vla_rl.envs.vector.process import ProcessVectorEnv
             envs = ProcessVectorEnv(CONFIG, make_faulty_envs)
             envs.post_reset([0], [START]); envs.wait([0])
             if {busy}:
@@ -375,7 +371,7 @@ def test_no_orphans_when_the_parent_is_killed(tmp_path: Path, busy: bool):
     parent.kill()
     parent.wait()
     processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-    _, alive = psutil.wait_procs(processes, timeout=20)
+    _, alive = psutil.wait_procs(processes, timeout=60)
     orphans = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     for process in orphans:
         process.kill()

@@ -25,17 +25,20 @@ def test_every_cell_differs_from_the_whole_in_one_thing(name: str) -> None:
         "full": set(),
         "no-reward": {"reward.model"},
         "no-curriculum": {"curriculum.mode"},
-        "temperature": {"ppo.temperature"},
+        "temperature": {"rollout.temperature"},
         "no-warmup": {"ppo.critic_warmup"},
-        "learning-rate": {"ppo.learning_rate"},
+        "learning-rate": {"optimizer.learning_rate"},
     }
     assert set(expected) == set(CELLS) == set(recipe.PAPER)
     for cell, fields in expected.items():
         changed = differences(base, cell_config(base, cell))
         assert set(changed) - {"ppo.critic_warmup_until_explained"} == fields, cell
-    assert cell_config(base, "learning-rate").ppo.learning_rate == 10 * base.ppo.learning_rate
+    assert (
+        cell_config(base, "learning-rate").optimizer.learning_rate
+        == 10 * base.optimizer.learning_rate
+    )
     # the paper's comparison, from whichever side the recipe stands on
-    temperatures = {base.ppo.temperature, cell_config(base, "temperature").ppo.temperature}
+    temperatures = {base.rollout.temperature, cell_config(base, "temperature").rollout.temperature}
     assert temperatures == {1.0, 1.5}
 
 
@@ -47,7 +50,7 @@ def test_runs_of_a_seed_start_alike_and_have_places_of_their_own() -> None:
         assert (run.policy.checkpoint, run.env.num_workers, run.run.threads) == ("policy", 3, 3)
     assert {run.run.seed for run in runs} == {0, 1, 2}
     timed = planned_run(replace(config, minutes=8), "full", 0)
-    assert (timed.ppo.minutes, timed.ppo.iterations) == (8, 100_000)
+    assert (timed.schedule.minutes, timed.schedule.iterations) == (8, 100_000)
 
 
 def pretend(run: TrainConfig, successes: list[int]) -> None:
@@ -115,7 +118,7 @@ def test_mistakes_are_named() -> None:
     for name in ("seeds", "iterations", "parallel"):
         with pytest.raises(ConfigError, match=f"{name} must be at least 1"):
             AblationConfig(**{name: 0})
-    assert {field.name for field in dataclasses.fields(AblationConfig)} >= {"judge", "cores"}
+    assert {field.name for field in dataclasses.fields(AblationConfig)} >= {"reward_model", "cores"}
 
 
 @pytest.fixture
@@ -135,7 +138,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AblationConfig:
     reduced = replace(
         base,
         env=replace(base.env, suite="mt1:drawer-close", num_envs=2, horizon=3),
-        ppo=replace(base.ppo, turns=4, minibatch=8, critic_warmup=1),
+        rollout=replace(base.rollout, turns=4),
+        ppo=replace(base.ppo, minibatch=8, critic_warmup=1),
     )
     monkeypatch.setitem(PRESETS, "metaworld-mt5", reduced)
     return AblationConfig(
@@ -163,7 +167,7 @@ def test_a_real_ablation(small: AblationConfig) -> None:
     first = table.read_text()
     assert ablate(small).read_text() == first
     with pytest.raises(
-        UserError, match=r"full-seed-0 was trained with ppo\.iterations 2 \(now 3\)"
+        UserError, match=r"full-seed-0 was trained with schedule\.iterations 2 \(now 3\)"
     ):
         ablate(replace(small, iterations=3))
 
@@ -175,7 +179,11 @@ def test_a_run_that_diverges_is_a_result(
 ) -> None:
     """It ends with the policy it had last saved, the table says so, and it is not tried again."""
     base = preset(small.preset)
-    hopeless = replace(base, ppo=replace(base.ppo, critic_warmup=0, learning_rate=1e30))
+    hopeless = replace(
+        base,
+        ppo=replace(base.ppo, critic_warmup=0),
+        optimizer=replace(base.optimizer, learning_rate=1e30),
+    )
     monkeypatch.setitem(PRESETS, small.preset, hopeless)
     config = replace(small, cells=("full",), iterations=4)
     table = ablate(config)

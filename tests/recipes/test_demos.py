@@ -31,7 +31,9 @@ def collect(
 
 
 def initial_states(reader):
-    return [int(reader.episode(e.index, images=False)["initial_state"][0]) for e in reader.episodes]
+    return [
+        int(reader.episode(e.index, pictures=False)["initial_state"][0]) for e in reader.episodes
+    ]
 
 
 @pytest.fixture(scope="module")

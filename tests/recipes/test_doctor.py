@@ -195,16 +195,6 @@ def test_a_containers_memory_limit_counts(monkeypatch, gib, status):
     assert (check.status, check.found) == (status, f"{gib:.1f} GiB available")
 
 
-@pytest.mark.parametrize(
-    ("quota", "cores"),
-    [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("", 8)],
-)
-def test_a_containers_cpu_quota_counts(monkeypatch, quota, cores):
-    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(doctor, "_cgroup_words", lambda name: quota.split())
-    assert doctor.available_cores() == cores
-
-
 @pytest.mark.parametrize(("mib", "status"), [(4, "fail"), (30, "warn"), (1000, "ok")])
 def test_shared_memory_levels(monkeypatch, tmp_path, mib, status):
     with_free_disk(monkeypatch, mib / 1024)

@@ -48,9 +48,9 @@ def short(config: TrainConfig, checkpoint: Path, root: Path) -> TrainConfig:
         ),
         policy=replace(config.policy, checkpoint=str(checkpoint), device="cpu"),
         # no episode succeeds: without a bonus for entropy there would be nothing to learn from
-        ppo=replace(
-            config.ppo, iterations=2, turns=4, minibatch=4, critic_warmup=1, entropy_coef=0.01
-        ),
+        schedule=replace(config.schedule, iterations=2),
+        rollout=replace(config.rollout, turns=4),
+        ppo=replace(config.ppo, minibatch=4, critic_warmup=1, entropy_coef=0.01),
         eval=replace(config.eval, episodes_per_task=1),
         run=replace(config.run, name="run", root=str(root), eval_every=2, tensorboard=False),
     )  # fmt: skip

@@ -146,17 +146,19 @@ def test_every_preset_has_a_summary_and_a_suite_that_exists() -> None:
 def test_the_papers_numbers(suite: str) -> None:
     """arXiv 2505.18719 and, where it is silent, its authors' released script."""
     config = preset(f"libero-{suite}-openvla-7b")
-    ppo, policy = config.ppo, config.policy
+    ppo, policy, optimizer = config.ppo, config.policy, config.optimizer
     assert policy.checkpoint == f"openvla/openvla-7b-finetuned-libero-{suite}"
     assert policy.lora is not None
     assert (policy.lora.rank, policy.lora.alpha, policy.lora.vision) == (32, 16, False)
     assert policy.critic.kind == "shared"
-    assert (ppo.temperature, ppo.learning_rate, ppo.critic_learning_rate) == (1.5, 2e-5, 5e-5)
+    assert (config.rollout.temperature, optimizer.learning_rate) == (1.5, 2e-5)
+    assert ppo.critic_learning_rate == 5e-5
     assert (ppo.critic_warmup, ppo.gamma, ppo.gae_lambda) == (5, 0.99, 0.95)
     assert (ppo.clip_low, ppo.clip_high, ppo.value_clip, ppo.value_coef) == (0.2, 0.2, 0.2, 1.0)
-    assert (ppo.epochs, ppo.max_grad_norm, ppo.normalize_advantages) == (1, 1.0, False)
-    assert (ppo.adam_eps, ppo.weight_decay, ppo.ratio, ppo.kl_coef) == (1e-5, 0.0, "action", 0.0)
-    assert (ppo.turns, config.env.num_envs, config.curriculum.mode) == (128, 10, "paper")
+    assert (ppo.epochs, optimizer.max_grad_norm, ppo.normalize_advantages) == (1, 1.0, False)
+    assert (optimizer.adam_eps, optimizer.weight_decay) == (1e-5, 0.0)
+    assert (ppo.ratio, ppo.kl_coef) == ("action", 0.0)
+    assert (config.rollout.turns, config.env.num_envs, config.curriculum.mode) == (128, 10, "paper")
     assert np.isclose(
         config.env.horizon, {"spatial": 220, "object": 280, "goal": 300, "10": 520}[suite]
     )

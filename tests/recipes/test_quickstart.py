@@ -68,7 +68,7 @@ def test_quickstart_from_nothing_to_a_report_and_again(tmp_path: Path):
     quickstart(replace(config, minutes=more))
     assert metrics.read_text().startswith(lines)
     assert len(metrics.read_text()) > len(lines)
-    assert json.loads((out / "ppo" / "config.json").read_text())["ppo"]["minutes"] == more
+    assert json.loads((out / "ppo" / "config.json").read_text())["schedule"]["minutes"] == more
 
 
 def test_a_quickstart_in_a_place_that_refuses_is_one_line(tmp_path: Path):

@@ -64,7 +64,9 @@ def training(policy: Path, root: Path, reward_model: Path, **reward: object) -> 
         config,
         env=replace(config.env, suite=f"mt1:{TASK}", num_envs=2, num_workers=1, horizon=4),
         policy=replace(config.policy, checkpoint=str(policy), device="cpu"),
-        ppo=replace(config.ppo, iterations=3, turns=6, minibatch=12, critic_warmup=1),
+        schedule=replace(config.schedule, iterations=3),
+        rollout=replace(config.rollout, turns=6),
+        ppo=replace(config.ppo, minibatch=12, critic_warmup=1),
         reward=ProcessRewardConfig(model=str(reward_model), **reward),  # type: ignore[arg-type]
         eval=replace(config.eval, episodes_per_task=1),
         run=replace(config.run, name="run", root=str(root), save_every=1, tensorboard=False),
@@ -99,12 +101,12 @@ def test_the_simulator_in_place_of_a_reward_model(policy: Path, tmp_path: Path) 
     """Its reward is paid, and a stopped run goes on as if it had not been."""
     simulator = Path("simulator")
     settings = training(policy, tmp_path / "whole", simulator)
-    settings = replace(settings, ppo=replace(settings.ppo, iterations=2))
+    settings = replace(settings, schedule=replace(settings.schedule, iterations=2))
     whole = train(settings)
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert any(line["rollout/return_dense"] > 0 for line in lines)
     begun = replace(settings, run=replace(settings.run, root=str(tmp_path / "parts")))
-    parts = train(replace(begun, ppo=replace(begun.ppo, iterations=1)))
+    parts = train(replace(begun, schedule=replace(begun.schedule, iterations=1)))
     train(begun, parts)
     expected, found = final_tensors(whole), final_tensors(parts)
     assert expected.keys() == found.keys()
@@ -125,7 +127,7 @@ def test_a_refreshed_reward_model_is_found_again(
     settings = {"refresh_every": 1, "refresh_episodes": 2, "refresh_epochs": 1, "weight": 0.4}
     whole = train(training(policy, tmp_path / "whole", reward_model, **settings))
     begun = training(policy, tmp_path / "parts", reward_model, **settings)
-    parts = train(replace(begun, ppo=replace(begun.ppo, iterations=2)))
+    parts = train(replace(begun, schedule=replace(begun.schedule, iterations=2)))
     train(begun, parts)
     expected, found = final_tensors(whole), final_tensors(parts)
     assert expected.keys() == found.keys()

@@ -38,23 +38,17 @@ def policy_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def small(policy_folder: Path, root: Path, **ppo) -> TrainConfig:
+def small(
+    policy_folder: Path, root: Path, iterations: int = 4, turns: int = 6, **ppo
+) -> TrainConfig:
     config = TrainConfig()
     return replace(
         config,
         env=replace(config.env, suite="mt1:drawer-close", num_envs=4, num_workers=2, horizon=4),
         policy=replace(config.policy, checkpoint=str(policy_folder), device="cpu"),
-        ppo=replace(
-            config.ppo,
-            **{
-                "iterations": 4,
-                "turns": 6,
-                "minibatch": 8,
-                "critic_warmup": 1,
-                "kl_coef": 0.1,
-                **ppo,
-            },
-        ),
+        schedule=replace(config.schedule, iterations=iterations),
+        rollout=replace(config.rollout, turns=turns),
+        ppo=replace(config.ppo, **{"minibatch": 8, "critic_warmup": 1, "kl_coef": 0.1, **ppo}),
         eval=replace(config.eval, episodes_per_task=2),
         run=replace(
             config.run, name="run", root=str(root), save_every=2, tensorboard=False, keep=5
@@ -67,8 +61,8 @@ def arguments(policy_folder: Path, root: Path, name: str, iterations: int) -> li
         sys.executable, "-m", "vla_rl", "train", "metaworld-mt5",
         "--policy.checkpoint", str(policy_folder), "--policy.device", "cpu",
         "--env.suite", "mt1:drawer-close", "--env.num-envs", "4", "--env.num-workers", "2", "--env.horizon", "4",
-        "--ppo.iterations", str(iterations), "--ppo.turns", "6", "--ppo.minibatch", "8", "--ppo.critic-warmup", "1",
-        "--ppo.kl-coef", "0.1", "--eval.episodes-per-task", "2", "--eval.videos", "0",
+        "--schedule.iterations", str(iterations), "--rollout.turns", "6", "--ppo.minibatch", "8",
+        "--ppo.critic-warmup", "1", "--ppo.kl-coef", "0.1", "--eval.episodes-per-task", "2", "--eval.videos", "0",
         "--run.name", name, "--run.root", str(root), "--run.save-every", "2", "--run.no-tensorboard",
     ]  # fmt: skip
 
@@ -79,10 +73,8 @@ def lines(run: Path) -> list[dict]:
 
 
 def wait_for_iteration(run: Path, iteration: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
     while len(lines(run)) < iteration:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the run does not get on"
         time.sleep(0.02)
 
 

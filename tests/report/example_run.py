@@ -44,7 +44,8 @@ def make_run(
     config = TrainConfig()
     config = replace(
         config,
-        ppo=replace(config.ppo, iterations=iterations, self_imitation_coef=0.15),
+        schedule=replace(config.schedule, iterations=iterations),
+        ppo=replace(config.ppo, self_imitation_coef=0.15),
         curriculum=replace(config.curriculum, mode="frontier"),
         policy=replace(config.policy, checkpoint="runs/sft/policy"),
         run=replace(config.run, name=folder.name, seed=3),
@@ -223,8 +224,10 @@ def _sft(rng: np.random.Generator) -> list[Json]:
     return [
         {
             "epoch": e,
-            "train/loss": float(1.1 + 2.3 * np.exp(-e / 9) + rng.normal(0, 0.03)),
-            "validation/loss": float(1.6 + 1.9 * np.exp(-e / 7) + 0.004 * e + rng.normal(0, 0.03)),
+            "sft/loss": float(1.1 + 2.3 * np.exp(-e / 9) + rng.normal(0, 0.03)),
+            "sft/validation_loss": float(
+                1.6 + 1.9 * np.exp(-e / 7) + 0.004 * e + rng.normal(0, 0.03)
+            ),
         }
         for e in range(60)
     ]

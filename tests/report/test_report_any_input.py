@@ -43,6 +43,7 @@ METRICS = [
 ]  # fmt: skip
 ROW = near(iteration=COUNT, **{key: st.floats() for key in METRICS})
 CONFIG = near(
+    schedule=near(iterations=COUNT, minutes=SHARE, episodes=COUNT),
     ppo=near(iterations=COUNT, minutes=SHARE, critic_warmup=COUNT, logprob_tolerance=SHARE),
     run=near(seed=COUNT),
 )
@@ -52,7 +53,7 @@ INFO = near(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     config=CONFIG | JSON,
     info=INFO | JSON,

@@ -124,8 +124,8 @@ def test_pairs_are_of_the_same_initial_state(tmp_path: Path):
         ("eval/after-greedy.json", set_(horizon=30), "greedy evaluations before and after differ in horizon"),
         ("eval/after-greedy.json", set_(split="train"), "also trained on"),
         ("run.json", set_(git={"revision": "ab", "dirty": True}), "uncommitted changes"),
-        ("config.json", lambda c: c["ppo"].update(iterations=100), "stopped early: 69 of 100"),
-        ("config.json", lambda c: c["ppo"].update(iterations=100, minutes=20), "10 min 5 s of the planned 20 min"),
+        ("config.json", lambda c: c["schedule"].update(iterations=100), "stopped early: 69 of 100"),
+        ("config.json", lambda c: c["schedule"].update(iterations=100, minutes=20), "10 min 5 s of the planned 20 min"),
     ],
 )  # fmt: skip
 def test_warnings(run: Path, file: str, change: Callable[[Any], None], expected: str):
@@ -136,7 +136,7 @@ def test_warnings(run: Path, file: str, change: Callable[[Any], None], expected:
 
 
 def test_a_run_of_its_planned_minutes_did_not_stop_early(run: Path):
-    edit(run / "config.json", lambda c: c["ppo"].update(iterations=500, minutes=10))
+    edit(run / "config.json", lambda c: c["schedule"].update(iterations=500, minutes=10))
     assert "stopped early" not in " ".join(warnings(read_run(run)))
 
 

@@ -195,7 +195,7 @@ def test_a_folder_that_is_no_reward_model_is_refused(tmp_path):
 
 
 def test_pictures_of_another_size_are_refused():
-    with pytest.raises(UserError, match=r"trained on pictures of 32 x 32, got 64 x 64"):
+    with pytest.raises(UserError, match=r"trained on images of 32 x 32, got 64 x 64"):
         reward_model().log_odds(pictures(size=64), WORDS)
     with pytest.raises(UserError, match="sees 2 picture"):
         reward_model(history=2).log_odds(pictures(), WORDS)
@@ -268,20 +268,20 @@ def test_examples_follow_the_labels_and_never_look_into_another_episode():
     assert examples.episode.tolist() == [0] * 6 + [1] * 4
     assert examples.sequence[6].tolist() == [6, 6, 6]
     assert examples.sequence[5].tolist() == [3, 4, 5]
-    np.testing.assert_array_equal(examples.pictures(np.array([5]))[0], made[0].images[3:6])
+    np.testing.assert_array_equal(examples.images_seen(np.array([5]))[0], made[0].images[3:6])
     assert examples.instructions_of(np.array([0, 9])) == [TASKS["red-task"]] * 2
 
 
 def test_histories_are_as_long_in_time_whatever_the_rate():
     slow = trajectory(0, True)
-    fast = replace(trajectory(1, True), decision_seconds=slow.decision_seconds / 2)
+    fast = replace(trajectory(1, True), turn_seconds=slow.turn_seconds / 2)
     examples = build_examples([slow, fast], SEGMENTS, history=2)
     assert examples.sequence[3].tolist() == [2, 3]
     assert examples.sequence[6 + 3].tolist() == [6 + 1, 6 + 3]
 
 
 def test_trajectories_that_differ_are_refused():
-    with pytest.raises(UserError, match=r"pictures of one size, got \(32, 32\) .* and \(16, 16\)"):
+    with pytest.raises(UserError, match=r"images of one size, got \(32, 32\) .* and \(16, 16\)"):
         build_examples([trajectory(0, True), trajectory(1, True, size=16)], SEGMENTS)
     pair = [trajectory(0, True), trajectory(1, True, chunk=2)]
     assert build_examples(pair, SEGMENTS).actions.shape == (12, 1, 4)

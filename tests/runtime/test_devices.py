@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import mmap
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from vla_rl.config import ConfigError
-from vla_rl.runtime import devices
-from vla_rl.runtime.devices import available_cpus, resolve_device, use_threads
+from vla_rl.runtime.cpus import available_cpus
+from vla_rl.runtime.devices import resolve_device, use_threads
 from vla_rl.runtime.memory import resident_memory
 
 
@@ -43,18 +41,6 @@ def test_threads_are_set_inside_the_block_only() -> None:
     with pytest.raises(ConfigError, match="threads must be 0"), use_threads(-1):
         pass
     assert torch.get_num_threads() == before
-
-
-@pytest.mark.parametrize(
-    ("quota", "cpus"), [("max 100000", 8), ("150000 100000", 2), ("10000 100000", 1), ("", 8)]
-)
-def test_a_containers_quota_limits_the_cores(
-    quota: str, cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(devices, "_CGROUP_QUOTA", tmp_path / "cpu.max")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert available_cpus() == cpus
 
 
 CHILD = "import sys; block = bytearray(64 * 2**20); print('ready', flush=True); sys.stdin.read()"

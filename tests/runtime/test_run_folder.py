@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from vla_rl.config import PPOConfig, RunConfig, TrainConfig, UserError
+from vla_rl.config import RunConfig, ScheduleConfig, TrainConfig, UserError
 from vla_rl.runtime.checkpoint import read_checkpoint
 from vla_rl.runtime.metrics import read_metrics
 from vla_rl.runtime.run_folder import Run, read_config
 
-CONFIG = TrainConfig(ppo=PPOConfig(iterations=7))
+CONFIG = TrainConfig(schedule=ScheduleConfig(iterations=7))
 
 
 def lines(run: Run) -> list[dict[str, Any]]:
@@ -147,7 +147,7 @@ def test_rewind_forgets_what_came_later_and_a_half_written_line(tmp_path: Path) 
 def test_limits_changed_on_resuming_stay_changed(tmp_path: Path) -> None:
     with Run.create(tmp_path, "first", CONFIG, []) as run:
         run.log(1, {})
-    longer = replace(CONFIG, ppo=replace(CONFIG.ppo, iterations=9))
+    longer = replace(CONFIG, schedule=ScheduleConfig(iterations=9))
     with Run.open(run.folder, ["longer"], longer):
         pass
     with Run.open(run.folder, ["again"]) as run:

@@ -29,10 +29,13 @@ class EvalArguments:
     mode: Literal["action", "lookahead", "refine"] = "lookahead"
     """action: N actions are sampled. lookahead: N continuations from a snapshot of the simulator. refine: the episode
     again from its worst-scored turn on."""
-    chooser: Literal["judge", "simulator", "success", "random"] = "judge"
-    """judge: a process reward model. For reference, the simulator's own dense reward, success seen ahead, or chance."""
+    chooser: Literal["reward-model", "simulator", "success", "random"] = "reward-model"
+    """reward-model: a process reward model. The others are references: the simulator's own dense reward, success seen
+    ahead, or chance."""
     reward_model: str = ""
     """Folder of the process reward model that chooses (`vla-rl reward train`)."""
+    success_ahead: bool = True
+    """lookahead: a continuation in which the simulator reports success is taken without asking the chooser."""
     lookahead: int = 4
     """Turns that a continuation is played before it is scored."""
     json: Path | None = None
@@ -68,6 +71,20 @@ class ReportArguments:
     """A run folder."""
     out: Path | None = None
     """The file; by default report.html in the run folder."""
+
+
+@dataclass(frozen=True)
+class FilmArguments:
+    """Write a short animated image of one task: the same initial state before and after practice."""
+
+    run: Path
+    """A run folder that was evaluated with videos, as a quickstart's."""
+    out: Path | None = None
+    """The animated image, .gif or .webp; by default film.gif in the run folder."""
+    task: str = ""
+    """The task to show; empty takes the first one that failed before practice and succeeded after it."""
+    size: int = 224
+    """Height and width of each half in pixels."""
 
 
 @dataclass(frozen=True)

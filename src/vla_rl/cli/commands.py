@@ -15,6 +15,7 @@ from vla_rl.cli.arguments import (
     ConvertArguments,
     DoctorArguments,
     EvalArguments,
+    FilmArguments,
     LearningCurveArguments,
     ReportArguments,
 )
@@ -141,7 +142,7 @@ def _eval(words: list[str]) -> int:
         sampled = request.protocol.temperature
         search = BestOfConfig(
             request.best_of, request.mode, request.chooser, request.reward_model, request.lookahead,
-            temperature=sampled or 1.0, greedy_first=sampled == 0,
+            temperature=sampled or 1.0, greedy_first=sampled == 0, success_ahead=request.success_ahead,
         )  # fmt: skip
         result = evaluate_best_of(
             request.checkpoint, request.protocol, search, *shared, policy, request.horizon
@@ -234,8 +235,8 @@ COMMANDS: dict[str, Command] = {
         "improve a policy by online PPO",
         (
             "vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy --run.name first",
-            "vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy --ppo.learning-rate 1e-4",
-            "vla-rl train --resume runs/first --ppo.iterations 120",
+            "vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy --optimizer.learning-rate 1e-4",
+            "vla-rl train --resume runs/first --schedule.iterations 120",
         ),
         _train,
     ),
@@ -255,7 +256,7 @@ COMMANDS: dict[str, Command] = {
         Recipe(RewardCollectConfig, "recipes.label_trajectories", "collect_trajectories", "Trajectories"),
     ),
     "reward label": Command(
-        "label the decisions of trajectories, and draw them",
+        "label the turns of trajectories, and draw them",
         ("vla-rl reward label runs/demos --plot",),
         Recipe(RewardLabelConfig, "recipes.label_trajectories", "label_dataset", "Labels"),
     ),
@@ -301,6 +302,11 @@ COMMANDS: dict[str, Command] = {
         "write a run's report as one HTML file",
         ("vla-rl report runs/first",),
         Recipe(ReportArguments, "report.page.write", "write_report", "Report"),
+    ),
+    "film": Command(
+        "show one task before and after practice, as a short animated image",
+        ("vla-rl film runs/quickstart --task drawer-open --out film.gif",),
+        Recipe(FilmArguments, "report.figures.film", "write_film", "Film"),
     ),
     "doctor": Command(
         "check this machine and say how to mend what is wrong",

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
+from vla_rl.cli.old_values import old_values, with_new_values
 from vla_rl.config import LoraConfig, UserError, nearest
 from vla_rl.config.old_names import OLD_FIELDS
 
@@ -53,13 +54,17 @@ def parse(
     import tyro
 
     options = dict(_options(cls, default, "", flat))
-    words = _with_new_names(words, dict(_old_options(cls, default, "", flat)), command)
+    old = old_options(cls, default, flat)
+    words = _with_new_names(words, old, command)
+    words = with_new_values(words, dict(old_values(cls, default, "", flat)), command)
     for word in words:
         option = normal(word)
         if re.match(r"-[-a-z]", option) and option not in (*options, "--help", "-h"):
             # the opposite of a switch in a group: --run.no-tensorboard, not --no-run.tensorboard
             meant = _negative(option.replace("--no-", "--", 1)) if option[:5] == "--no-" else option
-            raise UserError(f"{command}: there is no option {option}.{nearest(meant, options)}")
+            raise UserError(
+                f"{command}: there is no option {option}.{_nearest(meant, options, old)}"
+            )
     conf = tyro.conf
     markers: list[Any] = [conf.AvoidSubcommands, conf.SuppressFixed, conf.DisallowNone]
     markers += [conf.PositionalRequiredArgs, conf.PositionalMetavarFromFieldName]
@@ -78,6 +83,14 @@ def parse(
     if extra:
         raise UserError(f"{command}: {_unexpected(extra[0], list(words), options)}")
     return value
+
+
+def _nearest(meant: str, options: dict[str, Any], old: dict[str, str]) -> str:
+    """The nearest option by its present name, also where the word is nearer to a name of before."""
+    hint = nearest(meant, [*options, *old])
+    for name, new in old.items():
+        hint = hint.replace(f"{name!r}", f"{new!r}")
+    return hint
 
 
 def _unexpected(word: str, words: list[str], options: dict[str, Any]) -> str:
@@ -104,8 +117,12 @@ def _options(cls: Any, default: Any, prefix: str, flat: bool) -> Iterator[tuple[
                 yield _negative(f"--{name}"), hint
 
 
+def old_options(cls: Any, default: Any = None, flat: bool = False) -> dict[str, str]:
+    """Options of before, each with the one that stands for it today."""
+    return dict(_old_options(cls, default, "", flat))
+
+
 def _old_options(cls: Any, default: Any, prefix: str, flat: bool) -> Iterator[tuple[str, str]]:
-    """Options of before with those that stand for them today."""
     for old, new in OLD_FIELDS.get(cls.__name__, {}).items():
         yield f"--{prefix}{old}".replace("_", "-"), f"--{prefix}{new}".replace("_", "-")
     hints = typing.get_type_hints(cls)

@@ -9,11 +9,26 @@ def success_table(result: dict[str, Any]) -> str:
     """Success per task and overall, of `evaluate_checkpoint`'s result."""
     rows = [*result["tasks"].items(), ("all", result["overall"])]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(
-        f"{name:<{width}}  {row['successes']:>4}/{row['episodes']:<4} {row['success_rate']:6.1%}"
-        f"  [{row['interval'][0]:.1%}, {row['interval'][1]:.1%}]"
-        for name, row in rows
-    )
+    lines = [f"{name:<{width}}  {_rate(row)}" for name, row in rows]
+    return "\n".join([*lines, *_practised(result.get("practice"), width)])
+
+
+def _practised(practice: dict[str, Any] | None, width: int) -> list[str]:
+    """The episodes from initial states of practice apart from the others, where there are both or only the former."""
+    if practice is None:
+        return []
+    if not practice["known"]:
+        return ["Nothing says which of these initial states the policy was trained on."]
+    if practice["practised"] is None:
+        return []
+    named = (("practised", practice["practised"]), ("held out", practice["held_out"]))
+    lines = [f"{name:<{width}}  {_rate(row)}" for name, row in named if row is not None]
+    return ["of these, by whether the initial state was practised on:", *lines]
+
+
+def _rate(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{row['successes']:>4}/{row['episodes']:<4} {row['success_rate']:6.1%}  [{low:.1%}, {high:.1%}]"
 
 
 def reward_model_table(result: dict[str, Any]) -> str:
@@ -28,7 +43,7 @@ def reward_model_table(result: dict[str, Any]) -> str:
         low, high = measured["auroc_interval"] or (None, None)
         ranking, progress = measured["ranking"]["last"], measured["progress_correlation"]
         lines += [
-            f"{title}: {measured['decisions']} decisions, {measured['positives']} of them positive, of "
+            f"{title}: {measured['turns']} turns, {measured['positives']} of them positive, of "
             f"{measured['episodes']} episodes, {measured['successes']} of them successes",
             f"  AUROC                           {_shown(measured['auroc'])}  [{_shown(low)}, {_shown(high)}]",
             f"  average precision               {_shown(measured['average_precision'])}  "
@@ -39,7 +54,7 @@ def reward_model_table(result: dict[str, Any]) -> str:
         ]
         width = max(len(task) for task in measured["tasks"])
         lines += [
-            f"  AUROC of {task:<{width}}  {_shown(own['auroc'])}  {own['positives']}/{own['decisions']} positive"
+            f"  AUROC of {task:<{width}}  {_shown(own['auroc'])}  {own['positives']}/{own['turns']} positive"
             for task, own in measured["tasks"].items()
         ]
     if result["mismatched"] is not None:

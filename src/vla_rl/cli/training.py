@@ -6,10 +6,10 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from vla_rl.cli.options import ParseCommand, normal, with_lora
+from vla_rl.cli.options import ParseCommand, normal, old_options, with_lora
 from vla_rl.config import AblationConfig, TrainConfig, UserError
 
-RESUMABLE = ("--ppo.iterations", "--ppo.minutes")
+RESUMABLE = ("--schedule.iterations", "--schedule.minutes", "--schedule.episodes")
 DEFAULT_PRESET = "metaworld-mt5"
 
 
@@ -28,7 +28,8 @@ def train_request(words: list[str], parse_command: ParseCommand) -> tuple[TrainC
     base, words = with_lora(preset(chosen or DEFAULT_PRESET), words)
     presets = "\n".join(f"  {name:<26} {summary}" for name, summary in SUMMARIES.items())
     notes = (
-        f"To go on with a run: vla-rl train --resume RUN [{'] ['.join(RESUMABLE)}]\n\n"
+        f"To go on with a run: vla-rl train --resume RUN\n"
+        f"  with a new length: [{'] ['.join(RESUMABLE)}]\n\n"
         f"Presets (default {DEFAULT_PRESET}); the options' defaults below are the chosen one's:\n{presets}\n\n"
         "--policy.lora trains adapters only; --policy.lora.{rank,alpha,dropout,vision} set them."
     )
@@ -47,11 +48,12 @@ def _resumed(
     if chosen:
         raise UserError(f"--resume goes on with the run's own configuration: leave out {chosen!r}")
     config = read_config(folder, TrainConfig)
+    old = old_options(TrainConfig, config)
     for word in words:
         option = normal(word)
-        if option.startswith("--") and option not in (*RESUMABLE, "--help"):
+        if option.startswith("--") and old.get(option, option) not in (*RESUMABLE, "--help"):
             raise UserError(
-                f"{option} cannot change in a resumed run, only {' and '.join(RESUMABLE)} can: "
+                f"{option} cannot change in a resumed run, only {', '.join(RESUMABLE)} can: "
                 "start a new run for it"
             )
     return parse_command(TrainConfig, words, "train", config)

@@ -16,6 +16,7 @@ from vla_rl.config.openvla import (
     VisionTowerConfig,
     tiny_model,
 )
+from vla_rl.config.optimizer import OptimizerConfig
 from vla_rl.config.policy import Conventions, CriticConfig, LoraConfig, PolicyConfig
 from vla_rl.config.ppo import PPOConfig
 from vla_rl.config.reward import (
@@ -27,7 +28,9 @@ from vla_rl.config.reward import (
     RewardModelConfig,
     RewardScoreConfig,
 )
+from vla_rl.config.rollout import RolloutConfig
 from vla_rl.config.run import RunConfig
+from vla_rl.config.schedule import ScheduleConfig
 from vla_rl.config.training import TrainConfig
 
 __all__ = [
@@ -47,6 +50,7 @@ __all__ = [
     "LanguageConfig",
     "LoraConfig",
     "ModelConfig",
+    "OptimizerConfig",
     "PPOConfig",
     "PolicyConfig",
     "ProcessRewardConfig",
@@ -55,8 +59,10 @@ __all__ = [
     "RewardLabelConfig",
     "RewardModelConfig",
     "RewardScoreConfig",
+    "RolloutConfig",
     "RunConfig",
     "SFTConfig",
+    "ScheduleConfig",
     "TrainConfig",
     "UserError",
     "VisionTowerConfig",

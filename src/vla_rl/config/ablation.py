@@ -18,8 +18,10 @@ class AblationConfig:
     """Training preset to take apart."""
     checkpoint: str = ""
     """Policy to start every run from."""
+    reward_kind: str = "auto"
+    """Dense reward of the whole recipe, as in `reward.kind`. Without any the cell no-reward is left out."""
     reward_model: str = ""
-    """Folder of a process reward model, or `simulator`; without one the cell no-reward says nothing and is left out."""
+    """Folder of a process reward model, as in `reward.model`."""
     out: str = "runs/ablation"
     """Folder of all runs, of table.md and of ablation.png."""
     cells: tuple[str, ...] = CELLS

@@ -41,6 +41,9 @@ class SFTConfig:
     """Feature that holds the images; empty takes observation.images.image, or the only camera."""
     image_size: int = 0
     """Height and width to which the images are resized; 0 keeps them as stored."""
+    image_fit: Literal["pad", "crop", "stretch"] = "pad"
+    """How frames that are not square become it, in training and later in play. pad: black bars, as openpi and lerobot
+    do. crop: the middle square. stretch: out of proportion, as OpenVLA and Octo do."""
     out: str = "runs/sft"
     """Run folder; the policy is written to <out>/policy."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)

@@ -1,15 +1,30 @@
 """Names of before: configurations saved under them still load, and options under them still work.
 
 One table, by dataclass. `renamed` brings saved fields up to date; the command line derives its old options from the
-same table.
+same table. A dotted name is a path into nested dataclasses, so that a field may move from one to another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from vla_rl.config.errors import ConfigError
 
 OLD_FIELDS: Mapping[str, Mapping[str, str]] = {
+    "TrainConfig": {
+        "ppo.iterations": "schedule.iterations",
+        "ppo.minutes": "schedule.minutes",
+        "ppo.turns": "rollout.turns",
+        "ppo.temperature": "rollout.temperature",
+        "ppo.learning_rate": "optimizer.learning_rate",
+        "ppo.adam_beta2": "optimizer.adam_beta2",
+        "ppo.adam_eps": "optimizer.adam_eps",
+        "ppo.weight_decay": "optimizer.weight_decay",
+        "ppo.warmup_steps": "optimizer.warmup_steps",
+        "ppo.final_learning_rate": "optimizer.final_learning_rate",
+        "ppo.max_grad_norm": "optimizer.max_grad_norm",
+    },
     "PPOConfig": {"imitation_coef": "self_imitation_coef"},
     "PolicyConfig": {"pictures": "images"},
     "ModelConfig": {"pictures": "images"},
@@ -20,8 +35,67 @@ OLD_FIELDS: Mapping[str, Mapping[str, str]] = {
 }
 """Class name -> old field -> field."""
 
+NewValue = Callable[[Any], dict[str, Any]]
+"""From the value of a field to the fields that say the same today."""
+
+
+def _reward_model(kind: str, model: str) -> NewValue:
+    """One field was both a folder and, as the word `simulator`, a kind of reward."""
+    return lambda value: {kind: "simulator"} if value == "simulator" else {model: value}
+
+
+def _chooser(field: str) -> NewValue:
+    """`judge` was the chooser that asks a reward model; a list holds several choosers."""
+
+    def today(value: Any) -> dict[str, Any]:
+        if isinstance(value, list | tuple):
+            names = cast("list[Any]", value)
+            return {field: ["reward-model" if name == "judge" else name for name in names]}
+        return {field: "reward-model" if value == "judge" else value}
+
+    return today
+
+
+OLD_VALUES: Mapping[str, Mapping[str, NewValue]] = {
+    "ProcessRewardConfig": {"model": _reward_model("kind", "model")},
+    "AblationConfig": {"reward_model": _reward_model("reward_kind", "reward_model")},
+    "BestOfConfig": {"chooser": _chooser("chooser")},
+    "EvalArguments": {"chooser": _chooser("chooser")},
+    "ScalingConfig": {"choosers": _chooser("choosers")},
+}
+"""Class name -> field, by its present name, of which a value is said otherwise today."""
+
 
 def renamed(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved fields of the dataclass `cls` under their present names."""
-    old = OLD_FIELDS.get(cls.__name__, {})
-    return {old.get(name, name): value for name, value in values.items()}
+    """Saved fields of the dataclass `cls` as they are called today; `values` itself is not changed.
+
+    What has another shape than a saved configuration stays as it is. Raises ConfigError where a field is given under
+    its old and its present name.
+    """
+    fields = dict(values)
+    for old, new in OLD_FIELDS.get(cls.__name__, {}).items():
+        old_name, new_name = old.rpartition(".")[2], new.rpartition(".")[2]
+        source = _parent(fields, old)
+        if source is None or old_name not in source:
+            continue
+        target = _parent(fields, new, make=True)
+        if target is None:
+            continue
+        if new_name in target:
+            raise ConfigError(f"{old} is called {new} now, and both are given: leave out {old}")
+        target[new_name] = source.pop(old_name)
+    for field, today in OLD_VALUES.get(cls.__name__, {}).items():
+        if field in fields:
+            fields |= today(fields.pop(field))
+    return fields
+
+
+def _parent(fields: dict[str, Any], path: str, make: bool = False) -> dict[str, Any] | None:
+    """The mapping that holds the last name of `path`, copied into `fields`; None where there is none."""
+    for name in path.split(".")[:-1]:
+        inner = fields.get(name, {} if make else None)
+        if not isinstance(inner, Mapping):
+            return None
+        fields[name] = dict(cast("Mapping[str, Any]", inner))
+        fields = fields[name]
+    return fields

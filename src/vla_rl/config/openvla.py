@@ -115,6 +115,9 @@ class LanguageConfig:
 class ImagePreprocessing:
     """What happens to a camera's frame before normalisation. By default nothing: frames come in the model's size."""
 
+    fit: Literal["stretch", "pad", "crop"] = "stretch"
+    """What happens first to a frame that is not square. pad: black bars, nothing is lost. crop: its middle square.
+    stretch: `resize` takes it out of proportion."""
     jpeg: bool = False
     """Write the frame as a JPEG of quality 95 and read it back, as the model's training images were."""
     resize: Literal["none", "lanczos3"] = "none"
@@ -124,6 +127,10 @@ class ImagePreprocessing:
     random crops of that size, 1 for none."""
 
     def __post_init__(self) -> None:
+        require(
+            self.fit in ("stretch", "pad", "crop"),
+            f"images.fit is stretch, pad or crop, got {self.fit!r}",
+        )
         require(
             self.resize in ("none", "lanczos3"),
             f"images.resize is none or lanczos3, got {self.resize!r}",

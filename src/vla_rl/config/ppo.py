@@ -12,28 +12,15 @@ from vla_rl.config.errors import require
 class PPOConfig:
     """Proximal policy optimisation on action tokens."""
 
-    iterations: int = 60
-    """PPO updates; each follows one window of `turns` turns in every environment."""
-    minutes: float = 0.0
-    """Stop after so many minutes of training instead, if positive; `iterations` is then the upper limit."""
-    turns: int = 50
-    """Turns per environment and iteration."""
-    temperature: float = 1.0
-    """Sampling temperature; the same one is used in the loss."""
     epochs: int = 2
+    """Passes of the policy over each window of play."""
     minibatch: int = 256
+    """Turns per optimizer step."""
     micro_batch: int = 0
     """Samples per forward pass, gradients being accumulated over a minibatch; 0 takes the whole minibatch, -1 as many
     as the free memory allows."""
-    learning_rate: float = 1e-4
     critic_learning_rate: float = 1e-3
-    adam_beta2: float = 0.99
-    adam_eps: float = 1e-8
-    weight_decay: float = 0.0
-    warmup_steps: int = 24
-    """Linear learning-rate warm-up in policy optimizer steps."""
-    final_learning_rate: float = 1.0
-    """The policy learning rate decays linearly to this fraction of itself over the run; 1 keeps it."""
+    """Learning rate of the critic, kept over the whole run; its other Adam settings are `optimizer`'s."""
     gamma: float = 0.99
     gae_lambda: float = 0.8
     value_lambda: float = 1.0
@@ -58,8 +45,8 @@ class PPOConfig:
     """Coefficient of the negative log-likelihood of turns from episodes of this window that succeeded."""
     normalize_advantages: bool = True
     """Whiten over the whole rollout (never per minibatch)."""
-    max_grad_norm: float = 1.0
     critic_max_grad_norm: float = 1.0
+    """The critic's gradient is scaled down to this norm where it is longer."""
     value_coef: float = 1.0
     """Weight of the value loss; matters only for a shared, attached critic."""
     value_clip: float = 0.0
@@ -84,8 +71,6 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "iterations",
-            "turns",
             "epochs",
             "minibatch",
             "critic_epochs",
@@ -95,11 +80,11 @@ class PPOConfig:
                 getattr(self, name) >= 1,
                 f"ppo.{name} must be at least 1, got {getattr(self, name)}",
             )
-        for name in ("learning_rate", "critic_learning_rate", "temperature", "max_grad_norm"):
-            require(
-                getattr(self, name) > 0, f"ppo.{name} must be positive, got {getattr(self, name)}"
-            )
-        for name in ("gamma", "gae_lambda", "value_lambda", "final_learning_rate"):
+        require(
+            self.critic_learning_rate > 0,
+            f"ppo.critic_learning_rate must be positive, got {self.critic_learning_rate}",
+        )
+        for name in ("gamma", "gae_lambda", "value_lambda"):
             require(
                 0 <= getattr(self, name) <= 1,
                 f"ppo.{name} must lie in [0, 1], got {getattr(self, name)}",
@@ -112,7 +97,6 @@ class PPOConfig:
             "self_imitation_coef",
             "target_kl",
             "critic_warmup",
-            "warmup_steps",
         ):
             require(
                 getattr(self, name) >= 0, f"ppo.{name} must be 0 or more, got {getattr(self, name)}"

@@ -15,8 +15,10 @@ class QuickstartConfig:
     """Folder of everything: demos, sft, the training run `ppo`, report.html."""
     preset: str = "metaworld-mt5"
     """Training preset; its suite is demonstrated, fine-tuned on and practised."""
-    minutes: float = 8.0
-    """Minutes of PPO."""
+    episodes: int = 10_000
+    """Episodes of practice, so that machines of every speed do the same work; 0: only `minutes` counts."""
+    minutes: float = 30.0
+    """At most so many minutes of practice, evaluations apart."""
     demos_per_task: int = 5
     """Demonstrations per task to fine-tune on; one more is collected for the validation loss."""
     sft_epochs: int = 28
@@ -30,3 +32,7 @@ class QuickstartConfig:
 
     def __post_init__(self) -> None:
         require(self.minutes > 0, f"quickstart.minutes must be positive, got {self.minutes}")
+        require(
+            self.episodes >= 0,
+            f"quickstart.episodes must be 0 (only minutes count) or more, got {self.episodes}",
+        )

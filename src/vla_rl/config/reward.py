@@ -17,8 +17,8 @@ class LabelConfig:
     """
 
     scheme: Literal["keyframe", "segments"] = "keyframe"
-    """keyframe: milestones where the gripper changes, key frames where the hand comes to rest, the decisions that lead
-    there are positive (the paper's). segments: equal parts in time with rising progress (a second source's)."""
+    """keyframe (the paper's): milestones are where the gripper changes, key frames are where the hand comes to rest, and
+    the turns that lead there are positive. segments (a second source's): equal parts in time with rising progress."""
     gripper: Literal["auto", "measured", "commanded"] = "auto"
     """Where the opening of the gripper is read: from proprioception, or from the gripper command in the action. auto
     measures where the robot's layout is known and the trajectory has proprioception."""
@@ -39,22 +39,22 @@ class LabelConfig:
     """The end of a segment is a key frame too: the gripper has changed there, or the task was solved. Episodes stop at
     success, in mid-motion, so without it the goal itself is no key frame. False is the paper to the letter."""
     window: float = 0.25
-    """Decisions that begin within so many seconds before a key frame, and the key frame's own, are positive; never
-    beyond the previous milestone."""
+    """Turns that begin within so many seconds before a key frame, and the key frame's own, are positive; never beyond
+    the previous milestone."""
     window_share: float = 0.5
     """And never more than this share of the way from the previous key frame: fast robots would have no negatives."""
     margin: float = 0.125
-    """Decisions so many seconds ahead of a window are neither positive nor negative: they look like both."""
+    """Turns so many seconds ahead of a window are neither positive nor negative: they look like both."""
     failure_share: float = 1.0
-    """The last share of a failed trajectory whose decisions are negative; those before are left out."""
+    """The last share of a failed trajectory whose turns are negative; those before are left out."""
     num_segments: int = 5
     """segments: equal parts into which a trajectory is cut."""
     failure_peak: float = 0.5
-    """segments: progress to which a failed trajectory rises over its first half."""
+    """segments: progress that a failed trajectory would reach at its end if it rose as steadily as in its first half."""
     failure_end: float = 0.25
-    """segments: progress in the second half of a failed trajectory."""
+    """segments: progress of a failed trajectory in all parts that end beyond its middle."""
     positive_progress: float = 0.5
-    """segments: decisions with more progress than this are positive, the others negative."""
+    """segments: turns with more progress than this are positive, the others negative."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -119,7 +119,7 @@ class RewardLabelConfig:
     out: str = ""
     """Folder for the labels; empty takes <dataset>/labels. Must not exist yet."""
     action_chunk: int = 0
-    """Actions a decision; 0 takes those stored, one for demonstrations."""
+    """Actions a turn; 0 takes those stored, one for demonstrations."""
     labels: LabelConfig = field(default_factory=LabelConfig)
     plot: bool = False
     """Draw every trajectory with its labels, into <out>/plots."""
@@ -138,26 +138,26 @@ class RewardModelConfig:
     datasets: tuple[str, ...] = ("runs/demos",)
     """Folders of LeRobotDatasets v3: demonstrations, and the policy's own play with its failures."""
     out: str = "runs/reward"
-    """Run folder; the reward model is written to <out>/judge."""
+    """Run folder; the reward model is written to <out>/reward_model."""
     labels: LabelConfig = field(default_factory=LabelConfig)
     backbone: str = "tiny"
     """tiny: this project's own model class, trained from scratch on a CPU. Else a folder or hub id of an image-text
     model (Qwen/Qwen2-VL-2B-Instruct is the paper's authors')."""
     start: str = ""
-    """Folder of a reward model to train on instead of starting from the backbone; it keeps its own prompt, answers,
-    history
-    and size, and those given here must be the same."""
+    """Folder of a reward model to train further, instead of starting from the backbone. It keeps its own prompt, answers,
+    history and size, and those given here must be the same. Its split is kept too: what it learned from never measures
+    the new one."""
     prompt: str = "The task is {instruction}, is it completed?"
     """What the model is asked about the image (the authors' question). Its next token is the answer."""
     positive_answer: str = "1"
     negative_answer: str = "0"
     """Both must be a single token of the model's tokenizer."""
     sees_actions: bool = False
-    """The proposed actions of the decision are part of the prompt: R(o, a) as in the paper's algorithm 1."""
+    """The proposed actions of the turn are part of the prompt: R(o, a) as in the paper's algorithm 1."""
     action_chunk: int = 0
-    """Actions a decision; 0 takes those stored, one for demonstrations. Matters where the model sees actions."""
+    """Actions a turn; 0 takes those stored, one for demonstrations. Matters where the model sees actions."""
     history: int = 1
-    """Images the model sees: the decision's own and those of the decisions before it."""
+    """Images the model sees: the turn's own and those of the turns before it."""
     camera: str = ""
     """Feature that holds the images; empty takes observation.images.image, or the only camera."""
     image_size: int = 0
@@ -167,12 +167,13 @@ class RewardModelConfig:
     validation_fraction: float = 0.2
     """Share of each task's episodes that are held out, whole; episodes from the same initial state stay together."""
     mismatched_share: float = 0.3
-    """Share of the training examples that are images under another task's instruction: all of them negative."""
+    """Share of the training examples that are images under another task's instruction. They are all negative, so only
+    images are taken that cannot be positive there (rewards/process/mismatched.py)."""
     action_coef: float = 1.0
     """tiny only: weight of a second task, to name the action that was taken (as token after token, like a policy). It
     teaches a model that starts from nothing where hand and objects are; 0 is off."""
     epochs: int = 0
-    """Passes over the labelled decisions; 0: 25 for the tiny backbone, 10 for any other (the authors')."""
+    """Passes over the labelled turns; 0: 25 for the tiny backbone, 10 for any other (the authors')."""
     batch_size: int = 0
     """0: 64 for the tiny backbone, 8 for any other."""
     micro_batch: int = 0
@@ -201,7 +202,11 @@ class RewardModelConfig:
         require(
             bool(self.datasets), "reward.datasets is empty: give at least one folder of episodes"
         )
-        require("{instruction}" in self.prompt, "reward.prompt must contain {instruction}")
+        require(
+            "{instruction}" in self.prompt
+            and not set("{}") & set(self.prompt.replace("{instruction}", "")),
+            f"reward.prompt must contain {{instruction}} and no other braces, got {self.prompt!r}",
+        )
         require(
             bool(self.positive_answer.strip()) and bool(self.negative_answer.strip())
             and self.positive_answer.strip() != self.negative_answer.strip(),
@@ -257,7 +262,7 @@ class RewardEvalConfig:
     datasets: tuple[str, ...] = ()
     """Other datasets to measure on, all of their episodes; empty takes the episodes that training held out."""
     out: str = ""
-    """Folder for evaluation.json and reliability.png; empty takes <judge>/evaluation."""
+    """Folder for evaluation.json and reliability.png; empty takes `evaluation` beside the reward model."""
     bins: int = 10
     """Bins of the reliability plot and of the expected calibration error."""
     resamples: int = 200
@@ -271,7 +276,7 @@ class RewardEvalConfig:
 
 @dataclass(frozen=True)
 class RewardScoreConfig:
-    """Draw what a process reward model thinks of one episode, over time, above its film."""
+    """Draw what a process reward model thinks of one episode, over time, above its images."""
 
     reward_model: str
     """A run folder of `vla-rl reward train`, or the reward model in it."""
@@ -293,25 +298,29 @@ class RewardScoreConfig:
 
 @dataclass(frozen=True)
 class ProcessRewardConfig:
-    """A process reward model's reward for each turn, beside the simulator's success."""
+    """A dense reward for each turn, beside the simulator's success."""
 
+    kind: str = "auto"
+    """Where the dense reward comes from: one of REWARDS in rewards/registry.py. success: there is none. process: a
+    process reward model. simulator: Meta-World's own dense reward, which sees objects and goal; it is an upper bound
+    that shows whether a reward model could help at all. auto: process where a model is given, else success."""
     model: str = ""
-    """Folder of a process reward model (`vla-rl reward train`); empty: success is the only reward. `simulator` takes
-    Meta-World's own dense reward in its place, which sees objects and goal: an upper bound, to learn whether a
-    reward model
-    could help at all."""
+    """Folder of a process reward model (`vla-rl reward train`). Giving it is enough to use it."""
     weight: float = 0.3
-    """What a score of certain success is worth; success itself pays 1."""
+    """What an episode that looks like certain success from its first turn on is worth; success itself pays 1."""
     form: Literal["additive", "potential", "progress"] = "additive"
-    """additive: each turn is paid its score, divided by the horizon. potential: gamma Phi(next) - Phi(now), which
-    leaves the best policy as it is. progress: Phi(next) - Phi(now), with Phi = weight once the task is done; it goes
-    into the advantages alone, over the next few turns (ppo.gae_lambda), and the critic learns success only."""
+    """additive: each turn is paid its score, divided by the horizon; a success is paid for the turns that it saved, as
+    if each of them had the best score. potential: gamma Phi(next) - Phi(now), which leaves the best policy as it is.
+    progress: Phi(next) - Phi(now), with Phi = weight once the task is done; it goes into the advantages alone, over the
+    next few turns (ppo.gae_lambda), and the critic learns success only."""
     limit: float = 0.5
-    """An episode's dense rewards are held inside plus and minus this; below 1, so that success is worth most."""
+    """additive: the most that an episode's dense rewards may add up to. It is below 1, so that success is worth most. A
+    weight that could pass it is lowered, with a warning."""
     normalize: bool = False
-    """Divide by a running root mean square, so that the reward model's calibration does not set the size."""
+    """Divide the scores by their running root mean square, so that the reward model's calibration does not set the size
+    of the reward."""
     refresh_every: int = 0
-    """Iterations after which the reward model is trained on, on new episodes of the policy as it is by then; 0
+    """Iterations after which the reward model is trained further, on new episodes of the policy as it is by then; 0 is
     never."""
     refresh_episodes: int = 8
     """Episodes per task that a refresh plays, on the training split."""
@@ -329,12 +338,32 @@ class ProcessRewardConfig:
             value = getattr(self, name)
             require(value >= 1, f"reward.{name} must be at least 1, got {value}")
         require(
+            self.model != "simulator",
+            "reward.model is the folder of a reward model, got 'simulator': set reward.kind simulator for the "
+            "simulator's own reward, or write ./simulator for a folder of that name",
+        )
+        require(
+            self.kind != "process" or bool(self.model),
+            "reward.kind process needs the folder of a reward model: set reward.model (from `vla-rl reward train`)",
+        )
+        require(
+            self.kind not in ("success", "simulator") or not self.model,
+            f"reward.kind {self.kind} uses no reward model, got reward.model {self.model!r}: leave out one of them",
+        )
+        require(
             not self.asks_simulator or self.refresh_every == 0,
-            "reward.refresh_every teaches a reward model, the simulator needs no teaching: leave it at 0, or give a "
-            "reward model",
+            "reward.refresh_every trains a reward model, the simulator needs no training: leave it at 0, or give "
+            "reward.model",
         )
 
     @property
+    def chosen_kind(self) -> str:
+        """`kind`, with `auto` decided."""
+        if self.kind != "auto":
+            return self.kind
+        return "process" if self.model else "success"
+
+    @property
     def asks_simulator(self) -> bool:
-        """Whether the simulator's own dense reward stands in for a reward model."""
-        return self.model == "simulator"
+        """Whether the simulator's own dense reward is needed."""
+        return self.chosen_kind == "simulator"

@@ -9,7 +9,8 @@ from vla_rl.config.errors import require
 from vla_rl.config.evaluation import EvalConfig
 
 SearchMode = Literal["action", "lookahead", "refine"]
-ChooserName = Literal["judge", "simulator", "success", "random"]
+ChooserName = Literal["reward-model", "simulator", "success", "random"]
+StudyChooser = Literal["reward-model-alone", "reward-model", "success", "simulator", "random"]
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,12 @@ class BestOfConfig:
     """action: N actions are sampled and one is played. lookahead: N continuations are played from a snapshot of the
     simulator and the first turn of one is kept. refine: the episode is played to its end and again from its
     worst-scored turn on."""
-    chooser: ChooserName = "judge"
-    """judge: a process reward model. For reference, simulator: Meta-World's own dense reward, which sees objects and
-    goal (an upper bound); success: nothing but whether a candidate reached success in the simulator, else chance;
-    random: chance alone (a lower bound)."""
+    chooser: ChooserName = "reward-model"
+    """reward-model: a process reward model. The others are references. simulator: Meta-World's own dense reward, which
+    sees objects and goal (an upper bound). success: nothing but whether a candidate reached success in the simulator,
+    else chance. random: chance alone (a lower bound)."""
     reward_model: str = ""
-    """Folder of the process reward model (`vla-rl reward train`)."""
+    """Folder of the process reward model that chooses (`vla-rl reward train`)."""
     lookahead: int = 4
     """lookahead: turns that each continuation is played before it is scored."""
     execute: int = 1
@@ -37,6 +38,9 @@ class BestOfConfig:
     greedy_first: bool = True
     """The first candidate (the first round) takes the likeliest token everywhere, so that N = 1 is greedy play. False
     samples all of them, so that N = 1 is sampled play."""
+    success_ahead: bool = True
+    """lookahead, for a reward model and the simulator's reward: a continuation in which the simulator reports success
+    is taken without asking the chooser. False: the chooser alone decides."""
 
     def __post_init__(self) -> None:
         for name in ("best_of", "lookahead", "execute"):
@@ -55,21 +59,25 @@ class BestOfConfig:
 
 @dataclass(frozen=True)
 class ScalingConfig:
-    """Success against N: the same evaluation with more and more candidates."""
+    """Success against N: the same evaluation with more and more candidates, and what each part contributes."""
 
     checkpoint: str
     """A run folder, one of its checkpoints, a policy folder, or a hub id."""
     search: BestOfConfig = field(default_factory=BestOfConfig)
-    """How candidates are made; its `best_of` and `chooser` are varied."""
+    """How candidates are made; its `best_of`, `chooser` and `success_ahead` are varied."""
     protocol: EvalConfig = field(default_factory=EvalConfig)
     """What is evaluated. Its temperature is not used: the candidates' is `search.temperature`."""
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    choosers: tuple[ChooserName, ...] = ("judge", "simulator", "success", "random")
-    """Which choosers to compare; those that cannot be had (no reward model given, no dense reward in the simulator)
-    are left
-    out with a notice."""
+    """Numbers of candidates N. N = 1 is evaluated greedy and sampled, whether or not it stands here."""
+    choosers: tuple[StudyChooser, ...] = (
+        "reward-model-alone", "success", "reward-model", "simulator", "random",
+    )  # fmt: skip
+    """What to compare. reward-model-alone: the reward model without success seen ahead. success: success seen ahead
+    without the reward model. reward-model: both. simulator and random: as in `search.chooser`. What cannot be had (no
+    reward model given, no dense reward in the simulator) is left out with a notice."""
     out: str = "runs/scaling"
-    """Folder for the results, scaling.json, scaling.md and scaling.png. Evaluations found there are not done again."""
+    """Folder for the results, scaling.json, scaling.md and scaling.png. Evaluations found there are not done again, if
+    they are of the same policy and the same reward model."""
     bootstrap: int = 2000
     """Resamplings of the episodes for the fit's uncertainty."""
     workers: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,10 @@ from vla_rl.config.errors import UserError, nearest
 from vla_rl.data.lerobot import Feature, LeRobotReader, vector
 from vla_rl.data.lerobot import camera as pictures_of
 from vla_rl.data.resizing import resize
+from vla_rl.runtime.files import cannot_write
+from vla_rl.runtime.images import ImageFit, make_square, square_side
+from vla_rl.runtime.memory import SPARE, available_memory
+from vla_rl.runtime.progress import console
 from vla_rl.types import Observation
 
 IMAGE = "observation.images.image"
@@ -19,8 +25,8 @@ STATE = "observation.state"
 ACTION = "action"
 NORMALISED_ROBOTS = ("metaworld_sawyer", "libero_panda")
 """`robot_type` of our experts' demonstrations: their actions span [-1, 1] by the simulator's definition."""
-
-
+CHUNK = 256
+"""Pictures that are decoded at a time."""
 ENVIRONMENT_FILE = "meta/environment.json"
 """Beside a dataset of our experts: the environment they were played in. Other readers do not mind it."""
 
@@ -52,6 +58,8 @@ class Demonstrations:
     instructions: tuple[str, ...]
     action_low: Float64[np.ndarray, " A"]  # the action that -1 stands for
     action_high: Float64[np.ndarray, " A"]  # the action that +1 stands for
+    image_fit: ImageFit | None = None
+    """How the camera's frames became square; None where they were."""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -93,38 +101,102 @@ class Demonstrations:
 
 
 def load_demonstrations(
-    folder: str | Path, *, action_size: int | None = None, camera: str = "", image_size: int = 0
+    folder: str | Path,
+    *,
+    action_size: int | None = None,
+    camera: str = "",
+    image_size: int = 0,
+    image_fit: ImageFit | None = None,
+    scratch: Path | None = None,
 ) -> Demonstrations:
     """Read a LeRobotDataset v3.0 into memory, pictures as one uint8 array.
 
     camera: the feature that holds the pictures; empty takes `observation.images.image`, or the only camera.
-    image_size: height and width to which pictures are resized; 0 keeps them.
+    image_size: height and width to which pictures are resized; 0 keeps them. image_fit: how frames that are not
+    square become it; None refuses them. scratch: a folder on a disk for pictures that do not fit into memory; they
+    are then mapped from a temporary file, which is gone when the process ends.
 
-    Raises UserError for what LeRobotReader refuses, for missing features, and where `action_size` is given and
-    the dataset's actions have another size.
+    Raises UserError for what LeRobotReader refuses, for missing features, for actions or states that are not finite,
+    where `action_size` is given and the dataset's actions have another size, and for pictures that fit neither into
+    memory nor on the disk, before any is read.
     """
     reader = LeRobotReader(folder)
     camera = _choose_camera(reader, camera)
     height, width, _ = reader.feature(camera).shape
     if action_size is not None:
         reader.require_size(ACTION, action_size)
-    if height != width:
-        raise UserError(f"{folder}: expected square pictures in {camera!r}, got {height} x {width}")
-    size = image_size or height
-    images = np.empty((len(reader), size, size, 3), dtype=np.uint8)
-    for entry in reader.episodes:
-        rows = slice(entry.first_frame, entry.first_frame + entry.length)
-        images[rows] = resize(reader.pictures(camera, entry.index), size)
-    actions = np.ascontiguousarray(reader.column(ACTION), dtype=np.float32)
+    if height != width and image_fit is None:
+        raise UserError(
+            f"{folder}: expected square pictures in {camera!r}, got {height} x {width}. Convert the dataset to square "
+            "pictures; vla-rl sft takes it as it is (--image-fit)."
+        )
+    episode_ids = reader.frame_order()
+    task_ids = reader.task_positions()
+    actions = _vectors(reader, ACTION)
     low, high = _action_range(reader, actions)
-    if STATE in reader.features:
-        proprio = np.ascontiguousarray(reader.column(STATE), dtype=np.float32)
-    else:
-        proprio = np.zeros((len(reader), 0), dtype=np.float32)
+    proprio = (
+        _vectors(reader, STATE)
+        if STATE in reader.features
+        else np.zeros((len(reader), 0), dtype=np.float32)
+    )
+    fit = image_fit or "stretch"
+    size = image_size or square_side(height, width, fit)
+    images = picture_array(len(reader), size, scratch, f"{folder}: {camera!r}")
+    for entry in reader.episodes:
+        for start in range(0, entry.length, CHUNK):
+            stop = min(start + CHUNK, entry.length)
+            seen = make_square(reader.pictures(camera, entry.index, range(start, stop)), fit)
+            rows = slice(entry.first_frame + start, entry.first_frame + stop)
+            images[rows] = resize(seen, size)
     return Demonstrations(
-        images, proprio, actions,
-        reader.column("episode_index"), reader.column("task_index"), reader.tasks, low, high,
+        images, proprio, actions, episode_ids, task_ids, reader.tasks, low, high,
+        image_fit=None if height == width else fit,
     )  # fmt: skip
+
+
+def _vectors(reader: LeRobotReader, name: str) -> Float32[np.ndarray, "F D"]:
+    """A feature of D numbers a frame, checked to be finite; one number a frame is D = 1, however it is stored."""
+    feature = reader.feature(name)
+    if not feature.numeric or len(feature.shape) != 1:
+        raise UserError(
+            f"{reader.folder}: expected {name!r} to be a vector of numbers, got {feature.dtype} of shape "
+            f"{feature.shape}. Take a dataset whose {name!r} is one."
+        )
+    values = reader.finite_column(name).reshape(len(reader), -1)
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def picture_array(
+    frames: int, size: int, scratch: Path | None, what: str
+) -> UInt8[np.ndarray, "F S S 3"]:
+    """Room for F pictures: in memory, else in a temporary file without a name in the folder `scratch`.
+
+    Raises UserError, stating the need and what is free, where they fit into neither.
+    """
+    need, free = frames * size * size * 3, available_memory()
+    if need <= SPARE * free:
+        return np.empty((frames, size, size, 3), dtype=np.uint8)
+    said = (
+        f"{what}: {frames:,} pictures of {size} x {size} take {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of "
+        "memory are free"
+    )
+    fitting = int((0.8 * free / (3 * frames)) ** 0.5) // 16 * 16
+    advice = (
+        f"Give a smaller --image-size ({fitting} fits)" if fitting >= 32 else "Take fewer episodes"
+    )
+    if scratch is None:
+        raise UserError(f"{said}. {advice}.")
+    disk = shutil.disk_usage(scratch).free
+    if need > SPARE * disk:
+        raise UserError(f"{said}, and {disk / 1e9:,.1f} GB on the disk of {scratch}. {advice}.")
+    console().print(
+        f"{said}: they are kept in a temporary file on the disk of {scratch}", markup=False
+    )
+    try:
+        with tempfile.TemporaryFile(dir=scratch) as file:  # the mapping keeps it
+            return np.memmap(file, dtype=np.uint8, mode="w+", shape=(frames, size, size, 3))
+    except OSError as error:
+        raise UserError(f"{cannot_write(scratch, error)}. {said}. {advice}.") from error
 
 
 def _choose_camera(reader: LeRobotReader, wanted: str) -> str:

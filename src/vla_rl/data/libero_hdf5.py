@@ -27,6 +27,7 @@ experiments/robot/libero/regenerate_libero_dataset.py. Four things about these f
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ from vla_rl.config.errors import UserError, nearest, require
 from vla_rl.data.demonstrations import ACTION, IMAGE, STATE
 from vla_rl.data.lerobot import Feature, LeRobotWriter, camera, vector
 from vla_rl.data.resizing import resize
+from vla_rl.runtime.external import Phrase, check_array, fault, files_inside
+from vla_rl.runtime.memory import require_memory
 from vla_rl.runtime.progress import progress
 
 WRIST_IMAGE = "observation.images.image2"
@@ -53,6 +56,11 @@ ARM_JOINTS = 7
 NOOP_NORM = 1e-4
 """Norm of the six motion components below which an action moves nothing; OpenVLA's threshold."""
 UPSIDE_DOWN = "opengl"
+MOST_UNFOLDED = 1000
+"""Bytes in memory for one byte of the file; compressed pictures of one colour come near it."""
+SMALL = 64 * 2**20
+"""What unfolds to so many bytes is never refused."""
+REMEDY = "Fetch the file again."
 
 Timing = Literal["auto", "before", "after"]
 
@@ -118,7 +126,7 @@ def libero_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
     if not isinstance(source, str | Path):
         paths = [path for part in source for path in libero_files(part)]
     elif Path(source).is_dir():
-        paths = sorted(path for path in Path(source).rglob("*.hdf5") if path.is_file())
+        paths = files_inside(Path(source), "**/*.hdf5")
     elif Path(source).is_file():
         paths = [Path(source)]
     else:
@@ -147,15 +155,18 @@ def read_libero_demos(
     with _opened(path) as data:
         flip = _turn(path, data)
         for name in _demo_names(path, data):
-            yield _read_demo(_Group(path, name, data[name]), flip, wrist, timing)
+            yield _read_demo(_demo(path, data, name), flip, wrist, timing)
 
 
 def stored_size(path: Path) -> tuple[int, int]:
     """Height and width of a file's pictures."""
     with _opened(path) as data:
         name = _demo_names(path, data)[0]
-        shape = _Group(path, name, data[name]).node("obs/agentview_rgb").shape
-    require(len(shape) == 4, f"{path}: pictures of {name} have shape {shape}")
+        shape = _demo(path, data, name).node("obs/agentview_rgb").shape
+    if len(shape) != 4 or 0 in shape:
+        raise UserError(
+            f"{path}: expected pictures of {name} of shape T, H, W, 3, got {shape}. {REMEDY}"
+        )
     return shape[1], shape[2]
 
 
@@ -181,16 +192,21 @@ class _Group:
         self.path, self.name, self.group = path, name, group
 
     def error(self, problem: str) -> UserError:
-        return UserError(f"{self.path}, {self.name}: {problem}")
+        return UserError(f"{self.path}, {self.name}: {problem}. {REMEDY}")
 
     def node(self, key: str) -> Any:
-        found = self.group.get(key)
+        found: Any = self.group
+        inside: Any = self.group
+        for part in key.split("/"):
+            inside = found
+            found = _inside(self.path, inside, part) if hasattr(inside, "keys") else None
         if found is None or not hasattr(found, "shape"):
-            folder, _, last = key.rpartition("/")
-            inside = self.group.get(folder) if folder else self.group
-            known = list(inside) if inside is not None else []
-            hint = nearest(last, known) if known else ""
+            known = list(inside) if hasattr(inside, "keys") else []
+            hint = nearest(key.rpartition("/")[2], known) if known else ""
             raise self.error(f"expected the dataset {key!r}, got none.{hint}")
+        if found.shape is None:  # HDF5's null space
+            raise self.error(f"expected numbers in {key!r}, got nothing")
+        _check_stored(self.path, f"{self.name}/{key}", found)
         return found
 
     def read(self, key: str, width: int | None = None, length: int | None = None) -> np.ndarray:
@@ -202,7 +218,12 @@ class _Group:
         fits = len(node.shape) == 2 if width is None else node.shape[1:] == (width,)
         if not fits or node.shape[0] == 0 or length not in (None, node.shape[0]):
             raise self.error(f"expected {expected} in {key!r}, got shape {node.shape}")
-        return node[()]
+        if node.dtype.kind not in "fiu":
+            raise self.error(f"expected numbers in {key!r}, got {node.dtype}")
+        return check_array(
+            node[()], source=f"{self.path}, {self.name}", key=key,
+            axes=("frame", "dimension"), remedy=REMEDY,
+        )  # fmt: skip
 
     def pictures(self, key: str, length: int) -> UInt8[np.ndarray, "T H W 3"]:
         node = self.node(key)
@@ -210,7 +231,34 @@ class _Group:
             raise self.error(
                 f"expected {length} uint8 RGB pictures in {key!r}, got {node.dtype} of shape {node.shape}"
             )
+        if 0 in node.shape:
+            raise self.error(f"expected pictures in {key!r}, got shape {node.shape}")
         return node[()]
+
+
+def _inside(path: Path, group: Any, name: str) -> Any:
+    """What a group holds under `name`; None for nothing. UserError for a link into another file: it is not opened."""
+    import h5py
+
+    if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+        raise UserError(
+            f"{path}: expected {name!r} in the file itself, got a link to another file. Copy the data into it."
+        )
+    return group.get(name)
+
+
+def _check_stored(path: Path, key: str, node: Any) -> None:
+    """Refuse data that lie in other files, and what would take far more memory than it takes of the file."""
+    if node.external or node.is_virtual:
+        raise UserError(
+            f"{path}: expected {key!r} in the file itself, got data of another file. Copy the data into it."
+        )
+    stored = node.id.get_storage_size()
+    if node.nbytes > max(SMALL, MOST_UNFOLDED * stored):
+        found = Phrase(f"{stored} bytes that unfold to {node.nbytes / 1e6:,.0f} MB")
+        expected = f"data that unfold to at most {MOST_UNFOLDED} times their size"
+        raise fault(path, key, expected, found, REMEDY)
+    require_memory(2 * node.nbytes, f"{path}: {key!r}", "Split the file.")
 
 
 def _read_demo(group: _Group, flip: tuple[slice, slice], wrist: bool, timing: Timing) -> LiberoDemo:
@@ -256,37 +304,60 @@ def _opened(path: Path) -> Iterator[Any]:
         raise UserError(
             "HDF5 files need the package h5py: install the extra with `pip install 'vla-rl[libero]'`"
         ) from None
-    if not h5py.is_hdf5(path):
-        raise UserError(f"expected an HDF5 file, got {path}: it is another kind of file, or empty")
     try:
+        if not h5py.is_hdf5(path):
+            raise UserError(
+                f"expected an HDF5 file, got {path}: it is another kind of file, or empty. {REMEDY}"
+            )
         with h5py.File(path, "r") as file:
-            data = file.get("data")
+            data = _inside(path, file, "data")
             if not isinstance(data, h5py.Group):
                 known = ", ".join(file) or "nothing"
                 raise UserError(
                     f"{path}: expected LIBERO's group 'data', got {known}. Is it a file of another benchmark?"
                 )
             yield data
+    except UserError:
+        raise
     # a damaged file shows when it is opened, or only where the damage lies
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+        if _is_locked(error):
+            raise UserError(
+                f"{path} is in use: another program has it open for writing. Close that program, or copy the file when "
+                "it has finished. On a disk without locks, set HDF5_USE_FILE_LOCKING=FALSE."
+            ) from error
         raise UserError(f"{path} is damaged or cut short ({error}): fetch it again") from error
 
 
+def _is_locked(error: Exception) -> bool:
+    locked = getattr(error, "errno", None) in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+    return locked or "unable to lock file" in str(error)
+
+
 def _demo_names(path: Path, data: Any) -> list[str]:
-    names = [name for name in data if re.fullmatch(r"demo_\d+", name)]
+    names = [name for name in data if re.fullmatch(r"demo_[0-9]{1,9}", name)]
     if not names:
         raise UserError(
-            f"{path}: expected demonstrations data/demo_0, data/demo_1, ..., got none of them"
+            f"{path}: expected demonstrations data/demo_0, data/demo_1, ..., got none of them. {REMEDY}"
         )
     return sorted(names, key=lambda name: int(name.removeprefix("demo_")))
+
+
+def _demo(path: Path, data: Any, name: str) -> _Group:
+    group = _inside(path, data, name)
+    if not hasattr(group, "keys"):
+        raise UserError(f"{path}: expected a demonstration in {name!r}, got none. {REMEDY}")
+    return _Group(path, name, group)
 
 
 def _turn(path: Path, data: Any) -> tuple[slice, slice]:
     """How rows and columns of the stored pictures are read to turn them by 180 degrees from the simulator's order."""
     convention = data.attrs.get("macros_image_convention", UPSIDE_DOWN)
-    if convention not in (UPSIDE_DOWN, "opencv"):
+    if isinstance(convention, bytes):
+        convention = convention.decode("utf-8", "replace")
+    if not isinstance(convention, str) or convention not in (UPSIDE_DOWN, "opencv"):
         raise UserError(
-            f"{path}: expected pictures in the convention 'opengl' or 'opencv', got {convention!r}"
+            f"{path}: expected pictures in the convention 'opengl' or 'opencv', got {convention!r:.60}"
         )
     backwards = slice(None, None, -1)
     return (backwards if convention == UPSIDE_DOWN else slice(None)), backwards

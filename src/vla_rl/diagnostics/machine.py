@@ -22,6 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from vla_rl.runtime.cpus import available_cpus
+
 Status = Literal["ok", "warn", "fail"]
 
 PROBE_TIMEOUT = 120.0  # seconds; a first EGL start on a slow disk took under ten
@@ -291,18 +293,8 @@ def check_memory() -> Check:
     )
 
 
-def available_cores() -> int:
-    """Cores this process may use: affinity, and the container's CPU quota rounded up."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = _cgroup_words("cpu.max")
-    if len(quota) == 2 and quota[0] != "max":
-        cores = min(cores, max(1, -(-int(quota[0]) // int(quota[1]))))
-    return cores
-
-
 def check_cores() -> Check:
-    cores = available_cores()
+    cores = available_cpus()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     found = f"{cores} usable, load {load:.1f}"
     if cores < 2:

@@ -19,6 +19,7 @@ from vla_rl.envs.libero import tasks as libero_tasks
 from vla_rl.envs.libero.benchmark import LIBERO
 from vla_rl.envs.metaworld import tasks as metaworld_tasks
 from vla_rl.envs.metaworld.benchmark import METAWORLD
+from vla_rl.envs.toy.benchmark import TOY
 
 
 def is_libero(suite: str) -> bool:
@@ -33,6 +34,8 @@ def benchmark(suite: str) -> Benchmark:
         return LIBERO
     if name == "mt1" or name in metaworld_tasks.SUITES:
         return METAWORLD
+    if name == "toy":
+        return TOY
     if name.startswith("libero"):
         raise ConfigError(f"unknown LIBERO suite {name!r}.{nearest(name, libero_tasks.SUITES)}")
     known = ["mt1:<task>", *metaworld_tasks.SUITES, *libero_tasks.SUITES]

@@ -13,6 +13,8 @@ from vla_rl.config.policy import Conventions, PolicyConfig
 from vla_rl.policies.memory import MemoryBudget
 from vla_rl.policies.policy import Policy
 
+ImageFit = Literal["stretch", "pad", "crop"]
+
 
 @runtime_checkable
 class LoadPolicy(Protocol):
@@ -34,7 +36,8 @@ class LoadPolicy(Protocol):
 class CreatePolicy(Protocol):
     """Make a small policy with random weights for a dataset: the same seed, the same policy.
 
-    norm_stats: action statistics of that one dataset, as in dataset_statistics.json.
+    norm_stats: action statistics of that one dataset, as in dataset_statistics.json. image_fit: see
+    `Policy.with_actions_of`.
     """
 
     def __call__(
@@ -46,6 +49,7 @@ class CreatePolicy(Protocol):
         action_chunk: int,
         config: PolicyConfig,
         seed: int,
+        image_fit: ImageFit | None = None,
     ) -> Policy: ...
 
 

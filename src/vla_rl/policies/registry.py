@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from vla_rl.config import Conventions, PolicyConfig, PPOConfig, UserError, nearest, tiny_model
-from vla_rl.policies.family import PolicyFamily
+from vla_rl.policies.family import ImageFit, PolicyFamily
 from vla_rl.policies.memory import largest_micro_batch
 from vla_rl.policies.openvla.examining import examine as examine_openvla
 from vla_rl.policies.openvla.memory import policy_budget
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
+from vla_rl.policies.openvla.processing import with_image_fit
 from vla_rl.policies.policy import Policy
 from vla_rl.runtime.bases import checkpoint_kind
 
@@ -36,8 +37,9 @@ def _tiny_openvla(
     action_chunk: int,
     config: PolicyConfig,
     seed: int,
+    image_fit: ImageFit | None = None,
 ) -> OpenVLAPolicy:
-    model, statistics = tiny_model(image_size), dict(norm_stats)
+    model, statistics = with_image_fit(tiny_model(image_size), image_fit), dict(norm_stats)
     return OpenVLAPolicy.create(
         model, instructions, statistics, action_dim, action_chunk, config, seed
     )

@@ -23,7 +23,7 @@ from vla_rl.config import AblationConfig, TrainConfig, UserError
 from vla_rl.config.serialize import differences
 from vla_rl.functional import paired_difference, wilson_interval
 from vla_rl.recipes.presets import preset
-from vla_rl.runtime.devices import available_cpus
+from vla_rl.runtime.cpus import available_cpus
 from vla_rl.runtime.files import write_text
 from vla_rl.runtime.progress import console
 from vla_rl.runtime.run_folder import read_config
@@ -53,20 +53,20 @@ PAPER = {
 
 def cell_config(config: TrainConfig, cell: str) -> TrainConfig:
     """`config` changed in the one thing that `cell` is about."""
-    ppo = config.ppo
     if cell == "no-reward":
         return replace(config, reward=replace(config.reward, model=""))
     if cell == "no-curriculum":
         return replace(config, curriculum=replace(config.curriculum, mode="uniform"))
     if cell == "temperature":
         # the paper samples at 1.5 and shows that 1.0 is worse; a recipe that samples at 1.0 asks the reverse
-        other = 1.0 if ppo.temperature > 1.25 else 1.5
-        return replace(config, ppo=replace(ppo, temperature=other))
+        other = 1.0 if config.rollout.temperature > 1.25 else 1.5
+        return replace(config, rollout=replace(config.rollout, temperature=other))
     if cell == "no-warmup":
-        ppo = replace(ppo, critic_warmup=0, critic_warmup_until_explained=False)
+        ppo = replace(config.ppo, critic_warmup=0, critic_warmup_until_explained=False)
         return replace(config, ppo=ppo)
     if cell == "learning-rate":
-        return replace(config, ppo=replace(ppo, learning_rate=10 * ppo.learning_rate))
+        ten_times = 10 * config.optimizer.learning_rate
+        return replace(config, optimizer=replace(config.optimizer, learning_rate=ten_times))
     assert cell == "full"
     return config
 
@@ -115,8 +115,8 @@ def planned_run(config: AblationConfig, cell: str, seed: int) -> TrainConfig:
         base,
         env=replace(base.env, num_workers=min(cores, base.env.num_envs)),
         policy=replace(base.policy, checkpoint=config.checkpoint),
-        ppo=replace(
-            base.ppo,
+        schedule=replace(
+            base.schedule,
             minutes=config.minutes,
             iterations=100_000 if config.minutes > 0 else config.iterations,
         ),
@@ -183,7 +183,7 @@ def _evaluate_last_good(config: TrainConfig) -> None:
     folder = _folder(config)
     saved = any((folder / "checkpoints").glob("iteration-*/policy"))
     policy = folder if saved else Path(config.policy.checkpoint)
-    for mode, temperature in zip(MODES, (0.0, config.ppo.temperature), strict=True):
+    for mode, temperature in zip(MODES, (0.0, config.rollout.temperature), strict=True):
         evaluate_checkpoint(
             policy,
             replace(config.eval, temperature=temperature),
@@ -224,7 +224,7 @@ def write_results(config: AblationConfig, runs: dict[tuple[str, int], TrainConfi
 
 
 def _title(cell: str, runs: Sequence[TrainConfig]) -> str:
-    title = PAPER[cell].title.format(temperature=runs[0].ppo.temperature)
+    title = PAPER[cell].title.format(temperature=runs[0].rollout.temperature)
     diverged = sum((_folder(run) / DIVERGED).is_file() for run in runs)
     return f"{title} ({diverged} of {len(runs)} runs diverged)" if diverged else title
 

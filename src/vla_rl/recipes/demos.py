@@ -34,7 +34,7 @@ from vla_rl.data.demonstrations import (
 from vla_rl.data.lerobot import LeRobotWriter
 from vla_rl.envs.env import split_initial_states
 from vla_rl.envs.registry import benchmark, task_names
-from vla_rl.runtime.devices import available_cpus
+from vla_rl.runtime.cpus import available_cpus
 from vla_rl.runtime.files import write_json
 from vla_rl.runtime.progress import Reporter, progress
 from vla_rl.runtime.seeding import generator

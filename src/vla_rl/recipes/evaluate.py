@@ -19,7 +19,8 @@ from vla_rl.envs.defaults import (
 )
 from vla_rl.envs.env import VectorEnv
 from vla_rl.evaluation.episodes import EpisodeRecord
-from vla_rl.evaluation.result import evaluate_policy
+from vla_rl.evaluation.practised import apart
+from vla_rl.evaluation.result import evaluate_policy, summary
 from vla_rl.evaluation.videos import record_videos
 from vla_rl.policies.policy import Policy
 from vla_rl.policies.registry import load_policy
@@ -51,12 +52,13 @@ def evaluate_checkpoint(
     takes the place of its. Returns the result that is also written to `json_path`; images of `config.videos` episodes
     per task go to the folder `videos`. `evaluate` takes the place of plain play (`evaluate_policy`).
     """
-    policy, env = policy_and_env(
+    policy, env, trained_in = policy_and_env(
         checkpoint, config.suite, env, policy_config or PolicyConfig(), workers, horizon
     )
     with use_threads(1), ProcessVectorEnv(env) as envs:
         result, records = (evaluate or evaluate_policy)(policy, envs, env, config)
     result["checkpoint"] = str(checkpoint)
+    result["practice"] = apart(records, trained_in, summary)
     if json_path is not None:
         write_json(json_path, result)
     if videos is not None and config.videos > 0:
@@ -71,8 +73,11 @@ def policy_and_env(
     policy_config: PolicyConfig,
     workers: int,
     horizon: int,
-) -> tuple[Policy, EnvConfig]:
-    """The policy found at `checkpoint`, and where it is evaluated: see `evaluate_checkpoint`."""
+) -> tuple[Policy, EnvConfig, EnvConfig | None]:
+    """The policy found at `checkpoint`, where it is evaluated (see `evaluate_checkpoint`), and where it was trained.
+
+    The last is None where nothing says so.
+    """
     keep_freed_memory()
     folder, trained_in = locate_policy(checkpoint)
     suite = suite or (env or trained_in or EnvConfig()).suite
@@ -88,4 +93,4 @@ def policy_and_env(
         policy.action_chunk,
     )
     env = replace(env, num_workers=workers or env.num_workers, horizon=horizon or env.horizon)
-    return policy, env
+    return policy, env, trained_in

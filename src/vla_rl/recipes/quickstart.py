@@ -1,8 +1,8 @@
 """The main job from nothing to a report, on a laptop: demonstrations -> SFT -> PPO -> before and after.
 
 Every step leaves a folder; a step whose folder is complete is not done again, and a training run that was stopped
-goes on. So a quickstart can be interrupted at any time and started again with the same command; more minutes than
-before go on with practice, anything else that differs is refused.
+goes on. So a quickstart can be interrupted at any time and started again with the same command. More minutes or
+episodes than before go on with practice. Anything else that differs is refused.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from vla_rl.runtime.files import cannot_write, read_json, write_json
 from vla_rl.runtime.progress import console
 from vla_rl.runtime.run_folder import QUICKSTART_RUN
 
+LIMITS = ("episodes", "minutes")
+"""What a quickstart may be given anew when it goes on."""
 REQUEST = "quickstart.json"
 """What the quickstart in a folder was asked for."""
 
@@ -82,7 +84,7 @@ def quickstart(config: QuickstartConfig) -> Path | None:
 def _begin(config: QuickstartConfig, out: Path) -> None:
     """Note in `out` what is asked for. UserError if an earlier quickstart there was asked for something else.
 
-    More minutes than before are practised on top, so what was evaluated after those is no longer the end.
+    More minutes or episodes than before are practised on top, so what was evaluated after those is no longer the end.
     """
     asked = {name: v for name, v in to_json(config).items() if name not in ("out", "force")}
     try:
@@ -94,17 +96,22 @@ def _begin(config: QuickstartConfig, out: Path) -> None:
     different = [
         f"--{name.replace('_', '-')} {old}"
         for name, (old, _) in differences(before, asked).items()
-        if name != "minutes"
+        if name not in LIMITS
     ]
     if different:
         raise UserError(
             f"{out} holds a quickstart with {', '.join(different)}: give the same to go on with it, another --out to "
             "keep it, or --force to throw it away"
         )
-    if asked["minutes"] > before["minutes"]:
+    if any(_raised(before.get(name), asked[name]) for name in LIMITS):
         for old in (out / QUICKSTART_RUN / "eval").glob("after-*.json"):
             old.unlink()
     write_json(file, asked)
+
+
+def _raised(before: float | None, now: float) -> bool:
+    """Whether a limit allows more than it did; 0 is none at all, None is not known."""
+    return before is not None and before > 0 and (now > before or now == 0)
 
 
 def _practice(config: QuickstartConfig, base: TrainConfig) -> TrainConfig:
@@ -112,7 +119,12 @@ def _practice(config: QuickstartConfig, base: TrainConfig) -> TrainConfig:
     return replace(
         base,
         policy=replace(base.policy, checkpoint=str(out / "sft" / "policy")),
-        ppo=replace(base.ppo, minutes=config.minutes, iterations=max(base.ppo.iterations, 1000)),
+        schedule=replace(
+            base.schedule,
+            minutes=config.minutes,
+            episodes=config.episodes,
+            iterations=max(base.schedule.iterations, 1000),
+        ),
         eval=replace(base.eval, episodes_per_task=config.episodes_per_task, videos=2),
         run=replace(base.run, name=QUICKSTART_RUN, root=str(out), seed=config.seed),
     )

@@ -63,7 +63,7 @@ def _play(out: Path, policy: Policy, envs: VectorEnv, config: TrainConfig, itera
     with TrajectoryWriter(str(out)) as writer:
         play_and_keep(
             policy, envs, config.env, specs, writer.add,
-            temperature=config.ppo.temperature, seed=seed,
+            temperature=config.rollout.temperature, seed=seed,
         )  # fmt: skip
 
 

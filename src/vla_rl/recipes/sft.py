@@ -9,7 +9,6 @@ repeat: every frame once, its image shifted by a few pixels -> cross-entropy on 
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,13 +30,16 @@ from vla_rl.data.demonstrations import (
 from vla_rl.policies.policy import Policy
 from vla_rl.policies.registry import POLICIES, SCRATCH, load_policy
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.files import whole_folder
+from vla_rl.runtime.external import read_json
+from vla_rl.runtime.files import whole_folder, write_json
 from vla_rl.runtime.progress import Reporter, console, progress
 from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, Run
 from vla_rl.runtime.seeding import generator, seed_everything
 
 SMALL_MODEL = 20_000_000
 """Weights up to which a model is small."""
+HELD_PICTURES = 4096
+"""Of the held-out frames that are taken out of a dataset at a time."""
 Evaluate = Callable[[Policy, int], float]
 """Measures success in simulation: called with the policy and the number of finished epochs."""
 
@@ -52,7 +54,14 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
     out = Path(config.out)
     require_unused(out)
     seed_everything(config.seed)
-    demos = load_demonstrations(config.dataset, camera=config.camera, image_size=config.image_size)
+    environment = environment_of(Path(config.dataset))
+    demos = load_demonstrations(
+        config.dataset,
+        camera=config.camera,
+        image_size=config.image_size,
+        image_fit=config.image_fit,
+        scratch=next(folder for folder in out.absolute().parents if folder.is_dir()),
+    )
     policy = build_policy(config, demos)
     tokens = policy.encode_actions(
         action_chunks(demos.actions, demos.episode_ids, config.action_chunk)
@@ -79,22 +88,33 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
 
             # 2. what the held-out episodes say
             if len(validation):
-                seen = demos.observation(validation)
-                metrics["sft/validation_loss"] = learner.loss(seen, tokens[validation])
+                metrics["sft/validation_loss"] = validation_loss(learner, demos, tokens, validation)
             if evaluate is not None and epoch == config.epochs:
                 metrics["sft/success"] = evaluate(policy, epoch)
             run.log(epoch, metrics)
         with whole_folder(out / "policy") as folder:
             policy.save(folder)
-        _keep_environment(Path(config.dataset), out)
+        if environment is not None:
+            write_json(out / ENVIRONMENT_OF_RUN, environment)
     say("  ".join(f"{name.removeprefix('sft/')} {value:.3g}" for name, value in metrics.items()))
     return out / "policy"
 
 
-def _keep_environment(dataset: Path, out: Path) -> None:
-    """The policy is evaluated where its demonstrations were played, unless somebody says otherwise."""
-    if (dataset / ENVIRONMENT_FILE).is_file():
-        shutil.copyfile(dataset / ENVIRONMENT_FILE, out / ENVIRONMENT_OF_RUN)
+def environment_of(dataset: Path) -> dict[str, Any] | None:
+    """Where the demonstrations were played, if the dataset says so: the policy is evaluated there, too."""
+    path = dataset / ENVIRONMENT_FILE
+    return read_json(path, inside=dataset) if path.is_file() else None
+
+
+def validation_loss(
+    learner: SFT, demos: Demonstrations, tokens: Int64[Tensor, "F K"], rows: Int64[np.ndarray, " V"]
+) -> float:
+    """Cross-entropy (nats a token) of the frames `rows`, of which no more are held in memory than need be."""
+    size = learner.config.micro_batch or learner.config.batch_size
+    step = max(1, HELD_PICTURES // size) * size
+    parts = [rows[start : start + step] for start in range(0, len(rows), step)]
+    losses = [learner.loss(demos.observation(part), tokens[part]) * len(part) for part in parts]
+    return sum(losses) / len(rows)
 
 
 def train_epoch(
@@ -143,8 +163,8 @@ def build_policy(config: SFTConfig, demos: Demonstrations) -> Policy:
     action_dim, folder = demos.actions.shape[1], config.policy.checkpoint
     if not folder:
         return POLICIES[SCRATCH].create(
-            demos.image_size, demos.instructions, statistics, action_dim,
-            config.action_chunk, config.policy, config.seed,
+            demos.image_size, demos.instructions, statistics, action_dim, config.action_chunk,
+            config.policy, config.seed, demos.image_fit,
         )  # fmt: skip
     loaded = load_policy(folder, config.policy, seed=config.seed)
     if loaded.action_dim != action_dim:
@@ -152,7 +172,13 @@ def build_policy(config: SFTConfig, demos: Demonstrations) -> Policy:
             f"{config.dataset}: expected actions of size {loaded.action_dim}, as the policy in {folder} plays them, "
             f"got {action_dim}. Take a dataset of the same robot, or train from scratch (empty policy.checkpoint)."
         )
-    return loaded.with_actions_of(statistics, config.action_chunk)
+    policy = loaded.with_actions_of(statistics, config.action_chunk, demos.image_fit)
+    if not policy.resizes_images and policy.image_size != demos.image_size:
+        raise UserError(
+            f"{config.dataset}: expected images of {policy.image_size} px, as the policy in {folder} sees them, got "
+            f"{demos.image_size} px. Give --image-size {policy.image_size}."
+        )
+    return policy
 
 
 def dataset_statistics(demos: Demonstrations) -> dict[str, Any]:

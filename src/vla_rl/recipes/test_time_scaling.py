@@ -144,7 +144,7 @@ def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
     the path of scaling.md.
     """
     out = Path(config.out)
-    policy, env = policy_and_env(
+    policy, env, _ = policy_and_env(
         Path(config.checkpoint), config.protocol.suite, env, PolicyConfig(), config.workers, 0
     )
     choosers, reward_model = available_choosers(config, env.suite)
@@ -218,7 +218,7 @@ def stored_evaluation(
     found["episodes"] = [[e["task"], e["initial_state"]] for e in stored.get("episodes", [])]
     wanted, kept = to_json(search), dict(stored.get("search", {}))
     if search.best_of == 1:  # the same whoever chooses
-        kept |= {name: wanted[name] for name in ("chooser", "judge", "lookahead", "mode")}
+        kept |= {name: wanted[name] for name in ("chooser", "reward_model", "lookahead", "mode")}
     different = [name for name, value in asked.items() if found[name] != value]
     different += [f"search.{name}" for name, value in wanted.items() if kept.get(name) != value]
     if different:

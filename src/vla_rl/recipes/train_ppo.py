@@ -13,12 +13,15 @@ One process and its simulator workers, CPU or GPU:   vla-rl train metaworld-mt5 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from vla_rl.algorithms.advantages import compute_advantages
-from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
+from vla_rl.algorithms.learner import TrainingDivergedError
+from vla_rl.algorithms.registry import build_learner
 from vla_rl.config import TrainConfig
-from vla_rl.curriculum import TaskSampler
+from vla_rl.curriculum import Outcomes, TaskSampler
+from vla_rl.distributed import SingleProcess, World
 from vla_rl.envs import ProcessVectorEnv, split_initial_states
 from vla_rl.policies.registry import with_micro_batch
 from vla_rl.recipes.refresh_reward import refresh_reward_model
@@ -33,17 +36,17 @@ from vla_rl.training.evaluation import evaluate_before_or_after, evaluate_during
 from vla_rl.training.state import TrainState, open_training_run, policy_of_run
 
 
-def train(config: TrainConfig, resume: Path | None = None) -> Path:
+def train(config: TrainConfig, resume: Path | None = None, world: World = SingleProcess()) -> Path:
     """Improve `config.policy.checkpoint` by practice; returns the run folder.
 
     `resume` is the folder of a run to go on with (its own, saved config is then expected in `config`).
     """
-    run = open_training_run(config, resume)
+    run = open_training_run(config, resume, world)
     seed_everything(config.run.seed)
     keep_freed_memory()
     policy = policy_of_run(config, run)
-    ppo = with_micro_batch(config.ppo, policy, config.env.num_envs)
-    learner = PPO(policy, ppo, config.policy.critic, config.run.seed, config.run.threads)
+    config = replace(config, ppo=with_micro_batch(config.ppo, policy, config.env.num_envs))
+    learner = build_learner(policy, config, world)
     reward_function = build_reward(config, policy)
     with (
         run,
@@ -53,40 +56,42 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     ):
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         curriculum = TaskSampler(config.curriculum, envs.tasks, train_states, config.run.seed)
+        outcomes = Outcomes(curriculum, world)
         collector = Collector(
-            policy, envs, curriculum.draw_one, curriculum.observe, config.run.seed,
+            policy, envs, curriculum.draw_one, outcomes.observe, config.run.seed,
             ask_simulator=config.reward.asks_simulator,
         )  # fmt: skip
         state = TrainState(
-            run, policy, learner, reward_function, curriculum, collector, config.run.save_every
-        )
+            run, policy, learner, reward_function, curriculum, collector, config.run.save_every, world
+        )  # fmt: skip
         if not state.restore():
-            evaluate_before_or_after("before", run, policy, envs, config)
+            evaluate_before_or_after("before", run, policy, envs, config, world)
             collector.start()
 
-        with share_progress("PPO", state.progress(config.ppo)) as bar:
-            while not (stop.requested or state.finished(config.ppo)):
+        with share_progress("PPO", state.progress(config.schedule)) as bar:
+            while state.goes_on(config.schedule, stop):
                 started = time.perf_counter()
                 refresh_reward_model(
                     state.iteration, run, policy, envs, collector, reward_function, config
                 )
                 # 1. act: every environment plays `turns` turns with the current policy
                 collected = collector.collect(
-                    config.ppo.turns, config.ppo.temperature, state.iteration
+                    config.rollout.turns, config.rollout.temperature, state.iteration
                 )
+                outcomes.exchange()
 
                 # 2. score: the simulator's sparse success, plus a dense reward for each turn
                 dense_rewards = reward_function.score(collected.rollout)
 
                 # 3. advantages: advantages and value targets
                 batch = compute_advantages(
-                    collected.rollout, dense_rewards, config.ppo, reward_function.in_return
+                    collected.rollout, dense_rewards, config.ppo, reward_function.in_return, world
                 )
 
                 # 4. improve: the critic, then (after its warm-up) the policy
                 learning = time.perf_counter()
                 with state.keep_on_divergence():
-                    losses = learner.update(batch, state.iteration, state.progress(config.ppo))
+                    losses = learner.update(batch, state.iteration, state.progress(config.schedule))
                 seconds = collected.seconds | {"learn": time.perf_counter() - learning}
 
                 # 5. remember
@@ -95,10 +100,10 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
                     collected, dense_rewards, seconds, time.perf_counter() - started, envs
                 )
                 state.advance(metrics, time.perf_counter() - started)
-                bar.reach(state.progress(config.ppo), **state.headline(metrics))
-                evaluate_during(state.iteration, run, policy, envs, collector, config)
-        if state.finished(config.ppo):
-            evaluate_before_or_after("after", run, policy, envs, config)
+                bar.reach(state.progress(config.schedule), **state.headline(metrics))
+                evaluate_during(state.iteration, run, policy, envs, collector, config, world)
+        if state.finished(config.schedule):
+            evaluate_before_or_after("after", run, policy, envs, config, world)
         state.save_and_say_how_to_go_on(stop)
     return run.folder
 

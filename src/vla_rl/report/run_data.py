@@ -22,6 +22,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from vla_rl.config.errors import UserError
+from vla_rl.config.old_names import renamed
+from vla_rl.config.training import TrainConfig
 from vla_rl.functional.intervals import wilson_interval
 
 Stage = Literal["before", "after"]
@@ -75,6 +77,21 @@ class Evaluation:
     @property
     def infrastructure_errors(self) -> int:
         return _integer(self.raw.get("infrastructure_errors")) or 0
+
+    @property
+    def practised(self) -> Rate | None:
+        """Over the episodes whose initial states were also trained on; None if there are none, or it is not known."""
+        return self._part("practised")
+
+    @property
+    def held_out(self) -> Rate | None:
+        """Over the others; None if there are none, or it is not known."""
+        return self._part("held_out")
+
+    def _part(self, name: str) -> Rate | None:
+        practice = self.raw.get("practice")
+        part = practice.get(name) if isinstance(practice, dict) else None
+        return _rate(part) if isinstance(part, dict) else None
 
     def successes(self) -> dict[tuple[str, int], bool]:
         """Success of each (task, initial state)."""
@@ -167,7 +184,7 @@ def read_run(folder: Path) -> Run:
             "Name the run's own folder, for example runs/quickstart."
         )
     problems: list[str] = []
-    config = _read_object(folder / "config.json", problems)
+    config = _read_config(folder / "config.json", problems)
     info = _read_object(folder / "run.json", problems)
     metrics = _read_table(folder / "metrics.jsonl", "iteration", problems)
     sft = _read_table(folder / "sft.jsonl", "epoch", problems)
@@ -238,6 +255,16 @@ def _read_object(file: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{file.name} holds no JSON object and was left out.")
         return {}
     return value
+
+
+def _read_config(file: Path, problems: list[str]) -> dict[str, Any]:
+    """The settings under their present names."""
+    config = _read_object(file, problems)
+    try:
+        return renamed(TrainConfig, config)
+    except UserError as error:
+        problems.append(f"{file.name}: {error}.")
+        return config
 
 
 def _read_table(file: Path, index: str, problems: list[str]) -> Table:

@@ -100,5 +100,6 @@ def cannot_write(path: Path, error: BaseException) -> str:
         errno.EPERM: "give write permission or choose another folder",
         errno.EROFS: "choose a folder on a writable disk",
         errno.ENOTDIR: "choose another folder",
+        errno.EEXIST: "choose another folder",
     }.get(number or 0, "check the disk and the folder")
     return f"cannot write {path}: {getattr(error, 'strerror', None) or error}; {remedy}"

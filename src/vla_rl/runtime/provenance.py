@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vla_rl.runtime.devices import available_cpus
+from vla_rl.runtime.cpus import available_cpus
 
 _PACKAGES = (
     "vla-rl", "torch", "transformers", "numpy", "mujoco", "metaworld",

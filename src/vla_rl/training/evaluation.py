@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vla_rl.config import TrainConfig
+from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.env import VectorEnv
-from vla_rl.evaluation.result import evaluate_policy
+from vla_rl.evaluation.practised import apart
+from vla_rl.evaluation.result import evaluate_policy, summary
 from vla_rl.evaluation.videos import record_videos
 from vla_rl.policies.policy import Policy
 from vla_rl.rollout import Collector
@@ -15,15 +17,23 @@ from vla_rl.runtime.run_folder import Run
 
 
 def evaluate_before_or_after(
-    label: str, run: Run, policy: Policy, envs: VectorEnv, config: TrainConfig
+    label: str,
+    run: Run,
+    policy: Policy,
+    envs: VectorEnv,
+    config: TrainConfig,
+    world: World = SingleProcess(),
 ) -> None:
     """Evaluate greedily and sampled, with videos, into <run>/eval/<label>-{greedy,sampled}.json."""
-    for mode, temperature in (("greedy", 0.0), ("sampled", config.ppo.temperature)):
+    for mode, temperature in (("greedy", 0.0), ("sampled", config.rollout.temperature)):
         protocol = replace(config.eval, temperature=temperature)
         result, records = evaluate_policy(
             policy, envs, config.env, protocol, f"evaluate {label} {mode}"
         )
         result["checkpoint"] = label
+        result["practice"] = apart(records, config.env, summary)
+        if world.rank > 0:
+            continue
         write_json(run.eval_folder / f"{label}-{mode}.json", result)
         if mode == "greedy" and config.eval.videos > 0:
             folder = run.eval_folder / "videos"
@@ -44,12 +54,15 @@ def evaluate_during(
     envs: VectorEnv,
     collector: Collector,
     config: TrainConfig,
+    world: World = SingleProcess(),
 ) -> None:
     """Every `run.eval_every` iterations: evaluate greedily, then put every running episode back where it was."""
     if config.run.eval_every == 0 or iteration % config.run.eval_every != 0:
         return
     running = collector.state_dict()
     label = f"evaluate iteration {iteration}"
-    result, _ = evaluate_policy(policy, envs, config.env, config.eval, label)
-    write_json(run.eval_folder / f"iteration-{iteration:06d}.json", result)
+    result, records = evaluate_policy(policy, envs, config.env, config.eval, label)
+    result["practice"] = apart(records, config.env, summary)
+    if world.rank == 0:
+        write_json(run.eval_folder / f"iteration-{iteration:06d}.json", result)
     collector.load_state_dict(running)

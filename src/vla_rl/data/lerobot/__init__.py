@@ -3,7 +3,8 @@
 LeRobot is met by its format, not by import: its pins exclude ours.
 """
 
-from vla_rl.data.lerobot.reader import EpisodeEntry, LeRobotReader
+from vla_rl.data.lerobot.episodes import EpisodeEntry
+from vla_rl.data.lerobot.reader import LeRobotReader
 from vla_rl.data.lerobot.schema import CODEBASE_VERSION, DatasetInfo, Feature, camera, vector
 from vla_rl.data.lerobot.writer import LeRobotWriter
 

@@ -18,6 +18,9 @@ from jaxtyping import Float64, UInt8
 from vla_rl.config.errors import UserError
 
 PIXEL_FORMAT = "yuv420p"
+REMEDY = "Fetch the dataset again, or leave the episode out."
+# what av raises for damaged streams; a stream without pictures is an IndexError
+DAMAGE = (av.error.FFmpegError, OSError, IndexError, ValueError, OverflowError, MemoryError)
 GROUP_OF_PICTURES = 2
 """Frames from one key frame to the next; 2, as lerobot writes, makes single frames cheap to reach."""
 ENCODERS: dict[str, dict[str, str]] = {
@@ -37,17 +40,39 @@ def encode_png(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
     return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
 
 
-def decode_image(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB picture from the bytes of a PNG or JPEG file. Raises UserError if they are damaged."""
+def decode_image(data: bytes, name: str, shape: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
+    """RGB picture of `shape` (height, width) from the bytes of a PNG or JPEG file.
+
+    Raises UserError, calling the picture `name`, if they are damaged or of another size. Nothing larger is decoded: a
+    few kilobytes can hold a picture that fills the memory.
+    """
     codec = "png" if data[:4] == b"\x89PNG" else "mjpeg"
     context: Any = av.CodecContext.create(codec, "r")
+    context.options = {"max_pixels": str(_most_pixels(shape))}
     try:
         frames = [frame for packet in (av.Packet(data), None) for frame in context.decode(packet)]
-    except av.error.FFmpegError as error:
-        raise UserError(f"a stored picture is damaged ({error})") from error
-    if not frames:
-        raise UserError("a stored picture is damaged: nothing could be decoded")
-    return frames[0].to_ndarray(format="rgb24")
+        pictures = [frame.to_ndarray(format="rgb24") for frame in frames]
+    except DAMAGE as error:
+        raise UserError(f"{name}: the stored picture is damaged ({error}). {REMEDY}") from error
+    if not pictures:
+        raise UserError(
+            f"{name}: the stored picture is damaged: nothing could be decoded. {REMEDY}"
+        )
+    _check_shape(pictures[0], name, shape)
+    return pictures[0]
+
+
+def _check_shape(picture: np.ndarray, name: str, shape: tuple[int, int]) -> None:
+    if picture.shape != (*shape, 3):
+        raise UserError(
+            f"{name}: expected a picture of {shape[0]} x {shape[1]} as meta/info.json says, got "
+            f"{picture.shape[0]} x {picture.shape[1]}. {REMEDY}"
+        )
+
+
+def _most_pixels(shape: tuple[int, int]) -> int:
+    # decoders count the padding of their blocks
+    return (shape[0] + 128) * (shape[1] + 128)
 
 
 class VideoWriter:
@@ -135,19 +160,30 @@ def available_encoder() -> str:
 
 
 def decode_video(
-    path: Path, seconds: Float64[np.ndarray, " L"], tolerance: float
+    path: Path,
+    seconds: Float64[np.ndarray, " L"],
+    tolerance: float,
+    shape: tuple[int, int],
 ) -> UInt8[np.ndarray, "L H W 3"]:
     """The pictures of `path` nearest to the given times (in s, ascending), each within `tolerance` seconds.
 
     Decodes from the key frame before the first time to the last time, and nothing else.
-    Raises UserError if the file is missing or damaged, or has no picture at one of the times.
+    Raises UserError if the file is missing or damaged, has no picture at one of the times, or pictures of another
+    height and width than `shape`.
     """
-    pictures: dict[int, UInt8[np.ndarray, "H W 3"]] = {}
+    if not path.is_file():
+        raise UserError(f"expected the video {path}, which is missing. {REMEDY}")
+    pictures = np.empty((len(seconds), *shape, 3), np.uint8)
     missing = np.full(len(seconds), np.inf)
     try:
-        with av.open(str(path)) as container:
+        # an mp4 and nothing else: playlists, which FFmpeg would recognise, can name files elsewhere
+        with av.open(str(path.absolute()), format="mp4") as container:
             stream = container.streams.video[0]
-            unit = float(stream.time_base or Fraction(1, 1))
+            context: Any = stream.codec_context
+            if context is None:
+                raise ValueError("a codec that is not known")
+            context.options = {"max_pixels": str(_most_pixels(shape))}
+            unit = float(stream.time_base or Fraction(1, 1)) or 1.0
             container.seek(round(seconds[0] / unit) - 1, backward=True, stream=stream)
             for frame in container.decode(stream):
                 if frame.pts is None:
@@ -157,22 +193,23 @@ def decode_video(
                 nearer &= np.abs(seconds - time) <= tolerance
                 if nearer.any():
                     picture = frame.to_ndarray(format="rgb24")
-                    pictures.update((int(row), picture) for row in np.flatnonzero(nearer))
+                    _check_shape(picture, str(path), shape)
+                    pictures[nearer] = picture
                     missing[nearer] = np.abs(seconds - time)[nearer]
                 if time > seconds[-1]:
                     break
-    except (av.error.FFmpegError, OSError, IndexError) as error:
+    except DAMAGE as error:
         raise UserError(
-            f"{path} is missing or damaged: expected {len(seconds)} pictures from "
-            f"{seconds[0]:.3f} s to {seconds[-1]:.3f} s, got {error}"
+            f"{path} is damaged: expected {len(seconds)} pictures from {seconds[0]:.3f} s to {seconds[-1]:.3f} s, "
+            f"got {error}. {REMEDY}"
         ) from error
-    if len(pictures) < len(seconds):
+    if np.isinf(missing).any():
         first = seconds[np.flatnonzero(np.isinf(missing))[0]]
         raise UserError(
-            f"{path} is damaged: expected {len(seconds)} pictures, got {len(pictures)}; "
-            f"none within {tolerance:.4f} s of {first:.3f} s"
+            f"{path} is damaged: expected {len(seconds)} pictures, got {int(np.isfinite(missing).sum())}; none within "
+            f"{tolerance:.4f} s of {first:.3f} s. {REMEDY}"
         )
-    return np.stack([pictures[row] for row in range(len(seconds))])
+    return pictures
 
 
 @contextmanager

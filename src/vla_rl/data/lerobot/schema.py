@@ -15,12 +15,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from vla_rl.config.errors import UserError, require
+from vla_rl.config.errors import require
 
 CODEBASE_VERSION = "v3.0"
 INFO_PATH = "meta/info.json"
@@ -56,6 +55,16 @@ class Feature:
     @property
     def visual(self) -> bool:
         return self.dtype in ("image", "video")
+
+    @property
+    def rgb(self) -> bool:
+        """A camera with three channels, and no depth map stored as one."""
+        depth = self.info.get("is_depth_map") or self.info.get("video.is_depth_map")
+        return self.visual and len(self.shape) == 3 and self.shape[2] == 3 and not depth
+
+    @property
+    def numeric(self) -> bool:
+        return not self.visual and self.dtype not in ("string", "language")
 
     def to_json(self) -> dict[str, Any]:
         names = None if self.names is None else list(self.names)
@@ -108,7 +117,8 @@ def check_features(features: Mapping[str, Feature]) -> None:
 class DatasetInfo:
     """meta/info.json."""
 
-    fps: int
+    fps: float
+    """Frames a second; a whole number but for cameras of 29.97."""
     features: dict[str, Feature]
     total_episodes: int
     total_frames: int
@@ -136,64 +146,6 @@ class DatasetInfo:
             "robot_type": self.robot_type,
             "splits": {"train": f"0:{self.total_episodes}"},
         }
-
-
-def read_info(folder: Path) -> DatasetInfo:
-    """Read and check meta/info.json. Raises UserError naming what was expected and what came."""
-    path = folder / INFO_PATH
-    if not folder.is_dir():
-        raise UserError(
-            f"expected the folder of a LeRobotDataset {CODEBASE_VERSION}, got {folder}: no such folder. "
-            "Collect demonstrations first (vla-rl demos), or give the path of a dataset."
-        )
-    if not path.is_file():
-        raise UserError(
-            f"expected the folder of a LeRobotDataset {CODEBASE_VERSION}, got {folder}: {INFO_PATH} is missing"
-        )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not readable as JSON ({error})") from error
-    version = raw.get("codebase_version") if isinstance(raw, dict) else None
-    if version != CODEBASE_VERSION:
-        raise UserError(
-            f"{folder}: expected codebase_version {CODEBASE_VERSION}, got {version}. "
-            "Convert older datasets with lerobot's own conversion script."
-        )
-    try:
-        info = _parse_info(raw)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: a field is missing or malformed ({error!r})") from error
-    if info.total_episodes < 1 or info.total_frames < 1:
-        raise UserError(
-            f"{folder} is an empty dataset: expected at least one episode, got "
-            f"{info.total_episodes} episodes with {info.total_frames} frames"
-        )
-    return info
-
-
-def _parse_info(raw: dict[str, Any]) -> DatasetInfo:
-    features = {name: _parse_feature(entry) for name, entry in raw["features"].items()}
-    return DatasetInfo(
-        fps=int(raw["fps"]),
-        features=features,
-        total_episodes=int(raw["total_episodes"]),
-        total_frames=int(raw["total_frames"]),
-        total_tasks=int(raw["total_tasks"]),
-        robot_type=raw.get("robot_type"),
-        data_path=raw.get("data_path", DATA_PATH),
-        video_path=raw.get("video_path", VIDEO_PATH),
-    )
-
-
-def _parse_feature(entry: dict[str, Any]) -> Feature:
-    names = tuple(entry["names"]) if isinstance(entry.get("names"), list) else None
-    shape = tuple(int(size) for size in entry["shape"])
-    if entry["dtype"] in ("image", "video") and len(shape) == 3 and shape[0] == 3 != shape[2]:
-        # some datasets name the channels first; the pictures themselves are stored alike
-        shape = (*shape[1:], 3)
-        names = names if names is None else (*names[1:], names[0])
-    return Feature(str(entry["dtype"]), shape, names, entry.get("info") or {})
 
 
 def data_schema(features: Mapping[str, Feature]) -> pa.Schema:

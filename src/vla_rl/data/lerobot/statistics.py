@@ -6,10 +6,13 @@ mean of the episodes' quantiles for the dataset's; its consumers only read the v
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
+
+from vla_rl.runtime.external import Phrase, check_array, dotted, fault, read_json
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 Statistics = dict[str, np.ndarray]
@@ -62,6 +65,45 @@ def _histogram_quantile(histogram: Int64[np.ndarray, "3 256"], quantile: float) 
         low, high = np.searchsorted(cumulative, [np.floor(rank), np.ceil(rank)], side="right")
         result.append((low + (high - low) * (rank - np.floor(rank))) / 255.0)
     return np.array(result)
+
+
+ASCENDING = (("min", "max"), ("q01", "q99"))
+LARGEST = float(np.finfo(np.float64).max)  # counts and seeds are larger than what a robot measures
+REMEDY = "Compute the statistics again with the program that wrote the dataset."
+
+
+def read_statistics(path: Path, folder: Path) -> dict[str, Statistics]:
+    """meta/stats.json of `folder` as arrays.
+
+    Raises UserError, naming the key, for what is no array of finite numbers, for min above max, q01 above q99, and a
+    std below 0. Approximate quantiles, as lerobot computes them, may pass min and max by a little.
+    """
+    raw = read_json(path, dict[str, dict[str, Any]], inside=folder, remedy=REMEDY)
+    result: dict[str, Statistics] = {}
+    for name, entry in raw.items():
+        found = {key: _array(value, path, dotted((name, key))) for key, value in entry.items()}
+        for low, high in ASCENDING:
+            if low in found and high in found:
+                ordered = (
+                    found[low].shape == found[high].shape and (found[low] <= found[high]).all()
+                )
+                if not ordered:
+                    what = Phrase("one below it, or of another shape")
+                    expected = f"numbers of at least those of {low}"
+                    raise fault(path, dotted((name, high)), expected, what, REMEDY)
+        if "std" in found and (found["std"] < 0).any():
+            expected = "numbers of at least 0"
+            raise fault(path, dotted((name, "std")), expected, float(found["std"].min()), REMEDY)
+        result[name] = found
+    return result
+
+
+def _array(value: Any, path: Path, key: str) -> np.ndarray:
+    try:
+        array = np.atleast_1d(np.array(value))
+    except ValueError:  # lists of unequal lengths
+        array = np.array([None])
+    return check_array(array, source=path, key=key, kinds="fiub", largest=LARGEST, remedy=REMEDY)
 
 
 def to_json(statistics: dict[str, Statistics]) -> dict[str, dict[str, Any]]:

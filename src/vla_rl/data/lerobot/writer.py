@@ -41,6 +41,9 @@ from vla_rl.data.lerobot.statistics import (
 )
 from vla_rl.runtime.files import cannot_write, write_json
 
+PARQUET: dict[str, Any] = {"compression": "snappy", "write_page_checksum": True}
+"""With checksums a reader notices a damaged byte that would otherwise be another number."""
+
 
 @dataclass
 class _VideoFile:
@@ -77,7 +80,7 @@ class LeRobotWriter:
             raise UserError(
                 f"{self.folder} exists already: a dataset is never overwritten. Choose another folder or remove it."
             )
-        self._features = {**features, **INDEX_FEATURES}
+        self._features, self._fps = {**features, **INDEX_FEATURES}, fps
         self._info = DatasetInfo(
             fps, self._features, 0, 0, 0, robot_type,
             data_files_size_in_mb=data_file_mb, video_files_size_in_mb=video_file_mb,
@@ -182,7 +185,7 @@ class LeRobotWriter:
         if self._data is None:
             path = self._partial / DATA_PATH.format(**where)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._data = pq.ParquetWriter(path, self._schema, compression="snappy")
+            self._data = pq.ParquetWriter(path, self._schema, **PARQUET)
         arrays = [
             _to_arrow(columns[name], self._features[name], self._schema.field(name).type)
             for name in self._schema.names
@@ -209,7 +212,7 @@ class LeRobotWriter:
         number = 0 if before is None else before.number + 1
         path = self._partial / VIDEO_PATH.format(video_key=camera, **_numbered(number))
         height, width, _ = self._features[camera].shape
-        self._videos[camera] = _VideoFile(VideoWriter(path, height, width, self._info.fps), number)
+        self._videos[camera] = _VideoFile(VideoWriter(path, height, width, self._fps), number)
         return self._videos[camera]
 
     def _statistics(self, columns: Mapping[str, np.ndarray], length: int) -> dict[str, Statistics]:
@@ -252,8 +255,8 @@ class LeRobotWriter:
         episodes = pa.Table.from_pylist(self._episode_rows, schema=episodes_schema(self._features))
         path = self._partial / EPISODES_PATH.format(chunk_index=0, file_index=0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(episodes, path)
-        pq.write_table(tasks_table(self._tasks), self._partial / TASKS_PATH)
+        pq.write_table(episodes, path, **PARQUET)
+        pq.write_table(tasks_table(self._tasks), self._partial / TASKS_PATH, **PARQUET)
         write_json(self._partial / INFO_PATH, info.to_json())
         write_json(self._partial / STATS_PATH, to_json(statistics))
         try:

@@ -1,7 +1,7 @@
 """LIBERO as an environment: any task of a suite, its stored initial states, a image per turn.
 
 from vla_rl.config import EnvConfig
-from vla_rl.envs.libero import LiberoEnv
+from vla_rl.envs.libero.env import LiberoEnv
 
 config = EnvConfig(suite="libero-object", image_size=224, mesh_faces=0, initial_states=50, held_out=10)
 env = LiberoEnv(config)

@@ -1,7 +1,7 @@
 """Meta-World as an environment: any task of a suite, numbered initial states, a image per turn.
 
 from vla_rl.config import EnvConfig
-from vla_rl.envs.metaworld import MetaWorldEnv, expert_action
+from vla_rl.envs.metaworld.env import MetaWorldEnv, expert_action
 
 env = MetaWorldEnv(EnvConfig(suite="mt1:drawer-open"))
 env.reset(EpisodeSpec("drawer-open", 7))

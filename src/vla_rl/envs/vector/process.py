@@ -29,6 +29,7 @@ from vla_rl.envs.registry import make_envs as make_suite_envs
 from vla_rl.envs.vector.shared_memory import SlotArrays, anonymous_file
 from vla_rl.envs.vector.worker import MakeEnvs, WorkerSetup
 from vla_rl.envs.vector.worker_process import WorkerFacts, WorkerLostError, WorkerProcess
+from vla_rl.runtime.cpus import available_cpus
 from vla_rl.runtime.provenance import gpu_names
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
@@ -49,7 +50,7 @@ class ProcessVectorEnv:
         self.horizon = config.horizon
         self.infrastructure_errors = 0
         self._config, self._make_envs = config, make_envs
-        self._num_workers = min(config.num_workers or _cpu_cores(), config.num_envs)
+        self._num_workers = min(config.num_workers or available_cpus(), config.num_envs)
         self._num_gpus = len(gpu_names())
         self._memory = anonymous_file()
         self._workers: list[WorkerProcess] = []
@@ -310,8 +311,3 @@ class ProcessVectorEnv:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _cpu_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,12 @@ from vla_rl.policies.openvla.decoding import TokenDecoder, record_cuda_graph
 from vla_rl.policies.openvla.exporting import save_policy
 from vla_rl.policies.openvla.loading import find_source, load_network, load_parts
 from vla_rl.policies.openvla.model import OpenVLA, critic_sizes, initialise
-from vla_rl.policies.openvla.processing import Processor, pixel_values, with_protocol
+from vla_rl.policies.openvla.processing import (
+    Processor,
+    pixel_values,
+    with_image_fit,
+    with_protocol,
+)
 from vla_rl.policies.openvla.tokenizer import build_tiny_tokenizer
 from vla_rl.policies.policy import Evaluation, PolicyOutput, Proposals
 from vla_rl.policies.prompts import Prompts
@@ -357,10 +362,16 @@ class OpenVLAPolicy(nn.Module):
         bins = self.action_tokenizer.encode(self.statistics.normalize(actions))
         return torch.from_numpy(bins.reshape(len(bins), self.num_tokens))
 
-    def with_actions_of(self, statistics: Mapping[str, Any], action_chunk: int) -> OpenVLAPolicy:
-        """The same model for the actions of another dataset, see `Policy.with_actions_of`."""
+    def with_actions_of(
+        self,
+        statistics: Mapping[str, Any],
+        action_chunk: int,
+        image_fit: Literal["stretch", "pad", "crop"] | None = None,
+    ) -> OpenVLAPolicy:
+        """The same model for the actions and images of another dataset, see `Policy.with_actions_of`."""
         description = replace(
             self.description,
+            model=with_image_fit(self.description.model, image_fit),
             norm_stats={**self.description.norm_stats, **statistics},
             unnorm_key=next(iter(statistics)),
             action_chunk=action_chunk,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -77,10 +78,21 @@ def pixel_values(
 def with_protocol(model: ModelConfig, config: PolicyConfig) -> ModelConfig:
     """The checkpoint's description of its model, with what the policy's configuration asks for in its place."""
     if config.images != "checkpoint":
-        model = replace(model, images=IMAGE_PREPROCESSING[config.images])
+        # how frames become square is a matter of the camera, which the protocols leave open
+        images = replace(IMAGE_PREPROCESSING[config.images], fit=model.images.fit)
+        model = replace(model, images=images)
     if config.gripper != "checkpoint":
         model = replace(model, gripper=config.gripper)
     return model
+
+
+def with_image_fit(
+    model: ModelConfig, image_fit: Literal["stretch", "pad", "crop"] | None
+) -> ModelConfig:
+    """The model with what was done to the camera's frames that are not square: in play it is done to them again."""
+    if image_fit is None:
+        return model
+    return replace(model, images=replace(model.images, fit=image_fit, resize="lanczos3"))
 
 
 class Processor:

@@ -177,7 +177,7 @@ def dynamics(run: Run) -> str:
 
 def fine_tuning(run: Run) -> str:
     """Loss of the supervised fine-tuning that came first."""
-    kinds = (("train/loss", "training", "c0"), ("validation/loss", "validation", "c1"))
+    kinds = (("sft/loss", "training", "c0"), ("sft/validation_loss", "validation", "c1"))
     lines = [
         Line(label, values, color)
         for key, label, color in kinds

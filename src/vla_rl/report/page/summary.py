@@ -15,6 +15,7 @@ from vla_rl.report.run_data import MODES, Evaluation, Mode, Rate, Run
 
 FEW_EPISODES = 20  # per task: the 95 % interval is then wider than 40 points at 50 %
 TIME_PARTS = ("simulate", "infer", "learn", "other")
+_LONGEST = 1e15  # a limit beyond this is none, and would not fit a float
 _COLLAPSE = 0.10  # fall of the training success from its best that is worth a word
 _RETRIED = "restarted and retried, not counted as failed episodes"
 _NOT_ALIKE = (
@@ -247,8 +248,7 @@ def _evaluation_warnings(run: Run) -> Iterable[str]:
         if evaluation.infrastructure_errors:
             failures = _count(evaluation.infrastructure_errors, "simulator failure")
             yield f"{failures} in {evaluation.file.name} ({_RETRIED})."
-    if any(e.raw.get("split") == "train" for e in run.evaluations.values()):
-        yield "The evaluation used initial states that the policy also trained on: success on new ones may be lower."
+    yield from _practised(run)
     fewest = min(
         (r.episodes for e in run.evaluations.values() for r in e.tasks.values()),
         default=FEW_EPISODES,
@@ -264,6 +264,29 @@ def _evaluation_warnings(run: Run) -> Iterable[str]:
             f"This is one run with one seed{'' if seed is None else f' ({seed})'}: "
             "the intervals cover the luck of the test episodes, not that of training."
         )
+
+
+def _practised(run: Run) -> Iterable[str]:
+    """What the evaluation says of initial states that the policy was also trained on."""
+    evaluation = run.evaluations.get(("after", main_mode(run)))
+    if evaluation is None:
+        return
+    if evaluation.practised is None:
+        if evaluation.raw.get("split") in ("train", "all"):
+            yield (
+                "The evaluation used initial states that the policy also trained on: "
+                "success on new ones may be lower."
+            )
+        return
+    seen, new = evaluation.practised, evaluation.held_out
+    told = (
+        f"{seen.episodes} of the {evaluation.overall.episodes} test episodes began in initial states that the policy "
+        f"was also trained on: it solved {percent(seen.rate)} of those"
+    )
+    if new is None:
+        yield f"{told}. Success on new ones may be lower."
+    else:
+        yield f"{told} and {percent(new.rate)} of the {new.episodes} held-out ones."
 
 
 def _training_warnings(run: Run) -> Iterable[str]:
@@ -297,16 +320,29 @@ def _training_warnings(run: Run) -> Iterable[str]:
 
 
 def _stopped_early(run: Run) -> str:
-    planned, minutes = run.setting("ppo.iterations"), run.setting("ppo.minutes")
-    done = len(run.metrics)
-    if not done or not isinstance(planned, int) or done >= planned:
+    """Empty where one of the planned limits was reached, or none is known."""
+    done, seconds = len(run.metrics), training_seconds(run)
+    if not done:
         return ""
-    if isinstance(minutes, (int, float)) and minutes > 0:
-        seconds = training_seconds(run)
-        if not seconds < 0.95 * 60 * minutes:
-            return ""
-        return f"The run stopped early: {duration(seconds)} of the planned {minutes:g} min."
-    return f"The run stopped early: {done} of {planned} planned iterations."
+    played = practice_episodes(run)
+    reached: list[tuple[float, str]] = []
+    if (minutes := _limit(run, "minutes")) > 0:
+        # the last iteration may have been the one that passed the limit
+        share = seconds / (60 * minutes) / 0.95 if math.isfinite(seconds) else 1.0
+        reached.append((share, f"{duration(seconds)} of the planned {minutes:g} min"))
+    if (planned := _limit(run, "episodes")) > 0:
+        reached.append((played / planned, f"{played:,} of {planned:,.0f} planned episodes"))
+    if (planned := _limit(run, "iterations")) > 0:
+        reached.append((done / planned, f"{done} of {planned:g} planned iterations"))
+    if not reached or max(share for share, _ in reached) >= 1:
+        return ""
+    return f"The run stopped early: {reached[0][1]}."
+
+
+def _limit(run: Run, name: str) -> float:
+    """A limit of the run's length; 0 where there is none."""
+    value = run.setting(f"schedule.{name}")
+    return value if isinstance(value, (int, float)) and abs(value) <= _LONGEST else 0.0
 
 
 def counted(running: Values) -> int:

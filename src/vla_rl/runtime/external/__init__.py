@@ -24,7 +24,7 @@ it is imported when the first schema is used, so that modules with schemas stay 
 """
 
 from vla_rl.runtime.external.arrays import check_array
-from vla_rl.runtime.external.faults import dotted, fault, shown
+from vla_rl.runtime.external.faults import Phrase, dotted, fault, printable, shown
 from vla_rl.runtime.external.json_files import (
     MAX_DEPTH,
     MAX_JSON_BYTES,
@@ -37,12 +37,14 @@ from vla_rl.runtime.external.paths import files_inside, path_inside
 __all__ = [
     "MAX_DEPTH",
     "MAX_JSON_BYTES",
+    "Phrase",
     "check_array",
     "dotted",
     "fault",
     "files_inside",
     "parse_json",
     "path_inside",
+    "printable",
     "read_bytes",
     "read_json",
     "shown",

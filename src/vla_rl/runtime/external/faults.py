@@ -24,7 +24,8 @@ def fault(
     """
     said = found if isinstance(found, Phrase) else shown(found)
     where = f"{source}: {key}" if key else f"{source}"
-    return UserError(f"{where}: expected {expected}, got {said}{f'. {remedy}' if remedy else ''}")
+    todo = f". {remedy}" if remedy else ""
+    return UserError(printable(f"{where}: expected {expected}, got {said}{todo}"))
 
 
 class Phrase(str):
@@ -68,16 +69,21 @@ def shown(value: object) -> str:
     if isinstance(value, int):
         # Python itself refuses to write out a huge integer
         return str(value) if abs(value) < 10**40 else "an integer of more than 40 digits"
-    return _printable(repr(value))
+    return _cut(repr(value))
 
 
 def _quoted(text: str) -> str:
-    return f'"{_printable(text)}"'
+    return f'"{_cut(text)}"'
 
 
-def _printable(text: str) -> str:
-    """Cut to a line's part; what a terminal would obey or could not write is escaped."""
-    cut = text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 3]}..."
+def _cut(text: str) -> str:
+    return printable(text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 3]}...")
+
+
+def printable(text: str) -> str:
+    """One line: what a terminal would obey or could not write is escaped."""
+    if text.isprintable():
+        return text
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in cut
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )

@@ -1,6 +1,6 @@
 """From a camera's frame to the image a model sees: OpenVLA's protocol for LIBERO, without TensorFlow.
 
-    rotate by 180 degrees -> JPEG round trip -> lanczos3 resize -> centre crop -> normalisation
+    rotate by 180 degrees -> pad or crop to a square -> JPEG -> lanczos3 resize -> centre crop -> normalisation
 
 Images are float32 planes [N, 3, H, W] that hold integers 0..255 between the stages. Each stage gives the bits that
 OpenVLA's evaluation gives with TensorFlow 2.15 (openvla/openvla@c8f03f4, experiments/robot/libero/libero_utils.py
@@ -26,6 +26,7 @@ from vla_rl.config.errors import UserError
 from vla_rl.config.openvla import ImagePreprocessing
 from vla_rl.policies.openvla.images.jpeg import jpeg_round_trip
 from vla_rl.policies.openvla.images.resampling import center_crop, resize_lanczos3
+from vla_rl.runtime.images import make_square
 
 SMALLEST = 16
 CHUNK_CPU = 2
@@ -49,6 +50,7 @@ def prepare(
 
     size: height and width the model takes. Raises UserError if the images do not have it and are not resized.
     """
+    images = make_square(images, config.fit)
     _check(images, config, size)
     # neither torch nor numba takes arrays that are mirrored or must not be written to as they are
     images = np.require(images, requirements=["C", "W"])

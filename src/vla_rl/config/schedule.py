@@ -1,0 +1,41 @@
+"""How long a training run lasts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vla_rl.config.errors import require
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long a training run lasts: it ends with the first of these limits, and 0 switches a limit off.
+
+    The share of the run that is done, which drives the decay of the learning rate, is the largest of the limits'
+    shares.
+    """
+
+    iterations: int = 60
+    """Updates; each follows one window of `rollout.turns` turns in every environment."""
+    minutes: float = 0.0
+    """Minutes of training; evaluations do not count."""
+    episodes: int = 0
+    """Episodes of practice that came to their end. The run ends with the iteration in which they are reached."""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "minutes", "episodes"):
+            value = getattr(self, name)
+            require(value >= 0, f"schedule.{name} must be 0 (no such limit) or more, got {value}")
+        require(
+            self.iterations > 0 or self.minutes > 0 or self.episodes > 0,
+            "a run needs an end: set schedule.iterations, schedule.minutes or schedule.episodes, all are 0",
+        )
+
+    def progress(self, iterations: int, seconds: float, episodes: int) -> float:
+        """Share of the run that is done, in [0, 1], after so many iterations, seconds of training and episodes."""
+        shares = (
+            (iterations, self.iterations),
+            (seconds, 60 * self.minutes),
+            (episodes, self.episodes),
+        )
+        return min(1.0, max(done / limit for done, limit in shares if limit > 0))
