@@ -43,7 +43,10 @@ class EnvConfig:
     settle_steps: int = 10
     """LIBERO only: control steps without motion after a reset, in which objects come to rest; never counted."""
     step_timeout: float = 60.0
-    """Seconds after which a silent simulator process counts as hung and is restarted."""
+    """Seconds after which a silent simulator process counts as hung and is restarted. Each time this happens to one
+    that is alive, twice as long is allowed from then on: the machine may only be busy."""
+    start_timeout: float = 300.0
+    """Seconds that a simulator process may take to start, and to load a task it has not played yet."""
     max_restarts: int = 20
     """Worker restarts in one run after which we give up instead of restarting for ever."""
 
@@ -70,4 +73,7 @@ class EnvConfig:
         require(self.mesh_faces >= 0, f"env.mesh_faces must be 0 or more, got {self.mesh_faces}")
         require(
             self.step_timeout > 0, f"env.step_timeout must be positive, got {self.step_timeout}"
+        )
+        require(
+            self.start_timeout > 0, f"env.start_timeout must be positive, got {self.start_timeout}"
         )

@@ -39,7 +39,7 @@ from vla_rl.rollout.recording import RecordingVectorEnv
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.locate import locate_policy
 from vla_rl.runtime.memory import keep_freed_memory
-from vla_rl.runtime.progress import console, progress
+from vla_rl.runtime.progress import note, progress
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec
 
@@ -77,7 +77,7 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
         play_and_keep(
             policy, envs, env, specs, keep, temperature=config.temperature, seed=config.seed
         )
-    console().print(f"{sum(successes)} successes, {len(successes) - sum(successes)} failures")
+    note(f"{sum(successes)} successes, {len(successes) - sum(successes)} failures")
     return Path(config.out)
 
 
@@ -134,7 +134,7 @@ def label_dataset(config: RewardLabelConfig) -> Path:
     trajectories = load_trajectories(config.dataset, action_chunk=config.action_chunk)
     labels = [label(t, config.labels, robot_signals(t.robot)) for t in trajectories]
     save_labels(folder, trajectories, labels, config.labels, config.dataset)
-    console().print(counts(trajectories, labels), markup=False, highlight=False, soft_wrap=True)
+    note(counts(trajectories, labels))
     if config.plot:
         _draw(folder / "plots", trajectories, labels, config)
     return folder

@@ -22,7 +22,7 @@ from vla_rl.recipes.sft import fine_tune
 from vla_rl.recipes.train_ppo import train
 from vla_rl.report.page.write import write_report
 from vla_rl.runtime.files import cannot_write, read_json, write_json
-from vla_rl.runtime.progress import console
+from vla_rl.runtime.progress import console, note
 from vla_rl.runtime.run_folder import QUICKSTART_RUN
 
 LIMITS = ("episodes", "minutes")
@@ -71,13 +71,13 @@ def quickstart(config: QuickstartConfig) -> Path | None:
 
     report = out / "report.html"
     if not (ppo / "eval" / "after-sampled.json").is_file():
-        console().print("The same command goes on with practice, and then writes the report.")
+        note("The same command goes on with practice, and then writes the report.")
         return None
     shutil.copyfile(
         sft / "metrics.jsonl", ppo / "sft.jsonl"
     )  # the report shows the fine-tuning too
     _timed("4/4 report", lambda: write_report(ppo, report))
-    console().print(f"Report: {report}  (open it in a browser)")
+    note(f"Report: {report}  (open it in a browser)")
     return report
 
 
@@ -131,7 +131,7 @@ def _practice(config: QuickstartConfig, base: TrainConfig) -> TrainConfig:
 
 
 def _timed(title: str, step: Callable[[], object]) -> None:
-    console().print(f"[bold]{title}[/bold]")
+    console().print(title, style="bold", markup=False, highlight=False)
     started = time.perf_counter()
     step()
-    console().print(f"  took {time.perf_counter() - started:.0f} s")
+    note(f"  took {time.perf_counter() - started:.0f} s")

@@ -49,7 +49,7 @@ from vla_rl.rewards.trajectory_files import load_trajectories
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import whole_folder
 from vla_rl.runtime.memory import keep_freed_memory
-from vla_rl.runtime.progress import console, progress
+from vla_rl.runtime.progress import note, progress
 from vla_rl.runtime.run_folder import Run
 from vla_rl.runtime.seeding import generator, seed_everything
 
@@ -76,9 +76,9 @@ def train_reward(config: RewardModelConfig) -> Path:
     require_both_classes(examples.positive[training], "training episodes")
     reward_model = build_reward_model(config, examples)
     mismatches = Mismatches(examples, training, examples.instructions_of(training))
-    console().print(describe(examples, split))
+    note(describe(examples, split))
     if config.mismatched_share and mismatches.never_denied:
-        console().print(undeniable(mismatches))
+        note(undeniable(mismatches))
     with (
         Run.create(out.parent, out.name, config, sys.argv) as run,
         use_threads(1 if config.is_tiny else 0),
@@ -87,7 +87,7 @@ def train_reward(config: RewardModelConfig) -> Path:
         metrics = _learn(run, config, reward_model, examples, mismatches, validation)
         with whole_folder(out / REWARD_MODEL_FOLDER) as folder:
             reward_model.save(folder)
-    console().print("  ".join(f"{k.removeprefix('reward/')} {v:.3g}" for k, v in metrics.items()))
+    note("  ".join(f"{k.removeprefix('reward/')} {v:.3g}" for k, v in metrics.items()))
     return out / REWARD_MODEL_FOLDER
 
 
@@ -142,7 +142,7 @@ def parent_split(config: RewardModelConfig) -> StoredSplit | None:
         return None
     run = run_of(config.start)
     if run is None:
-        console().print(
+        note(
             f"{config.start} is a reward model without its training run: which episodes it learned from is not known, "
             "and some of them may be held out now"
         )

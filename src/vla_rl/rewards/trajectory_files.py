@@ -13,7 +13,7 @@ import numpy as np
 from vla_rl.config.errors import UserError
 from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
 from vla_rl.rewards.trajectories import Origin, Trajectory
-from vla_rl.runtime.files import read_json, write_json
+from vla_rl.runtime.files import read_json
 
 ACTION_CHUNK = "action_chunk"
 
@@ -119,12 +119,9 @@ class _Details:
             )
         return details
 
-    def write(self, folder: Path) -> None:
+    def to_json(self) -> dict[str, Any]:
         episodes = list(self.episodes)
-        write_json(
-            folder / DETAILS,
-            {"format": FORMAT, "turn_seconds": self.turn_seconds, "episodes": episodes},
-        )
+        return {"format": FORMAT, "turn_seconds": self.turn_seconds, "episodes": episodes}
 
 
 @dataclass
@@ -183,11 +180,13 @@ class TrajectoryWriter:
             if kind is None:
                 raise UserError(f"{self.folder}: there was no trajectory to write")
             return
-        self._writer.__exit__(kind, error, trace)
-        if kind is None:
-            assert self._shape is not None
-            details = _Details(self._shape.turn_seconds, tuple(self._episodes))
-            details.write(Path(self.folder))
+        if kind is not None:
+            self._writer.__exit__(kind, error, trace)
+            return
+        assert self._shape is not None
+        details = _Details(self._shape.turn_seconds, tuple(self._episodes))
+        with self._writer:
+            self._writer.add_json(DETAILS, details.to_json())
 
     def add(self, trajectory: Trajectory) -> None:
         """Append one episode."""
