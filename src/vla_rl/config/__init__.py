@@ -19,7 +19,7 @@ from vla_rl.config.openvla import (
     tiny_model,
 )
 from vla_rl.config.optimizer import OptimizerConfig
-from vla_rl.config.policy import CriticConfig, LoraConfig, PolicyConfig
+from vla_rl.config.policy import Conventions, CriticConfig, LoraConfig, PolicyConfig
 from vla_rl.config.ppo import PPOConfig
 from vla_rl.config.reward import (
     LabelConfig,
@@ -41,6 +41,7 @@ __all__ = [
     "SCRATCH_MODELS",
     "AblationConfig",
     "ConfigError",
+    "Conventions",
     "CriticConfig",
     "CurriculumConfig",
     "DemosConfig",

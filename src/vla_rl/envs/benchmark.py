@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
-from vla_rl.config.policy import PolicyConfig
+from vla_rl.config.policy import Conventions
 from vla_rl.envs.env import Env
 
 
@@ -58,10 +58,6 @@ class Installation:
     """Whether a machine without it is in order."""
 
 
-def _itself(config: PolicyConfig, suite: str) -> PolicyConfig:
-    return config
-
-
 @dataclass(frozen=True)
 class Benchmark:
     """One simulator with its suites. An entry of `envs.registry.BENCHMARKS` is all that the rest needs to play it."""
@@ -104,8 +100,8 @@ class Benchmark:
     in_process: bool = False  # so cheap that simulator processes would cost more than they save
     robot_aliases: tuple[str, ...] = ()  # what datasets of others call the same robot
     task_of_instruction: Callable[[str], str] = str  # for datasets that hold instructions alone
-    checkpoint_conventions: Callable[[PolicyConfig, str], PolicyConfig] = _itself
-    """Fills in what published checkpoints of this benchmark leave unsaid: images, gripper, action statistics."""
+    conventions: Callable[[str], Conventions] = lambda suite: Conventions()
+    """What a suite's published checkpoints mean by images, gripper and actions, which they do not say."""
     installation: Installation | None = None  # None: comes with this package
 
     def plays(self, suite: str) -> bool:

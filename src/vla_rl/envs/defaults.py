@@ -6,11 +6,9 @@ each result.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
-from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, UserError
+from vla_rl.config import Conventions, EnvConfig, EvalConfig, UserError
 from vla_rl.envs.registry import benchmark
 
 
@@ -70,19 +68,6 @@ def require_same_robot(action_dim: int, suite: str) -> None:
         )
 
 
-def protocol_policy(config: PolicyConfig, suite: str, folder: Path) -> PolicyConfig:
-    """`config`, with the benchmark's conventions where an official checkpoint is to play it.
-
-    Such checkpoints say nothing of images and gripper; ours do.
-    """
-    if _describes_itself(folder):
-        return config
-    return benchmark(suite).checkpoint_conventions(config, suite)
-
-
-def _describes_itself(folder: Path) -> bool:
-    """Whether the checkpoint in `folder` is one of ours. What cannot be read is the loader's business."""
-    try:
-        return "vla_rl" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+def conventions(suite: str) -> Conventions:
+    """What the published checkpoints for `suite` mean by images, gripper and actions, which they do not say."""
+    return benchmark(suite).conventions(suite)

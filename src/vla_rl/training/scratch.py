@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from vla_rl.config import SCRATCH_MODELS, TrainConfig
+from vla_rl.config import TrainConfig
 from vla_rl.envs.registry import benchmark
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.policies.action_tokens import identity_statistics
+from vla_rl.policies.policy import Policy
+from vla_rl.policies.registry import POLICIES, SCRATCH
 
 
-def scratch_policy(config: TrainConfig) -> OpenVLAPolicy:
+def scratch_policy(config: TrainConfig) -> Policy:
     """A policy for the suite's instructions and its robot, with the weights that `run.seed` gives."""
-    suite, chosen = config.env.suite, config.policy.scratch
+    suite = config.env.suite
     played = benchmark(suite)
-    return OpenVLAPolicy.create(
-        SCRATCH_MODELS[chosen](config.env.image_size),
+    return POLICIES[SCRATCH].create(
+        config.env.image_size,
         played.instructions(suite),
         identity_statistics(suite.partition(":")[0], played.action_dim),
         played.action_dim,
@@ -25,7 +27,7 @@ def scratch_policy(config: TrainConfig) -> OpenVLAPolicy:
     )
 
 
-def keep_reference(policy: OpenVLAPolicy, config: TrainConfig, resumed: bool) -> None:
+def keep_reference(policy: Policy, config: TrainConfig, resumed: bool) -> None:
     """Fix the policy that the run starts from, or has started from, as the reference of the KL term."""
     if not resumed:
         policy.keep_reference()

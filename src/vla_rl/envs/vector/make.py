@@ -15,8 +15,8 @@ from vla_rl.envs.vector.serial import SerialVectorEnv
 def make_vector_env(config: EnvConfig) -> ProcessVectorEnv | SerialVectorEnv:
     """`config.num_envs` environments of `config.suite`; the `VectorEnv` protocol, and a context manager.
 
-    A benchmark whose environments cost less than the way to another process plays in this one, unless `num_workers` asks
-    for processes. ConfigError for a suite that there is not, UserError where its simulator is not installed.
+    A benchmark whose environments cost less than the way to another process plays in this one, unless `num_workers`
+    asks for processes. ConfigError for a suite that there is not, UserError where its simulator is not installed.
     """
     played = playable(config)
     if played.in_process and config.num_workers == 0:
