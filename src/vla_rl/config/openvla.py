@@ -246,7 +246,7 @@ def mini_model(image_size: int = 32) -> ModelConfig:
     Few and large patches: what is seen then weighs as much as the prompt from the first update on.
     """
     tower = VisionTowerConfig(
-        width=64, depth=2, heads=4, mlp_width=128, patch_size=16, stem_channels=(16, 32, 64)
+        width=64, depth=2, heads=4, mlp_width=128, patch_size=16, stem_channels=(8, 16, 32)
     )
     language = LanguageConfig(
         hidden=64, layers=1, heads=4, mlp_width=128, text_vocab=384, padded_vocab=448,

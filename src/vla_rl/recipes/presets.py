@@ -143,10 +143,10 @@ def _toy() -> TrainConfig:
     return TrainConfig(
         env=benchmark_env("toy"),
         policy=PolicyConfig(scratch="mini", device="cpu"),
-        schedule=ScheduleConfig(iterations=0, episodes=4000),
+        schedule=ScheduleConfig(iterations=0, episodes=2500),
         rollout=RolloutConfig(turns=10),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=4),
-        ppo=replace(_OURS.ppo, minibatch=128, gamma=0.9, gae_lambda=0.3, critic_warmup=1),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4),
+        ppo=replace(_OURS.ppo, minibatch=64, gamma=0.9, gae_lambda=0.3, critic_warmup=1),
         reward=ProcessRewardConfig(kind="simulator", form="progress", weight=0.9, limit=0.9),
         curriculum=CurriculumConfig(mode="uniform"),
         eval=EvalConfig(episodes_per_task=25),
