@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from vla_rl.config import EnvConfig, UserError
+from vla_rl.config import EnvConfig, TrainConfig, UserError
 from vla_rl.config.serialize import from_json
+from vla_rl.runtime.external import fault
 from vla_rl.runtime.files import read_json
 from vla_rl.runtime.hub import hub_id
 from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, training_run
@@ -51,8 +51,16 @@ def locate_policy(checkpoint: Path) -> tuple[Path, EnvConfig | None]:
 def _env_of_run(folder: Path) -> EnvConfig | None:
     """The environment of the training run or the fine-tuning in `folder`, if it is known."""
     if (folder / ENVIRONMENT_OF_RUN).is_file():
-        return from_json(EnvConfig, read_json(folder / ENVIRONMENT_OF_RUN))
+        path = folder / ENVIRONMENT_OF_RUN
+        return from_json(EnvConfig, read_json(path), source=path)
     if not (folder / "run.json").is_file() or not (folder / "config.json").is_file():
         return None
-    saved = json.loads((folder / "config.json").read_text())
-    return from_json(EnvConfig, saved["env"]) if "env" in saved else None
+    path = folder / "config.json"
+    saved, kind = read_json(path), read_json(folder / "run.json").get("config_type")
+    if "env" in saved:
+        return from_json(EnvConfig, saved["env"], "env", source=path)
+    if not saved or kind == TrainConfig.__name__:
+        raise fault(
+            path, "", "the configuration of a run", saved, "Fix the file, or take another run"
+        )
+    return None
