@@ -10,7 +10,7 @@ from vla_rl.config.errors import require
 LARGEST_SIZE = 2**20
 """Of a width or a number of positions: far beyond any model, and small enough to be computed with."""
 LARGEST_VOCAB = 2**24
-MOST_BLOCKS = 1024
+MOST_BLOCKS = 256
 MOST_STEM = 8
 LARGEST_PIXEL = 1000.0
 LARGEST_IMAGE = 4096
@@ -183,15 +183,15 @@ class ModelConfig:
             1 <= self.image_size <= LARGEST_IMAGE,
             f"image_size must lie in 1..{LARGEST_IMAGE}, got {self.image_size}",
         )
+        require(
+            2 <= self.action_bins <= self.language.text_vocab,
+            f"model.action_bins must fit in the text vocabulary of {self.language.text_vocab}, got {self.action_bins}",
+        )
         first_action = self.language.text_vocab - self.action_bins
         require(
             self.final_prompt_token is None or 0 <= self.final_prompt_token < first_action,
             f"model.final_prompt_token must be the id of a text token, below {first_action}, got "
             f"{self.final_prompt_token}",
-        )
-        require(
-            2 <= self.action_bins <= self.language.text_vocab,
-            "model.action_bins must fit in the text vocabulary",
         )
         for tower in (self.dino, self.siglip):
             require(
