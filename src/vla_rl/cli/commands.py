@@ -19,7 +19,7 @@ from vla_rl.cli.arguments import (
     LearningCurveArguments,
     ReportArguments,
 )
-from vla_rl.cli.options import normal, parse, say, value_of, with_lora
+from vla_rl.cli.options import PRINT_CONFIG, normal, parse, say, value_of, with_lora
 from vla_rl.cli.tables import reward_model_table, success_table
 from vla_rl.cli.training import ablation_request, train_request
 from vla_rl.config import (
@@ -50,7 +50,8 @@ def parse_command(
     """The options in `words` of the command called `command`; its help has its summary and examples."""
     entry = COMMANDS[command]
     examples = "Examples:\n" + "\n".join(f"  {example}" for example in entry.examples)
-    parts = [f"{entry.summary[0].upper()}{entry.summary[1:]}.", notes, examples]
+    summary = f"{entry.summary[0].upper()}{entry.summary[1:]}."
+    parts = [summary, notes, f"{PRINT_CONFIG} prints all settings as JSON, and ends.", examples]
     return parse(
         cls,
         words,

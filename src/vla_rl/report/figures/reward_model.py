@@ -113,7 +113,9 @@ def _curve(axes: Any, scored_episode: ScoredEpisode) -> None:
         axes.axvspan(
             seconds[at] - step / 2, seconds[at] + step / 2, color="C2", alpha=0.15, linewidth=0
         )
-    axes.plot(seconds, scored_episode.probabilities, "o-", color="C0", markersize=4, label="reward model")
+    axes.plot(
+        seconds, scored_episode.probabilities, "o-", color="C0", markersize=4, label="reward model"
+    )
     for number, at in enumerate(scored_episode.milestones):
         name = "gripper changes" if number == 0 else None
         axes.axvline(seconds[at], color="C1", linestyle="--", linewidth=1, label=name)
