@@ -5,7 +5,7 @@
              -> score: sparse success plus the process reward of each turn
              -> advantages: GAE over turns; a success ends the return, and so does the horizon (or it bootstraps)
              -> improve: critic, then epochs of the clipped objective on action tokens
-             -> remember: metrics, checkpoint, evaluation on every (task, initial state) once
+             -> log: metrics, checkpoint, evaluation on every (task, initial state) once
 
 One process and its simulator workers, CPU or GPU:   vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy
 """
@@ -94,7 +94,7 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                     losses = learner.update(batch, state.iteration, state.progress(config.schedule))
                 seconds = collected.seconds | {"learn": time.perf_counter() - learning}
 
-                # 5. remember
+                # 5. log, checkpoint, evaluate
                 metrics = losses | curriculum.metrics() | reward_function.metrics()
                 metrics |= rollout_metrics(
                     collected, dense_rewards, seconds, time.perf_counter() - started, envs
