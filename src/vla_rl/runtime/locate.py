@@ -10,6 +10,7 @@ from vla_rl.config.serialize import from_json
 from vla_rl.runtime.files import read_json
 from vla_rl.runtime.hub import hub_id
 from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, training_run
+from vla_rl.runtime.run_policy import policy_of_run
 
 
 def locate_policy(checkpoint: Path) -> tuple[Path, EnvConfig | None]:
@@ -31,15 +32,9 @@ def locate_policy(checkpoint: Path) -> tuple[Path, EnvConfig | None]:
     env = next(
         (found for f in (checkpoint, *checkpoint.parents[:3]) if (found := _env_of_run(f))), None
     )
-    if (checkpoint / "checkpoints").is_dir():
-        saved = sorted((checkpoint / "checkpoints").glob("iteration-*/policy"))
-        if not saved:
-            raise UserError(
-                f"{checkpoint} is a run without a checkpoint yet: let it train, or give a policy folder"
-            )
-        return saved[-1], env
-    if (checkpoint / "policy" / "config.json").is_file():
-        return checkpoint / "policy", env
+    found = policy_of_run(checkpoint)
+    if found is not None:
+        return found, env
     if any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
         return checkpoint, env
     raise UserError(
