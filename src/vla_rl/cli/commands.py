@@ -15,10 +15,11 @@ from vla_rl.cli.arguments import (
     ConvertArguments,
     DoctorArguments,
     EvalArguments,
+    FilmArguments,
     LearningCurveArguments,
     ReportArguments,
 )
-from vla_rl.cli.options import normal, parse, say, value_of, with_lora
+from vla_rl.cli.options import PRINT_CONFIG, normal, parse, say, value_of, with_lora
 from vla_rl.cli.tables import reward_model_table, success_table
 from vla_rl.cli.training import ablation_request, train_request
 from vla_rl.config import (
@@ -46,7 +47,8 @@ def parse_command(
     """The options in `words` of the command called `command`; its help has its summary and examples."""
     entry = COMMANDS[command]
     examples = "Examples:\n" + "\n".join(f"  {example}" for example in entry.examples)
-    parts = [f"{entry.summary[0].upper()}{entry.summary[1:]}.", notes, examples]
+    summary = f"{entry.summary[0].upper()}{entry.summary[1:]}."
+    parts = [summary, notes, f"{PRINT_CONFIG} prints all settings as JSON, and ends.", examples]
     return parse(
         cls,
         words,
@@ -139,7 +141,7 @@ def _eval(words: list[str]) -> int:
         sampled = request.protocol.temperature
         search = BestOfConfig(
             request.best_of, request.mode, request.chooser, request.reward_model, request.lookahead,
-            temperature=sampled or 1.0, greedy_first=sampled == 0,
+            temperature=sampled or 1.0, greedy_first=sampled == 0, success_ahead=request.success_ahead,
         )  # fmt: skip
         evaluate_best_of(
             request.checkpoint, request.protocol, search, *shared, policy, request.horizon, show=_show
@@ -256,7 +258,7 @@ COMMANDS: dict[str, Command] = {
         Recipe(RewardCollectConfig, "recipes.label_trajectories", "collect_trajectories", "Trajectories"),
     ),
     "reward label": Command(
-        "label the decisions of trajectories, and draw them",
+        "label the turns of trajectories, and draw them",
         ("vla-rl reward label runs/demos --plot",),
         Recipe(RewardLabelConfig, "recipes.label_trajectories", "label_dataset", "Labels"),
     ),
@@ -302,6 +304,11 @@ COMMANDS: dict[str, Command] = {
         "write a run's report as one HTML file",
         ("vla-rl report runs/first",),
         Recipe(ReportArguments, "report.page.write", "write_report", "Report"),
+    ),
+    "film": Command(
+        "show one task before and after practice, as a short animated image",
+        ("vla-rl film runs/quickstart --task drawer-open --out film.gif",),
+        Recipe(FilmArguments, "report.figures.film", "write_film", "Film"),
     ),
     "doctor": Command(
         "check this machine and say how to mend what is wrong",

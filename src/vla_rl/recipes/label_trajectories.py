@@ -1,12 +1,12 @@
 """What the process reward model learns from: whole trajectories, and labels for them.
 
     vla-rl reward collect runs/sft/policy --out runs/play          # the policy's own episodes, failures among them
-    vla-rl reward label runs/play --plot                           # runs/play/labels, with a image of each
+    vla-rl reward label runs/play --plot                           # runs/play/labels, with an image of each
     vla-rl reward label runs/demos --labels.scheme segments --out runs/demo-labels
 
-Collecting plays initial states of the training split alone, each (task, initial state) once. Labels are made from
-the trajectories whenever they are needed; on disk they are for people, and for other programs, as
-`rewards/label_files.py` describes.
+Collecting plays initial states of the training split alone, each (task, initial state) once. Labels are made from the
+trajectories whenever they are needed. On disk they are for people and for other programs
+(`rewards/process/label_files.py` describes them).
 """
 
 from __future__ import annotations

@@ -13,12 +13,15 @@ One process and its simulator workers, CPU or GPU:   vla-rl train metaworld-mt5 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from vla_rl.algorithms.advantages import compute_advantages
-from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
+from vla_rl.algorithms.learner import TrainingDivergedError
+from vla_rl.algorithms.registry import build_learner
 from vla_rl.config import TrainConfig
-from vla_rl.curriculum import TaskSampler
+from vla_rl.curriculum import Outcomes, TaskSampler
+from vla_rl.distributed import SingleProcess, World
 from vla_rl.envs import ProcessVectorEnv, split_initial_states
 from vla_rl.policies.openvla.memory import with_micro_batch
 from vla_rl.recipes.refresh_reward import refresh_reward_model
@@ -33,20 +36,18 @@ from vla_rl.training.evaluation import evaluate_before_or_after, evaluate_during
 from vla_rl.training.state import TrainState, load_policy, open_training_run
 
 
-def train(config: TrainConfig, resume: Path | None = None) -> Path:
+def train(config: TrainConfig, resume: Path | None = None, world: World = SingleProcess()) -> Path:
     """Improve `config.policy.checkpoint` by practice; returns the run folder.
 
     `resume` is the folder of a run to go on with (its own, saved config is then expected in `config`). Ctrl-C, SIGTERM
     and SIGHUP end it after the current iteration: everything is saved, then `Stopped`, a KeyboardInterrupt, is raised.
     """
-    run = open_training_run(config, resume)
+    run = open_training_run(config, resume, world)
     seed_everything(config.run.seed)
     keep_freed_memory()
     policy = load_policy(config, run)
-    ppo = with_micro_batch(config.ppo, policy, config.env.num_envs)
-    learner = PPO(
-        policy, ppo, config.optimizer, config.policy.critic, config.run.seed, config.run.threads
-    )
+    config = replace(config, ppo=with_micro_batch(config.ppo, policy, config.env.num_envs))
+    learner = build_learner(policy, config, world)
     reward_function = build_reward(config, policy)
     with (
         run,
@@ -56,22 +57,23 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     ):
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         curriculum = TaskSampler(config.curriculum, envs.tasks, train_states, config.run.seed)
+        outcomes = Outcomes(curriculum, world)
         collector = Collector(
-            policy, envs, curriculum.draw_one, curriculum.observe, config.run.seed,
+            policy, envs, curriculum.draw_one, outcomes.observe, config.run.seed,
             ask_simulator=config.reward.asks_simulator,
         )  # fmt: skip
         state = TrainState(
-            run, policy, learner, reward_function, curriculum, collector, config.run.save_every
-        )
+            run, policy, learner, reward_function, curriculum, collector, config.run.save_every, world
+        )  # fmt: skip
         if state.restore():
             # one that a kill cut short
             stop.run(lambda: evaluate_during(state, envs, config, unless_done=True))
         else:
-            stop.run(lambda: evaluate_before_or_after("before", run, policy, envs, config))
+            stop.run(lambda: evaluate_before_or_after("before", run, policy, envs, config, world))
             collector.start()
 
         with share_progress("PPO", state.progress(config.schedule)) as bar:
-            while not (stop.requested or state.finished(config.schedule)):
+            while state.goes_on(config.schedule, stop):
                 started = time.perf_counter()
                 refresh_reward_model(
                     state.iteration, run, policy, envs, collector, reward_function, config
@@ -80,13 +82,14 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
                 collected = collector.collect(
                     config.rollout.turns, config.rollout.temperature, state.iteration
                 )
+                outcomes.exchange()
 
                 # 2. score: the simulator's sparse success, plus a dense reward for each turn
                 dense_rewards = reward_function.score(collected.rollout)
 
                 # 3. advantages: advantages and value targets
                 batch = compute_advantages(
-                    collected.rollout, dense_rewards, config.ppo, reward_function.in_return
+                    collected.rollout, dense_rewards, config.ppo, reward_function.in_return, world
                 )
 
                 # 4. improve: the critic, then (after its warm-up) the policy
@@ -105,7 +108,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
                 stop.run(lambda: evaluate_during(state, envs, config))
         state.save()
         if state.finished(config.schedule):
-            stop.run(lambda: evaluate_before_or_after("after", run, policy, envs, config))
+            stop.run(lambda: evaluate_before_or_after("after", run, policy, envs, config, world))
         state.say_how_to_go_on(stop)
     return run.folder
 

@@ -171,7 +171,7 @@ def cannot_write(path: Path, error: BaseException) -> str:
         errno.EROFS: "choose a folder on a writable disk",
         errno.ENOTDIR: "choose another folder",
         errno.ENOTEMPTY: "something else has been written there meanwhile: choose another name",
-        errno.EEXIST: "something else has been written there meanwhile: choose another name",
+        errno.EEXIST: "something else is there: choose another folder",
         errno.ENAMETOOLONG: "choose a shorter name",
     }.get(number or 0, "check the disk and the folder")
     return f"cannot write {path}: {getattr(error, 'strerror', None) or error}; {remedy}"

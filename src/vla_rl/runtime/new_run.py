@@ -41,7 +41,7 @@ def _take_over(folder: Path, config: Mapping[str, Any], provenance: Mapping[str,
     held = FolderLock(folder)
     try:
         entries = list(folder.iterdir())
-        if any(map(_holds_something, entries)):
+        if any(map(holds_something, entries)):
             raise UserError(
                 f"{folder} exists and holds a run: go on with `vla-rl train --resume {folder}`, "
                 "or choose another name"
@@ -66,7 +66,7 @@ def _take_over(folder: Path, config: Mapping[str, Any], provenance: Mapping[str,
     return lock
 
 
-def _holds_something(path: Path) -> bool:
+def holds_something(path: Path) -> bool:
     """Whether `path`, in a run folder, is more than what a run leaves that failed before its first iteration."""
     if path.is_symlink() or path.is_dir():
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vla_rl.config import TrainConfig
+from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.env import VectorEnv
 from vla_rl.evaluation.practised import apart
 from vla_rl.evaluation.result import evaluate_policy, summary
@@ -16,7 +17,12 @@ from vla_rl.training.state import TrainState
 
 
 def evaluate_before_or_after(
-    label: str, run: Run, policy: Policy, envs: VectorEnv, config: TrainConfig
+    label: str,
+    run: Run,
+    policy: Policy,
+    envs: VectorEnv,
+    config: TrainConfig,
+    world: World = SingleProcess(),
 ) -> None:
     """Evaluate greedily and sampled, with videos, into <run>/eval/<label>-{greedy,sampled}.json."""
     for mode, temperature in (("greedy", 0.0), ("sampled", config.rollout.temperature)):
@@ -26,6 +32,8 @@ def evaluate_before_or_after(
         )
         result["checkpoint"] = label
         result["practice"] = apart(records, config.env, summary)
+        if world.rank > 0:
+            continue
         write_json(run.eval_folder / f"{label}-{mode}.json", result)
         if mode == "greedy" and config.eval.videos > 0:
             folder = run.eval_folder / "videos"
@@ -56,5 +64,6 @@ def evaluate_during(
     label = f"evaluate iteration {iteration}"
     result, records = evaluate_policy(state.policy, envs, config.env, config.eval, label)
     result["practice"] = apart(records, config.env, summary)
-    write_json(file, result)
+    if state.world.rank == 0:
+        write_json(file, result)
     state.collector.load_state_dict(running)

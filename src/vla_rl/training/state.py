@@ -9,11 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
+from vla_rl.algorithms.learner import Learner, TrainingDivergedError
+from vla_rl.algorithms.registry import require_algorithm
 from vla_rl.config import ConfigError, ScheduleConfig, TrainConfig
 from vla_rl.curriculum import TaskSampler
+from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.defaults import require_same_robot
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.rewards import RewardFunction
@@ -30,8 +31,16 @@ from vla_rl.runtime.signals import StopRequest
 from vla_rl.runtime.trees import join_arrays, split_arrays
 
 
-def open_training_run(config: TrainConfig, resume: Path | None) -> Run:
+def open_training_run(
+    config: TrainConfig, resume: Path | None, world: World = SingleProcess()
+) -> Run:
     """Open the folder to go on in, or make a new one."""
+    require_algorithm(config.algorithm)
+    if world.size > 1:  # each would play the same episodes and hold the same folder
+        raise ConfigError(
+            f"training runs in one process, got {world.size}: simulators, draws of the curriculum and the run folder "
+            "are not divided among processes"
+        )
     sinks = {
         "keep": config.run.keep,
         "tensorboard": config.run.tensorboard,
@@ -78,17 +87,22 @@ class TrainState:
         self,
         run: Run,
         policy: OpenVLAPolicy,
-        learner: PPO,
+        learner: Learner,
         reward_function: RewardFunction,
         curriculum: TaskSampler,
         collector: Collector,
         save_every: int,
+        world: World = SingleProcess(),
     ) -> None:
-        self.run, self.policy, self.learner = run, policy, learner
+        self.run, self.policy, self.learner, self.world = run, policy, learner, world
         self.reward_function = reward_function
         self.curriculum, self.collector = curriculum, collector
         self.iteration, self.episodes, self.turns, self.seconds = 0, 0, 0, 0.0
         self.save_every, self.saved_at = save_every, -1
+
+    def goes_on(self, schedule: ScheduleConfig, stop: StopRequest) -> bool:
+        """Whether another iteration is due: the run has not reached its end, and no process was asked to stop."""
+        return not (self.world.any(stop.requested) or self.finished(schedule))
 
     def finished(self, schedule: ScheduleConfig) -> bool:
         """Whether the run has reached its end."""
@@ -100,16 +114,17 @@ class TrainState:
 
     def advance(self, metrics: dict[str, float], seconds: float) -> None:
         """Count one iteration, log it, and save where it is due."""
-        self.episodes += int(metrics["rollout/episodes"])
-        self.turns += int(metrics["rollout/turns"])
-        self.seconds += seconds
+        self.episodes += sum(self.world.gather(int(metrics["rollout/episodes"])))
+        self.turns += sum(self.world.gather(int(metrics["rollout/turns"])))
+        self.seconds += self.world.broadcast(seconds)  # clocks differ, the run's end must not
         totals = {
             "total/episodes": float(self.episodes),
             "total/turns": float(self.turns),
             "total/train_seconds": self.seconds,
         }
         self.iteration += 1
-        self.run.log(self.iteration, metrics | totals)
+        if self.world.rank == 0:
+            self.run.log(self.iteration, metrics | totals)
         if self.iteration % self.save_every == 0:
             self.save()
 
@@ -144,10 +159,12 @@ class TrainState:
             "collector": self.collector.state_dict(),
         }
         tensors, state = split_arrays(tree, "state")
-        for name, optimizer in self._optimizers().items():
+        for name, optimizer in self.learner.optimizers().items():
             parts, state[name] = flatten_optimizer(optimizer, name)
             tensors |= parts
-        self.run.save(self.iteration, tensors, state, self.policy.save, self.recent_success())
+        if self.world.rank == 0:
+            self.run.save(self.iteration, tensors, state, self.policy.save, self.recent_success())
+        self.world.barrier()
         self.saved_at = self.iteration
 
     def restore(self) -> bool:
@@ -159,7 +176,7 @@ class TrainState:
             return False
         saved = read_checkpoint(folder)
         state = join_arrays(saved.tensors, saved.state)
-        for name, optimizer in self._optimizers().items():
+        for name, optimizer in self.learner.optimizers().items():
             restore_optimizer(optimizer, saved.tensors, saved.state[name])
         self.learner.load_state_dict(state["learner"])
         self.reward_function.load_state_dict(state.get("reward", {}))
@@ -171,12 +188,6 @@ class TrainState:
         self.saved_at = self.iteration
         self.run.rewind(self.iteration)
         return True
-
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {
-            "policy_optimizer": self.learner.policy_optimizer,
-            "critic_optimizer": self.learner.critic_optimizer,
-        }
 
     @contextmanager
     def keep_on_divergence(self) -> Iterator[None]:

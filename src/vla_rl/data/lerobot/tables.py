@@ -35,13 +35,15 @@ DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, MemoryEr
 RowName = Callable[[int], str]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Table:
     """One parquet file, of which nothing but the metadata has been read."""
 
     path: Path
     file: pq.ParquetFile
     bytes: int
+    _last: tuple[str, list[int], pa.ChunkedArray] | None = None
+    """The row groups that were read last: the next pictures often lie in the same."""
 
     @property
     def rows(self) -> int:
@@ -68,14 +70,20 @@ class Table:
                 first = before if not groups else first
                 groups.append(group)
             before += rows
+        values = self._row_groups(column, groups).slice(start - first, stop - start)
+        if len(values) != stop - start:
+            raise fault(self.path, column, f"{stop - start} rows", Phrase(f"{len(values)}"), REMEDY)
+        return values
+
+    def _row_groups(self, column: str, groups: list[int]) -> pa.ChunkedArray:
+        if self._last is not None and self._last[:2] == (column, groups):
+            return self._last[2]
         self._check_unfolded(column, groups)
         try:
             values = self.file.read_row_groups(groups, columns=[column])[column]
         except DAMAGE as error:
             raise damaged(self.path, error) from error
-        values = values.slice(start - first, stop - start)
-        if len(values) != stop - start:
-            raise fault(self.path, column, f"{stop - start} rows", Phrase(f"{len(values)}"), REMEDY)
+        self._last = (column, groups, values)
         return values
 
     def _check_unfolded(self, column: str, groups: Sequence[int]) -> None:
