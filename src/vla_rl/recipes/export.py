@@ -14,7 +14,7 @@ from vla_rl.config import ExportConfig, PolicyConfig
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.openvla.exporting import export_adapter, export_merged
 from vla_rl.policies.openvla.loading import find_source, stored_dtype
-from vla_rl.recipes.sft import require_unused
+from vla_rl.training.epoch_state import require_unused
 from vla_rl.runtime.files import whole_folder
 from vla_rl.runtime.locate import locate_policy
 

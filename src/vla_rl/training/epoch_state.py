@@ -1,27 +1,26 @@
 """A training over epochs that can be stopped at any batch and goes on bit for bit: fine-tuning, reward models.
 
-    run = open_epochs(out, config, result=out / "policy")      # a new run, or one that was stopped
-    state = EpochState(run, learner, data)
-    state.restore()
-    for epoch in range(state.epoch, epochs + 1):
-        rng, batches = ...                                      # the same in every sitting
-        for batch in state.left(batches, rng):
-            state.done(learner.update(batch))
-            state.save_if(stop)
-        state.save()                                            # before anything else that takes long
-        run.log(epoch, state.means())
-        state.next_epoch()
-    ...                                                         # write the result
-    state.finish()
+    with open_epochs(out, config, result=out / "policy") as run, graceful_stop() as stop:   # new, or one that was stopped
+        state = EpochState(run, learner, "sft", data)
+        state.restore()
+        for epoch in range(state.epoch, epochs + 1):
+            rng, batches = ...                                  # the same in every sitting
+            for batch in state.left(batches, rng):
+                state.done(learner.update(batch), stop)
+            state.save()                                        # before anything else that takes long
+            state.log_epoch(validate, stop)
+        ...                                                     # write the result
+        state.finish()
 
 What is saved are the trained weights, not a policy: the model itself is made again as it was at the start.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -49,7 +48,6 @@ from vla_rl.runtime.signals import StopRequest
 from vla_rl.runtime.trees import join_arrays, split_arrays
 
 B = TypeVar("B")
-GOES_ON = "the same command goes on"
 
 
 class EpochLearner(Protocol):
@@ -98,12 +96,21 @@ def open_epochs(out: Path, config: Any, result: Path) -> Run:
     return Run.create(out.parent, out.name, config, sys.argv, keep=1)
 
 
+def fingerprint(*arrays: np.ndarray) -> str:
+    """Tells arrays from others: a hash of their contents."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
 class EpochState:
     """How far the training is: the epoch, its batches so far, and what the updates reported."""
 
-    def __init__(self, run: Run, learner: EpochLearner, data: dict[str, Any]) -> None:
-        """`data` tells the data from others (JSON): a run does not go on with other ones."""
-        self.run, self.learner = run, learner
+    def __init__(self, run: Run, learner: EpochLearner, prefix: str, data: dict[str, Any]) -> None:
+        """`prefix` is that of the metrics; `data` (JSON) tells the data from others, with which a run does not go on."""
+        self.run, self.learner, self.prefix = run, learner, prefix
         self.epoch, self.batches = 1, 0
         self._data = data
         self._history: list[dict[str, float]] = []
@@ -117,32 +124,35 @@ class EpochState:
         self._rng, self._saved_rng = rng, None
         yield from batches[self.batches :]
 
-    def done(self, reported: dict[str, float]) -> None:
-        """Count a batch, and keep what its update reported."""
+    def done(self, reported: dict[str, float], stop: StopRequest) -> None:
+        """Count a batch, and keep what its update reported. Where a stop is requested, save and raise `Stopped`."""
         self.batches += 1
         self._history.append(reported)
-
-    def means(self) -> dict[str, float]:
-        """Means of what this epoch's updates reported."""
-        names = self._history[0] if self._history else ()
-        return {name: float(np.mean([h[name] for h in self._history])) for name in names}
-
-    def next_epoch(self) -> None:
-        """Count the epoch: it has been logged."""
-        self.epoch, self.batches = self.epoch + 1, 0
-        self._history, self._rng = [], None
-
-    def save_if(self, stop: StopRequest) -> None:
-        """Save and raise `Stopped` if a stop was requested."""
         if stop.requested:
             self.save()
-            self.end(stop)
+            self._end(stop)
 
-    def end(self, stop: StopRequest) -> None:
-        """Raise `Stopped` if a stop was requested, and say how to go on."""
+    def log_epoch(
+        self, measure: Callable[[], dict[str, float]], stop: StopRequest
+    ) -> dict[str, float]:
+        """Log and return what the updates of this epoch reported, on average, and what `measure` returns.
+
+        Measuring is given up where a stop is requested, and done again in the next sitting; then `Stopped` is raised.
+        """
+        metrics: dict[str, float] = {"epoch": self.epoch}
+        for name in self._history[0] if self._history else ():
+            metrics[f"{self.prefix}/{name}"] = float(np.mean([h[name] for h in self._history]))
+        stop.run(lambda: metrics.update(measure()))
+        self._end(stop)
+        self.run.log(self.epoch, metrics)
+        self.epoch, self.batches = self.epoch + 1, 0
+        self._history, self._rng = [], None
+        return metrics
+
+    def _end(self, stop: StopRequest) -> None:
         stop.end(
             f"stopped by {stop.signal_name} in epoch {self.epoch}, after {self.learner.steps} steps; everything is "
-            f"saved, and {GOES_ON}"
+            "saved, and the same command goes on"
         )
 
     def save(self) -> None:
