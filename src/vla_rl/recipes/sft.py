@@ -121,9 +121,7 @@ def held_out_metrics(
     if len(validation):
         metrics["sft/validation_loss"] = validation_loss(learner, demos, tokens, validation)
     if evaluate is not None:
-        policy = learner.policy
-        assert isinstance(policy, OpenVLAPolicy)
-        metrics["sft/success"] = evaluate(policy, learner.config.epochs)
+        metrics["sft/success"] = evaluate(learner.policy, learner.config.epochs)
     return metrics
 
 
