@@ -47,7 +47,9 @@ class Conventions(Config):
     """
 
     images: Literal["as-is", "openvla-libero", "openvla-libero-uncropped"] = "as-is"
+    """What happens to a frame before the model sees it."""
     gripper: Literal["as-is", "openvla"] = "as-is"
+    """Meaning of the gripper's dimension, see ModelConfig.gripper."""
     unnorm_key: str = ""
     """Dataset whose action statistics are taken if the checkpoint has it, `<key>_no_noops` after it."""
 
