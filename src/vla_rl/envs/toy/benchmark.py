@@ -17,7 +17,7 @@ _BY_INSTRUCTION = {text: task for task, text in INSTRUCTIONS.items()}
 def _env(suite: str) -> EnvConfig:
     """Small images, short episodes: all that a policy of a few hundred thousand weights needs."""
     return EnvConfig(
-        suite=suite, image_size=32, action_repeat=10, action_chunk=1, horizon=5, num_envs=64
+        suite=suite, image_size=32, action_repeat=20, action_chunk=1, horizon=5, num_envs=64
     )
 
 

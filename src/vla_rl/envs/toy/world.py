@@ -15,9 +15,9 @@ import numpy as np
 
 from vla_rl.envs.toy.tasks import initial_state_generator
 
-STEP = 0.02
+STEP = 0.01
 """Metres that an action of 1 moves the hand in one step, of which there are 20 in a second."""
-GRIP_STEP = 0.2
+GRIP_STEP = 0.1
 """Share of its stroke that the gripper opens or closes in one step."""
 TABLE = 0.5
 """Half the width of the table."""
