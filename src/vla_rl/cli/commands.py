@@ -40,9 +40,6 @@ from vla_rl.config.search import BestOfConfig, ScalingConfig
 
 C = TypeVar("C")
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it, whether or not there was time to save."""
-
 
 def parse_command(
     cls: type[C], words: list[str], command: str, default: C | None = None, notes: str = ""
@@ -93,7 +90,8 @@ def _quickstart(words: list[str]) -> int:
     config = parse_command(QuickstartConfig, words, "quickstart")
     from vla_rl.recipes.quickstart import quickstart
 
-    return 0 if quickstart(config) else INTERRUPTED
+    quickstart(config)
+    return 0
 
 
 def _demos(words: list[str]) -> int:
@@ -134,8 +132,8 @@ def _eval(words: list[str]) -> int:
     if request.best_of == 1:
         from vla_rl.recipes.evaluate import evaluate_checkpoint
 
-        result = evaluate_checkpoint(
-            request.checkpoint, request.protocol, *shared, policy, request.horizon
+        evaluate_checkpoint(
+            request.checkpoint, request.protocol, *shared, policy, request.horizon, show=_show
         )
     else:
         from vla_rl.recipes.test_time_scaling import evaluate_best_of
@@ -145,11 +143,14 @@ def _eval(words: list[str]) -> int:
             request.best_of, request.mode, request.chooser, request.reward_model, request.lookahead,
             temperature=sampled or 1.0, greedy_first=sampled == 0, success_ahead=request.success_ahead,
         )  # fmt: skip
-        result = evaluate_best_of(
-            request.checkpoint, request.protocol, search, *shared, policy, request.horizon
+        evaluate_best_of(
+            request.checkpoint, request.protocol, search, *shared, policy, request.horizon, show=_show
         )
-    say(success_table(result))
     return 0
+
+
+def _show(result: dict[str, Any]) -> None:
+    say(success_table(result))
 
 
 def _reward_train(words: list[str]) -> int:

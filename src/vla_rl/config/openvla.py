@@ -10,8 +10,10 @@ from annotated_types import Ge, Gt, Le
 from vla_rl.config.bounds import Config, Pixels, Positive, Whole
 from vla_rl.config.errors import require
 
-Depth = Annotated[int, Ge(1), Le(1024)]
-"""Layers or attention heads."""
+MOST_BLOCKS = 256
+"""Of a tower or a language model: twice the deepest there are, and built in seconds without memory for weights."""
+Depth = Annotated[int, Ge(1), Le(MOST_BLOCKS)]
+Heads = Annotated[int, Ge(1), Le(1024)]
 Width = Annotated[int, Ge(1), Le(2**17)]
 MOST_STEM = 8
 LARGEST_PIXEL = 1000.0
@@ -26,7 +28,7 @@ class VisionTowerConfig(Config):
     """Numbers per patch between the blocks."""
     depth: Depth
     """Blocks in the checkpoint; the last one is present but unused (as in OpenVLA)."""
-    heads: Depth
+    heads: Heads
     """Attention heads; they share out the width."""
     mlp_width: Width
     """Hidden width of each block's feed-forward layer."""
@@ -73,7 +75,7 @@ class LanguageConfig(Config):
     """Numbers per token between the layers."""
     layers: Depth
     """Decoder layers."""
-    heads: Depth
+    heads: Heads
     """Attention heads; they share out the hidden size."""
     mlp_width: Width
     """Hidden width of each layer's gated feed-forward part."""
@@ -177,15 +179,15 @@ class ModelConfig(Config, group="model"):
             and "}" not in self.prompt.replace("{instruction}", ""),
             f"model.prompt may have no other braces than those of {{instruction}}, got {self.prompt!r}",
         )
+        require(
+            self.action_bins <= self.language.text_vocab,
+            f"model.action_bins = {self.action_bins} must fit in the text vocabulary of {self.language.text_vocab}",
+        )
         first_action = self.language.text_vocab - self.action_bins
         require(
             self.final_prompt_token is None or 0 <= self.final_prompt_token < first_action,
             f"model.final_prompt_token must be the id of a text token, below {first_action}, got "
             f"{self.final_prompt_token}",
-        )
-        require(
-            self.action_bins <= self.language.text_vocab,
-            f"model.action_bins = {self.action_bins} must fit in the text vocabulary of {self.language.text_vocab}",
         )
         for tower in (self.dino, self.siglip):
             require(

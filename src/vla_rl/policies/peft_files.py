@@ -30,6 +30,7 @@ from vla_rl.runtime.hub import hub_id
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+LARGEST_PRODUCT = 1e30
 STORED_WHOLE = (
     "embed_tokens.weight",
     "lm_head.weight",
@@ -154,6 +155,7 @@ def read_adapter(folder: Path) -> StoredAdapter:
         raise UserError(f"{file} holds the same tensor under two names: save the adapter again")
     rank, alpha = settings.r, settings.lora_alpha
     _require_pairs(tensors, rank, file)
+    _require_sane(tensors, alpha * rank, file)
     scale = alpha / rank**0.5 if settings.use_rslora else alpha / rank
     return StoredAdapter(folder, named_base(folder), rank, scale, tensors, whole)
 
@@ -227,6 +229,19 @@ def _require_pairs(tensors: Mapping[str, Tensor], rank: int, file: Path) -> None
         )
     if not tensors:
         raise UserError(f"{file} holds no adapters")
+
+
+def _require_sane(tensors: Mapping[str, Tensor], factor: float, file: Path) -> None:
+    """Raise UserError for factors whose product could leave float32."""
+    for name, tensor in tensors.items():
+        if ".lora_A." not in name:
+            continue
+        partner = tensors[name.replace(".lora_A.", ".lora_B.")]
+        if factor * float(tensor.abs().max()) * float(partner.abs().max()) > LARGEST_PRODUCT:
+            raise UserError(
+                f"{file}: {shown(name)} and its partner hold weights of up to {float(tensor.abs().max()):.1g} and "
+                f"{float(partner.abs().max()):.1g}: they are damaged, or the run that wrote them diverged"
+            )
 
 
 def strip_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from vla_rl.evaluation.videos import record_videos
 from vla_rl.policies.policy import Policy
 from vla_rl.policies.registry import load_policy
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.files import write_json
+from vla_rl.runtime.files import require_writable, write_json
 from vla_rl.runtime.locate import locate_policy
 from vla_rl.runtime.memory import keep_freed_memory
 
@@ -45,13 +45,20 @@ def evaluate_checkpoint(
     policy_config: PolicyConfig | None = None,
     horizon: int = 0,
     evaluate: Evaluate | None = None,
+    show: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the policy found at `checkpoint`: a run, one of its checkpoints, a policy folder or a hub id.
 
     `env` defaults to what the policy was trained in, or to the protocol of `config.suite`; `horizon` (turns), if given,
     takes the place of its. Returns the result that is also written to `json_path`; images of `config.videos` episodes
-    per task go to the folder `videos`. `evaluate` takes the place of plain play (`evaluate_policy`).
+    per task go to the folder `videos`. `evaluate` takes the place of plain play (`evaluate_policy`). `show` gets the
+    result before anything is written, so that it is not lost to a full disk. Raises UserError, before anything is
+    played, for an output that could not be written.
     """
+    if json_path is not None:
+        require_writable(json_path, "file")
+    if videos is not None and config.videos > 0:
+        require_writable(videos, "folder")
     policy, env, trained_in = policy_and_env(
         checkpoint, config.suite, env, policy_config or PolicyConfig(), workers, horizon
     )
@@ -59,6 +66,8 @@ def evaluate_checkpoint(
         result, records = (evaluate or evaluate_policy)(policy, envs, env, config)
     result["checkpoint"] = str(checkpoint)
     result["practice"] = apart(records, trained_in, summary)
+    if show is not None:
+        show(result)
     if json_path is not None:
         write_json(json_path, result)
     if videos is not None and config.videos > 0:

@@ -14,9 +14,9 @@ from vla_rl.config import ExportConfig, PolicyConfig, UserError
 from vla_rl.policies.openvla.exporting import Savable, export_adapter, export_merged
 from vla_rl.policies.openvla.loading import find_source, stored_dtype
 from vla_rl.policies.registry import load_policy
-from vla_rl.recipes.sft import require_unused
 from vla_rl.runtime.files import whole_folder
 from vla_rl.runtime.locate import locate_policy
+from vla_rl.training.epoch_state import require_unused
 
 
 def export(config: ExportConfig) -> Path:

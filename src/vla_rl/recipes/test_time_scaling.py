@@ -57,6 +57,7 @@ def evaluate_best_of(
     workers: int = 0,
     policy_config: PolicyConfig | None = None,
     horizon: int = 0,
+    show: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
     """`evaluate_checkpoint` with best of N in every decision.
 
@@ -70,7 +71,7 @@ def evaluate_best_of(
         return evaluate_search(policy, envs, env, config, search, reward_model)
 
     return evaluate_checkpoint(
-        checkpoint, config, env, json_path, videos, workers, policy_config, horizon, evaluate
+        checkpoint, config, env, json_path, videos, workers, policy_config, horizon, evaluate, show
     )
 
 

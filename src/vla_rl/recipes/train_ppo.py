@@ -5,7 +5,7 @@
              -> score: sparse success plus the process reward of each turn
              -> advantages: GAE over turns; a success ends the return, and so does the horizon (or it bootstraps)
              -> improve: critic, then epochs of the clipped objective on action tokens
-             -> remember: metrics, checkpoint, evaluation on every (task, initial state) once
+             -> log: metrics, checkpoint, evaluation on every (task, initial state) once
 
 One process and its simulator workers, CPU or GPU:   vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy
 """
@@ -39,7 +39,8 @@ from vla_rl.training.state import TrainState, open_training_run, policy_of_run
 def train(config: TrainConfig, resume: Path | None = None, world: World = SingleProcess()) -> Path:
     """Improve `config.policy.checkpoint` by practice; returns the run folder.
 
-    `resume` is the folder of a run to go on with (its own, saved config is then expected in `config`).
+    `resume` is the folder of a run to go on with (its own, saved config is then expected in `config`). Ctrl-C, SIGTERM
+    and SIGHUP end it after the current iteration: everything is saved, then `Stopped`, a KeyboardInterrupt, is raised.
     """
     run = open_training_run(config, resume, world)
     seed_everything(config.run.seed)
@@ -64,8 +65,11 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
         state = TrainState(
             run, policy, learner, reward_function, curriculum, collector, config.run.save_every, world
         )  # fmt: skip
-        if not state.restore():
-            evaluate_before_or_after("before", run, policy, envs, config, world)
+        if state.restore():
+            # one that a kill cut short
+            stop.run(lambda: evaluate_during(state, envs, config, unless_done=True))
+        else:
+            stop.run(lambda: evaluate_before_or_after("before", run, policy, envs, config, world))
             collector.start()
 
         with share_progress("PPO", state.progress(config.schedule)) as bar:
@@ -94,17 +98,18 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                     losses = learner.update(batch, state.iteration, state.progress(config.schedule))
                 seconds = collected.seconds | {"learn": time.perf_counter() - learning}
 
-                # 5. remember
+                # 5. log, checkpoint, evaluate
                 metrics = losses | curriculum.metrics() | reward_function.metrics()
                 metrics |= rollout_metrics(
                     collected, dense_rewards, seconds, time.perf_counter() - started, envs
                 )
                 state.advance(metrics, time.perf_counter() - started)
                 bar.reach(state.progress(config.schedule), **state.headline(metrics))
-                evaluate_during(state.iteration, run, policy, envs, collector, config, world)
+                stop.run(lambda: evaluate_during(state, envs, config))
+        state.save()
         if state.finished(config.schedule):
-            evaluate_before_or_after("after", run, policy, envs, config, world)
-        state.save_and_say_how_to_go_on(stop)
+            stop.run(lambda: evaluate_before_or_after("after", run, policy, envs, config, world))
+        state.say_how_to_go_on(stop)
     return run.folder
 
 

@@ -15,6 +15,7 @@ from vla_rl.runtime.external import fault
 from vla_rl.runtime.files import read_json
 from vla_rl.runtime.hub import hidden_id, hub_id
 from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, training_run
+from vla_rl.runtime.run_policy import policy_of_run
 
 OFT_PARTS = ("action_head*", "proprio_projector*", "noisy_action_projector*", "vision_backbone*")
 OFT_ADAPTER = "lora_adapter"
@@ -41,15 +42,9 @@ def locate_policy(checkpoint: Path) -> tuple[Path, EnvConfig | None]:
     env = next(
         (found for f in (checkpoint, *checkpoint.parents[:3]) if (found := _env_of_run(f))), None
     )
-    if (checkpoint / "checkpoints").is_dir():
-        saved = sorted((checkpoint / "checkpoints").glob("iteration-*/policy"))
-        if not saved:
-            raise UserError(
-                f"{checkpoint} is a run without a checkpoint yet: let it train, or give a policy folder"
-            )
-        return saved[-1], env
-    if (checkpoint / "policy" / "config.json").is_file():
-        return checkpoint / "policy", env
+    found = policy_of_run(checkpoint)
+    if found is not None:
+        return found, env
     if any((checkpoint / name).is_file() for name in ("config.json", ADAPTER_CONFIG_FILE)):
         return checkpoint, env
     refuse_oft(checkpoint)

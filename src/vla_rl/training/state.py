@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,12 @@ from vla_rl.policies.policy import Policy
 from vla_rl.policies.registry import load_policy
 from vla_rl.rewards import RewardFunction
 from vla_rl.rollout import Collector
-from vla_rl.runtime.checkpoint import flatten_optimizer, read_checkpoint, restore_optimizer
+from vla_rl.runtime.checkpoint import (
+    CheckpointError,
+    flatten_optimizer,
+    read_checkpoint,
+    restore_optimizer,
+)
 from vla_rl.runtime.run_folder import Run
 from vla_rl.runtime.seeding import restore_torch_rng, torch_rng_state
 from vla_rl.runtime.signals import StopRequest
@@ -138,8 +144,8 @@ class TrainState:
         return float(np.mean(self.curriculum.successes()))
 
     def save(self) -> None:
-        """Write a checkpoint of the next iteration to play."""
-        if self.saved_at == self.iteration:
+        """Write a checkpoint of the next iteration to play; before the first there is nothing to save."""
+        if self.iteration in (0, self.saved_at):
             return
         tree = {
             "iteration": self.iteration,
@@ -162,9 +168,11 @@ class TrainState:
         self.saved_at = self.iteration
 
     def restore(self) -> bool:
-        """Go on from the newest sound checkpoint; False if there is none yet."""
+        """Go on from the newest sound checkpoint; False if there is none yet, and the run begins anew."""
         folder = self.run.latest()
         if folder is None:
+            if self.run.resumed:
+                self.run.rewind(0)
             return False
         saved = read_checkpoint(folder)
         state = join_arrays(saved.tensors, saved.state)
@@ -184,10 +192,12 @@ class TrainState:
     @contextmanager
     def keep_on_divergence(self) -> Iterator[None]:
         """Name the last good checkpoint when training diverges; nothing is saved over it."""
+        good: Path | None = None
         try:
             yield
         except TrainingDivergedError as error:
-            good = self.run.latest()
+            with suppress(CheckpointError):
+                good = self.run.latest()
             kept = (
                 f"the last good checkpoint is {good}"
                 if good
@@ -195,11 +205,10 @@ class TrainState:
             )
             raise TrainingDivergedError(f"iteration {self.iteration}: {error}; {kept}") from error
 
-    def save_and_say_how_to_go_on(self, stop: StopRequest) -> None:
-        """Save the end of the run, or where it was stopped and how to go on."""
-        self.save()
-        if stop.requested:
-            print(
-                f"Stopped by {stop.signal_name} after iteration {self.iteration}; everything is saved."
-            )
-            print(f"Go on with:  vla-rl train --resume {self.run.folder}")
+    def say_how_to_go_on(self, stop: StopRequest) -> None:
+        """Raise `Stopped` where the run was stopped: after which iteration, and how to go on."""
+        kept = "everything is saved" if self.iteration else "there was nothing to save yet"
+        stop.end(
+            f"stopped by {stop.signal_name} after iteration {self.iteration}; {kept}. "
+            f"Go on with:  vla-rl train --resume {shlex.quote(str(self.run.folder))}"
+        )

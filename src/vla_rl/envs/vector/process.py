@@ -61,7 +61,7 @@ class ProcessVectorEnv:
         self._memory = anonymous_file()
         self._workers: list[WorkerProcess] = []
         self._closed = False
-        self._patience = config.step_timeout  # seconds
+        self._patience = 1.0  # times config.step_timeout
         self._ticket = 0
         self._outstanding: list[dict[int, list[int]]] = [{} for _ in range(self._num_workers)]
         self._pending: set[int] = set()  # slots with a result to be waited for
@@ -189,7 +189,7 @@ class ProcessVectorEnv:
     def _collect(self, worker: int) -> object:
         """Take the worker's next answer, or recover it. Returns the answer."""
         try:
-            _, ticket, answer = self._workers[worker].receive(self._patience)
+            _, ticket, answer = self._workers[worker].receive(self._step_timeout())
         except WorkerLostError as error:
             self._recover(worker, error)
             return None
@@ -238,11 +238,16 @@ class ProcessVectorEnv:
         except WorkerLostError as again:
             self._recover(worker, again)
 
+    def _step_timeout(self) -> float:
+        """Seconds of silence that are allowed by now."""
+        longest = max(self._config.start_timeout, self._config.step_timeout)
+        return min(self._patience * self._config.step_timeout, longest)
+
     def _allow_more_time(self) -> str:
         """Twice as long from now on: what hangs for ever still ends, what is slow gets on."""
-        longest = max(self._config.start_timeout, self._config.step_timeout)
-        self._patience = min(2 * self._patience, longest)
-        return f". If it was merely slow, raise env.step_timeout; {self._patience:g} seconds are allowed from now on"
+        self._patience *= 2
+        allowed = f"{self._step_timeout():g} seconds are allowed from now on"
+        return f". If it was merely slow, raise env.step_timeout; {allowed}"
 
     # -- snapshots -----------------------------------------------------------------------------------
 

@@ -104,15 +104,10 @@ def load_model(
     """
     adapters = list(adapters)
     model, entries = check_weights(folder, config, adapters)
-    merged = {f"{layer}.weight" for adapter in adapters for layer in adapter.layers}
     for name, tensor in stream_tensors(entries):
         weight = tensor.to(device)
         for adapter in adapters:
             weight = adapter.merge(name, weight)
-        if name in merged and not bool(weight.isfinite().all()):
-            raise UserError(
-                f"{name} is not finite with the adapters in {adapters[-1].folder}: they are damaged, or diverged"
-            )
         _assign(model, name, weight.to(dtype))
         del tensor, weight  # else they would live on while the next one is read
     model.freeze_unused()

@@ -17,7 +17,7 @@ from vla_rl.config import LoraConfig, ModelConfig, PPOConfig, UserError
 from vla_rl.policies.critic import build_critic
 from vla_rl.policies.family import Finding
 from vla_rl.policies.memory import GB
-from vla_rl.policies.openvla.checkpoint import check_weights, load_into
+from vla_rl.policies.openvla.checkpoint import check_fit, check_weights
 from vla_rl.policies.openvla.config_files import Checkpoint
 from vla_rl.policies.openvla.loading import (
     LARGE_MODEL,
@@ -30,7 +30,7 @@ from vla_rl.policies.openvla.loading import (
 )
 from vla_rl.policies.openvla.memory import count_weights, inference_budget, training_budget
 from vla_rl.policies.openvla.model import critic_sizes
-from vla_rl.policies.safetensors_files import TensorEntry, stream_tensors
+from vla_rl.policies.safetensors_files import TensorEntry, read_tensors, stream_tensors
 
 SHOWN_DATASETS = 8
 
@@ -146,9 +146,11 @@ def _check_critic(source: Source) -> Finding:
     config = source.description.critic
     if config is None:
         return Finding("critic", "ok", "none; training starts one")
-    critic = build_critic(config, critic_sizes(source.description.model))
-    load_into(critic, critic_file(source), f"a {config.kind} critic")
-    weights = sum(parameter.numel() for parameter in critic.parameters())
+    file, tensors = critic_file(source), read_tensors([critic_file(source)])
+    with torch.device("meta"):
+        critic = build_critic(config, critic_sizes(source.description.model))
+    check_fit(tensors, critic.state_dict(), file, f"a {config.kind} critic")
+    weights = sum(tensor.numel() for tensor in tensors.values())
     return Finding("critic", "ok", f"{config.kind}, {weights / 1e6:,.1f} M weights")
 
 

@@ -234,9 +234,11 @@ def load_network(
     wanted = config.lora or stored
     if wanted is None:
         return Network(model, description, kinds)
+    # checked before memory is taken for adapters of that size
+    tensors = None if stored is None else read_own_adapters(folder, description.model, stored)
     lora.add_adapters(model, wanted)
-    if stored is not None:
-        lora.load_adapter_state(model, read_own_adapters(folder, description.model, stored))
+    if tensors is not None:
+        lora.load_adapter_state(model, tensors)
         return Network(model, replace(description, lora=wanted), kinds)
     named = source.reference if hub_id(source.reference) else str(folder.resolve())
     return Network(model, replace(description, lora=wanted, base=named), kinds)
@@ -293,9 +295,12 @@ def load_parts(
             f"policy.base is {config.base!r}, but {reference} is a whole model and no adapter: leave it empty"
         )
     conventions = conventions or Conventions()
-    description = choose_statistics(
-        source.description, unnorm_key or config.unnorm_key, conventions.unnorm_key
-    )
+    try:
+        description = choose_statistics(
+            source.description, unnorm_key or config.unnorm_key, conventions.unnorm_key
+        )
+    except UserError as error:
+        raise UserError(f"{source.folder}: {error}") from error
     description = with_conventions(description, conventions)
     description = replace(description, model=with_protocol(description.model, config))
     source = replace(source, description=description)

@@ -15,7 +15,13 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 
 from vla_rl.config.errors import ConfigError, UserError
-from vla_rl.config.openvla import OPENVLA_7B, LanguageConfig, ModelConfig, VisionTowerConfig
+from vla_rl.config.openvla import (
+    MOST_BLOCKS,
+    OPENVLA_7B,
+    LanguageConfig,
+    ModelConfig,
+    VisionTowerConfig,
+)
 from vla_rl.policies.statistics_files import DatasetStatistics
 from vla_rl.runtime.external import parse_json, read_json
 
@@ -27,6 +33,7 @@ _EQUAL = 1e-6  # the processor writes its means both as given and rounded to flo
 
 _Width = Annotated[int, Ge(1), Le(2**17)]
 _Count = Annotated[int, Ge(1), Le(1024)]
+_Blocks = Annotated[int, Ge(1), Le(MOST_BLOCKS)]
 _Id = Annotated[int, Ge(0), Le(2**24)]
 _Mean = tuple[float, float, float]
 _Std = tuple[
@@ -50,7 +57,7 @@ class _Text:
     vocab_size: Annotated[int, Ge(2), Le(2**24)] = 32000
     hidden_size: _Width = 4096
     intermediate_size: _Width = 11008
-    num_hidden_layers: _Count = 32
+    num_hidden_layers: _Blocks = 32
     num_attention_heads: _Count = 32
     num_key_value_heads: _Count | None = None
     head_dim: _Width | None = None
@@ -81,7 +88,7 @@ class _Official:
 @dataclass(frozen=True)
 class _Tower:
     embed_dim: _Width
-    depth: _Count
+    depth: _Blocks
     num_heads: _Count
     mlp_hidden: _Width
     patch_size: Annotated[int, Ge(1), Le(1024)]
