@@ -19,6 +19,7 @@ from vla_rl.cli.arguments import (
     LearningCurveArguments,
     ReportArguments,
 )
+from vla_rl.cli.needs import require_extras
 from vla_rl.cli.options import PRINT_CONFIG, normal, parse, say, value_of, with_lora
 from vla_rl.cli.tables import reward_model_table, success_table
 from vla_rl.cli.training import ablation_request, train_request
@@ -44,12 +45,15 @@ C = TypeVar("C")
 def parse_command(
     cls: type[C], words: list[str], command: str, default: C | None = None, notes: str = ""
 ) -> C:
-    """The options in `words` of the command called `command`; its help has its summary and examples."""
+    """The options in `words` of the command called `command`; its help has its summary and examples.
+
+    UserError, one line, for options that do not fit and for packages that are not installed.
+    """
     entry = COMMANDS[command]
     examples = "Examples:\n" + "\n".join(f"  {example}" for example in entry.examples)
     summary = f"{entry.summary[0].upper()}{entry.summary[1:]}."
     parts = [summary, notes, f"{PRINT_CONFIG} prints all settings as JSON, and ends.", examples]
-    return parse(
+    config = parse(
         cls,
         words,
         command=command,
@@ -58,6 +62,8 @@ def parse_command(
         usage=" [PRESET]" if command in ("train", "ablate") else "",
         flat=cls is EvalArguments,
     )
+    require_extras(command, config)
+    return config
 
 
 class Recipe(NamedTuple):
@@ -144,7 +150,13 @@ def _eval(words: list[str]) -> int:
             temperature=sampled or 1.0, greedy_first=sampled == 0, success_ahead=request.success_ahead,
         )  # fmt: skip
         evaluate_best_of(
-            request.checkpoint, request.protocol, search, *shared, policy, request.horizon, show=_show
+            request.checkpoint,
+            request.protocol,
+            search,
+            *shared,
+            policy,
+            request.horizon,
+            show=_show,
         )
     return 0
 
@@ -277,14 +289,14 @@ COMMANDS: dict[str, Command] = {
         ("vla-rl reward score runs/reward runs/play --episode 3 --out episode.png",),
         Recipe(RewardScoreConfig, "recipes.evaluate_reward", "score_reward", "Image"),
     ),
-    "scaling": Command(
+    "test-time": Command(
         "success against the number of candidates at test time",
-        ("vla-rl scaling runs/sft/policy --search.reward-model runs/reward --out runs/scaling",),
+        ("vla-rl test-time runs/sft/policy --search.reward-model runs/reward --out runs/scaling",),
         Recipe(ScalingConfig, "recipes.test_time_scaling", "scaling_study", "Table"),
     ),
-    "curve": Command(
+    "learning-curve": Command(
         "success against the updates of PPO, of a run that was evaluated on its way",
-        ("vla-rl curve runs/first",),
+        ("vla-rl learning-curve runs/first",),
         Recipe(LearningCurveArguments, "recipes.learning_curve", "training_curve", "Image"),
     ),
     "ablate": Command(

@@ -403,7 +403,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _extra(*names: str) -> str:
-    return f".venv/bin/pip install -e '.[{','.join(names)}]'"
+    return f"pip install 'vla-rl[{','.join(names)}]'"
 
 
 def _distribution(module: str) -> str:

@@ -25,6 +25,7 @@ from vla_rl.functional import paired_difference, wilson_interval
 from vla_rl.recipes.presets import preset
 from vla_rl.runtime.child_pool import ChildPool
 from vla_rl.runtime.cpus import available_cpus
+from vla_rl.runtime.extras import need
 from vla_rl.runtime.files import write_text
 from vla_rl.runtime.progress import note
 from vla_rl.runtime.run_folder import read_config
@@ -264,6 +265,7 @@ def _outcomes(run: Path, mode: str) -> list[bool]:
 
 
 def _draw(summaries: dict[str, dict[str, Any]], path: Path) -> None:
+    need("matplotlib", purpose="a plot")
     import matplotlib
 
     matplotlib.use("Agg")

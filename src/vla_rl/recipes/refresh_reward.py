@@ -9,9 +9,6 @@ from pathlib import Path
 from vla_rl.config import TrainConfig
 from vla_rl.envs.env import VectorEnv
 from vla_rl.policies.policy import Policy
-from vla_rl.recipes.evaluate_reward import training_config
-from vla_rl.recipes.label_trajectories import play_and_keep, training_specs
-from vla_rl.recipes.train_reward import train_reward
 from vla_rl.rewards import RewardFunction, RewardModelScorer, ShapedReward
 from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.model import REWARD_MODEL_FILE
@@ -58,7 +55,10 @@ def refresh_reward_model(
 
 
 def _play(out: Path, policy: Policy, envs: VectorEnv, config: TrainConfig, iteration: int) -> None:
-    seed = config.run.seed + 7919 * iteration  # other initial states each time
+    # training without a reward model needs no library for datasets
+    from vla_rl.recipes.label_trajectories import play_and_keep, training_specs
+
+    seed = (config.run.seed + 7919 * iteration) % 2**63  # other initial states each time
     specs = training_specs(config.env, config.reward.refresh_episodes, seed)
     with TrajectoryWriter(str(out)) as writer:
         play_and_keep(
@@ -70,6 +70,9 @@ def _play(out: Path, policy: Policy, envs: VectorEnv, config: TrainConfig, itera
 def _teach(
     out: Path, episodes: Path, scorer: RewardModelScorer, config: TrainConfig, iteration: int
 ) -> None:
+    from vla_rl.recipes.evaluate_reward import training_config
+    from vla_rl.recipes.train_reward import train_reward
+
     reward_model = load_reward_model(scorer.folder, config.policy.device)
     learned = training_config(scorer.folder, reward_model)
     train_reward(
@@ -79,6 +82,6 @@ def _teach(
             start=scorer.folder,
             out=str(out),
             epochs=config.reward.refresh_epochs,
-            seed=config.run.seed + iteration,
+            seed=(config.run.seed + iteration) % 2**63,
         )
     )

@@ -1,8 +1,8 @@
 """Test-time scaling: let the policy propose several times, and choose.
 
 vla-rl eval runs/quickstart --best-of 8 --mode lookahead --reward-model runs/reward --json result.json
-vla-rl scaling runs/quickstart --search.reward-model runs/reward --out runs/scaling
-vla-rl curve runs/first                                   (trained with --run.eval-every 10)
+vla-rl test-time runs/quickstart --search.reward-model runs/reward --out runs/scaling
+vla-rl learning-curve runs/first                                   (trained with --run.eval-every 10)
 """
 
 from __future__ import annotations

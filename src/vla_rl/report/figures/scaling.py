@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from vla_rl.config.errors import UserError
 from vla_rl.functional.scaling import LogFit
 from vla_rl.report.run_data import Rate, Run
+from vla_rl.runtime.extras import need
 
 COLORS = {"judge": "C0", "simulator": "C2", "success": "C1", "random": "C7"}
 
@@ -94,10 +94,9 @@ def _points(axes: Any, xs: Any, rates: Sequence[Rate], color: str, label: str) -
 
 
 def _figure(draw: Callable[[Any], None], title: str, path: Path) -> None:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("Plots need matplotlib: pip install 'vla-rl[report]'.") from error
+    need("matplotlib", purpose="a plot")
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
