@@ -246,7 +246,7 @@ def test_user_mistakes_are_explained():
     "bad", [{"level_share": 1.1}, {"level_window": 0}, {"prior": -0.1}, {"level_threshold": 7}]
 )
 def test_config_refuses_numbers_out_of_range(bad: dict[str, Any]):
-    with pytest.raises(ConfigError, match=f"curriculum.{next(iter(bad))} must"):
+    with pytest.raises(ConfigError, match=f"curriculum.{next(iter(bad))}: expected"):
         CurriculumConfig(**bad)
 
 

@@ -163,7 +163,7 @@ def stored_size(path: Path) -> tuple[int, int]:
     with _opened(path) as data:
         name = _demo_names(path, data)[0]
         shape = _demo(path, data, name).node("obs/agentview_rgb").shape
-    if len(shape) != 4:
+    if len(shape) != 4 or 0 in shape:
         raise UserError(
             f"{path}: expected pictures of {name} of shape T, H, W, 3, got {shape}. {REMEDY}"
         )

@@ -1,12 +1,12 @@
 """What the process reward model learns from: whole trajectories, and labels for them.
 
     vla-rl reward collect runs/sft/policy --out runs/play          # the policy's own episodes, failures among them
-    vla-rl reward label runs/play --plot                           # runs/play/labels, with a image of each
+    vla-rl reward label runs/play --plot                           # runs/play/labels, with an image of each
     vla-rl reward label runs/demos --labels.scheme segments --out runs/demo-labels
 
-Collecting plays initial states of the training split alone, each (task, initial state) once. Labels are made from
-the trajectories whenever they are needed; on disk they are for people, and for other programs, as
-`rewards/label_files.py` describes.
+Collecting plays initial states of the training split alone, each (task, initial state) once. Labels are made from the
+trajectories whenever they are needed. On disk they are for people and for other programs
+(`rewards/process/label_files.py` describes them).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from vla_rl.config import (
     UserError,
 )
 from vla_rl.envs import ProcessVectorEnv, split_initial_states
-from vla_rl.envs.defaults import evaluation_env, protocol_policy, require_same_robot
+from vla_rl.envs.defaults import conventions, evaluation_env, require_same_robot
 from vla_rl.envs.env import VectorEnv
 from vla_rl.envs.registry import task_names
 from vla_rl.evaluation.episodes import play_each_once
-from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.policy import Policy
+from vla_rl.policies.registry import load_policy
 from vla_rl.report.figures.labels import draw_labels
 from vla_rl.rewards.process.label_files import save_labels
 from vla_rl.rewards.process.labels import Labels, label
@@ -39,7 +39,7 @@ from vla_rl.rollout.recording import RecordingVectorEnv
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.locate import locate_policy
 from vla_rl.runtime.memory import keep_freed_memory
-from vla_rl.runtime.progress import console, progress
+from vla_rl.runtime.progress import note, progress
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec
 
@@ -53,12 +53,12 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
     keep_freed_memory()
     folder, trained_in = locate_policy(Path(config.checkpoint))
     suite = config.suite or (trained_in or EnvConfig()).suite
-    chosen = protocol_policy(PolicyConfig(), suite, folder)
-    policy = OpenVLAPolicy.from_checkpoint(folder, replace(chosen, checkpoint=str(folder)))
+    settings = PolicyConfig(checkpoint=str(folder))
+    policy = load_policy(folder, settings, conventions=conventions(suite))
     require_same_robot(policy.action_dim, suite)
-    model = policy.description.model
-    resizes = model.images.resize != "none"
-    env = evaluation_env(suite, trained_in, model.image_size, resizes, policy.action_chunk)
+    env = evaluation_env(
+        suite, trained_in, policy.image_size, policy.resizes_images, policy.action_chunk
+    )
     env = replace(env, num_workers=config.workers or env.num_workers)
     specs = training_specs(env, config.episodes_per_task, config.seed)
     with (
@@ -77,7 +77,7 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
         play_and_keep(
             policy, envs, env, specs, keep, temperature=config.temperature, seed=config.seed
         )
-    console().print(f"{sum(successes)} successes, {len(successes) - sum(successes)} failures")
+    note(f"{sum(successes)} successes, {len(successes) - sum(successes)} failures")
     return Path(config.out)
 
 
@@ -134,7 +134,7 @@ def label_dataset(config: RewardLabelConfig) -> Path:
     trajectories = load_trajectories(config.dataset, action_chunk=config.action_chunk)
     labels = [label(t, config.labels, robot_signals(t.robot)) for t in trajectories]
     save_labels(folder, trajectories, labels, config.labels, config.dataset)
-    console().print(counts(trajectories, labels), markup=False, highlight=False, soft_wrap=True)
+    note(counts(trajectories, labels))
     if config.plot:
         _draw(folder / "plots", trajectories, labels, config)
     return folder

@@ -36,7 +36,7 @@ from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.model import ProcessRewardModel
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import read_json, write_json, write_text
-from vla_rl.runtime.progress import console
+from vla_rl.runtime.progress import note
 from vla_rl.types import EpisodeSpec
 
 LABELS = {
@@ -57,6 +57,7 @@ def evaluate_best_of(
     workers: int = 0,
     policy_config: PolicyConfig | None = None,
     horizon: int = 0,
+    show: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
     """`evaluate_checkpoint` with best of N in every decision.
 
@@ -70,7 +71,7 @@ def evaluate_best_of(
         return evaluate_search(policy, envs, env, config, search, reward_model)
 
     return evaluate_checkpoint(
-        checkpoint, config, env, json_path, videos, workers, policy_config, horizon, evaluate
+        checkpoint, config, env, json_path, videos, workers, policy_config, horizon, evaluate, show
     )
 
 
@@ -185,7 +186,7 @@ def available_choosers(
             why = (
                 "no reward model was given" if chooser == "judge" else "LIBERO has no dense reward"
             )
-            console().print(f"left out: choosing by {LABELS[chooser]}, as {why}")
+            note(f"left out: choosing by {LABELS[chooser]}, as {why}")
             continue
         reward_model = reward_model_of(search, suite) or reward_model
         chosen.append(chooser)

@@ -23,7 +23,7 @@ from vla_rl.config import TrainConfig
 from vla_rl.curriculum import Outcomes, TaskSampler
 from vla_rl.distributed import SingleProcess, World
 from vla_rl.envs import ProcessVectorEnv, split_initial_states
-from vla_rl.policies.openvla.memory import with_micro_batch
+from vla_rl.policies.registry import with_micro_batch
 from vla_rl.recipes.refresh_reward import refresh_reward_model
 from vla_rl.rewards.registry import build_reward
 from vla_rl.rollout import Collector, rollout_metrics
@@ -33,18 +33,19 @@ from vla_rl.runtime.progress import share_progress
 from vla_rl.runtime.seeding import seed_everything
 from vla_rl.runtime.signals import graceful_stop
 from vla_rl.training.evaluation import evaluate_before_or_after, evaluate_during
-from vla_rl.training.state import TrainState, load_policy, open_training_run
+from vla_rl.training.state import TrainState, open_training_run, policy_of_run
 
 
 def train(config: TrainConfig, resume: Path | None = None, world: World = SingleProcess()) -> Path:
     """Improve `config.policy.checkpoint` by practice; returns the run folder.
 
-    `resume` is the folder of a run to go on with (its own, saved config is then expected in `config`).
+    `resume` is the folder of a run to go on with (its own, saved config is then expected in `config`). Ctrl-C, SIGTERM
+    and SIGHUP end it after the current iteration: everything is saved, then `Stopped`, a KeyboardInterrupt, is raised.
     """
     run = open_training_run(config, resume, world)
     seed_everything(config.run.seed)
     keep_freed_memory()
-    policy = load_policy(config, run)
+    policy = policy_of_run(config, run)
     config = replace(config, ppo=with_micro_batch(config.ppo, policy, config.env.num_envs))
     learner = build_learner(policy, config, world)
     reward_function = build_reward(config, policy)
@@ -64,8 +65,11 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
         state = TrainState(
             run, policy, learner, reward_function, curriculum, collector, config.run.save_every, world
         )  # fmt: skip
-        if not state.restore():
-            evaluate_before_or_after("before", run, policy, envs, config, world)
+        if state.restore():
+            # one that a kill cut short
+            stop.run(lambda: evaluate_during(state, envs, config, unless_done=True))
+        else:
+            stop.run(lambda: evaluate_before_or_after("before", run, policy, envs, config, world))
             collector.start()
 
         with share_progress("PPO", state.progress(config.schedule)) as bar:
@@ -101,10 +105,11 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                 )
                 state.advance(metrics, time.perf_counter() - started)
                 bar.reach(state.progress(config.schedule), **state.headline(metrics))
-                evaluate_during(state.iteration, run, policy, envs, collector, config, world)
+                stop.run(lambda: evaluate_during(state, envs, config))
+        state.save()
         if state.finished(config.schedule):
-            evaluate_before_or_after("after", run, policy, envs, config, world)
-        state.save_and_say_how_to_go_on(stop)
+            stop.run(lambda: evaluate_before_or_after("after", run, policy, envs, config, world))
+        state.say_how_to_go_on(stop)
     return run.folder
 
 

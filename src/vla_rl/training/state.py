@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,16 @@ from vla_rl.config import ConfigError, ScheduleConfig, TrainConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.defaults import require_same_robot
-from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.policy import Policy
+from vla_rl.policies.registry import load_policy
 from vla_rl.rewards import RewardFunction
 from vla_rl.rollout import Collector
-from vla_rl.runtime.checkpoint import flatten_optimizer, read_checkpoint, restore_optimizer
+from vla_rl.runtime.checkpoint import (
+    CheckpointError,
+    flatten_optimizer,
+    read_checkpoint,
+    restore_optimizer,
+)
 from vla_rl.runtime.run_folder import Run
 from vla_rl.runtime.seeding import restore_torch_rng, torch_rng_state
 from vla_rl.runtime.signals import StopRequest
@@ -50,18 +57,17 @@ def open_training_run(
     return Run.create(config.run.root, config.run.name, config, sys.argv, **sinks)
 
 
-def load_policy(config: TrainConfig, run: Run) -> OpenVLAPolicy:
+def policy_of_run(config: TrainConfig, run: Run) -> Policy:
     """The policy of the run's newest checkpoint, or the one to start from; KL is always to the latter."""
     saved = run.latest()
     initial = Path(config.policy.checkpoint)
-    policy = OpenVLAPolicy.from_checkpoint(
+    policy = load_policy(
         saved / "policy" if saved else initial, config.policy, seed=config.run.seed
     )
     require_same_robot(policy.action_dim, config.env.suite)
-    model = policy.description.model
-    if model.images.resize == "none" and model.image_size != config.env.image_size:
+    if not policy.resizes_images and policy.image_size != config.env.image_size:
         raise ConfigError(
-            f"the policy looks at {model.image_size} px, the environment draws {config.env.image_size} px: "
+            f"the policy looks at {policy.image_size} px, the environment draws {config.env.image_size} px: "
             "set env.image_size"
         )
     if policy.action_chunk != config.env.action_chunk:
@@ -80,7 +86,7 @@ class TrainState:
     def __init__(
         self,
         run: Run,
-        policy: OpenVLAPolicy,
+        policy: Policy,
         learner: Learner,
         reward_function: RewardFunction,
         curriculum: TaskSampler,
@@ -138,8 +144,8 @@ class TrainState:
         return float(np.mean(self.curriculum.successes()))
 
     def save(self) -> None:
-        """Write a checkpoint of the next iteration to play."""
-        if self.saved_at == self.iteration:
+        """Write a checkpoint of the next iteration to play; before the first there is nothing to save."""
+        if self.iteration in (0, self.saved_at):
             return
         tree = {
             "iteration": self.iteration,
@@ -162,9 +168,11 @@ class TrainState:
         self.saved_at = self.iteration
 
     def restore(self) -> bool:
-        """Go on from the newest sound checkpoint; False if there is none yet."""
+        """Go on from the newest sound checkpoint; False if there is none yet, and the run begins anew."""
         folder = self.run.latest()
         if folder is None:
+            if self.run.resumed:
+                self.run.rewind(0)
             return False
         saved = read_checkpoint(folder)
         state = join_arrays(saved.tensors, saved.state)
@@ -184,10 +192,12 @@ class TrainState:
     @contextmanager
     def keep_on_divergence(self) -> Iterator[None]:
         """Name the last good checkpoint when training diverges; nothing is saved over it."""
+        good: Path | None = None
         try:
             yield
         except TrainingDivergedError as error:
-            good = self.run.latest()
+            with suppress(CheckpointError):
+                good = self.run.latest()
             kept = (
                 f"the last good checkpoint is {good}"
                 if good
@@ -195,11 +205,10 @@ class TrainState:
             )
             raise TrainingDivergedError(f"iteration {self.iteration}: {error}; {kept}") from error
 
-    def save_and_say_how_to_go_on(self, stop: StopRequest) -> None:
-        """Save the end of the run, or where it was stopped and how to go on."""
-        self.save()
-        if stop.requested:
-            print(
-                f"Stopped by {stop.signal_name} after iteration {self.iteration}; everything is saved."
-            )
-            print(f"Go on with:  vla-rl train --resume {self.run.folder}")
+    def say_how_to_go_on(self, stop: StopRequest) -> None:
+        """Raise `Stopped` where the run was stopped: after which iteration, and how to go on."""
+        kept = "everything is saved" if self.iteration else "there was nothing to save yet"
+        stop.end(
+            f"stopped by {stop.signal_name} after iteration {self.iteration}; {kept}. "
+            f"Go on with:  vla-rl train --resume {shlex.quote(str(self.run.folder))}"
+        )

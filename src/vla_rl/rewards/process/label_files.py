@@ -1,7 +1,7 @@
 """Labels on disk, beside the dataset they belong to.
 
     <dataset>/labels/labels.json       format, what was labelled, the configuration, counts
-    <dataset>/labels/labels.parquet    one row a decision, in the dataset's order:
+    <dataset>/labels/labels.parquet    one row a turn, in the dataset's order:
         episode_index, frame_index     int64, as in the dataset's own files
         positive, known                bool; known false: neither a positive nor a negative example
         progress                       float32, 0..1
@@ -59,7 +59,7 @@ def load_labels(folder: Path) -> tuple[LabelConfig, list[Labels]]:
         raise UserError(
             f"{folder / SUMMARY}: expected labels of format {FORMAT}, got {summary.get('format')}: label again"
         )
-    config = from_json(LabelConfig, summary.get("labels"), "labels")
+    config = from_json(LabelConfig, summary.get("labels"), "labels", source=folder / SUMMARY)
     try:
         table = pq.read_table(folder / TABLE)
         columns = {name: table[name].to_numpy() for name in table.column_names}
@@ -116,11 +116,11 @@ def _summary(
         "format": FORMAT,
         "dataset": dataset,
         "robot": trajectories[0].robot,
-        "decision_seconds": trajectories[0].decision_seconds,
+        "turn_seconds": trajectories[0].turn_seconds,
         "labels": to_json(config),
         "episodes": len(trajectories),
         "successes": sum(trajectory.success for trajectory in trajectories),
-        "decisions": sum(map(len, trajectories)),
+        "turns": sum(map(len, trajectories)),
         "positive": sum(int(given.positive.sum()) for given in labels),
         "negative": sum(int(given.negative.sum()) for given in labels),
     }

@@ -49,10 +49,10 @@ class RobotSignals:
     def gripper_opening(
         self, trajectory: Trajectory, source: Source = "auto"
     ) -> Float64[np.ndarray, " T"]:
-        """Opening before each decision, 0 closed .. 1 open.
+        """Opening before each turn, 0 closed .. 1 open.
 
         Measured where the robot's layout is known and there is proprioception, else commanded: what the action before
-        the decision asked for. Raises UserError where `source` is "measured" and nothing was.
+        the turn asked for. Raises UserError where `source` is "measured" and nothing was.
         """
         self.check(trajectory)
         measured = self.has_opening(trajectory)
@@ -69,18 +69,18 @@ class RobotSignals:
             )
             return np.clip(np.asarray(total) / self.stroke, 0.0, 1.0)
         asked = (1.0 - np.clip(trajectory.actions[:, -1, -1].astype(np.float64), -1.0, 1.0)) / 2
-        # what a decision sees is what the one before it asked for
+        # what a turn sees is what the one before it asked for
         return np.concatenate([asked[:1], asked[:-1]])
 
     def speed(self, trajectory: Trajectory) -> Float64[np.ndarray, " T"]:
-        """Speed of the hand from each decision to the next, m/s; the last one goes on as fast as the one before it.
+        """Speed of the hand from each turn to the next, m/s; the last one goes on as fast as the one before it.
 
-        Without positions the speed that the decision commands. Zeros for a single decision whose hand is measured.
+        Without positions the speed that the turn commands. Zeros for a single turn whose hand is measured.
         """
         self.check(trajectory)
         if self.has_position(trajectory):
             position = trajectory.proprio[:, list(self.position)].astype(np.float64)
-            moved = np.linalg.norm(np.diff(position, axis=0), axis=1) / trajectory.decision_seconds
+            moved = np.linalg.norm(np.diff(position, axis=0), axis=1) / trajectory.turn_seconds
             return np.concatenate([moved, moved[-1:]]) if len(moved) else np.zeros(1)
         asked = trajectory.actions[:, :, : self.moves].astype(np.float64)
         return self.action_speed * np.linalg.norm(np.clip(asked, -1.0, 1.0), axis=2).mean(axis=1)
@@ -94,7 +94,7 @@ class RobotSignals:
             if not np.isfinite(values).all():
                 row = int(np.argwhere(~np.isfinite(values))[0][0])
                 raise UserError(
-                    f"{trajectory.name}: expected finite {what}, got {values[row].ravel().tolist()} at decision {row}. "
+                    f"{trajectory.name}: expected finite {what}, got {values[row].ravel().tolist()} at turn {row}. "
                     "Drop the episode, or collect it again."
                 )
         size = trajectory.proprio.shape[1]
