@@ -147,7 +147,9 @@ def test_three_ranks_learn_what_one_process_learns(critic: CriticConfig) -> None
             for name in mine:
                 assert mine[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
     untrained = [*policy_with(critic).policy_parameters()]
-    moved = max(float((a - b).detach().abs().max()) for a, b in zip(weights, untrained, strict=False))
+    moved = max(
+        float((a - b).detach().abs().max()) for a, b in zip(weights, untrained, strict=False)
+    )
     assert moved > 1e-3, "nothing was learned: the comparison would say nothing"
 
 

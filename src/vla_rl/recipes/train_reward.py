@@ -22,7 +22,6 @@ from vla_rl.algorithms.reward_model import RewardModelBatch, RewardModelLearner,
 from vla_rl.algorithms.sft import epoch_batches, num_batches
 from vla_rl.config import RewardModelConfig
 from vla_rl.functional import area_under_roc, calibration_error
-from vla_rl.training.epoch_state import require_unused
 from vla_rl.rewards.process.examples import (
     Examples,
     Rows,
@@ -52,6 +51,7 @@ from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import note, progress
 from vla_rl.runtime.run_folder import Run
 from vla_rl.runtime.seeding import generator, seed_everything
+from vla_rl.training.epoch_state import require_unused
 
 
 def train_reward(config: RewardModelConfig) -> Path:

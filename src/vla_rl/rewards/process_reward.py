@@ -70,9 +70,7 @@ def process_reward(config: TrainConfig, policy: Policy) -> ShapedReward:
     return shaped(RewardModelScorer(reward_model, folder, decode_actions), config)
 
 
-def _require_fit(
-    reward_model: RewardModelDescription, config: TrainConfig, policy: Policy
-) -> None:
+def _require_fit(reward_model: RewardModelDescription, config: TrainConfig, policy: Policy) -> None:
     source = f"the reward model in {config.reward.model}"
     if reward_model.history != 1:
         raise UserError(

@@ -71,7 +71,9 @@ class ShapedReward:
         self.scorer = scorer
         self._config, self._gamma, self._horizon = config, gamma, horizon
         self._endless = not time_limit_is_terminal
-        self._potential: Float32[np.ndarray, " N"] | None = None  # at the window's edge; NaN: a new episode
+        self._potential: Float32[np.ndarray, " N"] | None = (
+            None  # at the window's edge; NaN: a new episode
+        )
         self._scale = RunningScale()
         self._monitor = RewardHackingMonitor()
         self._last: dict[str, float] = {}
@@ -101,7 +103,12 @@ class ShapedReward:
         if self._config.form == "additive":
             played = np.rint(rollout.time_fraction * self._horizon).astype(np.int64)
             dense = additive_rewards(
-                scores, rollout.terminated, played, self._gamma, self._horizon, endless=self._endless
+                scores,
+                rollout.terminated,
+                played,
+                self._gamma,
+                self._horizon,
+                endless=self._endless,
             )
             dense = weight * dense if weight else np.zeros_like(scores)
         else:
@@ -300,9 +307,7 @@ class RunningScale:
     def __init__(self, decay: float = 0.9) -> None:
         self._decay, self._square, self._weight = decay, 0.0, 0.0
 
-    def of(
-        self, values: Float32[np.ndarray, "M N"], valid: Bool[np.ndarray, "M N"]
-    ) -> float:
+    def of(self, values: Float32[np.ndarray, "M N"], valid: Bool[np.ndarray, "M N"]) -> float:
         """The factor for this window, which counts in it; the mean is not taken off, as it may be the signal."""
         if valid.any():
             square = float(np.mean(np.square(values[valid], dtype=np.float64)))

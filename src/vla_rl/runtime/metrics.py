@@ -132,7 +132,9 @@ def optional_sinks(folder: Path, tensorboard: bool, wandb: bool) -> list[Sink]:
 
         try:
             sinks.append(WandbSink(folder))
-        except Exception as error:  # whatever way the library fails: a copy of the metrics must not end a run
+        except (
+            Exception
+        ) as error:  # whatever way the library fails: a copy of the metrics must not end a run
             logger.warning("W&B cannot be used (%s): metrics.jsonl has everything", error)
     return sinks
 

@@ -17,7 +17,9 @@ CONFIG, PROVENANCE = "config.json", "run.json"
 _OF_A_START = (".lock", CONFIG, PROVENANCE)
 
 
-def new_run_folder(folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> FolderLock:
+def new_run_folder(
+    folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> FolderLock:
     """Make `folder` and return the lock on it.
 
     A folder that is there already may hold what a run leaves that failed before its first iteration, nothing else.
@@ -37,7 +39,9 @@ def new_run_folder(folder: Path, config: Mapping[str, Any], provenance: Mapping[
         raise UserError(cannot_write(folder, error)) from error
 
 
-def _take_over(folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> FolderLock:
+def _take_over(
+    folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> FolderLock:
     held = FolderLock(folder)
     try:
         entries = list(folder.iterdir())
@@ -86,7 +90,9 @@ def _rename(aside: Path, folder: Path, lock: FolderLock) -> None:
     except OSError as error:
         lock.release()
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise UserError(f"{folder} has just been made by another run: choose another name") from error
+            raise UserError(
+                f"{folder} has just been made by another run: choose another name"
+            ) from error
         raise
     lock.moved_to(folder)
     sync_folder(folder.parent)

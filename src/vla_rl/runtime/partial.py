@@ -21,11 +21,15 @@ Kind = Literal["partial", "former", "tmp"]
 
 # the second and third form: names of before, without a host
 _NAMES = (
-    re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)@(?P<host>[\w.-]*)\.(?P<kind>partial|former|tmp)", re.A),
+    re.compile(
+        r"\.(?P<name>.+)\.(?P<pid>\d+)@(?P<host>[\w.-]*)\.(?P<kind>partial|former|tmp)", re.A
+    ),
     re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>partial|former|tmp)", re.A),
     re.compile(r"\.(?P<name>.+)\.(?P<kind>partial)-(?P<pid>\d+)", re.A),
 )
-_FORGOTTEN = 86_400.0  # seconds without a change after which what another machine left is its no more
+_FORGOTTEN = (
+    86_400.0  # seconds without a change after which what another machine left is its no more
+)
 _CLOCK = 2.0  # seconds by which the start of a process may be wrong
 
 

@@ -1,6 +1,6 @@
 """A training over epochs that can be stopped at any batch and goes on bit for bit: fine-tuning, reward models.
 
-    with open_epochs(out, config, result=out / "policy") as run, graceful_stop() as stop:   # new, or one that was stopped
+    with open_epochs(out, config, result=out / "policy") as run, graceful_stop() as stop:
         state = EpochState(run, learner, "sft", data)
         state.restore()
         for epoch in range(state.epoch, epochs + 1):
@@ -80,7 +80,9 @@ def is_unfinished(out: Path, config: Any, result: Path) -> bool:
     if result.exists() or not (out / CONFIG).is_file():
         require_unused(out)
     found = differences(read_config(out, type(config)), config)
-    changed = [f"{name} {old!r} (now {new!r})" for name, (old, new) in found.items() if name != "out"]
+    changed = [
+        f"{name} {old!r} (now {new!r})" for name, (old, new) in found.items() if name != "out"
+    ]
     if changed:
         raise UserError(
             f"{out} holds a training that was stopped, with {', '.join(changed)}: give the same to go on with it, or "
@@ -109,7 +111,7 @@ class EpochState:
     """How far the training is: the epoch, its batches so far, and what the updates reported."""
 
     def __init__(self, run: Run, learner: EpochLearner, prefix: str, data: dict[str, Any]) -> None:
-        """`prefix` is that of the metrics; `data` (JSON) tells the data from others, with which a run does not go on."""
+        """prefix: that of the metrics. data: JSON that tells the data from others, with which a run does not go on."""
         self.run, self.learner, self.prefix = run, learner, prefix
         self.epoch, self.batches = 1, 0
         self._data = data

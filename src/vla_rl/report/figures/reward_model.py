@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 from vla_rl.config.errors import UserError
 from vla_rl.functional import Reliability
+from vla_rl.report.figures.saving import save_figure
 from vla_rl.runtime.video import write_video
 
 FILM_COLUMNS = 10
@@ -60,7 +61,7 @@ def draw_reliability(path: Path, diagrams: Mapping[str, Reliability]) -> None:
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)
 
 
@@ -79,7 +80,7 @@ def draw_scores(path: Path, scored_episode: ScoredEpisode) -> None:
         image.imshow(scored_episode.images[at])
         image.set_title(f"{scored_episode.seconds[at]:.2f} s", fontsize=8)
         image.set_axis_off()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     plt.close(figure)
 
 
@@ -113,7 +114,9 @@ def _curve(axes: Any, scored_episode: ScoredEpisode) -> None:
         axes.axvspan(
             seconds[at] - step / 2, seconds[at] + step / 2, color="C2", alpha=0.15, linewidth=0
         )
-    axes.plot(seconds, scored_episode.probabilities, "o-", color="C0", markersize=4, label="reward model")
+    axes.plot(
+        seconds, scored_episode.probabilities, "o-", color="C0", markersize=4, label="reward model"
+    )
     for number, at in enumerate(scored_episode.milestones):
         name = "gripper changes" if number == 0 else None
         axes.axvline(seconds[at], color="C1", linestyle="--", linewidth=1, label=name)

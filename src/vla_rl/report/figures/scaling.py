@@ -11,6 +11,7 @@ import numpy as np
 
 from vla_rl.config.errors import UserError
 from vla_rl.functional.scaling import LogFit
+from vla_rl.report.figures.saving import save_figure
 from vla_rl.report.run_data import Rate, Run
 
 COLORS = {"judge": "C0", "simulator": "C2", "success": "C1", "random": "C7"}
@@ -108,6 +109,5 @@ def _figure(draw: Callable[[Any], None], title: str, path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)

@@ -87,7 +87,9 @@ def build_examples(
         ),
         positive=_joined(found, "positive"),
         known=_joined(found, "known"),
-        final=np.concatenate([g.final(t.success) for g, t in zip(found, trajectories, strict=True)]),
+        final=np.concatenate(
+            [g.final(t.success) for g, t in zip(found, trajectories, strict=True)]
+        ),
         progress=_joined(found, "progress"),
         episode=np.repeat(np.arange(len(trajectories)), [len(t) for t in trajectories]),
         trajectories=tuple(trajectories),

@@ -77,9 +77,7 @@ def label(trajectory: Trajectory, config: LabelConfig, robot: RobotSignals) -> L
     if not trajectory.success:
         return _failure(len(trajectory), milestones, find_pauses(speed, config), config)
     keys = find_key_frames(speed, milestones, config)
-    positive, known = _windows(
-        len(trajectory), milestones, keys, trajectory.turn_seconds, config
-    )
+    positive, known = _windows(len(trajectory), milestones, keys, trajectory.turn_seconds, config)
     progress = _progress_by_milestones(len(trajectory), milestones)
     return Labels(positive, known, progress, milestones, keys)
 

@@ -27,7 +27,66 @@ from jaxtyping import Bool
 from vla_rl.rewards.process.examples import Examples, Rows
 
 FUNCTION_WORDS = frozenset(
-    ["a", "an", "the", "this", "that", "these", "those", "it", "its", "them", "one", "both", "all", "of", "in", "on", "at", "to", "into", "onto", "inside", "out", "from", "off", "under", "underneath", "over", "above", "below", "behind", "beside", "between", "next", "near", "by", "with", "without", "around", "across", "through", "against", "and", "or", "then", "up", "down", "left", "right", "top", "bottom", "front", "back", "middle", "center", "centre", "side", "sideways", "away"]
+    [
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "it",
+        "its",
+        "them",
+        "one",
+        "both",
+        "all",
+        "of",
+        "in",
+        "on",
+        "at",
+        "to",
+        "into",
+        "onto",
+        "inside",
+        "out",
+        "from",
+        "off",
+        "under",
+        "underneath",
+        "over",
+        "above",
+        "below",
+        "behind",
+        "beside",
+        "between",
+        "next",
+        "near",
+        "by",
+        "with",
+        "without",
+        "around",
+        "across",
+        "through",
+        "against",
+        "and",
+        "or",
+        "then",
+        "up",
+        "down",
+        "left",
+        "right",
+        "top",
+        "bottom",
+        "front",
+        "back",
+        "middle",
+        "center",
+        "centre",
+        "side",
+        "sideways",
+        "away",
+    ]
 )
 VERB_FOLLOWS = frozenset({"and", "then"})
 
@@ -89,4 +148,3 @@ class Mismatches:
 
     def _deniable(self) -> list[int]:
         return np.flatnonzero(self.allowed.any(0)).tolist()
-

@@ -218,9 +218,7 @@ def _choose(
     return kept | set(fresh[: max(0, count - len(kept))])
 
 
-def _inherited(
-    trajectories: Sequence[Trajectory], parent: StoredSplit | None
-) -> list[Side | None]:
+def _inherited(trajectories: Sequence[Trajectory], parent: StoredSplit | None) -> list[Side | None]:
     """The side of each episode that the parent knows: by its id, else by its initial state."""
     ids: dict[str, Side] = {}
     states: dict[tuple[str, int], Side] = {}

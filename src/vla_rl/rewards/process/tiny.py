@@ -225,8 +225,17 @@ def _read_model_config(folder: Path, description: RewardModelDescription) -> Mod
             OpenVLA(config)
     except ConfigError as error:
         raise UserError(f"{path} is damaged: {error}. {REMEDY}") from error
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} describes no model that can be built ({error}). {REMEDY}") from error
+    except (
+        ArithmeticError,
+        AssertionError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise UserError(
+            f"{path} describes no model that can be built ({error}). {REMEDY}"
+        ) from error
     if config.prompt != description.prompt.lower():
         expected = "the question that the reward model says it was trained with"
         raise fault(path, "prompt", expected, config.prompt, REMEDY)
