@@ -17,7 +17,7 @@ from vla_rl.config.openvla import (
     tiny_model,
 )
 from vla_rl.config.optimizer import OptimizerConfig
-from vla_rl.config.policy import CriticConfig, LoraConfig, PolicyConfig
+from vla_rl.config.policy import Conventions, CriticConfig, LoraConfig, PolicyConfig
 from vla_rl.config.ppo import PPOConfig
 from vla_rl.config.reward import (
     LabelConfig,
@@ -38,6 +38,7 @@ __all__ = [
     "OPENVLA_LIBERO_IMAGES",
     "AblationConfig",
     "ConfigError",
+    "Conventions",
     "CriticConfig",
     "CurriculumConfig",
     "DemosConfig",

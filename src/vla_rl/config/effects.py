@@ -117,6 +117,11 @@ def _libero(config: Any) -> bool:
 # The table
 
 _SETTLE = Effect(("env.settle_steps",), _libero, "objects settle on LIBERO only")
+_DRAWN = Effect(
+    ("env.camera", "env.mesh_faces"),
+    lambda c: c.env.suite.partition(":")[0] != "toy",
+    "the toy benchmark has neither cameras nor meshes",
+)
 _FROM_NOTHING = Effect(
     _named("policy", "base unnorm_key dtype images gripper"),
     lambda c: bool(c.policy.checkpoint),
@@ -146,6 +151,7 @@ _LABELS = (
 )
 _TRAIN = (
     _SETTLE,
+    _DRAWN,
     _DECODE_GRAPHS,
     Effect(
         ("policy.critic.width",),
@@ -342,7 +348,7 @@ _TEST_TIME = (
 EFFECTS: Mapping[str, tuple[Effect, ...]] = {
     "TrainConfig": _TRAIN,
     "SFTConfig": _SFT,
-    "DemosConfig": (_SETTLE,),
+    "DemosConfig": (_SETTLE, _DRAWN),
     "RewardModelConfig": _REWARD_TRAIN,
     "RewardLabelConfig": (
         *_LABELS,

@@ -10,9 +10,13 @@ from annotated_types import Ge, Gt, Le
 from vla_rl.config.bounds import Config, Pixels, Positive, Whole
 from vla_rl.config.errors import require
 
-Depth = Annotated[int, Ge(1), Le(1024)]
-"""Layers or attention heads."""
+MOST_BLOCKS = 256
+"""Of a tower or a language model: twice the deepest there are, and built in seconds without memory for weights."""
+Depth = Annotated[int, Ge(1), Le(MOST_BLOCKS)]
+Heads = Annotated[int, Ge(1), Le(1024)]
 Width = Annotated[int, Ge(1), Le(2**17)]
+MOST_STEM = 8
+LARGEST_PIXEL = 1000.0
 Vocabulary = Annotated[int, Ge(1), Le(2**24)]
 
 
@@ -24,7 +28,7 @@ class VisionTowerConfig(Config):
     """Numbers per patch between the blocks."""
     depth: Depth
     """Blocks in the checkpoint; the last one is present but unused (as in OpenVLA)."""
-    heads: Depth
+    heads: Heads
     """Attention heads; they share out the width."""
     mlp_width: Width
     """Hidden width of each block's feed-forward layer."""
@@ -46,6 +50,22 @@ class VisionTowerConfig(Config):
     """If given, a stack of stride-2 3x3 convolutions replaces the patch embedding; its total stride
     2 ** (len + 1) must equal patch_size. What lets a small tower learn from little data."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(self.stem_channels) <= MOST_STEM,
+            f"vision tower: a stem has at most {MOST_STEM} convolutions, got {len(self.stem_channels)}",
+        )
+        require(
+            self.width % self.heads == 0,
+            f"vision tower: width {self.width} is no multiple of heads {self.heads}",
+        )
+        require(
+            all(0 < std <= LARGEST_PIXEL for std in self.std)
+            and all(abs(mean) <= LARGEST_PIXEL for mean in self.mean),
+            f"vision tower: std must be positive and mean a share of white, got {self.std} and {self.mean}",
+        )
+
 
 @dataclass(frozen=True)
 class LanguageConfig(Config):
@@ -55,7 +75,7 @@ class LanguageConfig(Config):
     """Numbers per token between the layers."""
     layers: Depth
     """Decoder layers."""
-    heads: Depth
+    heads: Heads
     """Attention heads; they share out the hidden size."""
     mlp_width: Width
     """Hidden width of each layer's gated feed-forward part."""
@@ -73,6 +93,28 @@ class LanguageConfig(Config):
     """Id of the token that begins every sequence."""
     pad_token: Whole = 32000
     """Id of the token that fills up shorter prompts of a batch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.hidden % (2 * self.heads) == 0,
+            f"language model: hidden {self.hidden} must divide into heads {self.heads} of an even width",
+        )
+        require(
+            self.text_vocab <= self.padded_vocab,
+            f"language model: text_vocab {self.text_vocab} must fit in padded_vocab {self.padded_vocab}",
+        )
+        for name in ("bos_token", "pad_token"):
+            value = getattr(self, name)
+            require(
+                value < self.padded_vocab,
+                f"language model: {name} must be an id in 0..{self.padded_vocab - 1}, got {value}",
+            )
+        require(
+            0 < self.rms_norm_eps <= 1 and 1 <= self.rope_theta <= 1e12,
+            f"language model: rms_norm_eps {self.rms_norm_eps} lies in (0, 1] and rope_theta {self.rope_theta} in "
+            "[1, 1e12]",
+        )
 
 
 @dataclass(frozen=True)
@@ -133,8 +175,19 @@ class ModelConfig(Config, group="model"):
         super().__post_init__()
         require("{instruction}" in self.prompt, "model.prompt must contain {instruction}")
         require(
+            "{" not in self.prompt.replace("{instruction}", "")
+            and "}" not in self.prompt.replace("{instruction}", ""),
+            f"model.prompt may have no other braces than those of {{instruction}}, got {self.prompt!r}",
+        )
+        require(
             self.action_bins <= self.language.text_vocab,
             f"model.action_bins = {self.action_bins} must fit in the text vocabulary of {self.language.text_vocab}",
+        )
+        first_action = self.language.text_vocab - self.action_bins
+        require(
+            self.final_prompt_token is None or 0 <= self.final_prompt_token < first_action,
+            f"model.final_prompt_token must be the id of a text token, below {first_action}, got "
+            f"{self.final_prompt_token}",
         )
         for tower in (self.dino, self.siglip):
             require(

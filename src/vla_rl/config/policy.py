@@ -40,6 +40,21 @@ class CriticConfig(Config, group="policy.critic"):
 
 
 @dataclass(frozen=True)
+class Conventions(Config):
+    """What a benchmark's published checkpoints mean by actions and images, which they do not say themselves.
+
+    Used for checkpoints that say nothing; ours record it, and what the configuration asks for comes before both.
+    """
+
+    images: Literal["as-is", "openvla-libero", "openvla-libero-uncropped"] = "as-is"
+    """What happens to a frame before the model sees it."""
+    gripper: Literal["as-is", "openvla"] = "as-is"
+    """Meaning of the gripper's dimension, see ModelConfig.gripper."""
+    unnorm_key: str = ""
+    """Dataset whose action statistics are taken if the checkpoint has it, `<key>_no_noops` after it."""
+
+
+@dataclass(frozen=True)
 class PolicyConfig(Config, group="policy"):
     """Which policy to train, and what of it."""
 

@@ -130,7 +130,7 @@ class RewardLabelConfig(Config):
 
 
 @dataclass(frozen=True)
-class RewardModelConfig(Config):
+class RewardModelConfig(Config, saved=("datasets", "labels")):
     """Train a process reward model: a vision-language model that says whether the robot gets on with its task."""
 
     datasets: tuple[str, ...] = ("runs/demos",)

@@ -10,11 +10,9 @@ Everything can be set otherwise, and whatever was used is written into each resu
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
-from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, UserError
+from vla_rl.config import Conventions, EnvConfig, EvalConfig, UserError
 from vla_rl.config.env import LIBERO_STATES
 from vla_rl.envs.libero.tasks import protocol_horizon
 from vla_rl.envs.registry import benchmark, is_libero
@@ -109,25 +107,12 @@ def require_same_robot(action_dim: int, suite: str) -> None:
         )
 
 
-def protocol_policy(config: PolicyConfig, suite: str, folder: Path) -> PolicyConfig:
-    """`config`, with OpenVLA's LIBERO conventions where an official checkpoint is to play LIBERO.
+def conventions(suite: str) -> Conventions:
+    """What the published checkpoints for `suite` mean by images, gripper and actions, which they do not say.
 
-    Such checkpoints say nothing of images and gripper; ours do. The statistics are those of the suite.
+    LIBERO: OpenVLA's. The statistics are those of the suite.
     """
-    if not is_libero(suite) or _describes_itself(folder):
-        return config
+    if not is_libero(suite):
+        return Conventions()
     base = "_".join(suite.partition(":")[0].split("-")[:2])
-    return replace(
-        config,
-        images="openvla-libero" if config.images == "checkpoint" else config.images,
-        gripper="openvla" if config.gripper == "checkpoint" else config.gripper,
-        unnorm_key=config.unnorm_key or base,
-    )
-
-
-def _describes_itself(folder: Path) -> bool:
-    """Whether the checkpoint in `folder` is one of ours. What cannot be read is the loader's business."""
-    try:
-        return "vla_rl" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    return Conventions(images="openvla-libero", gripper="openvla", unnorm_key=base)

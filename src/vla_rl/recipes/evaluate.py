@@ -13,8 +13,8 @@ from typing import Any
 from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig
 from vla_rl.envs import ProcessVectorEnv
 from vla_rl.envs.defaults import (
+    conventions,
     evaluation_env,
-    protocol_policy,
     require_same_robot,
 )
 from vla_rl.envs.env import VectorEnv
@@ -22,14 +22,15 @@ from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.practised import apart
 from vla_rl.evaluation.result import evaluate_policy, summary
 from vla_rl.evaluation.videos import record_videos
-from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.policy import Policy
+from vla_rl.policies.registry import load_policy
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import require_writable, write_json
 from vla_rl.runtime.locate import locate_policy
 from vla_rl.runtime.memory import keep_freed_memory
 
 Evaluate = Callable[
-    [OpenVLAPolicy, VectorEnv, EnvConfig, EvalConfig], tuple[dict[str, Any], list[EpisodeRecord]]
+    [Policy, VectorEnv, EnvConfig, EvalConfig], tuple[dict[str, Any], list[EpisodeRecord]]
 ]
 """`evaluate_policy`, or something that plays otherwise."""
 
@@ -81,7 +82,7 @@ def policy_and_env(
     policy_config: PolicyConfig,
     workers: int,
     horizon: int,
-) -> tuple[OpenVLAPolicy, EnvConfig, EnvConfig | None]:
+) -> tuple[Policy, EnvConfig, EnvConfig | None]:
     """The policy found at `checkpoint`, where it is evaluated (see `evaluate_checkpoint`), and where it was trained.
 
     The last is None where nothing says so.
@@ -89,15 +90,15 @@ def policy_and_env(
     keep_freed_memory()
     folder, trained_in = locate_policy(checkpoint)
     suite = suite or (env or trained_in or EnvConfig()).suite
-    chosen = protocol_policy(policy_config, suite, folder)
-    policy = OpenVLAPolicy.from_checkpoint(folder, replace(chosen, checkpoint=str(folder)))
+    policy = load_policy(
+        folder, replace(policy_config, checkpoint=str(folder)), conventions=conventions(suite)
+    )
     require_same_robot(policy.action_dim, suite)
-    model = policy.description.model
     env = evaluation_env(
         suite,
         env or trained_in,
-        model.image_size,
-        model.images.resize != "none",
+        policy.image_size,
+        policy.resizes_images,
         policy.action_chunk,
     )
     env = replace(env, num_workers=workers or env.num_workers, horizon=horizon or env.horizon)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from vla_rl.config import ExportConfig, PolicyConfig
-from vla_rl.policies import OpenVLAPolicy
-from vla_rl.policies.openvla.exporting import export_adapter, export_merged
+from vla_rl.config import ExportConfig, PolicyConfig, UserError
+from vla_rl.policies.openvla.exporting import Savable, export_adapter, export_merged
 from vla_rl.policies.openvla.loading import find_source, stored_dtype
+from vla_rl.policies.registry import load_policy
 from vla_rl.runtime.files import require_writable, whole_folder
 from vla_rl.runtime.locate import locate_policy
 from vla_rl.training.epoch_state import require_unused
@@ -33,7 +33,9 @@ def export(config: ExportConfig) -> Path:
     settings = PolicyConfig(
         checkpoint=folder, base=config.base, unnorm_key=config.unnorm_key, device="cpu"
     )
-    policy = OpenVLAPolicy.from_checkpoint(folder, settings, dtype=stored_dtype(source))
+    policy = load_policy(folder, settings, dtype=stored_dtype(source))
+    if not isinstance(policy, Savable):
+        raise UserError(f"{folder} is a policy of type {policy.kind!r}, expected one of OpenVLA's")
     with whole_folder(out) as partial:
         if config.adapter:
             export_adapter(policy, partial)

@@ -23,12 +23,12 @@ from vla_rl.config import (
     UserError,
 )
 from vla_rl.envs import ProcessVectorEnv, split_initial_states
-from vla_rl.envs.defaults import evaluation_env, protocol_policy, require_same_robot
+from vla_rl.envs.defaults import conventions, evaluation_env, require_same_robot
 from vla_rl.envs.env import VectorEnv
 from vla_rl.envs.registry import task_names
 from vla_rl.evaluation.episodes import play_each_once
-from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.policy import Policy
+from vla_rl.policies.registry import load_policy
 from vla_rl.report.figures.labels import draw_labels
 from vla_rl.rewards.process.label_files import require_no_labels, save_labels
 from vla_rl.rewards.process.labels import Labels, label
@@ -53,12 +53,12 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
     keep_freed_memory()
     folder, trained_in = locate_policy(Path(config.checkpoint))
     suite = config.suite or (trained_in or EnvConfig()).suite
-    chosen = protocol_policy(PolicyConfig(), suite, folder)
-    policy = OpenVLAPolicy.from_checkpoint(folder, replace(chosen, checkpoint=str(folder)))
+    settings = PolicyConfig(checkpoint=str(folder))
+    policy = load_policy(folder, settings, conventions=conventions(suite))
     require_same_robot(policy.action_dim, suite)
-    model = policy.description.model
-    resizes = model.images.resize != "none"
-    env = evaluation_env(suite, trained_in, model.image_size, resizes, policy.action_chunk)
+    env = evaluation_env(
+        suite, trained_in, policy.image_size, policy.resizes_images, policy.action_chunk
+    )
     env = replace(env, num_workers=config.workers or env.num_workers)
     specs = training_specs(env, config.episodes_per_task, config.seed)
     with (

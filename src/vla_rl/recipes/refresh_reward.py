@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vla_rl.config import TrainConfig
 from vla_rl.envs.env import VectorEnv
-from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.policy import Policy
 from vla_rl.recipes.evaluate_reward import training_config
 from vla_rl.recipes.label_trajectories import play_and_keep, training_specs
 from vla_rl.recipes.train_reward import train_reward
@@ -24,7 +24,7 @@ from vla_rl.runtime.seeding import restore_torch_rng, torch_rng_state
 def refresh_reward_model(
     iteration: int,
     run: Run,
-    policy: OpenVLAPolicy,
+    policy: Policy,
     envs: VectorEnv,
     collector: Collector,
     reward_function: RewardFunction,
@@ -57,9 +57,7 @@ def refresh_reward_model(
     restore_torch_rng(random)
 
 
-def _play(
-    out: Path, policy: OpenVLAPolicy, envs: VectorEnv, config: TrainConfig, iteration: int
-) -> None:
+def _play(out: Path, policy: Policy, envs: VectorEnv, config: TrainConfig, iteration: int) -> None:
     seed = config.run.seed + 7919 * iteration  # other initial states each time
     specs = training_specs(config.env, config.reward.refresh_episodes, seed)
     with TrajectoryWriter(str(out)) as writer:

@@ -20,14 +20,15 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from vla_rl.algorithms.sft import SFT, epoch_batches, num_batches, random_shift
-from vla_rl.config import ModelConfig, SFTConfig, UserError, tiny_model
+from vla_rl.config import SFTConfig, UserError
 from vla_rl.data.demonstrations import (
     ENVIRONMENT_FILE,
     Demonstrations,
     action_chunks,
     load_demonstrations,
 )
-from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.policy import Policy
+from vla_rl.policies.registry import POLICIES, SCRATCH, load_policy
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.external import read_json
 from vla_rl.runtime.files import require_writable, whole_folder, write_json
@@ -41,7 +42,7 @@ SMALL_MODEL = 20_000_000
 """Weights up to which a model is small."""
 HELD_PICTURES = 4096
 """Of the held-out frames that are taken out of a dataset at a time."""
-Evaluate = Callable[[OpenVLAPolicy, int], float]
+Evaluate = Callable[[Policy, int], float]
 """Measures success in simulation: called with the policy and the number of finished epochs."""
 
 
@@ -158,18 +159,19 @@ def train_epoch(
     state.save()
 
 
-def torch_threads(policy: OpenVLAPolicy) -> int:
+def torch_threads(policy: Policy) -> int:
     """Threads for torch: one for a small model, else all cores (0).
 
     Layers of a small model are too short to share: measured on two cores, the second thread gains nothing on an idle
     machine and makes a step ten times slower beside another busy process. One thread also gives the same result
     on any number of cores.
     """
-    weights = sum(parameter.numel() for parameter in policy.policy_parameters())
-    return 1 if weights < SMALL_MODEL and policy.device.type == "cpu" else 0
+    parameters = policy.policy_parameters()
+    small = sum(parameter.numel() for parameter in parameters) < SMALL_MODEL
+    return 1 if small and parameters[0].device.type == "cpu" else 0
 
 
-def build_policy(config: SFTConfig, demos: Demonstrations) -> OpenVLAPolicy:
+def build_policy(config: SFTConfig, demos: Demonstrations) -> Policy:
     """The tiny policy for these demonstrations, or the checkpoint with their action statistics.
 
     Raises UserError if the checkpoint plays actions of another size.
@@ -177,41 +179,23 @@ def build_policy(config: SFTConfig, demos: Demonstrations) -> OpenVLAPolicy:
     statistics = {Path(config.dataset).resolve().name: dataset_statistics(demos)}
     action_dim, folder = demos.actions.shape[1], config.policy.checkpoint
     if not folder:
-        return OpenVLAPolicy.create(
-            with_images(tiny_model(demos.image_size), demos), demos.instructions, statistics,
-            action_dim, config.action_chunk, config.policy, config.seed,
+        return POLICIES[SCRATCH].create(
+            demos.image_size, demos.instructions, statistics, action_dim, config.action_chunk,
+            config.policy, config.seed, demos.image_fit,
         )  # fmt: skip
-    loaded = OpenVLAPolicy.from_checkpoint(folder, config.policy, seed=config.seed)
+    loaded = load_policy(folder, config.policy, seed=config.seed)
     if loaded.action_dim != action_dim:
         raise UserError(
             f"{config.dataset}: expected actions of size {loaded.action_dim}, as the policy in {folder} plays them, "
             f"got {action_dim}. Take a dataset of the same robot, or train from scratch (empty policy.checkpoint)."
         )
-    model = with_images(loaded.description.model, demos)
-    if model.images.resize == "none" and model.image_size != demos.image_size:
+    policy = loaded.with_actions_of(statistics, config.action_chunk, demos.image_fit)
+    if not policy.resizes_images and policy.image_size != demos.image_size:
         raise UserError(
-            f"{config.dataset}: expected images of {model.image_size} px, as the policy in {folder} sees them, got "
-            f"{demos.image_size} px. Give --image-size {model.image_size}."
+            f"{config.dataset}: expected images of {policy.image_size} px, as the policy in {folder} sees them, got "
+            f"{demos.image_size} px. Give --image-size {policy.image_size}."
         )
-    description = replace(
-        loaded.description,
-        model=model,
-        norm_stats={**loaded.description.norm_stats, **statistics},
-        unnorm_key=next(iter(statistics)),
-        action_chunk=config.action_chunk,
-    )
-    tokenizer = loaded.processor.tokenizer
-    policy = OpenVLAPolicy(loaded.model, tokenizer, description, config.policy, loaded.device)
-    policy.stored_dtypes = loaded.stored_dtypes
     return policy
-
-
-def with_images(model: ModelConfig, demos: Demonstrations) -> ModelConfig:
-    """The model with what was done to the camera's frames: in play it is done to them again."""
-    if demos.image_fit is None:
-        return model
-    images = replace(model.images, fit=demos.image_fit, resize="lanczos3")
-    return replace(model, images=images)
 
 
 def dataset_statistics(demos: Demonstrations) -> dict[str, Any]:

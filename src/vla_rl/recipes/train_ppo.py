@@ -5,7 +5,7 @@
              -> score: sparse success plus the process reward of each turn
              -> advantages: GAE over turns; a success ends the return, and so does the horizon (or it bootstraps)
              -> improve: critic, then epochs of the clipped objective on action tokens
-             -> remember: metrics, checkpoint, evaluation on every (task, initial state) once
+             -> log: metrics, checkpoint, evaluation on every (task, initial state) once
 
 One process and its simulator workers, CPU or GPU:   vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy
 """
@@ -23,7 +23,7 @@ from vla_rl.config import TrainConfig
 from vla_rl.curriculum import Outcomes, TaskSampler
 from vla_rl.distributed import SingleProcess, World
 from vla_rl.envs import ProcessVectorEnv, split_initial_states
-from vla_rl.policies.openvla.memory import with_micro_batch
+from vla_rl.policies.registry import with_micro_batch
 from vla_rl.recipes.refresh_reward import refresh_reward_model
 from vla_rl.rewards.registry import build_reward
 from vla_rl.rollout import Collector, rollout_metrics
@@ -33,7 +33,7 @@ from vla_rl.runtime.progress import share_progress
 from vla_rl.runtime.seeding import seed_everything
 from vla_rl.runtime.signals import graceful_stop
 from vla_rl.training.evaluation import evaluate_before_or_after, evaluate_during
-from vla_rl.training.state import TrainState, load_policy, open_training_run
+from vla_rl.training.state import TrainState, open_training_run, policy_of_run
 
 
 def train(config: TrainConfig, resume: Path | None = None, world: World = SingleProcess()) -> Path:
@@ -45,7 +45,7 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
     run = open_training_run(config, resume, world)
     seed_everything(config.run.seed)
     keep_freed_memory()
-    policy = load_policy(config, run)
+    policy = policy_of_run(config, run)
     config = replace(config, ppo=with_micro_batch(config.ppo, policy, config.env.num_envs))
     learner = build_learner(policy, config, world)
     reward_function = build_reward(config, policy)
@@ -98,7 +98,7 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                     losses = learner.update(batch, state.iteration, state.progress(config.schedule))
                 seconds = collected.seconds | {"learn": time.perf_counter() - learning}
 
-                # 5. remember
+                # 5. log, checkpoint, evaluate
                 metrics = losses | curriculum.metrics() | reward_function.metrics()
                 metrics |= rollout_metrics(
                     collected, dense_rewards, seconds, time.perf_counter() - started, envs

@@ -31,6 +31,18 @@ def hub_id(reference: str | Path) -> tuple[str, str | None] | None:
     return found[1], found[2]
 
 
+def hidden_id(reference: str | Path) -> str:
+    """A hint, where `reference` looks like a hub id and is taken for a path because a folder has its first name."""
+    text = str(reference)
+    owner = Path(text).parts[0] if Path(text).parts else ""
+    if hub_id(text) is not None or not HUB_ID.fullmatch(text) or not Path(owner).is_dir():
+        return ""
+    return (
+        f". There is a folder {owner!r} here, so that {text} is taken for a path in it: if the hub's repository is "
+        f"meant, rename that folder or start vla-rl in another one"
+    )
+
+
 def checkpoint_folder(reference: str | Path) -> Path:
     """The local folder of a checkpoint, fetched from the hub or found in its cache where `reference` is a hub id.
 

@@ -51,7 +51,7 @@ def read_config(folder: Path, cls: type[C]) -> C:
     kind = _provenance(folder).get("config_type", cls.__name__)
     if kind != cls.__name__:
         raise UserError(f"{folder} is a run of {kind}, expected one of {cls.__name__}")
-    return from_json(cls, read_json(folder / CONFIG))
+    return from_json(cls, read_json(folder / CONFIG), source=folder / CONFIG)
 
 
 def _provenance(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from vla_rl.config import ConfigError, ScheduleConfig, TrainConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.defaults import require_same_robot
-from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.policy import Policy
+from vla_rl.policies.registry import load_policy
 from vla_rl.rewards import RewardFunction
 from vla_rl.rollout import Collector
 from vla_rl.runtime.checkpoint import (
@@ -56,18 +57,17 @@ def open_training_run(
     return Run.create(config.run.root, config.run.name, config, sys.argv, **sinks)
 
 
-def load_policy(config: TrainConfig, run: Run) -> OpenVLAPolicy:
+def policy_of_run(config: TrainConfig, run: Run) -> Policy:
     """The policy of the run's newest checkpoint, or the one to start from; KL is always to the latter."""
     saved = run.latest()
     initial = Path(config.policy.checkpoint)
-    policy = OpenVLAPolicy.from_checkpoint(
+    policy = load_policy(
         saved / "policy" if saved else initial, config.policy, seed=config.run.seed
     )
     require_same_robot(policy.action_dim, config.env.suite)
-    model = policy.description.model
-    if model.images.resize == "none" and model.image_size != config.env.image_size:
+    if not policy.resizes_images and policy.image_size != config.env.image_size:
         raise ConfigError(
-            f"the policy looks at {model.image_size} px, the environment draws {config.env.image_size} px: "
+            f"the policy looks at {policy.image_size} px, the environment draws {config.env.image_size} px: "
             "set env.image_size"
         )
     if policy.action_chunk != config.env.action_chunk:
@@ -86,7 +86,7 @@ class TrainState:
     def __init__(
         self,
         run: Run,
-        policy: OpenVLAPolicy,
+        policy: Policy,
         learner: Learner,
         reward_function: RewardFunction,
         curriculum: TaskSampler,

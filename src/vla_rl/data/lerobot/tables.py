@@ -25,6 +25,8 @@ MOST_UNFOLDED = 1000
 """Bytes in memory for one byte of the file; columns of measurements unfold tenfold at most."""
 SMALL = 64 * 2**20
 """What may unfold to so many bytes is never refused."""
+FEW_ROWS, MOST_ROWS = 100_000, 4
+"""Rows that are never refused, and rows for each byte of a file: in a dataset no two rows are alike."""
 LONGEST_TEXT = 10_000
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 """Bytes of one value in memory; of a text that of its number in the dictionary."""
@@ -114,9 +116,14 @@ def open_table(folder: Path, name: str, *, source: str | Path, key: str = "") ->
             path, metadata=metadata, read_dictionary=texts, page_checksum_verification=True
         )
         _ = file.schema_arrow.names
-        return Table(path, file, path.stat().st_size)
+        table = Table(path, file, path.stat().st_size)
     except DAMAGE as error:
         raise damaged(path, error) from error
+    most = max(FEW_ROWS, MOST_ROWS * table.bytes)
+    if table.rows > most:
+        expected = f"at most {most:,} rows in {table.bytes:,} bytes"
+        raise fault(path, "", expected, Phrase(f"{table.rows:,}"), REMEDY)
+    return table
 
 
 def damaged(path: Path, error: BaseException) -> UserError:

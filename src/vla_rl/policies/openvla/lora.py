@@ -47,6 +47,16 @@ def adapted_layers(model: OpenVLA, config: LoraConfig) -> list[str]:
     ]
 
 
+def adapter_shapes(model: OpenVLA, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the adapters' weights as they are stored, for a model that has none yet."""
+    shapes = {}
+    for name in adapted_layers(model, config):
+        outputs, inputs = model.get_submodule(name).weight.shape  # type: ignore[misc]
+        shapes[f"{name}.lora_A.weight"] = (config.rank, inputs)
+        shapes[f"{name}.lora_B.weight"] = (outputs, config.rank)
+    return shapes
+
+
 def add_adapters(model: OpenVLA, config: LoraConfig) -> None:
     """Freeze the model and put adapters on it, in place. B starts at zero: outputs are those of the base."""
     peft = _peft()

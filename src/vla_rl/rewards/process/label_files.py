@@ -71,7 +71,7 @@ def load_labels(folder: Path) -> tuple[LabelConfig, list[Labels]]:
         raise UserError(
             f"{folder / SUMMARY}: expected labels of format {FORMAT}, got {summary.get('format')}: label again"
         )
-    config = from_json(LabelConfig, summary.get("labels"), "labels")
+    config = from_json(LabelConfig, summary.get("labels"), "labels", source=folder / SUMMARY)
     try:
         table = pq.read_table(folder / TABLE)
         columns = {name: table[name].to_numpy() for name in table.column_names}
