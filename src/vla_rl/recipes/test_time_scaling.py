@@ -34,7 +34,7 @@ from vla_rl.report.run_data import Rate
 from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.model import ProcessRewardModel
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.files import read_json, write_json, write_text
+from vla_rl.runtime.files import read_json, require_writable, write_json, write_text
 from vla_rl.runtime.progress import note
 from vla_rl.types import EpisodeSpec
 
@@ -143,7 +143,7 @@ def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
     Evaluations that the folder holds already are taken from there, so that a study that was stopped goes on. Returns
     the path of scaling.md.
     """
-    out = Path(config.out)
+    out = require_writable(Path(config.out), "folder")
     policy, env, _ = policy_and_env(
         Path(config.checkpoint), config.protocol.suite, env, PolicyConfig(), config.workers, 0
     )

@@ -13,7 +13,7 @@ import numpy as np
 from vla_rl.config.errors import UserError
 from vla_rl.envs.registry import robots
 from vla_rl.rewards.trajectories import Origin, Trajectory
-from vla_rl.runtime.files import read_json
+from vla_rl.runtime.files import read_json, require_writable
 
 ACTION_CHUNK = "action_chunk"
 
@@ -164,6 +164,7 @@ class TrajectoryWriter:
             raise UserError(
                 f"{self.folder} exists already: a dataset is never overwritten. Choose another folder or remove it."
             )
+        require_writable(Path(self.folder), "folder")
 
     def __enter__(self) -> TrajectoryWriter:
         return self

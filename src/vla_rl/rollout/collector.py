@@ -168,7 +168,9 @@ class Collector:
             episode.window_start = 0
         num_tokens = self.policy.action_chunk * self.policy.action_dim
         seen = next(seen for seen in self.current if len(seen))
-        window = RolloutBuffer(num_turns, self.envs, num_tokens, seen, self.dense_reward_max is not None)
+        window = RolloutBuffer(
+            num_turns, self.envs, num_tokens, seen, self.dense_reward_max is not None
+        )
         return _Run(window, following, _Clock(), to_the_end)
 
     def _act(
