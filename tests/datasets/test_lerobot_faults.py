@@ -354,14 +354,27 @@ def test_the_cache_of_the_hub_is_made_of_links(dataset: Path, original: Path):
         np.testing.assert_array_equal(one.images, two.images)
 
 
+@pytest.mark.parametrize("file", [TASKS, EPISODES, DATA])
+def test_a_table_of_more_rows_than_a_file_can_hold_is_refused(dataset: Path, file: str):
+    part = pq.read_table(dataset / file).slice(0, 1).take(pa.array(np.zeros(2**18, np.int64)))
+    column = part.column_names[0]
+    with pq.ParquetWriter(
+        dataset / file, part.select([column]).schema, compression="zstd"
+    ) as writer:
+        writer.write_table(part.select([column]))
+    refused(dataset, r"expected at most 1[\d,]+ rows in [\d,]+ bytes, got 262,144")
+
+
 def test_a_table_that_unfolds_beyond_measure_is_refused_before_it_does(dataset: Path):
-    part = pa.table({"task_index": np.zeros(2**20, np.int64), "task": ["x"] * 2**20})
-    with pq.ParquetWriter(dataset / TASKS, part.schema, compression="zstd") as writer:
-        for _ in range(30):
-            writer.write_table(part)
+    ends = pa.array([0, *[20_000_000] * 12], pa.int32())
+    lists = pa.ListArray.from_arrays(ends, pa.array(np.zeros(20_000_000, np.float32)))
+    table = pq.read_table(dataset / DATA)
+    table = table.set_column(table.column_names.index("action"), "action", lists)
+    pq.write_table(table, dataset / DATA, compression="zstd")
+    assert (dataset / DATA).stat().st_size < 50_000
     refused(
         dataset,
-        "task_index: expected a file that unfolds to at most 1000 times .* bytes that unfold to 252 MB",
+        "action: expected a file that unfolds to at most 1000 times .* bytes that unfold to 80 MB",
     )
 
 
@@ -401,11 +414,11 @@ def test_pictures_beside_the_table_lie_in_the_folder(dataset: Path, path: str | 
 
 
 def test_a_playlist_is_no_video(dataset: Path):
-    """FFmpeg opens what playlists name, wherever it lies."""
-    shutil.copy(dataset / VIDEO, dataset.parent / "elsewhere.mp4")
-    playlist = f"ffconcat version 1.0\nfile '{dataset.parent / 'elsewhere.mp4'}'\n"
-    (dataset / VIDEO).write_text(playlist)
-    refused(dataset, r"file-000\.mp4 is damaged", VIDEO_CAMERA)
+    """FFmpeg would open the files that it names, and follow their links."""
+    outside = shutil.move(dataset / VIDEO, dataset.parent / "outside.mp4")
+    (dataset / VIDEO).with_name("link.mp4").symlink_to(outside)
+    (dataset / VIDEO).write_text("ffconcat version 1.0\nfile link.mp4\n")
+    refused(dataset, r"file-000\.mp4 is damaged.*Invalid data found", VIDEO_CAMERA)
 
 
 # --- memory

@@ -11,26 +11,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_rl.algorithms.sft import SFT, epoch_batches, random_shift, schedule, shift_images
-from vla_rl.config import DemosConfig, EnvConfig, PolicyConfig, SFTConfig, UserError
+from vla_rl.config import (
+    DemosConfig,
+    EnvConfig,
+    ImagePreprocessing,
+    PolicyConfig,
+    SFTConfig,
+    UserError,
+    tiny_model,
+)  # fmt: skip
+from vla_rl.config.openvla import OPENVLA_LIBERO_IMAGES
 from vla_rl.data.demonstrations import (
     NORMALISED_ROBOTS,
     action_chunks,
     demonstration_features,
     load_demonstrations,
 )
-from vla_rl.data.lerobot import LeRobotWriter
+from vla_rl.data.lerobot import LeRobotReader, LeRobotWriter, camera
 from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.openvla.processing import with_protocol
 from vla_rl.recipes.sft import build_policy, fine_tune
 from vla_rl.runtime.locate import locate_policy
 
 TASKS = ("open the drawer", "close the window")
 
 
-def write_dataset(folder, episodes=6, length=4, size=32, action_size=4, robot=NORMALISED_ROBOTS[0]):
+def write_dataset(
+    folder, episodes=6, length=4, size=32, action_size=4, robot=NORMALISED_ROBOTS[0], width=None
+):
     """Episodes whose image's brightness tells the action."""
     rng = np.random.default_rng(0)
-    texture = rng.integers(0, 128, (size, size, 3), dtype=np.uint8)
+    texture = rng.integers(0, 128, (size, width or size, 3), dtype=np.uint8)
     features = demonstration_features(size, 4, action_size, video=False)
+    features["observation.images.image"] = camera(size, width or size, video=False)
     with LeRobotWriter(folder, fps=16, features=features, robot_type=robot) as writer:
         for number in range(episodes):
             last = np.arange(length) == length - 1
@@ -270,6 +283,77 @@ def test_a_checkpoint_is_fine_tuned_further_with_the_new_datasets_statistics(dat
         torch.testing.assert_close(
             old, new, atol=1e-4, rtol=0
         )  # nearly the old weights: not from scratch
+
+
+# -- cameras that are not square --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
+def test_frames_are_made_square_in_play_as_in_training(tmp_path, fit):
+    dataset = write_dataset(tmp_path / "wide", size=48, width=64, episodes=2)
+    settings = config(dataset, tmp_path / "out", epochs=1, image_size=32, image_fit=fit)
+    loaded = OpenVLAPolicy.from_checkpoint(fine_tune(settings))
+    images = loaded.description.model.images
+    assert (images.fit, images.resize) == (fit, "lanczos3")
+    frames = LeRobotReader(dataset).pictures("observation.images.image", 1)
+    demos = load_demonstrations(dataset, image_size=32, image_fit=fit)
+    assert demos.image_fit == fit
+    seen = loaded.processor.raw(frames, torch.device("cpu")).permute(0, 2, 3, 1).numpy()
+    # two implementations of the same filter, rounded: they differ by one grey level at most
+    trained = demos.images[demos.episode_ids == 1]
+    assert np.abs(seen - trained.astype(np.float32)).max() <= 1
+    bars = max(trained[:, :3].mean(), trained[:, -3:].mean())
+    assert (bars < 2) == (fit == "pad")
+    again = loaded.processor.raw(trained, torch.device("cpu")).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(again, trained)  # training images pass as they are
+
+
+def test_square_cameras_leave_the_model_as_it_was(dataset, tmp_path):
+    loaded = OpenVLAPolicy.from_checkpoint(fine_tune(config(dataset, tmp_path / "out", epochs=1)))
+    assert loaded.description.model.images == ImagePreprocessing()
+
+
+def test_frames_that_are_not_square_are_refused_where_nobody_says_how_they_fit(tmp_path):
+    dataset = write_dataset(tmp_path / "wide", size=16, width=32, episodes=1)
+    with pytest.raises(UserError, match=r"expected square pictures .* got 16 x 32.*--image-fit"):
+        load_demonstrations(dataset)
+    assert load_demonstrations(dataset, image_fit="pad").image_size == 32
+    assert load_demonstrations(dataset, image_fit="crop").image_size == 16
+
+
+def test_a_checkpoint_says_which_size_of_images_it_takes(dataset, tmp_path):
+    first = fine_tune(config(dataset, tmp_path / "first", epochs=1))
+    other = write_dataset(tmp_path / "large", size=64)
+    settings = config(other, tmp_path / "second", policy=PolicyConfig(checkpoint=str(first)))
+    with pytest.raises(
+        UserError, match=r"expected images of 32 px, .* got 64 px\. Give --image-size 32"
+    ):
+        fine_tune(settings)
+
+
+def test_a_policy_of_wide_frames_keeps_how_they_fit_under_another_protocol(tmp_path):
+    """The protocols are about JPEG, size and crop; they know square cameras alone."""
+    model = replace(tiny_model(32), images=ImagePreprocessing(fit="crop", resize="lanczos3"))
+    asked = with_protocol(model, PolicyConfig(images="openvla-libero"))
+    assert asked.images == replace(OPENVLA_LIBERO_IMAGES, fit="crop")
+
+
+# -- faults ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["[]", "", "{", '{"a": NaN}'])
+def test_a_damaged_environment_is_named_before_anything_is_learned(dataset, tmp_path, content):
+    (dataset / "meta" / "environment.json").write_text(content)
+    with pytest.raises(UserError, match=r"meta/environment\.json: "):
+        fine_tune(config(dataset, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_environment_elsewhere_is_not_copied(dataset, tmp_path):
+    (tmp_path / "secret").write_text("{}")
+    (dataset / "meta" / "environment.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="a link that leads out of it"):
+        fine_tune(config(dataset, tmp_path / "out"))
 
 
 def test_a_dataset_of_another_action_size_than_the_checkpoints(dataset, tmp_path):

@@ -103,6 +103,8 @@ def play(lengths: list[list[int]], turns: int, lost: set[tuple[int, int]] = froz
         tasks=TASKS,
         instructions=INSTRUCTIONS,
         initial_states=episode,
+        episode_ids=episode,
+        group_ids=episode,
         proprio=np.repeat(number[..., None], 4, axis=2).astype(np.float32),
         time_fraction=fraction,
         tokens=np.broadcast_to(np.arange(turns)[:, None, None], (*shape, 8)).copy(),

@@ -37,6 +37,8 @@ def window(brightness: np.ndarray, following: list[int], **arrays: np.ndarray) -
         tasks=("task",),
         instructions=("do it",),
         initial_states=np.zeros((m, n), np.int64),
+        episode_ids=np.zeros((m, n), np.int64),
+        group_ids=np.zeros((m, n), np.int64),
         proprio=np.zeros((m, n, 4), np.float32),
         time_fraction=zeros,
         tokens=np.zeros((m, n, 2), np.int64),

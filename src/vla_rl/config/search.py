@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Le
+
+from vla_rl.config.bounds import Candidates, Config, Temperature, Workers
 from vla_rl.config.errors import require
 from vla_rl.config.evaluation import EvalConfig
 
@@ -14,10 +17,10 @@ StudyChooser = Literal["reward-model-alone", "reward-model", "success", "simulat
 
 
 @dataclass(frozen=True)
-class BestOfConfig:
+class BestOfConfig(Config, group="search"):
     """Best of N: candidates are sampled from the policy, and a chooser picks."""
 
-    best_of: int = 8
+    best_of: Candidates = 8
     """N, the candidates of each decision; for `refine` the rounds, the first one included. 1 is plain play."""
     mode: SearchMode = "lookahead"
     """action: N actions are sampled and one is played. lookahead: N continuations are played from a snapshot of the
@@ -29,12 +32,12 @@ class BestOfConfig:
     else chance. random: chance alone (a lower bound)."""
     reward_model: str = ""
     """Folder of the process reward model that chooses (`vla-rl reward train`)."""
-    lookahead: int = 4
+    lookahead: Annotated[int, Ge(1), Le(1_000_000)] = 4
     """lookahead: turns that each continuation is played before it is scored."""
-    execute: int = 1
+    execute: Annotated[int, Ge(1), Le(1_000_000)] = 1
     """lookahead: turns of the chosen continuation that are kept before the next choice."""
-    temperature: float = 1.0
-    """Sampling temperature of the candidates."""
+    temperature: Temperature = 1.0
+    """Sampling temperature of the candidates; greedy ones would all be the same."""
     greedy_first: bool = True
     """The first candidate (the first round) takes the likeliest token everywhere, so that N = 1 is greedy play. False
     samples all of them, so that N = 1 is sampled play."""
@@ -43,17 +46,11 @@ class BestOfConfig:
     is taken without asking the chooser. False: the chooser alone decides."""
 
     def __post_init__(self) -> None:
-        for name in ("best_of", "lookahead", "execute"):
-            value = getattr(self, name)
-            require(value >= 1, f"best-of-N: {name} must be at least 1, got {value}")
+        super().__post_init__()
         require(
             self.execute <= self.lookahead,
             f"best-of-N: execute = {self.execute} turns cannot be kept of a lookahead of {self.lookahead}: raise "
             "lookahead, or lower execute",
-        )
-        require(
-            self.temperature > 0,
-            f"best-of-N: temperature must be positive, got {self.temperature}: greedy candidates would all be the same",
         )
         require(
             self.success_ahead or self.chooser != "success",
@@ -63,7 +60,7 @@ class BestOfConfig:
 
 
 @dataclass(frozen=True)
-class ScalingConfig:
+class ScalingConfig(Config):
     """Success against N: the same evaluation with more and more candidates, and what each part contributes."""
 
     checkpoint: str
@@ -72,7 +69,7 @@ class ScalingConfig:
     """How candidates are made; its `best_of`, `chooser` and `success_ahead` are varied."""
     protocol: EvalConfig = field(default_factory=EvalConfig)
     """What is evaluated. Its temperature is not used: the candidates' is `search.temperature`."""
-    sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    sizes: tuple[Candidates, ...] = (1, 2, 4, 8, 16, 32)
     """Numbers of candidates N. N = 1 is evaluated greedy and sampled, whether or not it stands here."""
     choosers: tuple[StudyChooser, ...] = (
         "reward-model-alone", "success", "reward-model", "simulator", "random",
@@ -83,19 +80,16 @@ class ScalingConfig:
     out: str = "runs/scaling"
     """Folder for the results, scaling.json, scaling.md and scaling.png. Evaluations found there are not done again, if
     they are of the same policy and the same reward model."""
-    bootstrap: int = 2000
+    bootstrap: Annotated[int, Ge(100), Le(1_000_000)] = 2000
     """Resamplings of the episodes for the fit's uncertainty."""
-    workers: int = 0
+    workers: Workers = 0
     """Simulator processes; 0 takes one per CPU core. The result does not depend on it."""
 
     def __post_init__(self) -> None:
-        require(len(self.sizes) >= 1, "scaling: sizes is empty, expected numbers of candidates")
+        super().__post_init__()
+        require(len(self.sizes) >= 1, "sizes is empty, expected numbers of candidates")
         require(
-            min(self.sizes) >= 1 and len(set(self.sizes)) == len(self.sizes),
-            f"scaling: sizes must be different numbers of at least 1, got {list(self.sizes)}",
+            len(set(self.sizes)) == len(self.sizes),
+            f"sizes must be different numbers, got {list(self.sizes)}",
         )
-        require(len(self.choosers) >= 1, "scaling: choosers is empty")
-        require(
-            self.bootstrap >= 100, f"scaling: bootstrap must be at least 100, got {self.bootstrap}"
-        )
-        require(self.workers >= 0, f"scaling: workers must be 0 or more, got {self.workers}")
+        require(len(self.choosers) >= 1, "choosers is empty, expected names of choosers")

@@ -1,8 +1,8 @@
 """Test-time scaling: let the policy propose several times, and choose.
 
 vla-rl eval runs/quickstart --best-of 8 --mode lookahead --reward-model runs/reward --json result.json
-vla-rl scaling runs/quickstart --search.reward-model runs/reward --out runs/scaling
-vla-rl curve runs/first                                   (trained with --run.eval-every 10)
+vla-rl test-time runs/quickstart --search.reward-model runs/reward --out runs/scaling
+vla-rl learning-curve runs/first                                   (trained with --run.eval-every 10)
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from annotated_types import Ge, Len, MinLen
 from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, UserError
 from vla_rl.config.search import BestOfConfig, ChooserName, ScalingConfig, StudyChooser
 from vla_rl.config.serialize import differences, to_json
-from vla_rl.envs import ProcessVectorEnv
-from vla_rl.envs.benchmark import no_dense_reward
+from vla_rl.envs import make_vector_env
 from vla_rl.envs.env import VectorEnv
-from vla_rl.envs.registry import is_libero
+from vla_rl.envs.registry import benchmark, no_dense_reward
 from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.practised import apart
 from vla_rl.evaluation.result import evaluate_policy, evaluation_specs, summary
@@ -37,8 +36,8 @@ from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.model import ProcessRewardModel, TrainableRewardModel
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.external import fault, read_json
-from vla_rl.runtime.files import write_json
-from vla_rl.runtime.progress import console
+from vla_rl.runtime.files import require_writable, write_json
+from vla_rl.runtime.progress import note
 from vla_rl.types import EpisodeSpec
 
 
@@ -52,6 +51,7 @@ def evaluate_best_of(
     workers: int = 0,
     policy_config: PolicyConfig | None = None,
     horizon: int = 0,
+    show: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
     """`evaluate_checkpoint` with best of N in every decision.
 
@@ -65,13 +65,13 @@ def evaluate_best_of(
         return evaluate_search(policy, envs, env, config, search, reward_model)
 
     return evaluate_checkpoint(
-        checkpoint, config, env, json_path, videos, workers, policy_config, horizon, evaluate
+        checkpoint, config, env, json_path, videos, workers, policy_config, horizon, evaluate, show
     )
 
 
 def reward_model_of(search: BestOfConfig, suite: str) -> TrainableRewardModel | None:
     """The reward model that `search` needs, if it needs one. UserError for what cannot be chosen by on this suite."""
-    if search.chooser == "simulator" and is_libero(suite):
+    if search.chooser == "simulator" and benchmark(suite).dense_reward_max is None:
         raise no_dense_reward(suite)
     if search.chooser != "reward-model" or search.best_of == 1:
         return None
@@ -146,7 +146,7 @@ def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
     so that a study that was stopped goes on; UserError for one of another policy, reward model or setting. Returns the
     path of scaling.md.
     """
-    out = Path(config.out)
+    out = require_writable(Path(config.out), "folder")
     policy, env, trained_in = policy_and_env(
         Path(config.checkpoint), config.protocol.suite, env, PolicyConfig(), config.workers, 0
     )
@@ -155,7 +155,7 @@ def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
     made_by = {"policy": fingerprint_of_policy(policy), "environment": to_json(env)}
     scored_by = None if reward_model is None else fingerprint_of_reward_model(reward_model)
     results: dict[tuple[str, int], dict[str, Any]] = {}
-    with use_threads(1), ProcessVectorEnv(env) as envs:
+    with use_threads(1), make_vector_env(env) as envs:
         for name, search in planned_searches(config, choosers):
             asks_model = search.chooser == "reward-model"
             origin = made_by | {"reward_model": scored_by if asks_model else None}
@@ -215,10 +215,10 @@ def available_choosers(
         missing = ""
         if chooser == "reward-model" and not config.search.reward_model:
             missing = "no reward model was given"
-        if chooser == "simulator" and is_libero(suite):
-            missing = f"{suite} has no dense reward"
+        if chooser == "simulator" and benchmark(suite).dense_reward_max is None:
+            missing = f"{benchmark(suite).title} has no dense reward"
         if missing:
-            console().print(f"left out: choosing by {LABELS[name]}, as {missing}")
+            note(f"left out: choosing by {LABELS[name]}, as {missing}")
             continue
         if chooser == "reward-model" and reward_model is None:
             search = replace(config.search, chooser=chooser, best_of=max(*config.sizes, 2))

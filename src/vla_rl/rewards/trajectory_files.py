@@ -12,10 +12,10 @@ import numpy as np
 from annotated_types import Gt, Le, MaxLen, MinLen
 
 from vla_rl.config.errors import UserError
-from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
+from vla_rl.envs.registry import robots
 from vla_rl.rewards.trajectories import Origin, Trajectory
 from vla_rl.runtime.external import Phrase, fault, read_json
-from vla_rl.runtime.files import write_json
+from vla_rl.runtime.files import require_writable
 
 ACTION_CHUNK = "action_chunk"
 INITIAL_STATE = "initial_state"
@@ -105,10 +105,8 @@ def _whole_numbers(reader: Any, name: str, otherwise: np.ndarray) -> np.ndarray:
 
 def _task_of(instruction: str, robot: str) -> str:
     """The task's short name where the dataset does not tell: by what the benchmark calls this instruction."""
-    if robot == "metaworld_sawyer":
-        by_text = {text: task for task, text in INSTRUCTIONS.items()}
-        return by_text.get(instruction, instruction)
-    return instruction.replace(" ", "_") if robot in ("libero_panda", "panda") else instruction
+    played = robots().get(robot)
+    return played.task_of_instruction(instruction) if played is not None else instruction
 
 
 # --------------------------------------------------------------------------------------------------
@@ -153,12 +151,6 @@ def _read_details(folder: Path, count: int) -> _Details | None:
         found = Phrase(f"{len(details.episodes)}: it does not belong to this dataset")
         raise fault(path, "episodes", f"{count} episodes, as in the dataset", found, REMEDY)
     return details
-
-
-def _write_details(folder: Path, turn_seconds: float, episodes: list[dict[str, str]]) -> None:
-    write_json(
-        folder / DETAILS, {"format": FORMAT, "turn_seconds": turn_seconds, "episodes": episodes}
-    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -207,6 +199,7 @@ class TrajectoryWriter:
             raise UserError(
                 f"{self.folder} exists already: a dataset is never overwritten. Choose another folder or remove it."
             )
+        require_writable(Path(self.folder), "folder")
 
     def __enter__(self) -> TrajectoryWriter:
         return self
@@ -221,10 +214,17 @@ class TrajectoryWriter:
             if kind is None:
                 raise UserError(f"{self.folder}: there was no trajectory to write")
             return
-        self._writer.__exit__(kind, error, trace)
-        if kind is None:
-            assert self._shape is not None
-            _write_details(Path(self.folder), self._shape.turn_seconds, self._episodes)
+        if kind is not None:
+            self._writer.__exit__(kind, error, trace)
+            return
+        assert self._shape is not None
+        details = {
+            "format": FORMAT,
+            "turn_seconds": self._shape.turn_seconds,
+            "episodes": self._episodes,
+        }
+        with self._writer:
+            self._writer.add_json(DETAILS, details)
 
     def add(self, trajectory: Trajectory) -> None:
         """Append one episode."""

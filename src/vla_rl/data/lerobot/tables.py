@@ -25,6 +25,8 @@ MOST_UNFOLDED = 1000
 """Bytes in memory for one byte of the file; columns of measurements unfold tenfold at most."""
 SMALL = 64 * 2**20
 """What may unfold to so many bytes is never refused."""
+FEW_ROWS, MOST_ROWS = 100_000, 4
+"""Rows that are never refused, and rows for each byte of a file: in a dataset no two rows are alike."""
 LONGEST_TEXT = 10_000
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 """Bytes of one value in memory; of a text that of its number in the dictionary."""
@@ -35,13 +37,15 @@ DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, MemoryEr
 RowName = Callable[[int], str]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Table:
     """One parquet file, of which nothing but the metadata has been read."""
 
     path: Path
     file: pq.ParquetFile
     bytes: int
+    _last: tuple[str, list[int], pa.ChunkedArray] | None = None
+    """The row groups that were read last: the next pictures often lie in the same."""
 
     @property
     def rows(self) -> int:
@@ -68,14 +72,20 @@ class Table:
                 first = before if not groups else first
                 groups.append(group)
             before += rows
+        values = self._row_groups(column, groups).slice(start - first, stop - start)
+        if len(values) != stop - start:
+            raise fault(self.path, column, f"{stop - start} rows", Phrase(f"{len(values)}"), REMEDY)
+        return values
+
+    def _row_groups(self, column: str, groups: list[int]) -> pa.ChunkedArray:
+        if self._last is not None and self._last[:2] == (column, groups):
+            return self._last[2]
         self._check_unfolded(column, groups)
         try:
             values = self.file.read_row_groups(groups, columns=[column])[column]
         except DAMAGE as error:
             raise damaged(self.path, error) from error
-        values = values.slice(start - first, stop - start)
-        if len(values) != stop - start:
-            raise fault(self.path, column, f"{stop - start} rows", Phrase(f"{len(values)}"), REMEDY)
+        self._last = (column, groups, values)
         return values
 
     def _check_unfolded(self, column: str, groups: Sequence[int]) -> None:
@@ -106,9 +116,14 @@ def open_table(folder: Path, name: str, *, source: str | Path, key: str = "") ->
             path, metadata=metadata, read_dictionary=texts, page_checksum_verification=True
         )
         _ = file.schema_arrow.names
-        return Table(path, file, path.stat().st_size)
+        table = Table(path, file, path.stat().st_size)
     except DAMAGE as error:
         raise damaged(path, error) from error
+    most = max(FEW_ROWS, MOST_ROWS * table.bytes)
+    if table.rows > most:
+        expected = f"at most {most:,} rows in {table.bytes:,} bytes"
+        raise fault(path, "", expected, Phrase(f"{table.rows:,}"), REMEDY)
+    return table
 
 
 def damaged(path: Path, error: BaseException) -> UserError:

@@ -30,6 +30,7 @@ from vla_rl.rewards.process.model import (
     write_description,
 )
 from vla_rl.runtime.devices import resolve_device
+from vla_rl.runtime.extras import need
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PART = 8
@@ -126,6 +127,7 @@ class VlmProcessRewardModel:
         self, images: UInt8[np.ndarray, "B F H W 3"], questions: Sequence[str]
     ) -> dict[str, Tensor]:
         """Conversations of one user's message each, ready for the assistant's first token; padded on the left."""
+        need("PIL", purpose="this reward model")
         from PIL import Image
 
         frames = [[Image.fromarray(image) for image in seen] for seen in images]
