@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from vla_rl.algorithms.advantages import compute_advantages
-from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
+from vla_rl.algorithms.learner import TrainingDivergedError
+from vla_rl.algorithms.minibatches import minibatches
+from vla_rl.algorithms.ppo import PPO
 from vla_rl.config import (
     CriticConfig,
     CurriculumConfig,
@@ -145,11 +147,11 @@ def test_policy_outputs_are_bit_identical_before_and_after_critic_warmup():
     assert torch.equal(before.tokens, after.tokens)
     assert torch.equal(before.log_probs, after.log_probs)
     assert not torch.equal(before.values, after.values)
-    assert not practice.learner.policy_optimizer.state, (
+    assert not practice.learner.policy.optimizer.state, (
         "the policy optimizer was stepped in warm-up"
     )
     assert practice.improve()["losses/critic_warmup"] == 0.0
-    assert practice.learner.policy_optimizer.state
+    assert practice.learner.policy.optimizer.state
 
 
 def test_ratio_is_one_at_the_first_minibatch_and_moves_after_an_update():
@@ -159,7 +161,7 @@ def test_ratio_is_one_at_the_first_minibatch_and_moves_after_an_update():
     assert first["losses/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert first["losses/clip_fraction"] == 0.0
     assert first["losses/logprob_max_difference"] < 1e-5
-    again = practice.learner._backward(batch, torch.arange(len(batch)))
+    again = practice.learner.policy.backward(batch, torch.arange(len(batch)))
     assert again["losses/approx_kl_k3"] > 1e-6
 
 
@@ -183,7 +185,7 @@ def test_gradient_of_a_minibatch_does_not_depend_on_micro_batches():
         Practice(ChainEnv, 10, SHARED, replace(FAST, micro_batch=size)) for size in (0, 7)
     )
     for practice in (whole, parts):
-        practice.learner._backward(practice.batch(), torch.arange(60))
+        practice.learner.policy.backward(practice.batch(), torch.arange(60))
     for a, b in zip(
         whole.policy.policy_parameters(), parts.policy.policy_parameters(), strict=True
     ):
@@ -244,18 +246,16 @@ def test_imitation_term_raises_the_likelihood_of_own_successes_only():
 
     before = likelihood()
     for _ in range(5):
-        practice.learner._backward(silent, rows)
-        practice.learner.policy_optimizer.step()
+        practice.learner.policy.backward(silent, rows)
+        practice.learner.policy.optimizer.step()
     change = likelihood() - before
     assert change[batch.succeeded].mean() > 0
     assert change[batch.succeeded].mean() > change[~batch.succeeded].mean()
 
 
 def test_every_sample_is_used_once_an_epoch_in_a_fresh_order():
-    from vla_rl.algorithms.ppo import _minibatches
-
     order = torch.Generator().manual_seed(0)
-    parts = list(_minibatches(10, 2, 4, order))
+    parts = list(minibatches(10, 2, 4, order))
     first, second = torch.cat(parts[: len(parts) // 2]), torch.cat(parts[len(parts) // 2 :])
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
     assert first.tolist() != second.tolist()

@@ -27,7 +27,7 @@ def test_a_mistake_ends_with_code_2_and_one_line_whatever_the_terminal() -> None
         done = vla_rl("train", "--ppo.gamma", "2", PYTHONIOENCODING=encoding)
         assert done.returncode == 2
         assert done.stdout == ""
-        assert done.stderr == "vla-rl: train: ppo.gamma must lie in [0, 1], got 2.0\n"
+        assert done.stderr == "vla-rl: train: ppo.gamma: expected a number from 0 to 1, got 2.0\n"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

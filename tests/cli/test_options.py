@@ -129,14 +129,23 @@ def test_every_preset_has_a_line_in_the_help_and_the_papers_numbers_are_the_pape
         ),
         (
             "train --schedule.iterations 2.5",
-            ["--schedule.iterations: expected an integer, got '2.5'"],
+            ["--schedule.iterations: expected a whole number, got '2.5'"],
         ),
         ("train --ppo.ratio tokn", ["--ppo.ratio: expected one of token, action", "'token'"]),
         ("train --schedule.iterations", ["--schedule.iterations needs a value"]),
         ("train --schedule.iterations 0", ["a run needs an end", "schedule.episodes"]),
-        ("train --schedule.iterations -3", ["schedule.iterations must be 0 (no such limit)"]),
-        ("train --schedule.minutes nan", ["schedule.minutes must be 0 (no such limit)"]),
-        ("train --rollout.turns 0", ["rollout.turns must be at least 1, got 0"]),
+        (
+            "train --schedule.iterations -3",
+            ["schedule.iterations: expected a whole number of at least 0, got -3"],
+        ),
+        (
+            "train --schedule.minutes nan",
+            ["schedule.minutes: expected a finite number of at least 0, got nan"],
+        ),
+        (
+            "train --rollout.turns 0",
+            ["rollout.turns: expected a whole number of at least 1, got 0"],
+        ),
         ("train --env.held-out 1000", ["env.held_out must lie in 1..initial_states-1"]),
         (
             "train --run.tensorboard yes",
@@ -157,12 +166,15 @@ def test_every_preset_has_a_line_in_the_help_and_the_papers_numbers_are_the_pape
             "eval x --split heldout",
             ["--split: expected one of auto, held-out, train, all", "'held-out'"],
         ),
-        ("eval x --episodes-per-task 0", ["episodes_per_task must be at least 1, got 0"]),
+        (
+            "eval x --episodes-per-task 0",
+            ["eval: episodes_per_task: expected a whole number of at least 1, got 0"],
+        ),
         ("eval x --tempratur 1", ["no option --tempratur", "'--temperature'"]),
         ("report", ["RUN is missing"]),
-        ("demos --noise -1", ["noise must be 0 or more, got -1.0"]),
-        ("sft --epochs x", ["--epochs: expected an integer, got 'x'"]),
-        ("quickstart --minutes 0", ["quickstart.minutes must be positive"]),
+        ("demos --noise -1", ["demos: noise: expected a number of at least 0, got -1.0"]),
+        ("sft --epochs x", ["--epochs: expected a whole number, got 'x'"]),
+        ("quickstart --minutes 0", ["quickstart: minutes: expected a number above 0, got 0.0"]),
         ("doctor --jsn", ["no option --jsn", "'--json'"]),
     ],
 )
@@ -181,7 +193,7 @@ def test_the_width_of_the_terminal_does_not_change_the_line(
     monkeypatch.setenv("COLUMNS", columns)
     assert (
         error(capsys, "train --ppo.gamma 2")
-        == "vla-rl: train: ppo.gamma must lie in [0, 1], got 2.0\n"
+        == "vla-rl: train: ppo.gamma: expected a number from 0 to 1, got 2.0\n"
     )
     assert "takes" not in error(capsys, "train --optimizer.learning-rate abc")
 

@@ -30,14 +30,15 @@ import json, sys
 from pathlib import Path
 import torch
 from vla_rl.config import ModelConfig
+from vla_rl.config.serialize import from_json
 from vla_rl.policies.openvla.checkpoint import load_model
-from vla_rl.policies.openvla.config_files import from_dict, read_checkpoint_config
+from vla_rl.policies.openvla.config_files import read_checkpoint_config
 
 def resident(field):
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
-config = from_dict(ModelConfig, json.loads(sys.argv[2]), "model")
+config = from_json(ModelConfig, json.loads(sys.argv[2]))
 small = Path(sys.argv[4])  # what torch loads and allocates on first use is none of the model's
 load_model(small, read_checkpoint_config(small).model, "cpu", getattr(torch, sys.argv[3]))
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here

@@ -169,7 +169,7 @@ def test_models_we_cannot_run_are_refused(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({**official, **changes}))
         return tmp_path
 
-    with pytest.raises(UserError, match="'llava'"):
+    with pytest.raises(UserError, match='"llava"'):
         read_checkpoint_config(write(model_type="llava"))
     with pytest.raises(UserError, match="vision towers"):
         read_checkpoint_config(write(timm_model_ids=["resnet50"]))

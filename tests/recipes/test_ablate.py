@@ -116,7 +116,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match="needs a policy to start from"):
         ablate(AblationConfig())
     for name in ("seeds", "iterations", "parallel"):
-        with pytest.raises(ConfigError, match=f"{name} must be at least 1"):
+        with pytest.raises(ConfigError, match=f"^{name}: expected a whole number"):
             AblationConfig(**{name: 0})
     assert {field.name for field in dataclasses.fields(AblationConfig)} >= {"reward_model", "cores"}
 

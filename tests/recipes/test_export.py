@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 
 from vla_rl.cli import main
 from vla_rl.config import ConfigError, ExportConfig, LoraConfig, PolicyConfig, UserError, tiny_model
-from vla_rl.diagnostics import checkpoint as checkpoint_doctor
 from vla_rl.diagnostics.checkpoint import examine_checkpoint
 from vla_rl.diagnostics.machine import Check
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.policies.openvla import examining
+from vla_rl.policies.openvla.loading import find_source
 from vla_rl.recipes.export import export
 from vla_rl.types import Observation
 
@@ -78,6 +79,7 @@ def test_a_run_with_adapters_is_exported_in_both_forms(
     assert main(["export", run, "--out", str(tmp_path / "adapter"), "--adapter"]) == 0
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors", "dataset_statistics.json", "tokenizer.json",
+        "vla_rl.json",
     ]  # fmt: skip
     for name in ("merged", "adapter"):
         torch.testing.assert_close(
@@ -88,7 +90,7 @@ def test_a_run_with_adapters_is_exported_in_both_forms(
 def test_an_export_keeps_the_precision_of_the_files_unless_told_otherwise(tmp_path: Path) -> None:
     folder = tmp_path / "official"
     shutil.copytree(GOLDEN, folder, ignore=shutil.ignore_patterns("*.npz", "*.md"))
-    model = checkpoint_doctor.find_source(str(folder)).description.model
+    model = find_source(str(folder)).description.model
     from vla_rl.policies import build_tiny_tokenizer
 
     build_tiny_tokenizer(INSTRUCTIONS, model).save(str(folder / "tokenizer.json"))
@@ -206,7 +208,7 @@ def test_the_doctor_of_nothing_and_of_several_datasets(tmp_path: Path, capsys) -
 def test_the_doctor_compares_with_the_gpus_memory(
     base: Path, monkeypatch: pytest.MonkeyPatch, gigabytes: float, status: str, words: str
 ) -> None:
-    monkeypatch.setattr(checkpoint_doctor, "total_gpu_memory", lambda: gigabytes * 1e9)
+    monkeypatch.setattr(examining, "total_gpu_memory", lambda: gigabytes * 1e9)
     check = found(examine_checkpoint(str(base)))["gpu memory"]
     assert check.status == status
     assert words in check.found + check.mend
@@ -218,7 +220,7 @@ def test_the_doctor_says_when_the_host_is_too_small(
     class Small:
         available = 1_000_000
 
-    monkeypatch.setattr(checkpoint_doctor.psutil, "virtual_memory", Small)
+    monkeypatch.setattr(examining.psutil, "virtual_memory", Small)
     check = found(examine_checkpoint(str(base)))["host memory"]
     assert check.status == "warn"
     assert "one tensor at a time" in check.mend

@@ -19,7 +19,7 @@ from vla_rl.config import (
     tiny_model,
 )
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
-from vla_rl.policies.openvla import memory as memory_budget
+from vla_rl.policies import memory as memory_budget
 from vla_rl.policies.openvla.memory import (
     PROMPT_TOKENS,
     activation_elements,
@@ -29,8 +29,8 @@ from vla_rl.policies.openvla.memory import (
     inference_budget,
     memory_table,
     training_budget,
-    with_micro_batch,
 )
+from vla_rl.policies.registry import with_micro_batch
 from vla_rl.types import Observation
 
 LORA = LoraConfig(rank=4)

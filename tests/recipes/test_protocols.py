@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vla_rl.config import ConfigError, EnvConfig, EvalConfig, PolicyConfig, UserError
+from vla_rl.config import ConfigError, Conventions, EnvConfig, EvalConfig, UserError
 from vla_rl.data.demonstrations import NORMALISED_ROBOTS
 from vla_rl.envs.defaults import (
     benchmark_env,
+    conventions,
     evaluation_env,
     evaluation_protocol,
     laptop_env,
-    protocol_policy,
     require_same_robot,
 )
 from vla_rl.envs.libero.benchmark import LIBERO
 from vla_rl.envs.metaworld.benchmark import METAWORLD
-from vla_rl.envs.registry import benchmark, is_libero, task_names
+from vla_rl.envs.registry import benchmark, task_names
 from vla_rl.evaluation.result import initial_states_of
 from vla_rl.recipes.presets import PRESETS, SUMMARIES, preset
 
@@ -97,28 +95,12 @@ def test_frames_come_in_the_models_size_unless_it_resizes_them() -> None:
     assert evaluation_env("libero-goal", None, 224, resizes=False, action_chunk=1).image_size == 224
 
 
-def write_config(folder: Path, **content: object) -> Path:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(content))
-    return folder
-
-
-def test_official_checkpoints_get_liberos_conventions(tmp_path: Path) -> None:
-    official = write_config(tmp_path / "official", model_type="openvla")
-    chosen = protocol_policy(PolicyConfig(), "libero-goal:3", official)
-    assert (chosen.images, chosen.gripper, chosen.unnorm_key) == (
-        "openvla-libero",
-        "openvla",
-        "libero_goal",
-    )
-    # what the user says stands
-    said = PolicyConfig(images="as-is", gripper="as-is", unnorm_key="bridge_orig")
-    assert protocol_policy(said, "libero-goal", official) == said
-    assert protocol_policy(PolicyConfig(), "libero-10-swap", official).unnorm_key == "libero_10"
-    # not on other benchmarks, and not where the checkpoint says it itself
-    assert protocol_policy(PolicyConfig(), "mt5", official) == PolicyConfig()
-    ours = write_config(tmp_path / "ours", vla_rl={"format": 1})
-    assert protocol_policy(PolicyConfig(), "libero-goal", ours) == PolicyConfig()
+def test_published_checkpoints_have_their_benchmarks_conventions() -> None:
+    """How a checkpoint gets them, or says its own: tests/policies/test_conventions.py."""
+    goal = Conventions("openvla-libero", "openvla", "libero_goal")
+    assert conventions("libero-goal") == conventions("libero-goal:3") == goal
+    assert conventions("libero-10-swap").unnorm_key == "libero_10"
+    assert conventions("mt5") == Conventions()
 
 
 def test_a_robot_of_another_benchmark_is_refused() -> None:
@@ -133,8 +115,8 @@ def test_a_robot_of_another_benchmark_is_refused() -> None:
 def test_suites_and_their_benchmarks() -> None:
     assert benchmark("mt1:reach") is benchmark("mt50") is METAWORLD
     assert benchmark("libero-90:12") is benchmark("libero-spatial-lan") is LIBERO
-    assert is_libero("libero-10:0,2")
-    assert not is_libero("mt1:libero-10")
+    assert benchmark("libero-10:0,2") is LIBERO
+    assert benchmark("mt1:libero-10") is METAWORLD
     assert task_names("mt1:reach") == ("reach",)
     with pytest.raises(ConfigError, match=r"unknown LIBERO suite 'libero-spatail'.*libero-spatial"):
         benchmark("libero-spatail")

@@ -165,7 +165,7 @@ def test_training_goes_on_from_a_reward_model(run, dataset, tmp_path):
 def test_one_class_only_is_refused(tmp_path):
     failures = [t for t in episodes(4) if not t.success]
     folder = save_trajectories(tmp_path / "failures", failures)
-    with pytest.raises(UserError, match="decisions, all 24 are negative"):
+    with pytest.raises(UserError, match="turns, all 24 are negative"):
         train_reward(config(folder, tmp_path / "out", validation_fraction=0.0))
 
 
@@ -192,11 +192,11 @@ def test_evaluation_of_held_out_episodes(run):
     assert low <= seen["auroc"] <= high
     assert seen["average_precision"] > seen["chance"]
     assert 0 <= seen["calibration_error"] < 0.4
-    assert sum(seen["reliability"]["counts"]) == seen["decisions"] == 36
+    assert sum(seen["reliability"]["counts"]) == seen["turns"] == 36
     # a lamp that lights up: every success above every failure, and rising in time
     assert seen["ranking"]["last"] == {"accuracy": 1.0, "pairs": seen["ranking"]["last"]["pairs"]}
     assert seen["progress_correlation"]["episodes"] > 0
-    assert result["mismatched"]["pairs"] == result["mismatched"]["decisions"] == seen["positives"]
+    assert result["mismatched"]["pairs"] == result["mismatched"]["turns"] == seen["positives"]
     assert result["held_out_tasks"] is None
 
 
@@ -208,7 +208,7 @@ def test_measures_of_a_reward_model_whose_answers_are_known():
     odds = odds.astype(np.float32)
     settings = RewardEvalConfig(reward_model="unused", resamples=0)
     found = measure(examples, np.arange(24), odds, settings)
-    assert (found["episodes"], found["successes"], found["decisions"]) == (4, 2, 24)
+    assert (found["episodes"], found["successes"], found["turns"]) == (4, 2, 24)
     assert found["auroc"] == area_under_roc(odds, examples.positive)
     # two successes against two failures: right about one of them
     assert found["ranking"]["mean"] == {"accuracy": 0.5, "pairs": 4}
@@ -241,7 +241,7 @@ def test_mismatched_instructions_with_reward_models_whose_answers_are_known():
         reward_model, examples, rows, reward_model_rows(reward_model, examples, rows), settings
     )
     assert (found["auroc"], found["paired"]) == (1.0, 1.0)
-    assert found["pairs"] == found["decisions"] == examples.positive.sum()
+    assert found["pairs"] == found["turns"] == examples.positive.sum()
     blind = ChannelRewardModel(blind=True)
     found = mismatched(blind, examples, rows, reward_model_rows(blind, examples, rows), settings)
     assert (found["auroc"], found["paired"]) == (0.5, 0.5)
@@ -289,7 +289,7 @@ def test_a_reward_model_without_its_run_needs_datasets(run, dataset, tmp_path):
 
 
 def test_the_bootstrap_resamples_whole_episodes():
-    """Copies of a decision within its episode say nothing new: the interval does not shrink."""
+    """Copies of a turn within its episode say nothing new: the interval does not shrink."""
     rng = np.random.default_rng(0)
     odds = rng.normal(size=40).astype(np.float32)
     positive = odds + rng.normal(size=40) > 0

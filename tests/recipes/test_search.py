@@ -175,9 +175,9 @@ def test_choosers_that_cannot_be_had(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"best_of": 0}, "best_of must be at least 1"),
+        ({"best_of": 0}, r"best_of: expected a whole number from 1 to 65536, got 0"),
         ({"lookahead": 2, "execute": 3}, "cannot be kept of a lookahead of 2"),
-        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": 0.0}, r"temperature: expected a number from 0\.01 to 100, got 0\.0"),
     ],
 )
 def test_settings_that_make_no_sense(fields: dict, words: str) -> None:

@@ -235,7 +235,7 @@ def test_answers_must_be_one_token_each():
         ({"prompt": "done?"}, "must contain"),
         ({"positive_answer": "0"}, "two different words"),
         ({"history": 0}, "history"),
-        ({"mismatched_share": 1.0}, r"\[0, 1\)"),
+        ({"mismatched_share": 1.0}, "of at least 0 and below 1"),
         ({"all_weights": True}, "always trained whole"),
         ({"datasets": ()}, "at least one folder"),
     ],
@@ -274,7 +274,7 @@ def test_examples_follow_the_labels_and_never_look_into_another_episode():
 
 def test_histories_are_as_long_in_time_whatever_the_rate():
     slow = trajectory(0, True)
-    fast = replace(trajectory(1, True), decision_seconds=slow.decision_seconds / 2)
+    fast = replace(trajectory(1, True), turn_seconds=slow.turn_seconds / 2)
     examples = build_examples([slow, fast], SEGMENTS, history=2)
     assert examples.sequence[3].tolist() == [2, 3]
     assert examples.sequence[6 + 3].tolist() == [6 + 1, 6 + 3]

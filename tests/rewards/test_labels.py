@@ -17,7 +17,7 @@ from vla_rl.rewards.process.robot_signals import robot_signals
 from vla_rl.rewards.trajectories import Trajectory
 
 STEP = 0.1
-"""Seconds a decision in these tests; thresholds below are whole numbers of it."""
+"""Seconds a turn in these tests; thresholds below are whole numbers of it."""
 CONFIG = LabelConfig(
     near_zero_speed=0.4, leaving_speed=0.5, min_segment=3 * STEP, window=2 * STEP, margin=STEP
 )
@@ -41,7 +41,7 @@ def trajectory(opening=None, speed=None, *, success: bool = True, **other) -> Tr
         "initial_state": 0,
         "success": success,
         "source": "expert",
-        "decision_seconds": STEP,
+        "turn_seconds": STEP,
         "robot": "metaworld_sawyer",
     }
     return Trajectory(**{**given, **other})
@@ -52,7 +52,7 @@ def labels_of(episode: Trajectory, config: LabelConfig = CONFIG):
 
 
 def signs(labels) -> str:
-    """One sign a decision: + positive, - negative, . left out."""
+    """One sign a turn: + positive, - negative, . left out."""
     pairs = zip(labels.positive, labels.known, strict=True)
     return "".join("+" if positive else "-" if known else "." for positive, known in pairs)
 
@@ -195,23 +195,23 @@ def test_windows_stay_in_their_segment():
 
 def test_margins_stay_in_their_segment_too():
     speed = np.ones(34)
-    speed[13] = 0  # two decisions after the grasp, which is no key frame here
+    speed[13] = 0  # two turns after the grasp, which is no key frame here
     letter = replace(CONFIG, ends_are_key=False, margin=2 * STEP, window_share=1.0)
     assert signs(labels_of(trajectory(GRASP_AND_RELEASE, speed), letter))[8:16] == "---+++--"
 
 
 def test_windows_take_no_more_than_their_share_of_the_way():
     speed = np.ones(34)
-    speed[15] = 0  # four decisions after the grasp
+    speed[15] = 0  # four turns after the grasp
     wide = replace(CONFIG, window=100 * STEP, margin=0.0)
-    # halves of 11, 4, 10 and 8 decisions, and the key frames themselves
+    # halves of 11, 4, 10 and 8 turns, and the key frames themselves
     expected = "------++++++" + "-+++" + "----++++++" + "---+++++"
     assert signs(labels_of(trajectory(GRASP_AND_RELEASE, speed), wide)) == expected
 
 
 def test_progress_gives_every_segment_the_same_share():
     progress = labels_of(trajectory(GRASP_AND_RELEASE)).progress
-    # the decision before a milestone has carried its segment out
+    # the turn before a milestone has carried its segment out
     np.testing.assert_allclose(progress[[10, 24, 33]], [1 / 3, 2 / 3, 1], rtol=1e-6)
     assert (np.diff(progress) > 0).all()
 
@@ -234,7 +234,7 @@ def test_failures_are_negative_whatever_they_do():
 def test_times_are_seconds_whatever_the_action_rate():
     episode = trajectory(GRASP_AND_RELEASE)
     twice = replace(CONFIG, window=4 * STEP, margin=2 * STEP, min_segment=6 * STEP)
-    slow = replace(episode, decision_seconds=2 * STEP)
+    slow = replace(episode, turn_seconds=2 * STEP)
     assert signs(labels_of(slow, twice)) == signs(labels_of(episode))
 
 

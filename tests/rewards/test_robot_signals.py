@@ -9,10 +9,11 @@ import pytest
 
 from vla_rl.config import LabelConfig, UserError
 from vla_rl.rewards.process.labels import label
-from vla_rl.rewards.process.robot_signals import LIBERO_PANDA, METAWORLD_SAWYER, robot_signals
+from vla_rl.rewards.process.robot_signals import robot_signals
 from vla_rl.rewards.trajectories import Trajectory
 
 CONFIG = LabelConfig()
+METAWORLD_SAWYER, LIBERO_PANDA = robot_signals("metaworld_sawyer"), robot_signals("libero_panda")
 
 
 def trajectory(opening, **other) -> Trajectory:
@@ -29,7 +30,7 @@ def trajectory(opening, **other) -> Trajectory:
         "initial_state": 0,
         "success": True,
         "source": "expert",
-        "decision_seconds": 0.1,
+        "turn_seconds": 0.1,
         "robot": "metaworld_sawyer",
     }
     return Trajectory(**{**given, **other})
@@ -65,7 +66,7 @@ def test_without_proprioception_commands_take_its_place():
     episode = trajectory(
         [1.0] * 4, proprio=np.zeros((4, 0), np.float32), actions=actions, robot="libero_panda"
     )
-    # a decision sees what the one before it asked for
+    # a turn sees what the one before it asked for
     np.testing.assert_allclose(LIBERO_PANDA.gripper_opening(episode), [1, 1, 0, 0])
     # 1 commands 1 m/s; a chunk's mean
     np.testing.assert_allclose(LIBERO_PANDA.speed(episode), [0.5, 0.5, 0, 0])
@@ -94,7 +95,7 @@ def test_numbers_that_are_not_finite_are_an_error(what: str, scheme):
     episode = trajectory([1.0] * 5)
     damaged = getattr(episode, what).copy()
     damaged[3].flat[1] = np.nan
-    with pytest.raises(UserError, match=r"finite .* at decision 3"):
+    with pytest.raises(UserError, match=r"finite .* at turn 3"):
         labels_of(replace(episode, **{what: damaged}), replace(CONFIG, scheme=scheme))
 
 

@@ -48,7 +48,7 @@ def sample(
         initial_state=seed,
         success=success,
         source="policy",
-        decision_seconds=0.4,
+        turn_seconds=0.4,
         robot="metaworld_sawyer",
     )
 
@@ -62,7 +62,7 @@ def assert_same(first: Trajectory, second: Trajectory) -> None:
         "initial_state",
         "success",
         "source",
-        "decision_seconds",
+        "turn_seconds",
         "robot",
     ):
         assert getattr(first, name) == getattr(second, name), name
@@ -103,6 +103,8 @@ def play(lengths: list[list[int]], turns: int, lost: set[tuple[int, int]] = froz
         tasks=TASKS,
         instructions=INSTRUCTIONS,
         initial_states=episode,
+        episode_ids=episode,
+        group_ids=episode,
         proprio=np.repeat(number[..., None], 4, axis=2).astype(np.float32),
         time_fraction=fraction,
         tokens=np.broadcast_to(np.arange(turns)[:, None, None], (*shape, 8)).copy(),
@@ -146,7 +148,7 @@ def test_windows_are_cut_into_whole_episodes():
     np.testing.assert_allclose(third.actions[:, 1, 2], [0.03, 0.04, 0.05, 0.06], rtol=1e-6)
     assert (third.task, third.instruction, third.initial_state) == ("reach", "reach the goal", 1)
     # two actions of five simulator steps at 80 a second
-    assert third.decision_seconds == 0.125
+    assert third.turn_seconds == 0.125
     assert (third.robot, third.source) == ("metaworld_sawyer", "policy")
 
 
@@ -207,9 +209,7 @@ def test_other_programs_see_the_outcome_and_the_first_action(tmp_path):
     assert reader.column("next.success").tolist() == [False] * 4 + [True] + [False] * 4
     assert reader.column("next.done").tolist() == [False] * 4 + [True] + [False] * 3 + [True]
     np.testing.assert_array_equal(reader.column(ACTION)[:5], given[0].actions[:, 0])
-    assert (
-        reader.fps == 2
-    )  # 0.4 s a decision: a whole number in the format, the exact time beside it
+    assert reader.fps == 2  # 0.4 s a turn: a whole number in the format, the exact time beside it
 
 
 def demonstrations(folder, *, success: bool | None = True, robot: str = "metaworld_sawyer"):
@@ -246,7 +246,7 @@ def test_every_frame_of_a_demonstration_is_a_decision(tmp_path):
     )
     assert (first.initial_state, second.initial_state) == (71, 72)
     assert first.success
-    assert first.decision_seconds == 1 / 16
+    assert first.turn_seconds == 1 / 16
     chunked, _ = load_trajectories(tmp_path / "demos", action_chunk=2)
     np.testing.assert_allclose(
         chunked.actions[:, :, 0], [[0, 0.1], [0.1, 0.2], [0.2, 0.2]], rtol=1e-6
@@ -274,13 +274,13 @@ def test_images_of_another_size_are_resized(tmp_path):
 def test_another_chunk_than_the_one_stored_is_an_error(tmp_path):
     folder = save_trajectories(tmp_path / "play", [sample()])
     assert load_trajectories(folder, action_chunk=2)[0].actions.shape == (5, 2, 4)
-    with pytest.raises(UserError, match="decisions of 2 actions each, 4 were asked for"):
+    with pytest.raises(UserError, match="turns of 2 actions each, 4 were asked for"):
         load_trajectories(folder, action_chunk=4)
 
 
 @pytest.mark.parametrize(
     "other",
-    [sample(chunk=1), sample(proprio=0), replace(sample(), robot="panda"), replace(sample(), decision_seconds=1.0)],
+    [sample(chunk=1), sample(proprio=0), replace(sample(), robot="panda"), replace(sample(), turn_seconds=1.0)],
 )  # fmt: skip
 def test_trajectories_of_two_kinds_do_not_go_into_one_dataset(tmp_path, other: Trajectory):
     with pytest.raises(UserError, match="expected it like the first"):
@@ -311,7 +311,7 @@ def test_details_of_another_dataset_are_an_error(tmp_path):
     [
         ("proprio", np.zeros((4, 4), np.float32)),
         ("actions", np.zeros((5, 4), np.float32)),
-        ("decision_seconds", 0.0),
+        ("turn_seconds", 0.0),
     ],
 )
 def test_parts_that_do_not_fit_together_are_an_error(name: str, value):
@@ -320,7 +320,7 @@ def test_parts_that_do_not_fit_together_are_an_error(name: str, value):
 
 
 def test_an_episode_without_a_decision_is_an_error():
-    with pytest.raises(UserError, match="at least one decision"):
+    with pytest.raises(UserError, match="at least one turn"):
         sample(0)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from vla_rl.config import PPOConfig
+from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.functional import bootstrap_inputs, generalized_advantages, masked_whiten
 from vla_rl.types import Observation, Rollout
 
@@ -36,6 +37,7 @@ def compute_advantages(
     dense_rewards: Float32[np.ndarray, "M N"],
     config: PPOConfig,
     in_return: bool = True,
+    world: World = SingleProcess(),
 ) -> Batch:
     """Advantages by GAE over turns, and the critic's targets.
 
@@ -45,6 +47,7 @@ def compute_advantages(
 
     in_return: Dense rewards are part of the return. Else the critic learns success alone, and the advantages get the
     dense rewards' sum with trace lambda and no baseline.
+    world: Advantages are whitened over the environments of all its processes.
     """
     tensor = torch.from_numpy
     values = tensor(rollout.values)
@@ -75,7 +78,7 @@ def compute_advantages(
         rewards, discounts, values, next_values, trace, config.value_lambda
     )
     if config.normalize_advantages:
-        advantages = masked_whiten(advantages, valid)
+        advantages = _whiten(advantages, valid, world)
     kept = valid.reshape(-1).nonzero()[:, 0]
     num_tokens = rollout.tokens.shape[-1]
     return Batch(
@@ -88,3 +91,16 @@ def compute_advantages(
         succeeded=tensor(rollout.succeeded).reshape(-1)[kept],
         temperature=rollout.temperature,
     )
+
+
+def _whiten(
+    advantages: Float[Tensor, "M N"], valid: Bool[Tensor, "M N"], world: World
+) -> Float[Tensor, "M N"]:
+    """Whiten over the environments of all processes together, and take one's own."""
+    parts = world.gather((advantages, valid))
+    if len(parts) == 1:
+        return masked_whiten(advantages, valid)
+    everyone = torch.cat([part for part, _ in parts], 1)
+    whitened = masked_whiten(everyone, torch.cat([mask for _, mask in parts], 1))
+    first = sum(part.shape[1] for part, _ in parts[: world.rank])
+    return whitened[:, first : first + advantages.shape[1]]

@@ -25,7 +25,7 @@ from vla_rl.rewards.process.tiny import TinyProcessRewardModel
 
 @dataclass(frozen=True)
 class RewardModelBatch:
-    """B decisions and the answer that is right for each."""
+    """B turns and the answer that is right for each."""
 
     images: UInt8[np.ndarray, "B F H W 3"]
     instructions: list[str]

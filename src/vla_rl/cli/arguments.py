@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from vla_rl.config import EvalConfig
+from vla_rl.config.bounds import Candidates, Config, PixelsOrStored, Workers
 
 
 @dataclass(frozen=True)
-class EvalArguments:
+class EvalArguments(Config):
     """Evaluate a policy: each (task, initial state) exactly once, with a confidence interval."""
 
     checkpoint: Path
     """A run folder, one of its checkpoints, a policy folder, or a hub id (owner/name)."""
     protocol: EvalConfig = field(default_factory=EvalConfig)
-    horizon: int = 0
+    """What is evaluated."""
+    horizon: Annotated[int, Ge(0), Le(1_000_000)] = 0
     """Turns after which an episode is cut; 0 takes the training run's, or the benchmark's protocol."""
     unnorm_key: str = ""
     """Dataset whose action statistics un-normalise actions; empty takes the checkpoint's own, or the suite's."""
@@ -24,27 +28,30 @@ class EvalArguments:
     """Folder or hub id of the model that adapters belong to, where it is not the one they name themselves."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the weights."""
-    best_of: int = 1
+    best_of: Candidates = 1
     """Best of N: candidates of each decision (of `refine`: rounds), from which a chooser picks. 1 is plain play."""
     mode: Literal["action", "lookahead", "refine"] = "lookahead"
     """action: N actions are sampled. lookahead: N continuations from a snapshot of the simulator. refine: the episode
     again from its worst-scored turn on."""
-    chooser: Literal["judge", "simulator", "success", "random"] = "judge"
-    """judge: a process reward model. For reference, the simulator's own dense reward, success seen ahead, or chance."""
+    chooser: Literal["reward-model", "simulator", "success", "random"] = "reward-model"
+    """reward-model: a process reward model. The others are references: the simulator's own dense reward, success seen
+    ahead, or chance."""
     reward_model: str = ""
     """Folder of the process reward model that chooses (`vla-rl reward train`)."""
-    lookahead: int = 4
+    success_ahead: bool = True
+    """lookahead: a continuation in which the simulator reports success is taken without asking the chooser."""
+    lookahead: Annotated[int, Ge(1), Le(1_000_000)] = 4
     """Turns that a continuation is played before it is scored."""
     json: Path | None = None
     """File for the whole result."""
     videos_out: Path | None = None
     """Folder for the videos; by default `videos` beside the JSON file."""
-    workers: int = 0
+    workers: Workers = 0
     """Simulator processes; 0 takes one per CPU core. The result does not depend on it."""
 
 
 @dataclass(frozen=True)
-class ConvertArguments:
+class ConvertArguments(Config):
     """Convert LIBERO's official HDF5 demonstrations into a LeRobotDataset v3."""
 
     source: Path
@@ -53,15 +60,16 @@ class ConvertArguments:
     """Folder of the dataset to write; must not exist yet."""
     drop_noops: bool = True
     """Leave out frames in which nothing is moved, as OpenVLA does."""
-    image_size: int = 0
+    image_size: PixelsOrStored = 0
     """Height and width of the images; 0 keeps those stored (128)."""
     wrist: bool = False
     """Also write the wrist camera."""
     image_format: Literal["png", "mp4"] = "png"
+    """png: every frame as it is. mp4: lossy video, in a fraction of the space."""
 
 
 @dataclass(frozen=True)
-class ReportArguments:
+class ReportArguments(Config):
     """Write a run's report: one HTML file that opens offline."""
 
     run: Path
@@ -71,7 +79,7 @@ class ReportArguments:
 
 
 @dataclass(frozen=True)
-class FilmArguments:
+class FilmArguments(Config):
     """Write a short animated image of one task: the same initial state before and after practice."""
 
     run: Path
@@ -80,12 +88,12 @@ class FilmArguments:
     """The animated image, .gif or .webp; by default film.gif in the run folder."""
     task: str = ""
     """The task to show; empty takes the first one that failed before practice and succeeded after it."""
-    size: int = 224
+    size: Annotated[int, Ge(16), Le(4096)] = 224
     """Height and width of each half in pixels."""
 
 
 @dataclass(frozen=True)
-class LearningCurveArguments:
+class LearningCurveArguments(Config):
     """Draw a run's evaluated success against the updates of PPO."""
 
     run: Path
@@ -95,7 +103,7 @@ class LearningCurveArguments:
 
 
 @dataclass(frozen=True)
-class DoctorArguments:
+class DoctorArguments(Config):
     """Look for what would keep VLA-RL from running here, and say how to mend it."""
 
     json: bool = False

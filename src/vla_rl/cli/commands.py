@@ -19,7 +19,8 @@ from vla_rl.cli.arguments import (
     LearningCurveArguments,
     ReportArguments,
 )
-from vla_rl.cli.options import normal, parse, say, value_of, with_lora
+from vla_rl.cli.needs import require_extras
+from vla_rl.cli.options import PRINT_CONFIG, normal, parse, say, value_of, with_lora
 from vla_rl.cli.tables import reward_model_table, success_table
 from vla_rl.cli.training import ablation_request, train_request
 from vla_rl.config import (
@@ -40,18 +41,19 @@ from vla_rl.config.search import BestOfConfig, ScalingConfig
 
 C = TypeVar("C")
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it, whether or not there was time to save."""
-
 
 def parse_command(
     cls: type[C], words: list[str], command: str, default: C | None = None, notes: str = ""
 ) -> C:
-    """The options in `words` of the command called `command`; its help has its summary and examples."""
+    """The options in `words` of the command called `command`; its help has its summary and examples.
+
+    UserError, one line, for options that do not fit and for packages that are not installed.
+    """
     entry = COMMANDS[command]
     examples = "Examples:\n" + "\n".join(f"  {example}" for example in entry.examples)
-    parts = [f"{entry.summary[0].upper()}{entry.summary[1:]}.", notes, examples]
-    return parse(
+    summary = f"{entry.summary[0].upper()}{entry.summary[1:]}."
+    parts = [summary, notes, f"{PRINT_CONFIG} prints all settings as JSON, and ends.", examples]
+    config = parse(
         cls,
         words,
         command=command,
@@ -60,6 +62,8 @@ def parse_command(
         usage=" [PRESET]" if command in ("train", "ablate") else "",
         flat=cls is EvalArguments,
     )
+    require_extras(command, config)
+    return config
 
 
 class Recipe(NamedTuple):
@@ -92,7 +96,8 @@ def _quickstart(words: list[str]) -> int:
     config = parse_command(QuickstartConfig, words, "quickstart")
     from vla_rl.recipes.quickstart import quickstart
 
-    return 0 if quickstart(config) else INTERRUPTED
+    quickstart(config)
+    return 0
 
 
 def _demos(words: list[str]) -> int:
@@ -133,8 +138,8 @@ def _eval(words: list[str]) -> int:
     if request.best_of == 1:
         from vla_rl.recipes.evaluate import evaluate_checkpoint
 
-        result = evaluate_checkpoint(
-            request.checkpoint, request.protocol, *shared, policy, request.horizon
+        evaluate_checkpoint(
+            request.checkpoint, request.protocol, *shared, policy, request.horizon, show=_show
         )
     else:
         from vla_rl.recipes.test_time_scaling import evaluate_best_of
@@ -142,13 +147,22 @@ def _eval(words: list[str]) -> int:
         sampled = request.protocol.temperature
         search = BestOfConfig(
             request.best_of, request.mode, request.chooser, request.reward_model, request.lookahead,
-            temperature=sampled or 1.0, greedy_first=sampled == 0,
+            temperature=sampled or 1.0, greedy_first=sampled == 0, success_ahead=request.success_ahead,
         )  # fmt: skip
-        result = evaluate_best_of(
-            request.checkpoint, request.protocol, search, *shared, policy, request.horizon
+        evaluate_best_of(
+            request.checkpoint,
+            request.protocol,
+            search,
+            *shared,
+            policy,
+            request.horizon,
+            show=_show,
         )
-    say(success_table(result))
     return 0
+
+
+def _show(result: dict[str, Any]) -> None:
+    say(success_table(result))
 
 
 def _reward_train(words: list[str]) -> int:
@@ -256,7 +270,7 @@ COMMANDS: dict[str, Command] = {
         Recipe(RewardCollectConfig, "recipes.label_trajectories", "collect_trajectories", "Trajectories"),
     ),
     "reward label": Command(
-        "label the decisions of trajectories, and draw them",
+        "label the turns of trajectories, and draw them",
         ("vla-rl reward label runs/demos --plot",),
         Recipe(RewardLabelConfig, "recipes.label_trajectories", "label_dataset", "Labels"),
     ),
@@ -275,14 +289,14 @@ COMMANDS: dict[str, Command] = {
         ("vla-rl reward score runs/reward runs/play --episode 3 --out episode.png",),
         Recipe(RewardScoreConfig, "recipes.evaluate_reward", "score_reward", "Image"),
     ),
-    "scaling": Command(
+    "test-time": Command(
         "success against the number of candidates at test time",
-        ("vla-rl scaling runs/sft/policy --search.reward-model runs/reward --out runs/scaling",),
+        ("vla-rl test-time runs/sft/policy --search.reward-model runs/reward --out runs/scaling",),
         Recipe(ScalingConfig, "recipes.test_time_scaling", "scaling_study", "Table"),
     ),
-    "curve": Command(
+    "learning-curve": Command(
         "success against the updates of PPO, of a run that was evaluated on its way",
-        ("vla-rl curve runs/first",),
+        ("vla-rl learning-curve runs/first",),
         Recipe(LearningCurveArguments, "recipes.learning_curve", "training_curve", "Image"),
     ),
     "ablate": Command(

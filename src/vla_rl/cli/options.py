@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
+import operator
 import os
 import re
 import sys
@@ -16,10 +18,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
+from vla_rl.cli.fields import Option, RefusedError, in_its_words, negative, options_of, registry
+from vla_rl.cli.old_values import old_values, with_new_values
 from vla_rl.config import LoraConfig, UserError, nearest
+from vla_rl.config.effects import without_effect
 from vla_rl.config.old_names import OLD_FIELDS
+from vla_rl.config.serialize import to_json
 
 C = TypeVar("C")
+
+PRINT_CONFIG = "--print-config"
 
 
 class ParseCommand(Protocol):
@@ -48,42 +56,68 @@ def parse(
     """Build `cls` from the options in `words`. UserError, one line, for whatever does not fit.
 
     Fields without a default are positional. `flat` leaves out the names of nested dataclasses, `usage`
-    follows the command in the help. `--help` prints that, with the defaults, and ends the program with code 0.
+    follows the command in the help. `--help` prints that, with the defaults, and ends the program with code 0; so does
+    `--print-config` with the configuration. An option without effect is a UserError, or a line on standard error.
     """
     import tyro
 
-    options = dict(_options(cls, default, "", flat))
+    printed, words = PRINT_CONFIG in words, [word for word in words if word != PRINT_CONFIG]
+    options = {option.name: option for option in options_of(cls, default, flat)}
     old = old_options(cls, default, flat)
     words = _with_new_names(words, old, command)
+    words = with_new_values(words, dict(old_values(cls, default, "", flat)), command)
     for word in words:
         option = normal(word)
         if re.match(r"-[-a-z]", option) and option not in (*options, "--help", "-h"):
             # the opposite of a switch in a group: --run.no-tensorboard, not --no-run.tensorboard
-            meant = _negative(option.replace("--no-", "--", 1)) if option[:5] == "--no-" else option
-            raise UserError(
-                f"{command}: there is no option {option}.{_nearest(meant, options, old)}"
-            )
+            meant = negative(option.replace("--no-", "--", 1)) if option[:5] == "--no-" else option
+            hint = _nearest(meant, [*options, PRINT_CONFIG], old)
+            raise UserError(f"{command}: there is no option {option}.{hint}")
     conf = tyro.conf
     markers: list[Any] = [conf.AvoidSubcommands, conf.SuppressFixed, conf.DisallowNone]
     markers += [conf.PositionalRequiredArgs, conf.PositionalMetavarFromFieldName]
     markers += [conf.OmitArgPrefixes] if flat else []
     keywords: dict[str, Any] = {} if default is None else {"default": default}
-    with _plain_output(command):
-        value, extra = tyro.cli(
-            cls,
-            args=list(words),
-            prog=f"vla-rl {command}{usage}",
-            description=description,
-            return_unknown_args=True,
-            config=markers,
-            **keywords,
-        )
+    try:
+        with _plain_output(command):
+            value, extra = tyro.cli(
+                cls,
+                args=list(words),
+                prog=f"vla-rl {command}{usage}",
+                description=description,
+                return_unknown_args=True,
+                config=markers,
+                registry=registry(),
+                **keywords,
+            )
+    except RefusedError as refused:
+        raise UserError(f"{command}: {in_its_words(refused.reason, options.values())}") from None
     if extra:
         raise UserError(f"{command}: {_unexpected(extra[0], list(words), options)}")
+    _require_effect(value, [options[w] for w in map(normal, words) if w in options], command)
+    if printed:
+        say(json.dumps(to_json(value), indent=2))
+        raise SystemExit(0)
     return value
 
 
-def _nearest(meant: str, options: dict[str, Any], old: dict[str, str]) -> str:
+def _require_effect(config: Any, given: Sequence[Option], command: str) -> None:
+    """Raise UserError for options that have no effect in `config`; say so where it makes no difference."""
+    defaults = {option.attributes: option.default for option in given}
+
+    def changed(field: str) -> bool:
+        return operator.attrgetter(field)(config) != defaults[field]
+
+    named = {option.attributes: option.name for option in given}
+    found = without_effect(config, named, changed)
+    errors = [finding.message for finding in found if finding.severity == "error"]
+    if errors:
+        raise UserError(f"{command}: {'; '.join(errors)}")
+    for finding in found:
+        print(f"vla-rl {command}: {finding.message}", file=sys.stderr)
+
+
+def _nearest(meant: str, options: Sequence[str], old: dict[str, str]) -> str:
     """The nearest option by its present name, also where the word is nearer to a name of before."""
     hint = nearest(meant, [*options, *old])
     for name, new in old.items():
@@ -91,28 +125,12 @@ def _nearest(meant: str, options: dict[str, Any], old: dict[str, str]) -> str:
     return hint
 
 
-def _unexpected(word: str, words: list[str], options: dict[str, Any]) -> str:
+def _unexpected(word: str, words: list[str], options: dict[str, Option]) -> str:
     before = normal(words[words.index(word) - 1]) if words.index(word) else ""
-    if options.get(before) is bool:
-        other = before.replace("no-", "", 1) if "no-" in before else _negative(before)
+    if before in options and options[before].is_switch:
+        other = before.replace("no-", "", 1) if "no-" in before else negative(before)
         return f"{before} is a switch and takes no value, got {word!r}; its opposite is {other}"
     return f"there is nothing for {word!r} to set; names come before the options"
-
-
-def _options(cls: Any, default: Any, prefix: str, flat: bool) -> Iterator[tuple[str, Any]]:
-    """Every option of the dataclass with its type, as tyro names it; required fields are positional."""
-    hints = typing.get_type_hints(cls)
-    for entry in dataclasses.fields(cls):
-        hint = hints[entry.name]
-        value = getattr(default, entry.name, None)
-        name = f"{prefix}{entry.name.replace('_', '-')}"
-        inner = type(value) if dataclasses.is_dataclass(value) else hint
-        if dataclasses.is_dataclass(inner):
-            yield from _options(inner, value, "" if flat else f"{name}.", flat)
-        elif _has_default(entry):
-            yield f"--{name}", hint
-            if hint is bool:
-                yield _negative(f"--{name}"), hint
 
 
 def old_options(cls: Any, default: Any = None, flat: bool = False) -> dict[str, str]:
@@ -141,16 +159,6 @@ def _with_new_names(words: Sequence[str], old: dict[str, str], command: str) -> 
             print(f"vla-rl {command}: {normal(word)} is called {new} now", file=sys.stderr)
             replaced[at] = new + "".join(word.partition("=")[1:])
     return replaced
-
-
-def _has_default(entry: dataclasses.Field[Any]) -> bool:
-    missing = dataclasses.MISSING
-    return entry.default is not missing or entry.default_factory is not missing
-
-
-def _negative(option: str) -> str:
-    head, dot, last = option.removeprefix("--").rpartition(".")
-    return f"--{head}{dot}no-{last}"
 
 
 def normal(word: str) -> str:
@@ -199,7 +207,7 @@ def _message_in(box: str) -> str:
 
 _REPHRASINGS: tuple[tuple[str, str], ...] = (
     (r"Error parsing (--\S+): could not convert string to float: (.*)", r"\1: expected a number, got \2"),
-    (r"Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)", r"\1: expected an integer, got \2"),
+    (r"Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)", r"\1: expected a whole number, got \2"),
     (r"Error parsing (--\S+): (.*)", r"\1: \2"),
     (r"Error parsing [\w.-]+: (.*)", r"\1"),
     (r"Missing value for argument '(--\S+)'.*", r"\1 needs a value"),
@@ -223,7 +231,7 @@ def _rephrase(message: str) -> str:
 
 def value_of(option: str, words: Sequence[str]) -> str | None:
     """What `words` set `option` to, before anything is parsed; None where they do not."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if normal(word) == option:
             return word.partition("=")[2] if "=" in word else following
     return None

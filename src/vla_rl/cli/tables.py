@@ -43,7 +43,7 @@ def reward_model_table(result: dict[str, Any]) -> str:
         low, high = measured["auroc_interval"] or (None, None)
         ranking, progress = measured["ranking"]["last"], measured["progress_correlation"]
         lines += [
-            f"{title}: {measured['decisions']} decisions, {measured['positives']} of them positive, of "
+            f"{title}: {measured['turns']} turns, {measured['positives']} of them positive, of "
             f"{measured['episodes']} episodes, {measured['successes']} of them successes",
             f"  AUROC                           {_shown(measured['auroc'])}  [{_shown(low)}, {_shown(high)}]",
             f"  average precision               {_shown(measured['average_precision'])}  "
@@ -54,7 +54,7 @@ def reward_model_table(result: dict[str, Any]) -> str:
         ]
         width = max(len(task) for task in measured["tasks"])
         lines += [
-            f"  AUROC of {task:<{width}}  {_shown(own['auroc'])}  {own['positives']}/{own['decisions']} positive"
+            f"  AUROC of {task:<{width}}  {_shown(own['auroc'])}  {own['positives']}/{own['turns']} positive"
             for task, own in measured["tasks"].items()
         ]
     if result["mismatched"] is not None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from vla_rl.cli.options import ParseCommand, normal, old_options, with_lora
+from vla_rl.cli.options import PRINT_CONFIG, ParseCommand, normal, old_options, with_lora
 from vla_rl.config import AblationConfig, TrainConfig, UserError
 
 RESUMABLE = ("--schedule.iterations", "--schedule.minutes", "--schedule.episodes")
@@ -48,10 +48,10 @@ def _resumed(
     if chosen:
         raise UserError(f"--resume goes on with the run's own configuration: leave out {chosen!r}")
     config = read_config(folder, TrainConfig)
-    old = old_options(TrainConfig, config)
+    old, allowed = old_options(TrainConfig, config), (*RESUMABLE, PRINT_CONFIG, "--help")
     for word in words:
         option = normal(word)
-        if option.startswith("--") and old.get(option, option) not in (*RESUMABLE, "--help"):
+        if option.startswith("--") and old.get(option, option) not in allowed:
             raise UserError(
                 f"{option} cannot change in a resumed run, only {', '.join(RESUMABLE)} can: "
                 "start a new run for it"

@@ -10,14 +10,16 @@ from vla_rl.config.export import ExportConfig
 from vla_rl.config.openvla import (
     OPENVLA_7B,
     OPENVLA_LIBERO_IMAGES,
+    SCRATCH_MODELS,
     ImagePreprocessing,
     LanguageConfig,
     ModelConfig,
     VisionTowerConfig,
+    mini_model,
     tiny_model,
 )
 from vla_rl.config.optimizer import OptimizerConfig
-from vla_rl.config.policy import CriticConfig, LoraConfig, PolicyConfig
+from vla_rl.config.policy import Conventions, CriticConfig, LoraConfig, PolicyConfig
 from vla_rl.config.ppo import PPOConfig
 from vla_rl.config.reward import (
     LabelConfig,
@@ -36,8 +38,10 @@ from vla_rl.config.training import TrainConfig
 __all__ = [
     "OPENVLA_7B",
     "OPENVLA_LIBERO_IMAGES",
+    "SCRATCH_MODELS",
     "AblationConfig",
     "ConfigError",
+    "Conventions",
     "CriticConfig",
     "CurriculumConfig",
     "DemosConfig",
@@ -65,6 +69,7 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "VisionTowerConfig",
+    "mini_model",
     "nearest",
     "require",
     "tiny_model",

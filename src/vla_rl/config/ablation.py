@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge, Le
+
+from vla_rl.config.bounds import Config, Count, NotNegative, Workers
 from vla_rl.config.errors import ConfigError, nearest, require
 
 CELLS = ("full", "no-reward", "no-curriculum", "temperature", "no-warmup", "learning-rate")
@@ -11,36 +15,36 @@ CELLS = ("full", "no-reward", "no-curriculum", "temperature", "no-warmup", "lear
 
 
 @dataclass(frozen=True)
-class AblationConfig:
+class AblationConfig(Config):
     """Train a preset whole and without each of its parts, over several seeds, and compare."""
 
     preset: str = "metaworld-mt5"
     """Training preset to take apart."""
     checkpoint: str = ""
     """Policy to start every run from."""
+    reward_kind: str = "auto"
+    """Dense reward of the whole recipe, as in `reward.kind`. Without any the cell no-reward is left out."""
     reward_model: str = ""
-    """Folder of a process reward model, or `simulator`; without one the cell no-reward says nothing and is left out."""
+    """Folder of a process reward model, as in `reward.model`."""
     out: str = "runs/ablation"
     """Folder of all runs, of table.md and of ablation.png."""
     cells: tuple[str, ...] = CELLS
-    seeds: int = 3
+    """What to train: `full`, and any of no-reward, no-curriculum, temperature, no-warmup, learning-rate."""
+    seeds: Count = 3
     """Runs per cell, with seeds 0, 1, ..."""
-    minutes: float = 0.0
+    minutes: NotNegative = 0.0
     """Minutes of PPO for each run, if positive; else `iterations` decide."""
-    iterations: int = 60
-    parallel: int = 1
+    iterations: Count = 60
+    """PPO updates of each run, where no `minutes` are given."""
+    parallel: Annotated[int, Ge(1), Le(1024)] = 1
     """Runs at a time. Each wants `cores` of its own."""
-    cores: int = 0
+    cores: Workers = 0
     """Simulator processes and learner threads of each run; 0 shares out the machine's cores."""
-    episodes_per_task: int | None = None
+    episodes_per_task: Count | None = None
     """Held-out initial states per task to evaluate on; by default the protocol's."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "iterations", "parallel"):
-            value = getattr(self, name)
-            require(value >= 1, f"ablate: {name} must be at least 1, got {value}")
-        require(self.minutes >= 0, f"ablate: minutes must be 0 or more, got {self.minutes}")
-        require(self.cores >= 0, f"ablate: cores must be 0 (shared out) or more, got {self.cores}")
+        super().__post_init__()
         for cell in self.cells:
             if cell not in CELLS:
                 raise ConfigError(f"ablate: there is no cell {cell!r}.{nearest(cell, CELLS)}")

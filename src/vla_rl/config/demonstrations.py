@@ -5,41 +5,50 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vla_rl.config.bounds import (
+    ActionChunk,
+    Config,
+    Count,
+    NotNegative,
+    PixelsOrStored,
+    Positive,
+    Seed,
+    ShareBelowOne,
+    Shift,
+    WeightDecay,
+    Whole,
+)  # fmt: skip
 from vla_rl.config.env import EnvConfig
-from vla_rl.config.errors import require
 from vla_rl.config.policy import PolicyConfig
 
 
 @dataclass(frozen=True)
-class DemosConfig:
+class DemosConfig(Config):
     """Expert demonstrations from the simulator's scripted policies."""
 
     env: EnvConfig = field(default_factory=EnvConfig)
+    """Where the demonstrations are played."""
     out: str = "runs/demos"
     """Folder of the LeRobotDataset v3 to write; must not exist yet."""
-    episodes_per_task: int = 5
-    noise: float = 0.0
+    episodes_per_task: Count = 5
+    """Successful episodes to keep of every task."""
+    noise: NotNegative = 0.0
     """Standard deviation of Gaussian noise on the expert's actions, for coverage; the clean action is stored."""
     image_format: Literal["png", "mp4"] = "png"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(
-            self.episodes_per_task >= 1,
-            f"episodes_per_task must be at least 1, got {self.episodes_per_task}",
-        )
-        require(self.noise >= 0, f"noise must be 0 or more, got {self.noise}")
+    """png: every frame as it is. mp4: lossy video, in a fraction of the space."""
+    seed: Seed = 0
+    """Chooses the initial states and the noise."""
 
 
 @dataclass(frozen=True)
-class SFTConfig:
+class SFTConfig(Config, group="sft", saved=("dataset", "policy")):
     """Supervised fine-tuning: cross-entropy on the expert's action tokens."""
 
     dataset: str = "runs/demos"
     """Folder of a LeRobotDataset v3."""
     camera: str = ""
     """Feature that holds the images; empty takes observation.images.image, or the only camera."""
-    image_size: int = 0
+    image_size: PixelsOrStored = 0
     """Height and width to which the images are resized; 0 keeps them as stored."""
     image_fit: Literal["pad", "crop", "stretch"] = "pad"
     """How frames that are not square become it, in training and later in play. pad: black bars, as openpi and lerobot
@@ -47,33 +56,26 @@ class SFTConfig:
     out: str = "runs/sft"
     """Run folder; the policy is written to <out>/policy."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    action_chunk: int = 2
+    """The policy to fine-tune."""
+    action_chunk: ActionChunk = 2
     """Actions per turn; targets past the end of an episode repeat its last action."""
-    epochs: int = 60
-    batch_size: int = 64
-    micro_batch: int = 0
+    epochs: Count = 60
+    """Passes over the training episodes."""
+    batch_size: Count = 64
+    """Samples per optimizer step."""
+    micro_batch: Whole = 0
     """Samples per forward pass, gradients being accumulated over a batch; 0 takes the whole batch."""
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 50
-    random_shift: int = 2
+    learning_rate: Positive = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: WeightDecay = 0.01
+    """Decoupled weight decay of AdamW."""
+    warmup_steps: Whole = 50
+    """Optimizer steps over which the learning rate rises; over the whole run a cosine lets it fall to a twentieth."""
+    random_shift: Shift = 2
     """Images are shifted by up to so many pixels each way."""
-    validation_fraction: float = 0.1
+    validation_fraction: ShareBelowOne = 0.1
     """Share of each task's episodes kept for the validation loss (at least one when there are 5 or more)."""
-    max_grad_norm: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "action_chunk"):
-            require(
-                getattr(self, name) >= 1,
-                f"sft.{name} must be at least 1, got {getattr(self, name)}",
-            )
-        require(
-            self.learning_rate > 0, f"sft.learning_rate must be positive, got {self.learning_rate}"
-        )
-        require(0 <= self.validation_fraction < 1, "sft.validation_fraction must lie in [0, 1)")
-        require(
-            self.image_size >= 0,
-            f"sft.image_size must be 0 (as stored) or positive, got {self.image_size}",
-        )
+    max_grad_norm: Positive = 1.0
+    """Gradients with a larger Euclidean norm are scaled down to it."""
+    seed: Seed = 0
+    """Seeds the weights that start from nothing, the order of samples, the shifts and the validation episodes."""

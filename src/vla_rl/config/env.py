@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge, Gt, Le
+
+from vla_rl.config.bounds import ActionChunk, Config, Pixels, Whole, Workers
 from vla_rl.config.errors import require
 
 LIBERO_STATES = 50
@@ -11,63 +15,53 @@ LIBERO_STATES = 50
 
 
 @dataclass(frozen=True)
-class EnvConfig:
+class EnvConfig(Config, group="env", saved=("suite",)):
     """Simulators and their vectorisation."""
 
     suite: str = "mt5"
     """Tasks to play. Meta-World: mt1:<task>, mt5, mt10 or mt50. LIBERO: libero-spatial, -object, -goal, -10 or -90;
     some tasks of one as libero-goal:<numbers or names, with commas>; LIBERO-PRO's as libero-goal-lan, -object, -swap
     or -task."""
-    image_size: int = 64
+    image_size: Pixels = 64
     """Height and width of the camera image in pixels."""
     camera: str = ""
     """Camera of the simulator's model. Empty takes the benchmark's own: corner2, moved close to the table as others
     use it, for Meta-World; agentview for LIBERO, which also has `wrist`."""
-    action_repeat: int = 5
+    action_repeat: Annotated[int, Ge(1), Le(10_000)] = 5
     """Simulator steps for which each action is held."""
-    action_chunk: int = 2
+    action_chunk: ActionChunk = 2
     """Actions the policy decides in one turn."""
-    horizon: int = 15
+    horizon: Annotated[int, Ge(1), Le(1_000_000)] = 15
     """Turns after which an episode is cut (a time limit, not a failure)."""
-    num_envs: int = 32
+    num_envs: Annotated[int, Ge(1), Le(4096)] = 32
     """Environments played side by side."""
-    num_workers: int = 0
+    num_workers: Workers = 0
     """Simulator processes; 0 takes one per CPU core, at most num_envs."""
-    initial_states: int = 1000
+    initial_states: Annotated[int, Ge(2), Le(1_000_000)] = 1000
     """Numbered initial states per task."""
-    held_out: int = 100
+    held_out: Annotated[int, Ge(1), Le(1_000_000)] = 100
     """The last so many initial states are for evaluation only."""
-    mesh_faces: int = 150
+    mesh_faces: Whole = 150
     """Robot and object meshes are drawn with at most so many faces; 0 draws them whole, as published LIBERO policies
     need it. Physics is untouched."""
-    settle_steps: int = 10
+    settle_steps: Whole = 10
     """LIBERO only: control steps without motion after a reset, in which objects come to rest; never counted."""
-    step_timeout: float = 60.0
-    """Seconds after which a silent simulator process counts as hung and is restarted."""
-    max_restarts: int = 20
+    step_timeout: Annotated[float, Gt(0), Le(1_000_000)] = 60.0
+    """Seconds after which a silent simulator process counts as hung and is restarted. Each time this happens to one
+    that is alive, twice as long is allowed from then on: the machine may only be busy."""
+    start_timeout: Annotated[float, Gt(0), Le(1_000_000)] = 300.0
+    """Seconds that a simulator process may take to start, and to load a task it has not played yet."""
+    max_restarts: Whole = 20
     """Worker restarts in one run after which we give up instead of restarting for ever."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "action_repeat", "action_chunk", "horizon", "num_envs"):
-            value = getattr(self, name)
-            require(value >= 1, f"env.{name} must be at least 1, got {value}")
+        super().__post_init__()
         require(
-            self.num_workers >= 0,
-            f"env.num_workers must be 0 (auto) or more, got {self.num_workers}",
-        )
-        require(
-            0 < self.held_out < self.initial_states,
+            self.held_out < self.initial_states,
             f"env.held_out must lie in 1..initial_states-1 = 1..{self.initial_states - 1}, got {self.held_out}",
         )
         require(
             not self.suite.startswith("libero") or self.initial_states <= LIBERO_STATES,
             f"env.initial_states may be at most {LIBERO_STATES} on LIBERO, which stores so many a task, got "
             f"{self.initial_states}: set it, and env.held_out to fewer, or start from a preset called libero-...",
-        )
-        require(
-            self.settle_steps >= 0, f"env.settle_steps must be 0 or more, got {self.settle_steps}"
-        )
-        require(self.mesh_faces >= 0, f"env.mesh_faces must be 0 or more, got {self.mesh_faces}")
-        require(
-            self.step_timeout > 0, f"env.step_timeout must be positive, got {self.step_timeout}"
         )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from vla_rl.config.bounds import Config, Positive
 from vla_rl.config.errors import require
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Config):
     """Write a policy for other software: merged in OpenVLA's format, or its adapters in PEFT's."""
 
     checkpoint: str
@@ -26,15 +27,12 @@ class ExportConfig:
     """Dataset whose action statistics the policy un-normalises with, where the checkpoint has several."""
     dtype: Literal["stored", "float32", "bfloat16"] = "stored"
     """Precision of merged weights; stored takes that of the base's files, float32 loses nothing of a small update."""
-    shard_gigabytes: float = 5.0
+    shard_gigabytes: Positive = 5.0
     """Largest file of weights, in GB (10^9 bytes)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             not (self.merged and self.adapter),
             "export: --merged and --adapter are two forms, give one of them",
-        )
-        require(
-            self.shard_gigabytes > 0,
-            f"export.shard_gigabytes must be positive, got {self.shard_gigabytes}",
         )

@@ -6,7 +6,7 @@ same table. A dotted name is a path into nested dataclasses, so that a field may
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from vla_rl.config.errors import ConfigError
@@ -35,9 +35,42 @@ OLD_FIELDS: Mapping[str, Mapping[str, str]] = {
 }
 """Class name -> old field -> field."""
 
+NewValue = Callable[[Any], dict[str, Any]]
+"""From the value of a field to the fields that say the same today."""
+
+
+def _reward_model(kind: str, model: str) -> NewValue:
+    """One field was both a folder and, as the word `simulator`, a kind of reward."""
+    return lambda value: {kind: "simulator"} if value == "simulator" else {model: value}
+
+
+def _chooser(field: str) -> NewValue:
+    """`judge` was the chooser that asks a reward model; a list holds several choosers."""
+
+    def today(value: Any) -> dict[str, Any]:
+        if isinstance(value, list | tuple):
+            names = cast("list[Any]", value)
+            return {field: ["reward-model" if name == "judge" else name for name in names]}
+        return {field: "reward-model" if value == "judge" else value}
+
+    return today
+
+
+OLD_VALUES: Mapping[str, Mapping[str, NewValue]] = {
+    "ProcessRewardConfig": {"model": _reward_model("kind", "model")},
+    "AblationConfig": {"reward_model": _reward_model("reward_kind", "reward_model")},
+    "BestOfConfig": {"chooser": _chooser("chooser")},
+    "EvalArguments": {"chooser": _chooser("chooser")},
+    "ScalingConfig": {"choosers": _chooser("choosers")},
+}
+"""Class name -> field, by its present name, of which a value is said otherwise today."""
+
+
+OLD_COMMANDS: Mapping[str, str] = {"curve": "learning-curve", "scaling": "test-time"}
+
 
 def renamed(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved fields of the dataclass `cls` under their present names; `values` itself is not changed.
+    """Saved fields of the dataclass `cls` as they are called today; `values` itself is not changed.
 
     What has another shape than a saved configuration stays as it is. Raises ConfigError where a field is given under
     its old and its present name.
@@ -54,6 +87,9 @@ def renamed(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
         if new_name in target:
             raise ConfigError(f"{old} is called {new} now, and both are given: leave out {old}")
         target[new_name] = source.pop(old_name)
+    for field, today in OLD_VALUES.get(cls.__name__, {}).items():
+        if field in fields:
+            fields |= today(fields.pop(field))
     return fields
 
 

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+
+from vla_rl.config.bounds import Config, ShareBelowOne
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Config, group="policy.lora"):
     """Low-rank adapters through peft; the base stays frozen and is the KL reference."""
 
-    rank: int = 32
-    alpha: int = 16
-    dropout: float = 0.0
+    rank: Annotated[int, Ge(1), Le(65536)] = 32
+    """Rank r of each adapter, the inner size of its two factors."""
+    alpha: Annotated[int, Ge(1), Le(65536)] = 16
+    """An adapter's output is scaled by alpha / rank."""
+    dropout: ShareBelowOne = 0.0
+    """Share of an adapter's inputs that are dropped in training."""
     vision: bool = False
     """Also adapt the linear layers of both vision towers."""
 
 
 @dataclass(frozen=True)
-class CriticConfig:
+class CriticConfig(Config, group="policy.critic"):
     """The value function."""
 
     kind: Literal["shared", "separate"] = "separate"
@@ -26,19 +33,37 @@ class CriticConfig:
     convolutional network of its own."""
     time_fraction: bool = True
     """The critic sees which share of the horizon has passed (the policy never does)."""
-    width: int = 16
+    width: Annotated[int, Ge(1), Le(4096)] = 16
     """Channels of the separate critic's first convolution."""
     detach: bool = False
     """shared only: the value loss never reaches the trunk, not only during warm-up."""
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
+class Conventions(Config):
+    """What a benchmark's published checkpoints mean by actions and images, which they do not say themselves.
+
+    Used for checkpoints that say nothing; ours record it, and what the configuration asks for comes before both.
+    """
+
+    images: Literal["as-is", "openvla-libero", "openvla-libero-uncropped"] = "as-is"
+    """What happens to a frame before the model sees it."""
+    gripper: Literal["as-is", "openvla"] = "as-is"
+    """Meaning of the gripper's dimension, see ModelConfig.gripper."""
+    unnorm_key: str = ""
+    """Dataset whose action statistics are taken if the checkpoint has it, `<key>_no_noops` after it."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig(Config, group="policy"):
     """Which policy to train, and what of it."""
 
     checkpoint: str = ""
     """Folder or hub id (openvla/openvla-7b, owner/name@revision) of the pretrained policy, or of an adapter in PEFT's
-    format; empty builds the tiny one from scratch (SFT only)."""
+    format; empty builds one from scratch."""
+    scratch: Literal["", "tiny", "mini"] = ""
+    """Model to build with random weights where there is no checkpoint: tiny for 64 px, mini for 32 px and simple
+    scenes. Empty: fine-tuning builds the tiny one, and PPO asks for a checkpoint."""
     base: str = ""
     """Folder or hub id of the model that adapters belong to, where it is not the one they name themselves."""
     unnorm_key: str = ""
@@ -60,6 +85,7 @@ class PolicyConfig:
     """Compute the layers' inner activations a second time in the backward pass instead of keeping them: the same
     gradients, about a third more time, a fraction of the memory."""
     critic: CriticConfig = field(default_factory=CriticConfig)
+    """The value function."""
     device: str = "auto"
     """auto takes CUDA where there is a GPU, else the CPU."""
     decode_graphs: bool = True

@@ -3,72 +3,83 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Gt, Le
+
+from vla_rl.config.bounds import (
+    Config,
+    Count,
+    NotNegative,
+    PixelsOrStored,
+    Positive,
+    Seed,
+    Share,
+    ShareBelowOne,
+    Shift,
+    TemperatureOrGreedy,
+    WeightDecay,
+    Whole,
+    Workers,
+)  # fmt: skip
 from vla_rl.config.errors import require
 from vla_rl.config.policy import LoraConfig
 
 
 @dataclass(frozen=True)
-class LabelConfig:
+class LabelConfig(Config, group="labels"):
     """How trajectories are labelled. Times are seconds of robot time, so that one setting fits every action rate.
 
     The paper (arXiv 2505.18719, section 3.3) names the ideas and no number; every number here is ours.
     """
 
     scheme: Literal["keyframe", "segments"] = "keyframe"
-    """keyframe: milestones where the gripper changes, key frames where the hand comes to rest, the decisions that lead
-    there are positive (the paper's). segments: equal parts in time with rising progress (a second source's)."""
+    """keyframe (the paper's): milestones are where the gripper changes, key frames are where the hand comes to rest,
+    and the turns that lead there are positive. segments (a second source's): equal parts in time with rising
+    progress."""
     gripper: Literal["auto", "measured", "commanded"] = "auto"
     """Where the opening of the gripper is read: from proprioception, or from the gripper command in the action. auto
     measures where the robot's layout is known and the trajectory has proprioception."""
-    gripper_change: float = 0.25
+    gripper_change: Share = 0.25
     """A milestone is a change of the opening by at least this share of the gripper's full stroke (0..1)."""
-    gripper_hysteresis: float = 0.1
+    gripper_hysteresis: Annotated[float, Gt(0), Le(1)] = 0.1
     """A reversal smaller than this share of the full stroke does not interrupt a change: noise, or settling fingers."""
-    min_segment: float = 0.375
+    min_segment: NotNegative = 0.375
     """Shortest segment in seconds, the last one apart: a gripper that opens and closes again within it is ignored, and
     so is a change so near to the beginning, where robots put themselves right."""
-    near_zero_speed: float = 0.15
+    near_zero_speed: Share = 0.15
     """The hand is at rest below this share of the trajectory's own speed scale (its 90 % quantile)."""
-    leaving_speed: float = 0.3
+    leaving_speed: Share = 0.3
     """It is under way again above this share; in between it stays what it was, so that noise makes no key frames."""
-    speed_floor: float = 0.01
+    speed_floor: NotNegative = 0.01
     """Speed in m/s below which the hand is at rest however slow the trajectory is as a whole."""
     ends_are_key: bool = True
     """The end of a segment is a key frame too: the gripper has changed there, or the task was solved. Episodes stop at
     success, in mid-motion, so without it the goal itself is no key frame. False is the paper to the letter."""
-    window: float = 0.25
-    """Decisions that begin within so many seconds before a key frame, and the key frame's own, are positive; never
-    beyond the previous milestone."""
-    window_share: float = 0.5
+    window: Positive = 0.25
+    """Turns that begin within so many seconds before a key frame, and the key frame's own, are positive; never beyond
+    the previous milestone."""
+    window_share: Share = 0.5
     """And never more than this share of the way from the previous key frame: fast robots would have no negatives."""
-    margin: float = 0.125
-    """Decisions so many seconds ahead of a window are neither positive nor negative: they look like both."""
-    failure_share: float = 1.0
-    """The last share of a failed trajectory whose decisions are negative; those before are left out."""
-    num_segments: int = 5
+    margin: NotNegative = 0.125
+    """Turns so many seconds ahead of a window are neither positive nor negative: they look like both."""
+    failure_share: Share = 1.0
+    """The last share of a failed trajectory whose turns are negative; those before are left out."""
+    num_segments: Annotated[int, Ge(1), Le(10_000)] = 5
     """segments: equal parts into which a trajectory is cut."""
-    failure_peak: float = 0.5
-    """segments: progress to which a failed trajectory rises over its first half."""
-    failure_end: float = 0.25
-    """segments: progress in the second half of a failed trajectory."""
-    positive_progress: float = 0.5
-    """segments: decisions with more progress than this are positive, the others negative."""
+    failure_peak: Share = 0.5
+    """segments: progress that a failed trajectory would reach at its end if it rose as steadily as in its first
+    half."""
+    failure_end: Share = 0.25
+    """segments: progress of a failed trajectory in all parts that end beyond its middle."""
+    positive_progress: Share = 0.5
+    """segments: turns with more progress than this are positive, the others negative."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "gripper_change", "gripper_hysteresis", "near_zero_speed", "leaving_speed", "window_share", "failure_share",
-            "failure_peak", "failure_end", "positive_progress",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"labels.{name} is a share and must lie in 0..1, got {value}")
-        for name in ("min_segment", "speed_floor", "window", "margin"):
-            value = getattr(self, name)
-            require(value >= 0, f"labels.{name} must be 0 or more, got {value}")
+        super().__post_init__()
         require(
-            0 < self.gripper_hysteresis <= self.gripper_change,
-            "labels.gripper_hysteresis must be positive and at most labels.gripper_change = "
+            self.gripper_hysteresis <= self.gripper_change,
+            "labels.gripper_hysteresis must be at most labels.gripper_change = "
             f"{self.gripper_change}, got {self.gripper_hysteresis}",
         )
         require(
@@ -76,15 +87,10 @@ class LabelConfig:
             f"labels.leaving_speed must be at least labels.near_zero_speed = {self.near_zero_speed}, got "
             f"{self.leaving_speed}",
         )
-        require(self.window > 0, "labels.window must be positive, got 0: nothing would be positive")
-        require(
-            self.num_segments >= 1,
-            f"labels.num_segments must be at least 1, got {self.num_segments}",
-        )
 
 
 @dataclass(frozen=True)
-class RewardCollectConfig:
+class RewardCollectConfig(Config):
     """Play a policy on the training split and keep whole trajectories, failures among them."""
 
     checkpoint: str
@@ -93,97 +99,94 @@ class RewardCollectConfig:
     """Folder of the LeRobotDataset v3 to write; must not exist yet."""
     suite: str = ""
     """Suite to play; empty takes the one the policy was trained on."""
-    episodes_per_task: int = 20
+    episodes_per_task: Count = 20
     """Initial states of the training split to play of every task, each once."""
-    temperature: float = 1.0
+    temperature: TemperatureOrGreedy = 1.0
     """Sampling temperature; 0 is greedy. Sampled play shows more ways to fail."""
     image_format: Literal["png", "mp4"] = "png"
-    workers: int = 0
+    """png: every frame as it is. mp4: lossy video, in a fraction of the space."""
+    workers: Workers = 0
     """Simulator processes; 0 takes one per CPU core. The result does not depend on it."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(
-            self.episodes_per_task >= 1,
-            f"episodes_per_task must be at least 1, got {self.episodes_per_task}",
-        )
-        require(self.temperature >= 0, f"temperature must be 0 or more, got {self.temperature}")
+    seed: Seed = 0
+    """Chooses the initial states, and fixes the sampling."""
 
 
 @dataclass(frozen=True)
-class RewardLabelConfig:
+class RewardLabelConfig(Config):
     """Label the trajectories of a dataset."""
 
     dataset: str
     """Folder of a LeRobotDataset v3: demonstrations, or what `vla-rl reward collect` wrote."""
     out: str = ""
     """Folder for the labels; empty takes <dataset>/labels. Must not exist yet."""
-    action_chunk: int = 0
-    """Actions a decision; 0 takes those stored, one for demonstrations."""
+    action_chunk: Annotated[int, Ge(0), Le(1024)] = 0
+    """Actions a turn; 0 takes those stored, one for demonstrations."""
     labels: LabelConfig = field(default_factory=LabelConfig)
+    """How the turns are labelled."""
     plot: bool = False
     """Draw every trajectory with its labels, into <out>/plots."""
-    max_plots: int = 50
+    max_plots: Count = 50
     """At most so many of them, spread evenly over tasks and outcomes."""
-
-    def __post_init__(self) -> None:
-        require(self.action_chunk >= 0, f"action_chunk must be 0 or more, got {self.action_chunk}")
-        require(self.max_plots >= 1, f"max_plots must be at least 1, got {self.max_plots}")
 
 
 @dataclass(frozen=True)
-class RewardModelConfig:
+class RewardModelConfig(Config, saved=("datasets", "labels")):
     """Train a process reward model: a vision-language model that says whether the robot gets on with its task."""
 
     datasets: tuple[str, ...] = ("runs/demos",)
     """Folders of LeRobotDatasets v3: demonstrations, and the policy's own play with its failures."""
     out: str = "runs/reward"
-    """Run folder; the reward model is written to <out>/judge."""
+    """Run folder; the reward model is written to <out>/reward_model."""
     labels: LabelConfig = field(default_factory=LabelConfig)
+    """How the turns are labelled."""
     backbone: str = "tiny"
     """tiny: this project's own model class, trained from scratch on a CPU. Else a folder or hub id of an image-text
     model (Qwen/Qwen2-VL-2B-Instruct is the paper's authors')."""
     start: str = ""
-    """Folder of a reward model to train on instead of starting from the backbone; it keeps its own prompt, answers,
-    history
-    and size, and those given here must be the same."""
+    """Folder of a reward model to train further, instead of starting from the backbone. It keeps its own prompt,
+    answers, history and size, and those given here must be the same. Its split is kept too: what it learned from
+    never measures the new one."""
     prompt: str = "The task is {instruction}, is it completed?"
     """What the model is asked about the image (the authors' question). Its next token is the answer."""
     positive_answer: str = "1"
+    """The answer for progress; must be a single token of the model's tokenizer."""
     negative_answer: str = "0"
-    """Both must be a single token of the model's tokenizer."""
+    """The answer for none; must be another single token."""
     sees_actions: bool = False
-    """The proposed actions of the decision are part of the prompt: R(o, a) as in the paper's algorithm 1."""
-    action_chunk: int = 0
-    """Actions a decision; 0 takes those stored, one for demonstrations. Matters where the model sees actions."""
-    history: int = 1
-    """Images the model sees: the decision's own and those of the decisions before it."""
+    """The proposed actions of the turn are part of the prompt: R(o, a) as in the paper's algorithm 1."""
+    action_chunk: Annotated[int, Ge(0), Le(1024)] = 0
+    """Actions a turn; 0 takes those stored, one for demonstrations. Matters where the model sees actions."""
+    history: Annotated[int, Ge(1), Le(1024)] = 1
+    """Images the model sees: the turn's own and those of the turns before it."""
     camera: str = ""
     """Feature that holds the images; empty takes observation.images.image, or the only camera."""
-    image_size: int = 0
+    image_size: PixelsOrStored = 0
     """Height and width to which the images are resized; 0 keeps them as stored."""
     held_out_tasks: tuple[str, ...] = ()
     """Tasks (by name or instruction) never trained on, to measure what the model makes of new ones."""
-    validation_fraction: float = 0.2
+    validation_fraction: ShareBelowOne = 0.2
     """Share of each task's episodes that are held out, whole; episodes from the same initial state stay together."""
-    mismatched_share: float = 0.3
-    """Share of the training examples that are images under another task's instruction: all of them negative."""
-    action_coef: float = 1.0
+    mismatched_share: ShareBelowOne = 0.3
+    """Share of the training examples that are images under another task's instruction. They are all negative, so only
+    images are taken that cannot be positive there (rewards/process/mismatched.py)."""
+    action_coef: NotNegative = 1.0
     """tiny only: weight of a second task, to name the action that was taken (as token after token, like a policy). It
     teaches a model that starts from nothing where hand and objects are; 0 is off."""
-    epochs: int = 0
-    """Passes over the labelled decisions; 0: 25 for the tiny backbone, 10 for any other (the authors')."""
-    batch_size: int = 0
-    """0: 64 for the tiny backbone, 8 for any other."""
-    micro_batch: int = 0
+    epochs: Whole = 0
+    """Passes over the labelled turns; 0: 25 for the tiny backbone, 10 for any other (the authors')."""
+    batch_size: Whole = 0
+    """Examples per optimizer step; 0: 64 for the tiny backbone, 8 for any other."""
+    micro_batch: Whole = 0
     """Examples per forward pass, gradients being accumulated over a batch; 0 takes the whole batch."""
-    learning_rate: float = 0.0
-    """0: 1e-3 for the tiny backbone, 1e-4 for any other (the authors')."""
-    weight_decay: float = 0.05
-    warmup_steps: int = 20
+    learning_rate: NotNegative = 0.0
+    """Peak learning rate of AdamW; 0: 1e-3 for the tiny backbone, 1e-4 for any other (the authors')."""
+    weight_decay: WeightDecay = 0.05
+    """Decoupled weight decay of AdamW."""
+    warmup_steps: Whole = 20
     """Steps over which the learning rate rises; it then falls along a cosine."""
-    max_grad_norm: float = 1.0
-    random_shift: int = 3
+    max_grad_norm: Positive = 1.0
+    """Gradients with a larger Euclidean norm are scaled down to it."""
+    random_shift: Shift = 3
     """Images are shifted by up to so many pixels each way; all images of one example alike."""
     lora: LoraConfig | None = None
     """Adapters on a backbone that is not the tiny one; without them rank 32, alpha 16."""
@@ -193,42 +196,32 @@ class RewardModelConfig:
     """Precision of the frozen weights of such a backbone. auto: bfloat16 on a GPU, else float32."""
     device: str = "auto"
     """auto takes CUDA where there is a GPU, else the CPU."""
-    threads: int = 0
+    threads: Workers = 0
     """CPU shares into which a batch is split, one thread each; 0 takes one per core."""
-    seed: int = 0
+    seed: Seed = 0
+    """Seeds the weights that start from nothing, the split of episodes, the order and the shifts of the images."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.datasets), "datasets is empty: give at least one folder of episodes")
         require(
-            bool(self.datasets), "reward.datasets is empty: give at least one folder of episodes"
+            "{instruction}" in self.prompt
+            and not set("{}") & set(self.prompt.replace("{instruction}", "")),
+            f"prompt must contain {{instruction}} and no other braces, got {self.prompt!r}",
         )
-        require("{instruction}" in self.prompt, "reward.prompt must contain {instruction}")
         require(
             bool(self.positive_answer.strip()) and bool(self.negative_answer.strip())
             and self.positive_answer.strip() != self.negative_answer.strip(),
-            "reward.positive_answer and reward.negative_answer must be two different words, got "
+            "positive_answer and negative_answer must be two different words, got "
             f"{self.positive_answer!r} and {self.negative_answer!r}",
         )  # fmt: skip
-        require(self.history >= 1, f"reward.history must be at least 1, got {self.history}")
-        for name in (
-            "epochs", "batch_size", "micro_batch", "learning_rate", "weight_decay", "warmup_steps",
-            "action_coef", "action_chunk", "image_size", "random_shift", "threads",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            require(value >= 0, f"reward.{name} must be 0 or more, got {value}")
-        require(
-            self.max_grad_norm > 0,
-            f"reward.max_grad_norm must be positive, got {self.max_grad_norm}",
-        )
-        for name in ("validation_fraction", "mismatched_share"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"reward.{name} must lie in [0, 1), got {value}")
         require(
             not (self.is_tiny and (self.lora is not None or self.all_weights)),
-            "reward.lora and reward.all_weights are for pretrained backbones: the tiny one is always trained whole",
+            "lora and all_weights are for pretrained backbones: the tiny one is always trained whole",
         )
         require(
             not (self.lora is not None and self.all_weights),
-            "reward.lora and reward.all_weights exclude each other",
+            "lora and all_weights exclude each other",
         )
 
     @property
@@ -249,7 +242,7 @@ class RewardModelConfig:
 
 
 @dataclass(frozen=True)
-class RewardEvalConfig:
+class RewardEvalConfig(Config):
     """Measure a process reward model on episodes it was not trained on."""
 
     reward_model: str
@@ -257,27 +250,24 @@ class RewardEvalConfig:
     datasets: tuple[str, ...] = ()
     """Other datasets to measure on, all of their episodes; empty takes the episodes that training held out."""
     out: str = ""
-    """Folder for evaluation.json and reliability.png; empty takes <judge>/evaluation."""
-    bins: int = 10
+    """Folder for evaluation.json and reliability.png; empty takes `evaluation` beside the reward model."""
+    bins: Annotated[int, Ge(1), Le(1000)] = 10
     """Bins of the reliability plot and of the expected calibration error."""
-    resamples: int = 200
+    resamples: Annotated[int, Ge(0), Le(1_000_000)] = 200
     """Bootstrap resamples of whole episodes behind the 95 % intervals; 0 for none."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(self.bins >= 1, f"bins must be at least 1, got {self.bins}")
-        require(self.resamples >= 0, f"resamples must be 0 or more, got {self.resamples}")
+    seed: Seed = 0
+    """Of the bootstrap."""
 
 
 @dataclass(frozen=True)
-class RewardScoreConfig:
-    """Draw what a process reward model thinks of one episode, over time, above its film."""
+class RewardScoreConfig(Config):
+    """Draw what a process reward model thinks of one episode, over time, above its images."""
 
     reward_model: str
     """A run folder of `vla-rl reward train`, or the reward model in it."""
     dataset: str
     """Folder of the LeRobotDataset v3 with the episode."""
-    episode: int = 0
+    episode: Whole = 0
     """Its number in the dataset."""
     instruction: str = ""
     """Score it under this instruction instead of its own."""
@@ -285,56 +275,72 @@ class RewardScoreConfig:
     """The image. A name that ends in .mp4 makes a video instead."""
 
     def __post_init__(self) -> None:
-        require(self.episode >= 0, f"episode must be 0 or more, got {self.episode}")
+        super().__post_init__()
         require(
             self.out.endswith((".png", ".mp4")), f"out must end in .png or .mp4, got {self.out!r}"
         )
 
 
 @dataclass(frozen=True)
-class ProcessRewardConfig:
-    """A process reward model's reward for each turn, beside the simulator's success."""
+class ProcessRewardConfig(Config, group="reward"):
+    """A dense reward for each turn, beside the simulator's success."""
 
+    kind: str = "auto"
+    """Where the dense reward comes from: one of REWARDS in rewards/registry.py. success: there is none. process: a
+    process reward model. simulator: Meta-World's own dense reward, which sees objects and goal; it is an upper bound
+    that shows whether a reward model could help at all. auto: process where a model is given, else success."""
     model: str = ""
-    """Folder of a process reward model (`vla-rl reward train`); empty: success is the only reward. `simulator` takes
-    Meta-World's own dense reward in its place, which sees objects and goal: an upper bound, to learn whether a
-    reward model
-    could help at all."""
-    weight: float = 0.3
-    """What a score of certain success is worth; success itself pays 1."""
+    """Folder of a process reward model (`vla-rl reward train`). Giving it is enough to use it."""
+    weight: NotNegative = 0.3
+    """What an episode that looks like certain success from its first turn on is worth; success itself pays 1."""
     form: Literal["additive", "potential", "progress"] = "additive"
-    """additive: each turn is paid its score, divided by the horizon. potential: gamma Phi(next) - Phi(now), which
-    leaves the best policy as it is. progress: Phi(next) - Phi(now), with Phi = weight once the task is done; it goes
-    into the advantages alone, over the next few turns (ppo.gae_lambda), and the critic learns success only."""
-    limit: float = 0.5
-    """An episode's dense rewards are held inside plus and minus this; below 1, so that success is worth most."""
+    """additive: each turn is paid its score, divided by the horizon; a success is paid for the turns that it saved, as
+    if each of them had the best score. potential: gamma Phi(next) - Phi(now), which leaves the best policy as it is.
+    progress: Phi(next) - Phi(now), with Phi = weight once the task is done; it goes into the advantages alone, over the
+    next few turns (ppo.gae_lambda), and the critic learns success only."""
+    limit: ShareBelowOne = 0.5
+    """additive: the most that an episode's dense rewards may add up to. It is below 1, so that success is worth most. A
+    weight that could pass it is lowered, with a warning."""
     normalize: bool = False
-    """Divide by a running root mean square, so that the reward model's calibration does not set the size."""
-    refresh_every: int = 0
-    """Iterations after which the reward model is trained on, on new episodes of the policy as it is by then; 0
+    """Divide the scores by their running root mean square, so that the reward model's calibration does not set the size
+    of the reward."""
+    refresh_every: Whole = 0
+    """Iterations after which the reward model is trained further, on new episodes of the policy as it is by then; 0 is
     never."""
-    refresh_episodes: int = 8
+    refresh_episodes: Count = 8
     """Episodes per task that a refresh plays, on the training split."""
-    refresh_epochs: int = 5
+    refresh_epochs: Count = 5
     """Passes of a refresh over all its episodes, old and new."""
 
     def __post_init__(self) -> None:
-        require(self.weight >= 0, f"reward.weight must be 0 or more, got {self.weight}")
-        require(0 <= self.limit < 1, f"reward.limit must lie in [0, 1), got {self.limit}")
+        super().__post_init__()
         require(
-            self.refresh_every >= 0,
-            f"reward.refresh_every must be 0 (never) or more, got {self.refresh_every}",
+            self.model != "simulator",
+            "reward.model is the folder of a reward model, got 'simulator': set reward.kind simulator for the "
+            "simulator's own reward, or write ./simulator for a folder of that name",
         )
-        for name in ("refresh_episodes", "refresh_epochs"):
-            value = getattr(self, name)
-            require(value >= 1, f"reward.{name} must be at least 1, got {value}")
+        require(
+            self.kind != "process" or bool(self.model),
+            "reward.kind process needs the folder of a reward model: set reward.model (from `vla-rl reward train`)",
+        )
+        require(
+            self.kind not in ("success", "simulator") or not self.model,
+            f"reward.kind {self.kind} uses no reward model, got reward.model {self.model!r}: leave out one of them",
+        )
         require(
             not self.asks_simulator or self.refresh_every == 0,
-            "reward.refresh_every teaches a reward model, the simulator needs no teaching: leave it at 0, or give a "
-            "reward model",
+            "reward.refresh_every trains a reward model, the simulator needs no training: leave it at 0, or give "
+            "reward.model",
         )
 
     @property
+    def chosen_kind(self) -> str:
+        """`kind`, with `auto` decided."""
+        if self.kind != "auto":
+            return self.kind
+        return "process" if self.model else "success"
+
+    @property
     def asks_simulator(self) -> bool:
-        """Whether the simulator's own dense reward stands in for a reward model."""
-        return self.model == "simulator"
+        """Whether the simulator's own dense reward is needed."""
+        return self.chosen_kind == "simulator"

@@ -3,86 +3,88 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Le
+
+from vla_rl.config.bounds import Candidates, Config, Temperature, Workers
 from vla_rl.config.errors import require
 from vla_rl.config.evaluation import EvalConfig
 
 SearchMode = Literal["action", "lookahead", "refine"]
-ChooserName = Literal["judge", "simulator", "success", "random"]
+ChooserName = Literal["reward-model", "simulator", "success", "random"]
+StudyChooser = Literal["reward-model-alone", "reward-model", "success", "simulator", "random"]
 
 
 @dataclass(frozen=True)
-class BestOfConfig:
+class BestOfConfig(Config, group="search"):
     """Best of N: candidates are sampled from the policy, and a chooser picks."""
 
-    best_of: int = 8
+    best_of: Candidates = 8
     """N, the candidates of each decision; for `refine` the rounds, the first one included. 1 is plain play."""
     mode: SearchMode = "lookahead"
     """action: N actions are sampled and one is played. lookahead: N continuations are played from a snapshot of the
     simulator and the first turn of one is kept. refine: the episode is played to its end and again from its
     worst-scored turn on."""
-    chooser: ChooserName = "judge"
-    """judge: a process reward model. For reference, simulator: Meta-World's own dense reward, which sees objects and
-    goal (an upper bound); success: nothing but whether a candidate reached success in the simulator, else chance;
-    random: chance alone (a lower bound)."""
+    chooser: ChooserName = "reward-model"
+    """reward-model: a process reward model. The others are references. simulator: Meta-World's own dense reward, which
+    sees objects and goal (an upper bound). success: nothing but whether a candidate reached success in the simulator,
+    else chance. random: chance alone (a lower bound)."""
     reward_model: str = ""
-    """Folder of the process reward model (`vla-rl reward train`)."""
-    lookahead: int = 4
+    """Folder of the process reward model that chooses (`vla-rl reward train`)."""
+    lookahead: Annotated[int, Ge(1), Le(1_000_000)] = 4
     """lookahead: turns that each continuation is played before it is scored."""
-    execute: int = 1
+    execute: Annotated[int, Ge(1), Le(1_000_000)] = 1
     """lookahead: turns of the chosen continuation that are kept before the next choice."""
-    temperature: float = 1.0
-    """Sampling temperature of the candidates."""
+    temperature: Temperature = 1.0
+    """Sampling temperature of the candidates; greedy ones would all be the same."""
     greedy_first: bool = True
     """The first candidate (the first round) takes the likeliest token everywhere, so that N = 1 is greedy play. False
     samples all of them, so that N = 1 is sampled play."""
+    success_ahead: bool = True
+    """lookahead, for a reward model and the simulator's reward: a continuation in which the simulator reports success
+    is taken without asking the chooser. False: the chooser alone decides."""
 
     def __post_init__(self) -> None:
-        for name in ("best_of", "lookahead", "execute"):
-            value = getattr(self, name)
-            require(value >= 1, f"best-of-N: {name} must be at least 1, got {value}")
+        super().__post_init__()
         require(
             self.execute <= self.lookahead,
             f"best-of-N: execute = {self.execute} turns cannot be kept of a lookahead of {self.lookahead}: raise "
             "lookahead, or lower execute",
         )
-        require(
-            self.temperature > 0,
-            f"best-of-N: temperature must be positive, got {self.temperature}: greedy candidates would all be the same",
-        )
 
 
 @dataclass(frozen=True)
-class ScalingConfig:
-    """Success against N: the same evaluation with more and more candidates."""
+class ScalingConfig(Config):
+    """Success against N: the same evaluation with more and more candidates, and what each part contributes."""
 
     checkpoint: str
     """A run folder, one of its checkpoints, a policy folder, or a hub id."""
     search: BestOfConfig = field(default_factory=BestOfConfig)
-    """How candidates are made; its `best_of` and `chooser` are varied."""
+    """How candidates are made; its `best_of`, `chooser` and `success_ahead` are varied."""
     protocol: EvalConfig = field(default_factory=EvalConfig)
     """What is evaluated. Its temperature is not used: the candidates' is `search.temperature`."""
-    sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    choosers: tuple[ChooserName, ...] = ("judge", "simulator", "success", "random")
-    """Which choosers to compare; those that cannot be had (no reward model given, no dense reward in the simulator)
-    are left
-    out with a notice."""
+    sizes: tuple[Candidates, ...] = (1, 2, 4, 8, 16, 32)
+    """Numbers of candidates N. N = 1 is evaluated greedy and sampled, whether or not it stands here."""
+    choosers: tuple[StudyChooser, ...] = (
+        "reward-model-alone", "success", "reward-model", "simulator", "random",
+    )  # fmt: skip
+    """What to compare. reward-model-alone: the reward model without success seen ahead. success: success seen ahead
+    without the reward model. reward-model: both. simulator and random: as in `search.chooser`. What cannot be had (no
+    reward model given, no dense reward in the simulator) is left out with a notice."""
     out: str = "runs/scaling"
-    """Folder for the results, scaling.json, scaling.md and scaling.png. Evaluations found there are not done again."""
-    bootstrap: int = 2000
+    """Folder for the results, scaling.json, scaling.md and scaling.png. Evaluations found there are not done again, if
+    they are of the same policy and the same reward model."""
+    bootstrap: Annotated[int, Ge(100), Le(1_000_000)] = 2000
     """Resamplings of the episodes for the fit's uncertainty."""
-    workers: int = 0
+    workers: Workers = 0
     """Simulator processes; 0 takes one per CPU core. The result does not depend on it."""
 
     def __post_init__(self) -> None:
-        require(len(self.sizes) >= 1, "scaling: sizes is empty, expected numbers of candidates")
+        super().__post_init__()
+        require(len(self.sizes) >= 1, "sizes is empty, expected numbers of candidates")
         require(
-            min(self.sizes) >= 1 and len(set(self.sizes)) == len(self.sizes),
-            f"scaling: sizes must be different numbers of at least 1, got {list(self.sizes)}",
+            len(set(self.sizes)) == len(self.sizes),
+            f"sizes must be different numbers, got {list(self.sizes)}",
         )
-        require(len(self.choosers) >= 1, "scaling: choosers is empty")
-        require(
-            self.bootstrap >= 100, f"scaling: bootstrap must be at least 100, got {self.bootstrap}"
-        )
-        require(self.workers >= 0, f"scaling: workers must be 0 or more, got {self.workers}")
+        require(len(self.choosers) >= 1, "choosers is empty, expected names of choosers")

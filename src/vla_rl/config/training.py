@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vla_rl.config.bounds import Config
 from vla_rl.config.curriculum import CurriculumConfig
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import require
@@ -18,28 +19,41 @@ from vla_rl.config.schedule import ScheduleConfig
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Config, saved=("env", "policy", "ppo", "run")):
     """Everything `vla-rl train` needs. Saved, resolved, as config.json in the run folder."""
 
+    algorithm: str = "ppo"
+    """What learns from the windows of play: a name in `algorithms.registry.ALGORITHMS`."""
     env: EnvConfig = field(default_factory=EnvConfig)
+    """Simulators, tasks, and how a turn maps to simulator steps."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """The policy to improve, and its critic."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """How long the run lasts."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """How the policy plays between two updates."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW on the policy's parameters, and its learning rate."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    """Hyper-parameters of PPO."""
     reward: ProcessRewardConfig = field(default_factory=ProcessRewardConfig)
+    """A process reward model's reward beside success."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    """Which task the next episode plays."""
     eval: EvalConfig = field(default_factory=EvalConfig)
+    """How the policy is evaluated before, during and after."""
     run: RunConfig = field(default_factory=RunConfig)
+    """Run folder, seed, checkpoints, logs."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             not self.ppo.time_limit_is_terminal or self.policy.critic.time_fraction,
             "ppo.time_limit_is_terminal needs a critic that sees the time: set policy.critic.time_fraction, "
             "or let time limits bootstrap",
         )
         require(
-            not self.reward.model
+            self.reward.chosen_kind == "success"
             or self.reward.form != "potential"
             or self.ppo.time_limit_is_terminal,
             "reward.form potential needs ppo.time_limit_is_terminal: where a time limit bootstraps, the potential of "

@@ -44,6 +44,7 @@ from vla_rl.data.inspection import inspect
 from vla_rl.data.lerobot import Feature, LeRobotWriter, camera, vector
 from vla_rl.data.resizing import resize
 from vla_rl.runtime.external import Phrase, check_array, fault, files_inside
+from vla_rl.runtime.extras import need
 from vla_rl.runtime.memory import require_memory
 from vla_rl.runtime.progress import progress
 
@@ -299,12 +300,9 @@ def _find_timing(group: _Group, length: int) -> Literal["before", "after"]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """The group `data` of the file."""
-    try:
-        import h5py
-    except ImportError:
-        raise UserError(
-            "HDF5 files need the package h5py: install the extra with `pip install 'vla-rl[libero]'`"
-        ) from None
+    need("h5py", purpose="reading HDF5")
+    import h5py
+
     try:
         if not h5py.is_hdf5(path):
             raise UserError(

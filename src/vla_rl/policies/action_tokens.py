@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
 from vla_rl.config.errors import UserError, nearest
+from vla_rl.runtime.external.arrays import LARGEST
 
 
 class ActionTokenizer:
@@ -88,9 +89,15 @@ def select_statistics(
     norm_stats: the official format, {dataset: {"action": {"q01", "q99", "mask"}}}; without a mask all
     dimensions are rescaled. key: the dataset; `<key>_no_noops` is tried after it; None if there is only one.
 
-    Raises UserError if the key is unknown, or missing where several datasets are there.
+    Raises UserError if the key is unknown, or missing where several datasets are there, and for quantiles that are
+    not finite or in the wrong order.
     """
     if key is None:
+        if not norm_stats:
+            raise UserError(
+                "The checkpoint has no action statistics: put the dataset_statistics.json of the data it was "
+                "fine-tuned on beside its config.json"
+            )
         if len(norm_stats) != 1:
             raise UserError(
                 f"The checkpoint has action statistics of {len(norm_stats)} datasets: say which one to use "
@@ -104,15 +111,24 @@ def select_statistics(
         action = norm_stats[found]["action"]
         q01 = np.asarray(action["q01"], dtype=np.float64)
         q99 = np.asarray(action["q99"], dtype=np.float64)
-        mask = np.asarray(action.get("mask", np.ones(q01.shape)), dtype=bool)
-    except (KeyError, TypeError, ValueError) as error:
+        mask = action.get("mask")
+        mask = np.asarray(np.ones(q01.shape) if mask is None else mask, dtype=bool)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"Action statistics of {found!r} must hold lists q01 and q99 under 'action' ({error!r})"
         ) from None
-    if not q01.shape == q99.shape == mask.shape or q01.ndim != 1:
+    if not q01.shape == q99.shape == mask.shape or q01.ndim != 1 or q01.size == 0:
         raise UserError(
             f"Action statistics of {found!r}: q01, q99 and mask must be lists of one length, "
             f"got {q01.shape}, {q99.shape}, {mask.shape}"
+        )
+    # NaN compares false with everything
+    wrong = ~((q01 <= q99) & (np.abs(q01) <= LARGEST) & (np.abs(q99) <= LARGEST)) & mask
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise UserError(
+            f"Action statistics of {found!r}: expected finite numbers, q01 at most q99, got q01 {q01[row]:g} and q99 "
+            f"{q99[row]:g} in dimension {row}"
         )
     return found, ActionStatistics(q01, q99, mask)
 

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from vla_rl.config.openvla import ModelConfig
 from vla_rl.config.policy import CriticConfig
 from vla_rl.policies.kernels import Linear
 from vla_rl.policies.prompts import Prompts
@@ -34,13 +33,25 @@ class CriticInput:
     prompts: Prompts | None = None
 
 
+@dataclass(frozen=True)
+class CriticSizes:
+    """What a critic must know of the policy it belongs to."""
+
+    hidden: int
+    """Width of the hidden state that predicts the first action token."""
+    image_size: int
+    """Side of the images, pixels."""
+    vocabulary: int
+    """Ids that prompts may hold are below it."""
+
+
 class SharedCritic(nn.Module):
     """V from the hidden state that predicts the first action token, normalised without learned scale."""
 
-    def __init__(self, config: CriticConfig, model: ModelConfig) -> None:
+    def __init__(self, config: CriticConfig, sizes: CriticSizes) -> None:
         super().__init__()
         self.time = config.time_fraction
-        width = model.language.hidden
+        width = sizes.hidden
         inner = min(width, 512)
         self.fc1 = Linear(width + TIME_FEATURES * int(self.time), inner)
         self.fc2 = Linear(inner, 1)
@@ -58,15 +69,15 @@ class SharedCritic(nn.Module):
 class SeparateCritic(nn.Module):
     """V from the image (three convolutions) and the mean of a small embedding of the prompt's tokens."""
 
-    def __init__(self, config: CriticConfig, model: ModelConfig) -> None:
+    def __init__(self, config: CriticConfig, sizes: CriticSizes) -> None:
         super().__init__()
         self.time = config.time_fraction
         c = config.width
         self.conv1 = nn.Conv2d(3, c, 4, stride=4)
         self.conv2 = nn.Conv2d(c, 2 * c, 3, stride=2, padding=1)
         self.conv3 = nn.Conv2d(2 * c, 2 * c, 3, stride=2, padding=1)
-        side = ((model.image_size // 4 + 1) // 2 + 1) // 2
-        self.text = nn.Embedding(model.language.padded_vocab, TEXT_WIDTH)
+        side = ((sizes.image_size // 4 + 1) // 2 + 1) // 2
+        self.text = nn.Embedding(sizes.vocabulary, TEXT_WIDTH)
         features = 2 * c * side * side + TEXT_WIDTH + TIME_FEATURES * int(self.time)
         self.fc1 = Linear(features, 128)
         self.fc2 = Linear(128, 128)
@@ -97,7 +108,7 @@ class SeparateCritic(nn.Module):
         return (embedded * real[..., None]).sum(1) / lengths
 
 
-def build_critic(config: CriticConfig, model: ModelConfig) -> SharedCritic | SeparateCritic:
+def build_critic(config: CriticConfig, sizes: CriticSizes) -> SharedCritic | SeparateCritic:
     """A freshly initialised critic, float32, from torch's global generator."""
     kind = SharedCritic if config.kind == "shared" else SeparateCritic
-    return kind(config, model)
+    return kind(config, sizes)

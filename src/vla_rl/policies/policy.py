@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -51,6 +51,11 @@ class Evaluation:
 @runtime_checkable
 class Policy(Protocol):
     """A policy that decides action tokens. `act` and `evaluate` agree to 1e-5 in float32."""
+
+    @property
+    def kind(self) -> str:
+        """What its checkpoints call it (`model_type` in config.json), a key of `registry.POLICIES`."""
+        ...
 
     @property
     def action_dim(self) -> int:
@@ -122,10 +127,16 @@ class Policy(Protocol):
         """Actions in the simulator's units to tokens, the inverse of `decode_actions` up to the bins' width."""
         ...
 
-    def with_actions_of(self, statistics: Mapping[str, Any], action_chunk: int) -> Policy:
-        """The same weights for the actions of another dataset: what fine-tuning starts from.
+    def with_actions_of(
+        self,
+        statistics: Mapping[str, Any],
+        action_chunk: int,
+        image_fit: Literal["stretch", "pad", "crop"] | None = None,
+    ) -> Policy:
+        """The same weights for the actions and images of another dataset: what fine-tuning starts from.
 
         statistics: one dataset's, in the format of dataset_statistics.json, {name: {"action": {"q01", "q99", ...}}}.
+        image_fit: what was done to its frames if they were not square; in play it is done again.
         The critic is a fresh one, and this policy is not to be used any more.
         """
         ...

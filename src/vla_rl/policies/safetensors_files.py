@@ -4,6 +4,9 @@ Headers say everything but the values, so a checkpoint is checked in full before
 are read into fresh memory, not mapped: pages of a mapped file count as the process's own while they are touched,
 and a checkpoint would take twice its size while it is loaded.
 
+What is read here are weights, and files come from anywhere: only floating-point types are taken, every value must be
+finite (looked at while it is read, 17 GB a second), headers are bounded, and shards lie in their folder.
+
 Format: https://github.com/huggingface/safetensors (8 bytes of header length, JSON header, data).
 """
 
@@ -11,17 +14,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
+import numpy as np
 import torch
+from annotated_types import MinLen
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_rl.config.errors import UserError
-from vla_rl.runtime.files import read_json
+from vla_rl.runtime.external import parse_json, path_inside, read_json, shown
 
 MODEL_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -30,10 +36,25 @@ SHARD_BYTES = 5_000_000_000
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool,
 }  # fmt: skip
-LARGEST_HEADER = 100_000_000
+MOST_HEADER_BYTES = 16 * 2**20
+"""The header of OpenVLA-7B, 982 tensors in all, takes 0.1 MB."""
+MOST_AXES = 8
+FETCH_AGAIN = "Copy or download the checkpoint again."
+COPY_AGAIN = "it is truncated or no safetensors file; copy it again"
+
+# exponents of all ones are infinity and NaN
+_EXPONENT = {
+    torch.float32: (np.uint32, 0x7F80_0000),
+    torch.float16: (np.uint16, 0x7C00),
+    torch.bfloat16: (np.uint16, 0x7F80),
+}
+_CHUNK = 2**19  # bytes; what is looked at stays in the cache
+
+
+@dataclass(frozen=True)
+class _ShardIndex:
+    weight_map: Annotated[dict[str, str], MinLen(1)]
 
 
 @dataclass(frozen=True)
@@ -52,41 +73,70 @@ class TensorEntry:
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
-    """What a safetensors file holds, by name. Raises UserError if it is missing, truncated or something else."""
+    """What a safetensors file holds, by name. Raises UserError if it is missing, truncated or something else.
+
+    Integers are refused: they are quantised weights, which would have to be scaled, or no weights at all.
+    """
+    if not file.is_file():
+        raise UserError(f"{file} is missing: the checkpoint is incomplete")
     try:
         with file.open("rb") as stream:
-            size = file.stat().st_size
+            size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or not 2 <= length <= min(LARGEST_HEADER, size - 8):
+            if size < 8 or not 2 <= length <= size - 8:
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = json.loads(stream.read(length))
-            entries = _entries(header, file, 8 + length, size)
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing: the checkpoint is incomplete") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if length > MOST_HEADER_BYTES:
+                raise ValueError(
+                    f"a header of {length} bytes, expected {MOST_HEADER_BYTES} at most"
+                )
+            header = parse_json(stream.read(length), source=file, remedy=COPY_AGAIN)
+            header.pop("__metadata__", None)
+            entries = {
+                name: _entry(name, fields, file, 8 + length) for name, fields in header.items()
+            }
+        _check_layout(entries, 8 + length, size)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}): {COPY_AGAIN}") from None
+    return entries
+
+
+def _entry(name: str, fields: Any, file: Path, start: int) -> TensorEntry:
+    """One entry of a header whose data begin at byte `start`."""
+    fields = fields if isinstance(fields, dict) else {}
+    kind, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not (_naturals(shape) and len(shape) <= MOST_AXES and all(shape)):
+        raise ValueError(f"{shown(name)} has the shape {shown(shape)}")
+    if not (_naturals(offsets) and len(offsets) == 2):
+        raise ValueError(f"{shown(name)} has the offsets {shown(offsets)}")
+    dtype = DTYPES.get(kind) if isinstance(kind, str) else None
+    if dtype is None:
         raise UserError(
-            f"{file} cannot be read ({error}): it is truncated or no safetensors file; copy it again"
-        ) from None
-    return entries
-
-
-def _entries(header: Any, file: Path, start: int, size: int) -> dict[str, TensorEntry]:
-    entries = {}
-    for name, fields in header.items():
-        if name == "__metadata__":
-            continue
-        if fields["dtype"] not in DTYPES:
-            raise ValueError(f"{name} has the unknown type {fields['dtype']!r}")
-        first, end = fields["data_offsets"]
-        entry = TensorEntry(
-            file, DTYPES[fields["dtype"]], tuple(map(int, fields["shape"])), start + first
+            f"{file}: {shown(name)} is of type {shown(kind)}, expected weights of type {', '.join(DTYPES)}: quantised "
+            "weights are not supported, take the checkpoint in bfloat16 or float32"
         )
-        if end - first != entry.bytes or first < 0:
-            raise ValueError(f"{name} has {end - first} bytes, its shape needs {entry.bytes}")
-        if start + end > size:
-            raise ValueError(f"{name} ends at byte {start + end} of {size}")
-        entries[name] = entry
-    return entries
+    entry = TensorEntry(file, dtype, tuple(shape), start + offsets[0])
+    if offsets[1] - offsets[0] != entry.bytes:
+        raise ValueError(
+            f"{shown(name)} has {offsets[1] - offsets[0]} bytes, its shape needs {entry.bytes}"
+        )
+    return entry
+
+
+def _naturals(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**62 for v in values)
+
+
+def _check_layout(entries: Mapping[str, TensorEntry], start: int, size: int) -> None:
+    """Tensors lie one behind the other and fill the file, as the format demands."""
+    at, before = start, "the header"
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].bytes)):
+        if entry.offset != at:
+            raise ValueError(f"{shown(name)} does not begin where {before} ends")
+        at, before = at + entry.bytes, shown(name)
+        if at > size:
+            raise ValueError(f"{before} ends at byte {at} of {size}")
+    if at != size:
+        raise ValueError(f"{size - at} bytes behind the last tensor")
 
 
 def has_weights(folder: Path) -> bool:
@@ -102,23 +152,37 @@ def model_entries(folder: Path) -> dict[str, TensorEntry]:
     if not has_weights(folder):
         raise UserError(_no_weights(folder))
     if not (folder / INDEX_FILE).is_file():
-        return read_header(folder / MODEL_FILE)
-    index = read_json(folder / INDEX_FILE).get("weight_map")
-    if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
-        raise UserError(f"{folder / INDEX_FILE} has no 'weight_map': the index is damaged")
+        return read_header(path_inside(folder, MODEL_FILE, source=folder))
+    index_file = folder / INDEX_FILE
+    index = read_json(index_file, _ShardIndex, inside=folder, remedy=FETCH_AGAIN).weight_map
     shards = sorted(set(index.values()))
-    missing = [name for name in shards if not (folder / name).is_file()]
+    if (folder / MODEL_FILE).is_file() and shards != [MODEL_FILE]:
+        raise UserError(
+            f"{folder} holds two sets of weights, {MODEL_FILE} and the shards of {INDEX_FILE} ({shards[0]}, ...): "
+            "remove the one that is not meant"
+        )
+    paths = {
+        name: path_inside(folder, name, source=index_file, key="weight_map") for name in shards
+    }
+    missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
         raise UserError(
             f"{folder / missing[0]} is missing ({len(missing)} of {len(shards)} shards are): the checkpoint in "
             f"{folder} is incomplete; download it again, finished files are kept"
         )
-    headers = {name: read_header(folder / name) for name in shards}
+    headers = {name: read_header(path) for name, path in paths.items()}
     for name, shard in index.items():
         if name not in headers[shard]:
             raise UserError(
-                f"{folder / INDEX_FILE} says that {name} is in {shard}, which does not hold it: index and shards are "
+                f"{index_file} says that {name} is in {shard}, which does not hold it: index and shards are "
                 "of different checkpoints; copy all of one again"
+            )
+    for shard, header in headers.items():
+        unnamed = [name for name in header if index.get(name) != shard]
+        if unnamed:
+            raise UserError(
+                f"{paths[shard]} holds {unnamed[0]}, which {INDEX_FILE} does not place there: index and shards are of "
+                "different checkpoints; copy all of one again"
             )
     return {name: headers[shard][name] for name, shard in index.items()}
 
@@ -137,7 +201,7 @@ def _no_weights(folder: Path) -> str:
 def stream_tensors(entries: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Tensor]]:
     """The tensors one after the other, in the order of the files, as stored and on the host.
 
-    Raises UserError if a file ends early or cannot be read.
+    Raises UserError if a file ends early or cannot be read, and for a weight that is NaN or infinite.
     """
     ordered = sorted(entries, key=lambda name: (entries[name].file, entries[name].offset))
     stream: BinaryIO | None = None
@@ -150,12 +214,28 @@ def stream_tensors(entries: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Te
                     stream.close()
                 stream, opened = entry.file.open("rb", buffering=0), entry.file
             assert stream is not None
-            yield name, _read(stream, entry)
+            tensor = _read(stream, entry)
+            if not all_finite(tensor):
+                raise UserError(
+                    f"{entry.file}: {name} holds NaN or infinite weights: the run that wrote it diverged, or the file "
+                    "is damaged; take an earlier checkpoint or copy it again"
+                )
+            yield name, tensor
     except OSError as error:
         raise UserError(f"{opened} cannot be read ({error.strerror or error})") from error
     finally:
         if stream is not None:
             stream.close()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no number of a contiguous tensor on the host is NaN or infinite, by its exponent's bits."""
+    if tensor.dtype == torch.float64:
+        tensor = tensor.float()  # what it becomes in any model
+    kind, ones = _EXPONENT[tensor.dtype]
+    bits = tensor.detach().reshape(-1).view(torch.uint8).numpy().view(kind)
+    step = _CHUNK // bits.itemsize
+    return all((bits[i : i + step] & kind(ones)).max() < ones for i in range(0, len(bits), step))
 
 
 def _read(stream: BinaryIO, entry: TensorEntry) -> Tensor:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,14 @@ from vla_rl.config import AblationConfig, TrainConfig, UserError
 from vla_rl.config.serialize import differences
 from vla_rl.functional import paired_difference, wilson_interval
 from vla_rl.recipes.presets import preset
+from vla_rl.report.figures.saving import save_figure
+from vla_rl.runtime.child_pool import ChildPool
 from vla_rl.runtime.cpus import available_cpus
-from vla_rl.runtime.files import write_text
-from vla_rl.runtime.progress import console
+from vla_rl.runtime.extras import need
+from vla_rl.runtime.files import require_writable, write_text
+from vla_rl.runtime.progress import note
 from vla_rl.runtime.run_folder import read_config
+from vla_rl.runtime.signals import Stopped, graceful_stop
 
 MODES = ("greedy", "sampled")
 DIVERGED = "diverged.txt"
@@ -77,33 +81,35 @@ def ablate(config: AblationConfig) -> Path:
         raise UserError(
             "ablate: needs a policy to start from: --checkpoint runs/sft/policy (from `vla-rl sft` or a quickstart)"
         )
+    require_writable(Path(config.out), "folder")
     cells = [cell for cell in config.cells if cell != "no-reward" or config.reward_model]
     if len(cells) < len(config.cells):
-        console().print("no --reward-model was given: all runs are without a process reward")
+        note("no --reward-model was given: all runs are without a process reward")
     runs = {(c, s): planned_run(config, c, s) for s in range(config.seeds) for c in cells}
     for run in runs.values():
         _require_same(run)
     waiting = {key: run for key, run in runs.items() if not _complete(_folder(run))}
-    console().print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them complete")
-    # spawn, and a process for each run: nothing of one run's memory or threads is left to the next
-    pool = ProcessPoolExecutor(
-        config.parallel, mp_context=get_context("spawn"), max_tasks_per_child=1
-    )
-    with pool:
+    note(f"{len(runs)} runs, {len(runs) - len(waiting)} of them complete")
+    # a process for each run: nothing of one run's memory or threads is left to the next
+    with (
+        ChildPool(config.parallel, reuse=False, keep_stderr=False) as pool,
+        graceful_stop("the current iteration of each run", pool.pass_on) as stop,
+    ):
         jobs = {pool.submit(_train, run): key for key, run in waiting.items()}
         for job in as_completed(jobs):
-            job.result()
+            with suppress(Stopped):
+                job.result()
             cell, seed = jobs[job]
             folder = _folder(runs[cell, seed])
             state = "done" if _complete(folder) else "stopped"
             if (folder / DIVERGED).is_file():
                 state = "diverged; what it had last saved is compared"
-            console().print(f"{cell}, seed {seed}: {state}")
-    unfinished = [run for run in runs.values() if not _complete(_folder(run))]
-    if unfinished:
-        raise UserError(
-            f"{len(unfinished)} of {len(runs)} runs were stopped before their end; the same command goes on with them"
-        )
+            note(f"{cell}, seed {seed}: {state}")
+        unfinished = [run for run in runs.values() if not _complete(_folder(run))]
+        if unfinished:
+            left = f"{len(unfinished)} of {len(runs)} runs are not complete"
+            stop.end(f"{left}; the same command goes on with them")
+            raise UserError(f"{left}: see above why; the same command goes on with them")
     return write_results(config, runs)
 
 
@@ -261,6 +267,7 @@ def _outcomes(run: Path, mode: str) -> list[bool]:
 
 
 def _draw(summaries: dict[str, dict[str, Any]], path: Path) -> None:
+    need("matplotlib", purpose="a plot")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -280,5 +287,5 @@ def _draw(summaries: dict[str, dict[str, Any]], path: Path) -> None:
     axes.grid(axis="x", alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)

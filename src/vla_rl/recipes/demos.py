@@ -11,11 +11,9 @@ which is what is executed unless noise is asked for. Only initial states of the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +32,9 @@ from vla_rl.data.demonstrations import (
 from vla_rl.data.lerobot import LeRobotWriter
 from vla_rl.envs.env import split_initial_states
 from vla_rl.envs.registry import benchmark, task_names
+from vla_rl.runtime.child_pool import ChildPool
+from vla_rl.runtime.children import ChildLostError
 from vla_rl.runtime.cpus import available_cpus
-from vla_rl.runtime.files import write_json
 from vla_rl.runtime.progress import Reporter, progress
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec
@@ -49,11 +48,9 @@ def collect_demos(config: DemosConfig) -> Path:
     """
     tasks = task_names(config.env.suite)
     workers = config.env.num_workers or available_cpus()
-    # spawn: a forked child would inherit a half-dead OpenGL context and torch's thread pool
-    context = get_context("spawn")
     with (
         _open_writer(config) as writer,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        ChildPool(workers) as pool,
         progress("demonstrations", total=len(tasks) * config.episodes_per_task) as bar,
     ):
         try:
@@ -61,14 +58,12 @@ def collect_demos(config: DemosConfig) -> Path:
                 for episode in played.kept:
                     writer.add_episode(_columns(episode), task=episode.instruction)
                 _report(bar, played)
-        except BrokenProcessPool as error:
+        except ChildLostError as error:
             raise UserError(
-                "a simulator process died while playing demonstrations: see its message above, and `vla-rl doctor`"
+                f"a simulator process died while playing demonstrations, see `vla-rl doctor`: {error}"
             ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-    # what was played does not depend on the number of processes, and its record must not either
-    write_json(Path(config.out) / ENVIRONMENT_FILE, to_json(replace(config.env, num_workers=0)))
+        # what was played does not depend on the number of processes, and its record must not either
+        writer.add_json(ENVIRONMENT_FILE, to_json(replace(config.env, num_workers=0)))
     return Path(config.out)
 
 
@@ -98,7 +93,7 @@ class _Task:
 
 
 def _play_tasks(
-    config: DemosConfig, names: tuple[str, ...], pool: ProcessPoolExecutor, workers: int
+    config: DemosConfig, names: tuple[str, ...], pool: ChildPool, workers: int
 ) -> Iterator[_Task]:
     """Yield the tasks in order, each with its successful episodes; others are played meanwhile.
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig
-from vla_rl.envs import ProcessVectorEnv
+from vla_rl.envs import make_vector_env
 from vla_rl.envs.defaults import (
+    conventions,
     evaluation_env,
-    protocol_policy,
     require_same_robot,
 )
 from vla_rl.envs.env import VectorEnv
@@ -22,14 +22,15 @@ from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.practised import apart
 from vla_rl.evaluation.result import evaluate_policy, summary
 from vla_rl.evaluation.videos import record_videos
-from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.policy import Policy
+from vla_rl.policies.registry import load_policy
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.files import write_json
+from vla_rl.runtime.files import require_writable, write_json
 from vla_rl.runtime.locate import locate_policy
 from vla_rl.runtime.memory import keep_freed_memory
 
 Evaluate = Callable[
-    [OpenVLAPolicy, VectorEnv, EnvConfig, EvalConfig], tuple[dict[str, Any], list[EpisodeRecord]]
+    [Policy, VectorEnv, EnvConfig, EvalConfig], tuple[dict[str, Any], list[EpisodeRecord]]
 ]
 """`evaluate_policy`, or something that plays otherwise."""
 
@@ -44,20 +45,29 @@ def evaluate_checkpoint(
     policy_config: PolicyConfig | None = None,
     horizon: int = 0,
     evaluate: Evaluate | None = None,
+    show: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the policy found at `checkpoint`: a run, one of its checkpoints, a policy folder or a hub id.
 
     `env` defaults to what the policy was trained in, or to the protocol of `config.suite`; `horizon` (turns), if given,
     takes the place of its. Returns the result that is also written to `json_path`; images of `config.videos` episodes
-    per task go to the folder `videos`. `evaluate` takes the place of plain play (`evaluate_policy`).
+    per task go to the folder `videos`. `evaluate` takes the place of plain play (`evaluate_policy`). `show` gets the
+    result before anything is written, so that it is not lost to a full disk. Raises UserError, before anything is
+    played, for an output that could not be written.
     """
+    if json_path is not None:
+        require_writable(json_path, "file")
+    if videos is not None and config.videos > 0:
+        require_writable(videos, "folder")
     policy, env, trained_in = policy_and_env(
         checkpoint, config.suite, env, policy_config or PolicyConfig(), workers, horizon
     )
-    with use_threads(1), ProcessVectorEnv(env) as envs:
+    with use_threads(1), make_vector_env(env) as envs:
         result, records = (evaluate or evaluate_policy)(policy, envs, env, config)
     result["checkpoint"] = str(checkpoint)
     result["practice"] = apart(records, trained_in, summary)
+    if show is not None:
+        show(result)
     if json_path is not None:
         write_json(json_path, result)
     if videos is not None and config.videos > 0:
@@ -72,7 +82,7 @@ def policy_and_env(
     policy_config: PolicyConfig,
     workers: int,
     horizon: int,
-) -> tuple[OpenVLAPolicy, EnvConfig, EnvConfig | None]:
+) -> tuple[Policy, EnvConfig, EnvConfig | None]:
     """The policy found at `checkpoint`, where it is evaluated (see `evaluate_checkpoint`), and where it was trained.
 
     The last is None where nothing says so.
@@ -80,15 +90,15 @@ def policy_and_env(
     keep_freed_memory()
     folder, trained_in = locate_policy(checkpoint)
     suite = suite or (env or trained_in or EnvConfig()).suite
-    chosen = protocol_policy(policy_config, suite, folder)
-    policy = OpenVLAPolicy.from_checkpoint(folder, replace(chosen, checkpoint=str(folder)))
+    policy = load_policy(
+        folder, replace(policy_config, checkpoint=str(folder)), conventions=conventions(suite)
+    )
     require_same_robot(policy.action_dim, suite)
-    model = policy.description.model
     env = evaluation_env(
         suite,
         env or trained_in,
-        model.image_size,
-        model.images.resize != "none",
+        policy.image_size,
+        policy.resizes_images,
         policy.action_chunk,
     )
     env = replace(env, num_workers=workers or env.num_workers, horizon=horizon or env.horizon)

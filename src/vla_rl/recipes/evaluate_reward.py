@@ -1,4 +1,4 @@
-"""How good a reward model is: on episodes it was not trained on, tasks it has never seen, and instructions that do
+"""How good a reward model is: on episodes it was not trained on, on tasks it has never seen, and on instructions that do
 not fit.
 
 vla-rl reward eval runs/reward
@@ -6,7 +6,7 @@ vla-rl reward score runs/reward runs/play --episode 3 --out reward.png
 
 seen_tasks       the held-out episodes of the tasks that were trained on (or all episodes of other datasets)
 held_out_tasks   all episodes of the tasks that training left out
-mismatched       the positive decisions of the seen tasks, under their own instruction and under every other one
+mismatched       the positive turns of the seen tasks, under their own instruction and under those that they deny
 """
 
 from __future__ import annotations
@@ -37,20 +37,23 @@ from vla_rl.functional import (
     rank_correlation,
     reliability,
 )
-from vla_rl.recipes.train_reward import read_split, read_trajectories, reward_model_rows, run_of
+from vla_rl.recipes.train_reward import read_trajectories, reward_model_rows, run_of
 from vla_rl.report.figures.reward_model import (
     ScoredEpisode,
     draw_reliability,
     draw_scores,
     film_scores,
 )
+from vla_rl.report.figures.saving import require_figure
 from vla_rl.rewards.process.examples import Examples, Rows, build_examples, require_both_classes
 from vla_rl.rewards.process.labels import label
 from vla_rl.rewards.process.loading import load_reward_model, reward_model_folder
+from vla_rl.rewards.process.mismatched import Mismatches
 from vla_rl.rewards.process.model import TrainableRewardModel, probability
 from vla_rl.rewards.process.robot_signals import robot_signals
+from vla_rl.rewards.process.splits import split_of
 from vla_rl.rewards.trajectory_files import load_trajectories
-from vla_rl.runtime.files import cannot_write, write_json
+from vla_rl.runtime.files import require_writable, write_json
 from vla_rl.runtime.provenance import versions
 from vla_rl.runtime.run_folder import read_config
 from vla_rl.runtime.seeding import generator
@@ -62,10 +65,12 @@ Result = dict[str, Any]
 def evaluate_reward(config: RewardEvalConfig) -> Result:
     """Measure a reward model; writes evaluation.json and reliability.png into `config.out` and returns the former.
 
-    Raises UserError where the reward model is none, its training data have changed, or the episodes hold one class
-    only.
+    Raises UserError where the reward model is none, its training data have changed, or the episodes hold one class only.
     """
     folder = reward_model_folder(config.reward_model)
+    out = require_writable(
+        Path(config.out) if config.out else folder.parent / "evaluation", "folder"
+    )
     reward_model = load_reward_model(folder)
     material = _material(config, reward_model)
     seen = material.examples.rows_of(material.seen)
@@ -92,7 +97,7 @@ def evaluate_reward(config: RewardEvalConfig) -> Result:
         diagrams["held-out tasks"] = reliability(
             probability(odds[known]), positive[known], config.bins
         )
-    _write(Path(config.out) if config.out else folder.parent / "evaluation", result, diagrams)
+    _write(out, result, diagrams)
     return result
 
 
@@ -110,8 +115,7 @@ def _material(config: RewardEvalConfig, reward_model: TrainableRewardModel) -> _
     if run is None and not config.datasets:
         raise UserError(
             f"{config.reward_model} is a reward model without its training run, so its held-out episodes are not "
-            f"known: name "
-            "--datasets to measure on"
+            "known: name --datasets to measure on"
         )
     training = training_config(config.reward_model, reward_model)
     if config.datasets:
@@ -124,7 +128,7 @@ def _material(config: RewardEvalConfig, reward_model: TrainableRewardModel) -> _
     everything = np.arange(len(trajectories))
     if config.datasets or run is None:
         return _Material(examples, config.datasets, everything, everything[:0])
-    split = read_split(run, training, trajectories)
+    split = split_of(run, trajectories)
     if not len(split.validation):
         raise UserError(
             f"{run} held no episode out (reward.validation_fraction): name --datasets to measure on"
@@ -155,14 +159,14 @@ def training_config(
 def measure(
     examples: Examples, rows: Rows, odds: Float32[np.ndarray, " R"], config: RewardEvalConfig
 ) -> Result:
-    """Everything about these decisions, which are those of whole episodes; None where a class is missing."""
+    """Everything about these turns, which are those of whole episodes; None where a class is missing."""
     known, positive = examples.known[rows], examples.positive[rows]
     episodes = np.unique(examples.episode[rows])
     chances = probability(odds)
     result: Result = {
         "episodes": len(episodes),
         "successes": int(examples.success[episodes].sum()),
-        "decisions": int(known.sum()),
+        "turns": int(known.sum()),
         "positives": int(positive[known].sum()),
     }
     result |= _separation(odds[known], positive[known], examples.episode[rows][known], config)
@@ -183,7 +187,7 @@ def measure(
         part = positive[own]
         both = 0 < part.sum() < len(part)
         result["tasks"][task] = {
-            "decisions": len(part),
+            "turns": len(part),
             "positives": int(part.sum()),
             "auroc": area_under_roc(odds[own], part) if both else None,
         }
@@ -213,7 +217,7 @@ def bootstrap_interval(
     episode: Int64[np.ndarray, " R"],
     config: RewardEvalConfig,
 ) -> list[float] | None:
-    """95 % percentile interval of the AUROC over resampled whole episodes: decisions of one are not independent."""
+    """95 % percentile interval of the AUROC over resampled whole episodes: turns of one are not independent."""
     rng = generator(config.seed, "reward", "bootstrap")
     rows = [np.flatnonzero(episode == i) for i in np.unique(episode)]
     areas = []
@@ -246,7 +250,7 @@ def _ranking(
 
 
 def _progress(examples: Examples, rows: Rows, chances: Float32[np.ndarray, " R"]) -> Result:
-    """Spearman correlation of the reward model's probability with time, in each success of three decisions or more."""
+    """Spearman correlation of the reward model's probability with time, in each success of three turns or more."""
     episodes = examples.episode[rows]
     found = []
     for i in np.unique(episodes):
@@ -268,26 +272,24 @@ def mismatched(
     odds: Float32[np.ndarray, " R"],
     config: RewardEvalConfig,
 ) -> Result | None:
-    """The positive decisions under every other instruction against their own; None where there is one instruction.
+    """The positive turns under instructions that they deny, against their own; None where there is no such pair.
 
-    `auroc` compares all matched with all mismatched scores, `paired` each image with itself.
+    `auroc` compares all matched with all mismatched scores, `paired` each image with itself. Pairs in which the image
+    could be positive as well are left out, as in training: see rewards/process/mismatched.py.
     """
-    texts = sorted(set(examples.instructions))
     chosen = np.flatnonzero(examples.positive[rows] & examples.known[rows])
-    if len(texts) < 2 or not len(chosen):
+    pairs, texts = Mismatches(examples, rows[chosen], examples.instructions).pairs()
+    if not len(pairs):
         return None
-    own = examples.instructions_of(rows[chosen])
-    pairs = [
-        (at, text) for at, mine in zip(chosen, own, strict=True) for text in texts if text != mine
-    ]
-    at = np.array([i for i, _ in pairs])
-    others = reward_model_rows(reward_model, examples, rows[at], [text for _, text in pairs])
+    place = {row: i for i, row in enumerate(rows.tolist())}
+    at = np.array([place[row] for row in pairs.tolist()])
+    others = reward_model_rows(reward_model, examples, pairs, texts)
     scores = np.concatenate([odds[chosen], others])
     matched = np.arange(len(scores)) < len(chosen)
-    episode = np.concatenate([examples.episode[rows[chosen]], examples.episode[rows[at]]])
+    episode = np.concatenate([examples.episode[rows[chosen]], examples.episode[pairs]])
     right = (odds[at] > others).sum() + 0.5 * (odds[at] == others).sum()
     return {
-        "decisions": len(chosen),
+        "turns": len(chosen),
         "pairs": len(pairs),
         "auroc": area_under_roc(scores, matched),
         "auroc_interval": bootstrap_interval(scores, matched, episode, config),
@@ -302,10 +304,6 @@ def _number(value: float) -> float | None:
 
 
 def _write(folder: Path, result: Result, diagrams: dict[str, Reliability]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(cannot_write(folder, error)) from error
     for part, found in zip(("seen_tasks", "held_out_tasks"), diagrams.values(), strict=False):
         result[part]["reliability"] = {
             "edges": found.edges.tolist(),
@@ -322,7 +320,8 @@ def _write(folder: Path, result: Result, diagrams: dict[str, Reliability]) -> No
 
 
 def score_reward(config: RewardScoreConfig) -> Path:
-    """Draw the reward model's probability over one episode above its film; returns the file."""
+    """Draw the reward model's probability over one episode above its images; returns the file."""
+    out = require_figure(Path(config.out), "mp4")
     reward_model = load_reward_model(config.reward_model)
     description = reward_model.description
     trajectories = load_trajectories(
@@ -347,19 +346,14 @@ def score_reward(config: RewardScoreConfig) -> Path:
     scored_episode = ScoredEpisode(
         title=f"{trajectory.task}, initial state {trajectory.initial_state}, {trajectory.source}: "
         + ("success" if trajectory.success else "failure"),
-        question=description.prompt.format(instruction=text),
+        question=description.question(text),
         images=trajectory.images,
         probabilities=probability(odds),
-        seconds=rows * trajectory.decision_seconds,
+        seconds=rows * trajectory.turn_seconds,
         positive=labels.positive if text == trajectory.instruction else np.zeros(len(rows), bool),
         key_frames=labels.key_frames,
         milestones=labels.milestones,
     )
-    out = Path(config.out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draw = film_scores if out.suffix == ".mp4" else draw_scores
-        draw(out, scored_episode)
-    except OSError as error:
-        raise UserError(cannot_write(out, error)) from error
+    draw = film_scores if out.suffix.lower() == ".mp4" else draw_scores
+    draw(out, scored_episode)
     return out

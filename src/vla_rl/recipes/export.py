@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from vla_rl.config import ExportConfig, PolicyConfig
-from vla_rl.policies import OpenVLAPolicy
-from vla_rl.policies.openvla.exporting import export_adapter, export_merged
+from vla_rl.config import ExportConfig, PolicyConfig, UserError
+from vla_rl.policies.openvla.exporting import Savable, export_adapter, export_merged
 from vla_rl.policies.openvla.loading import find_source, stored_dtype
-from vla_rl.recipes.sft import require_unused
-from vla_rl.runtime.files import whole_folder
+from vla_rl.policies.registry import load_policy
+from vla_rl.runtime.files import require_writable, whole_folder
 from vla_rl.runtime.locate import locate_policy
+from vla_rl.training.epoch_state import require_unused
 
 
 def export(config: ExportConfig) -> Path:
@@ -26,14 +26,16 @@ def export(config: ExportConfig) -> Path:
     15 GB of memory. Raises UserError for a policy that cannot be read, one without adapters where those are asked
     for, and an `out` that is in use or cannot be written.
     """
-    out = Path(config.out)
+    out = require_writable(Path(config.out), "folder")
     require_unused(out)
     folder = str(locate_policy(Path(config.checkpoint))[0])
     source = find_source(folder, config.base)
     settings = PolicyConfig(
         checkpoint=folder, base=config.base, unnorm_key=config.unnorm_key, device="cpu"
     )
-    policy = OpenVLAPolicy.from_checkpoint(folder, settings, dtype=stored_dtype(source))
+    policy = load_policy(folder, settings, dtype=stored_dtype(source))
+    if not isinstance(policy, Savable):
+        raise UserError(f"{folder} is a policy of type {policy.kind!r}, expected one of OpenVLA's")
     with whole_folder(out) as partial:
         if config.adapter:
             export_adapter(policy, partial)

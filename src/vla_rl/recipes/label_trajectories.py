@@ -1,12 +1,12 @@
 """What the process reward model learns from: whole trajectories, and labels for them.
 
     vla-rl reward collect runs/sft/policy --out runs/play          # the policy's own episodes, failures among them
-    vla-rl reward label runs/play --plot                           # runs/play/labels, with a image of each
+    vla-rl reward label runs/play --plot                           # runs/play/labels, with an image of each
     vla-rl reward label runs/demos --labels.scheme segments --out runs/demo-labels
 
-Collecting plays initial states of the training split alone, each (task, initial state) once. Labels are made from
-the trajectories whenever they are needed; on disk they are for people, and for other programs, as
-`rewards/label_files.py` describes.
+Collecting plays initial states of the training split alone, each (task, initial state) once. Labels are made from the
+trajectories whenever they are needed. On disk they are for people and for other programs
+(`rewards/process/label_files.py` describes them).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from vla_rl.config import (
     RewardLabelConfig,
     UserError,
 )
-from vla_rl.envs import ProcessVectorEnv, split_initial_states
-from vla_rl.envs.defaults import evaluation_env, protocol_policy, require_same_robot
+from vla_rl.envs import make_vector_env, split_initial_states
+from vla_rl.envs.defaults import conventions, evaluation_env, require_same_robot
 from vla_rl.envs.env import VectorEnv
 from vla_rl.envs.registry import task_names
 from vla_rl.evaluation.episodes import play_each_once
-from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.policy import Policy
+from vla_rl.policies.registry import load_policy
 from vla_rl.report.figures.labels import draw_labels
-from vla_rl.rewards.process.label_files import save_labels
+from vla_rl.rewards.process.label_files import require_no_labels, save_labels
 from vla_rl.rewards.process.labels import Labels, label
 from vla_rl.rewards.process.robot_signals import robot_signals
 from vla_rl.rewards.trajectories import Trajectory
@@ -39,7 +39,7 @@ from vla_rl.rollout.recording import RecordingVectorEnv
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.locate import locate_policy
 from vla_rl.runtime.memory import keep_freed_memory
-from vla_rl.runtime.progress import console, progress
+from vla_rl.runtime.progress import note, progress
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec
 
@@ -53,18 +53,18 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
     keep_freed_memory()
     folder, trained_in = locate_policy(Path(config.checkpoint))
     suite = config.suite or (trained_in or EnvConfig()).suite
-    chosen = protocol_policy(PolicyConfig(), suite, folder)
-    policy = OpenVLAPolicy.from_checkpoint(folder, replace(chosen, checkpoint=str(folder)))
+    settings = PolicyConfig(checkpoint=str(folder))
+    policy = load_policy(folder, settings, conventions=conventions(suite))
     require_same_robot(policy.action_dim, suite)
-    model = policy.description.model
-    resizes = model.images.resize != "none"
-    env = evaluation_env(suite, trained_in, model.image_size, resizes, policy.action_chunk)
+    env = evaluation_env(
+        suite, trained_in, policy.image_size, policy.resizes_images, policy.action_chunk
+    )
     env = replace(env, num_workers=config.workers or env.num_workers)
     specs = training_specs(env, config.episodes_per_task, config.seed)
     with (
         TrajectoryWriter(config.out, config.image_format) as writer,
         use_threads(1),
-        ProcessVectorEnv(env) as envs,
+        make_vector_env(env) as envs,
         progress("trajectories", total=len(specs)) as bar,
     ):
         successes: list[bool] = []
@@ -77,7 +77,7 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
         play_and_keep(
             policy, envs, env, specs, keep, temperature=config.temperature, seed=config.seed
         )
-    console().print(f"{sum(successes)} successes, {len(successes) - sum(successes)} failures")
+    note(f"{sum(successes)} successes, {len(successes) - sum(successes)} failures")
     return Path(config.out)
 
 
@@ -131,12 +131,16 @@ def label_dataset(config: RewardLabelConfig) -> Path:
     Raises UserError for a dataset that cannot be read or labelled, and if the folder exists.
     """
     folder = Path(config.out) if config.out else Path(config.dataset) / "labels"
+    require_no_labels(folder)
     trajectories = load_trajectories(config.dataset, action_chunk=config.action_chunk)
     labels = [label(t, config.labels, robot_signals(t.robot)) for t in trajectories]
-    save_labels(folder, trajectories, labels, config.labels, config.dataset)
-    console().print(counts(trajectories, labels), markup=False, highlight=False, soft_wrap=True)
-    if config.plot:
-        _draw(folder / "plots", trajectories, labels, config)
+
+    def draw(partial: Path) -> None:
+        _draw(partial / "plots", trajectories, labels, config)
+
+    plots = draw if config.plot else None
+    save_labels(folder, trajectories, labels, config.labels, config.dataset, plots)
+    note(counts(trajectories, labels))
     return folder
 
 

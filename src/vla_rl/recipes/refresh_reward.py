@@ -8,10 +8,7 @@ from pathlib import Path
 
 from vla_rl.config import TrainConfig
 from vla_rl.envs.env import VectorEnv
-from vla_rl.policies import OpenVLAPolicy
-from vla_rl.recipes.evaluate_reward import training_config
-from vla_rl.recipes.label_trajectories import play_and_keep, training_specs
-from vla_rl.recipes.train_reward import train_reward
+from vla_rl.policies.policy import Policy
 from vla_rl.rewards import RewardFunction, RewardModelScorer, ShapedReward
 from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.model import REWARD_MODEL_FILE
@@ -24,7 +21,7 @@ from vla_rl.runtime.seeding import restore_torch_rng, torch_rng_state
 def refresh_reward_model(
     iteration: int,
     run: Run,
-    policy: OpenVLAPolicy,
+    policy: Policy,
     envs: VectorEnv,
     collector: Collector,
     reward_function: RewardFunction,
@@ -57,10 +54,11 @@ def refresh_reward_model(
     restore_torch_rng(random)
 
 
-def _play(
-    out: Path, policy: OpenVLAPolicy, envs: VectorEnv, config: TrainConfig, iteration: int
-) -> None:
-    seed = config.run.seed + 7919 * iteration  # other initial states each time
+def _play(out: Path, policy: Policy, envs: VectorEnv, config: TrainConfig, iteration: int) -> None:
+    # training without a reward model needs no library for datasets
+    from vla_rl.recipes.label_trajectories import play_and_keep, training_specs
+
+    seed = (config.run.seed + 7919 * iteration) % 2**63  # other initial states each time
     specs = training_specs(config.env, config.reward.refresh_episodes, seed)
     with TrajectoryWriter(str(out)) as writer:
         play_and_keep(
@@ -72,6 +70,9 @@ def _play(
 def _teach(
     out: Path, episodes: Path, scorer: RewardModelScorer, config: TrainConfig, iteration: int
 ) -> None:
+    from vla_rl.recipes.evaluate_reward import training_config
+    from vla_rl.recipes.train_reward import train_reward
+
     reward_model = load_reward_model(scorer.folder, config.policy.device)
     learned = training_config(scorer.folder, reward_model)
     train_reward(
@@ -81,6 +82,6 @@ def _teach(
             start=scorer.folder,
             out=str(out),
             epochs=config.reward.refresh_epochs,
-            seed=config.run.seed + iteration,
+            seed=(config.run.seed + iteration) % 2**63,
         )
     )

@@ -5,7 +5,7 @@
              -> score: sparse success plus the process reward of each turn
              -> advantages: GAE over turns; a success ends the return, and so does the horizon (or it bootstraps)
              -> improve: critic, then epochs of the clipped objective on action tokens
-             -> remember: metrics, checkpoint, evaluation on every (task, initial state) once
+             -> log: metrics, checkpoint, evaluation on every (task, initial state) once
 
 One process and its simulator workers, CPU or GPU:   vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy
 """
@@ -13,16 +13,20 @@ One process and its simulator workers, CPU or GPU:   vla-rl train metaworld-mt5 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from vla_rl.algorithms.advantages import compute_advantages
-from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
+from vla_rl.algorithms.learner import TrainingDivergedError
+from vla_rl.algorithms.registry import build_learner
 from vla_rl.config import TrainConfig
-from vla_rl.curriculum import TaskSampler
-from vla_rl.envs import ProcessVectorEnv, split_initial_states
-from vla_rl.policies.openvla.memory import with_micro_batch
+from vla_rl.curriculum import Outcomes, TaskSampler
+from vla_rl.distributed import SingleProcess, World
+from vla_rl.envs import make_vector_env, split_initial_states
+from vla_rl.policies.registry import with_micro_batch
 from vla_rl.recipes.refresh_reward import refresh_reward_model
 from vla_rl.rewards.registry import build_reward
+from vla_rl.rewards.simulator_reward import dense_reward_max
 from vla_rl.rollout import Collector, rollout_metrics
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.memory import keep_freed_memory
@@ -30,44 +34,47 @@ from vla_rl.runtime.progress import share_progress
 from vla_rl.runtime.seeding import seed_everything
 from vla_rl.runtime.signals import graceful_stop
 from vla_rl.training.evaluation import evaluate_before_or_after, evaluate_during
-from vla_rl.training.state import TrainState, load_policy, open_training_run
+from vla_rl.training.state import TrainState, open_training_run, policy_of_run
 
 
-def train(config: TrainConfig, resume: Path | None = None) -> Path:
+def train(config: TrainConfig, resume: Path | None = None, world: World = SingleProcess()) -> Path:
     """Improve `config.policy.checkpoint` by practice; returns the run folder.
 
-    `resume` is the folder of a run to go on with (its own, saved config is then expected in `config`).
+    `resume` is the folder of a run to go on with (its own, saved config is then expected in `config`). Ctrl-C, SIGTERM
+    and SIGHUP end it after the current iteration: everything is saved, then `Stopped`, a KeyboardInterrupt, is raised.
     """
-    run = open_training_run(config, resume)
+    run = open_training_run(config, resume, world)
     seed_everything(config.run.seed)
     keep_freed_memory()
-    policy = load_policy(config, run)
-    ppo = with_micro_batch(config.ppo, policy, config.env.num_envs)
-    learner = PPO(
-        policy, ppo, config.optimizer, config.policy.critic, config.run.seed, config.run.threads
-    )
+    policy = policy_of_run(config, run)
+    config = replace(config, ppo=with_micro_batch(config.ppo, policy, config.env.num_envs))
+    learner = build_learner(policy, config, world)
     reward_function = build_reward(config, policy)
     with (
         run,
         graceful_stop("this iteration") as stop,
         use_threads(config.run.torch_threads),
-        ProcessVectorEnv(config.env) as envs,
+        make_vector_env(config.env) as envs,
     ):
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         curriculum = TaskSampler(config.curriculum, envs.tasks, train_states, config.run.seed)
+        outcomes = Outcomes(curriculum, world)
         collector = Collector(
-            policy, envs, curriculum.draw_one, curriculum.observe, config.run.seed,
-            ask_simulator=config.reward.asks_simulator,
+            policy, envs, curriculum.draw_one, outcomes.observe, config.run.seed,
+            dense_reward_max=dense_reward_max(config),
         )  # fmt: skip
         state = TrainState(
-            run, policy, learner, reward_function, curriculum, collector, config.run.save_every
-        )
-        if not state.restore():
-            evaluate_before_or_after("before", run, policy, envs, config)
+            run, policy, learner, reward_function, curriculum, collector, config.run.save_every, world
+        )  # fmt: skip
+        if state.restore():
+            # one that a kill cut short
+            stop.run(lambda: evaluate_during(state, envs, config, unless_done=True))
+        else:
+            stop.run(lambda: evaluate_before_or_after("before", run, policy, envs, config, world))
             collector.start()
 
         with share_progress("PPO", state.progress(config.schedule)) as bar:
-            while not (stop.requested or state.finished(config.schedule)):
+            while state.goes_on(config.schedule, stop):
                 started = time.perf_counter()
                 refresh_reward_model(
                     state.iteration, run, policy, envs, collector, reward_function, config
@@ -76,13 +83,14 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
                 collected = collector.collect(
                     config.rollout.turns, config.rollout.temperature, state.iteration
                 )
+                outcomes.exchange()
 
                 # 2. score: the simulator's sparse success, plus a dense reward for each turn
                 dense_rewards = reward_function.score(collected.rollout)
 
                 # 3. advantages: advantages and value targets
                 batch = compute_advantages(
-                    collected.rollout, dense_rewards, config.ppo, reward_function.in_return
+                    collected.rollout, dense_rewards, config.ppo, reward_function.in_return, world
                 )
 
                 # 4. improve: the critic, then (after its warm-up) the policy
@@ -91,17 +99,18 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
                     losses = learner.update(batch, state.iteration, state.progress(config.schedule))
                 seconds = collected.seconds | {"learn": time.perf_counter() - learning}
 
-                # 5. remember
+                # 5. log, checkpoint, evaluate
                 metrics = losses | curriculum.metrics() | reward_function.metrics()
                 metrics |= rollout_metrics(
                     collected, dense_rewards, seconds, time.perf_counter() - started, envs
                 )
                 state.advance(metrics, time.perf_counter() - started)
                 bar.reach(state.progress(config.schedule), **state.headline(metrics))
-                evaluate_during(state.iteration, run, policy, envs, collector, config)
+                stop.run(lambda: evaluate_during(state, envs, config))
+        state.save()
         if state.finished(config.schedule):
-            evaluate_before_or_after("after", run, policy, envs, config)
-        state.save_and_say_how_to_go_on(stop)
+            stop.run(lambda: evaluate_before_or_after("after", run, policy, envs, config, world))
+        state.say_how_to_go_on(stop)
     return run.folder
 
 

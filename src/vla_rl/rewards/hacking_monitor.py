@@ -1,4 +1,4 @@
-"""A watch over the dense reward: does it rise while success falls?"""
+"""Watches for reward hacking: does the dense reward rise while success falls?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class RewardHackingMonitor:
-    """Warns when the dense return rises while success falls: the policy then pleases the reward model, not the task."""
+    """Warns when the dense return rises while success falls: the policy then pleases the reward, not the task."""
 
     def __init__(self, windows: int = 20) -> None:
         self._windows = windows
@@ -30,9 +30,8 @@ class RewardHackingMonitor:
         hacked = dense > SIGNIFICANT and success_trend < -SIGNIFICANT
         if hacked and not self._warned:
             _LOG.warning(
-                "over the last %d iterations the reward model's reward rose while the simulator's success fell: the "
-                "policy "
-                "may be learning to please the reward model. Lower reward.weight, or refresh the reward model "
+                "over the last %d iterations the dense reward rose while the simulator's success fell: the policy may "
+                "be learning to please the reward model. Lower reward.weight, or refresh the reward model "
                 "(reward.refresh_every)",
                 self._windows,
             )

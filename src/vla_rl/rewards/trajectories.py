@@ -29,23 +29,23 @@ Origin = Literal["expert", "policy"]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One episode as the reward model's data: T decisions, what was seen before each, and how it ended.
+    """One episode as the reward model's data: T turns, what was seen before each, and how it ended.
 
-    UserError if the parts do not fit together, or if there is no decision.
+    UserError if the parts do not fit together, or if there is no turn.
     """
 
-    images: UInt8[np.ndarray, "T H W 3"]  # before each decision
+    images: UInt8[np.ndarray, "T H W 3"]  # before each turn
     proprio: Float32[np.ndarray, "T P"]  # P may be 0
-    actions: Float32[np.ndarray, "T C A"]  # the chunk of each decision, simulator units in [-1, 1]
+    actions: Float32[np.ndarray, "T C A"]  # the chunk of each turn, simulator units in [-1, 1]
     instruction: str
     task: str
     initial_state: int  # -1: not known
     success: bool
     source: Origin
     final_image: UInt8[np.ndarray, "H W 3"] | None = (
-        None  # after the last decision; not stored in datasets
+        None  # after the last turn; not stored in datasets
     )
-    decision_seconds: float = 0.0625  # robot time from one decision to the next
+    turn_seconds: float = 0.0625  # robot time from one turn to the next
     robot: str = ""  # as datasets name it (robot_type); says what proprio and actions hold
 
     def __post_init__(self) -> None:
@@ -57,14 +57,14 @@ class Trajectory:
                 f"{shapes[0]}, {shapes[1]} and {shapes[2]}"
             )
         if 0 in lengths:
-            raise UserError(f"{self.name}: expected at least one decision, got none")
-        if not self.decision_seconds > 0:
+            raise UserError(f"{self.name}: expected at least one turn, got none")
+        if not self.turn_seconds > 0:
             raise UserError(
-                f"{self.name}: expected a positive time between decisions, got {self.decision_seconds}"
+                f"{self.name}: expected a positive time between turns, got {self.turn_seconds}"
             )
 
     def __len__(self) -> int:
-        """T, the number of decisions."""
+        """T, the number of turns."""
         return len(self.actions)
 
     @property
@@ -104,7 +104,7 @@ class EpisodeCutter:
         self._policy = policy
         self._robot = played.robot
         steps = env.action_chunk * env.action_repeat
-        self._decision_seconds = steps / played.simulator_rate
+        self._turn_seconds = steps / played.simulator_rate
         self._running: dict[int, list[_Piece]] = {}  # slot -> its episode, as far as it was seen
 
     def add(self, rollout: Rollout) -> list[Trajectory]:
@@ -149,7 +149,7 @@ class EpisodeCutter:
             initial_state=int(rollout.initial_states[turn, slot]),
             success=bool(rollout.terminated[turn, slot]),
             source="policy",
-            decision_seconds=self._decision_seconds,
+            turn_seconds=self._turn_seconds,
             robot=self._robot,
         )
 

@@ -11,9 +11,9 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from vla_rl.config.errors import UserError
-from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
+from vla_rl.envs.registry import robots
 from vla_rl.rewards.trajectories import Origin, Trajectory
-from vla_rl.runtime.files import read_json, write_json
+from vla_rl.runtime.files import read_json, require_writable
 
 ACTION_CHUNK = "action_chunk"
 
@@ -30,8 +30,8 @@ def load_trajectories(
     """Read the episodes of a LeRobotDataset v3.0: demonstrations, or what `save_trajectories` wrote.
 
     An episode succeeded if `next.success` says so in its last frame; without that feature all did, as demonstrations
-    do. action_chunk: actions a decision; 0 takes those stored, one for demonstrations. There every
-    frame is a decision, with the actions that follow it as far as the chunk goes. camera, image_size: as for
+    do. action_chunk: actions a turn; 0 takes those stored, one for demonstrations. There every
+    frame is a turn, with the actions that follow it as far as the chunk goes. camera, image_size: as for
     `load_demonstrations`.
 
     Raises UserError for what the dataset reader refuses, and for trajectories that hold another chunk than asked for.
@@ -48,7 +48,7 @@ def load_trajectories(
         chunks = action_chunks(demos.actions, demos.episode_ids, action_chunk or 1)
     if ACTION_CHUNK in reader.features and action_chunk not in (0, chunks.shape[1]):
         raise UserError(
-            f"{folder} holds decisions of {chunks.shape[1]} actions each, {action_chunk} were asked for: leave it out, "
+            f"{folder} holds turns of {chunks.shape[1]} actions each, {action_chunk} were asked for: leave it out, "
             "or collect trajectories of a policy that decides so many"
         )
     states = _column(reader, "initial_state", np.full(len(demos), -1))
@@ -69,7 +69,7 @@ def load_trajectories(
                 initial_state=int(states[entry.first_frame]),
                 success=bool(successes[rows][-1]),
                 source=cast(Origin, described.get("source", "expert")),
-                decision_seconds=details.decision_seconds or 1.0 / reader.fps,
+                turn_seconds=details.turn_seconds or 1.0 / reader.fps,
                 robot=robot,
             )
         )
@@ -82,17 +82,15 @@ def _column(reader: Any, name: str, otherwise: np.ndarray) -> np.ndarray:
 
 def _task_of(instruction: str, robot: str) -> str:
     """The task's short name where the dataset does not tell: by what the benchmark calls this instruction."""
-    if robot == "metaworld_sawyer":
-        by_text = {text: task for task, text in INSTRUCTIONS.items()}
-        return by_text.get(instruction, instruction)
-    return instruction.replace(" ", "_") if robot in ("libero_panda", "panda") else instruction
+    played = robots().get(robot)
+    return played.task_of_instruction(instruction) if played is not None else instruction
 
 
 @dataclass(frozen=True)
 class _Details:
     """meta/trajectories.json: what the dataset format has no place for. Empty for demonstrations."""
 
-    decision_seconds: float = 0.0  # exact, where the format's frames a second are a whole number
+    turn_seconds: float = 0.0  # exact, where the format's frames a second are a whole number
     episodes: tuple[dict[str, str], ...] = ()  # {"task": ..., "source": ...}
 
     @staticmethod
@@ -105,7 +103,7 @@ class _Details:
             if raw["format"] != FORMAT:
                 raise UserError(f"{path}: expected format {FORMAT}, got {raw['format']}")
             details = _Details(
-                float(raw["decision_seconds"]),
+                float(raw["turn_seconds"]),
                 tuple({"task": e["task"], "source": e["source"]} for e in raw["episodes"]),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -119,12 +117,9 @@ class _Details:
             )
         return details
 
-    def write(self, folder: Path) -> None:
+    def to_json(self) -> dict[str, Any]:
         episodes = list(self.episodes)
-        write_json(
-            folder / DETAILS,
-            {"format": FORMAT, "decision_seconds": self.decision_seconds, "episodes": episodes},
-        )
+        return {"format": FORMAT, "turn_seconds": self.turn_seconds, "episodes": episodes}
 
 
 @dataclass
@@ -135,7 +130,7 @@ class _Shape:
     proprio: int
     chunk: int
     action: int
-    decision_seconds: float
+    turn_seconds: float
     robot: str
 
     @staticmethod
@@ -145,7 +140,7 @@ class _Shape:
             raise UserError(f"{trajectory.name}: expected square images, got {height} x {width}")
         _, chunk, action = trajectory.actions.shape
         return _Shape(
-            height, trajectory.proprio.shape[1], chunk, action, trajectory.decision_seconds, trajectory.robot
+            height, trajectory.proprio.shape[1], chunk, action, trajectory.turn_seconds, trajectory.robot
         )  # fmt: skip
 
 
@@ -153,7 +148,7 @@ class _Shape:
 class TrajectoryWriter:
     """Writes trajectories to a new LeRobotDataset v3.0, one at a time; use it as a context manager.
 
-    Beside the columns of demonstrations: `next.success` is false throughout for failures, and where a decision has
+    Beside the columns of demonstrations: `next.success` is false throughout for failures, and where a turn has
     several actions `action` is the first and `action_chunk` all of them, flattened. Final images are not kept.
     UserError if the folder exists, or for a trajectory of another size, rate or robot than the first.
     """
@@ -169,6 +164,7 @@ class TrajectoryWriter:
             raise UserError(
                 f"{self.folder} exists already: a dataset is never overwritten. Choose another folder or remove it."
             )
+        require_writable(Path(self.folder), "folder")
 
     def __enter__(self) -> TrajectoryWriter:
         return self
@@ -183,11 +179,13 @@ class TrajectoryWriter:
             if kind is None:
                 raise UserError(f"{self.folder}: there was no trajectory to write")
             return
-        self._writer.__exit__(kind, error, trace)
-        if kind is None:
-            assert self._shape is not None
-            details = _Details(self._shape.decision_seconds, tuple(self._episodes))
-            details.write(Path(self.folder))
+        if kind is not None:
+            self._writer.__exit__(kind, error, trace)
+            return
+        assert self._shape is not None
+        details = _Details(self._shape.turn_seconds, tuple(self._episodes))
+        with self._writer:
+            self._writer.add_json(DETAILS, details.to_json())
 
     def add(self, trajectory: Trajectory) -> None:
         """Append one episode."""
@@ -230,7 +228,7 @@ def _open(folder: str | Path, shape: _Shape, image_format: str) -> Any:
         del features[STATE]
     if shape.chunk > 1:
         features[ACTION_CHUNK] = vector(shape.chunk * shape.action)
-    fps = max(1, round(1 / shape.decision_seconds))
+    fps = max(1, round(1 / shape.turn_seconds))
     return LeRobotWriter(folder, fps=fps, features=features, robot_type=shape.robot or None)
 
 

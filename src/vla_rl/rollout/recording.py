@@ -23,7 +23,7 @@ from vla_rl.types import EpisodeSpec, Observation, StepResult
 
 @dataclass
 class _Running:
-    """An episode as far as it has been played: one image more than actions while a decision is due."""
+    """An episode as far as it has been played: one image more than actions while a turn is due."""
 
     spec: EpisodeSpec
     instruction: str = ""
@@ -103,7 +103,7 @@ class RecordingVectorEnv:
             success=success,
             source=self._source,
             final_image=final_image,
-            decision_seconds=actions.shape[1] * self._repeat / self._rate,
+            turn_seconds=actions.shape[1] * self._repeat / self._rate,
             robot=self._robot,
         )
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vla_rl.config.errors import UserError
-from vla_rl.runtime.files import (
-    cannot_write,
-    read_json,
-    sync_file,
-    sync_folder,
-)
+from vla_rl.runtime import external
+from vla_rl.runtime.files import cannot_write, finish_folder, read_json
+from vla_rl.runtime.partial import unfinished_path
 from vla_rl.runtime.trees import Array, join_arrays, split_arrays
 
 FORMAT = "vla-rl checkpoint 1"
@@ -46,6 +44,7 @@ MANIFEST, STATE, TENSORS, ARRAYS = (
     "arrays.safetensors",
 )
 POLICY = "policy"
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(UserError):
@@ -74,12 +73,12 @@ def write_checkpoint(
     `write_policy` gets the path `<folder>/policy` to write the policy to. Raises UserError where the disk is full
     or cannot be written; nothing is left behind then and other checkpoints are untouched.
     """
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    aside = unfinished_path(folder, "partial")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         _write_contents(aside, tensors, state, write_policy)
-        _move_into_place(aside, folder)
+        finish_folder(aside, folder)
     except (OSError, SafetensorError) as error:
         raise UserError(_why_not(folder, error)) from error
     finally:
@@ -100,7 +99,7 @@ def verify_checkpoint(folder: Path) -> None:
     """Compare every file with the manifest; CheckpointError for the first that is missing or differs."""
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: there is no such folder")
-    damage = _find_damage(folder)
+    damage = find_damage(folder)
     if damage:
         before = previous_checkpoint(folder)
         remedy = f"use the one before it, {before}" if before else "there is no whole one before it"
@@ -109,7 +108,26 @@ def verify_checkpoint(folder: Path) -> None:
 
 def is_whole(folder: Path) -> bool:
     """Whether `folder` is a checkpoint of which every file is as it was written."""
-    return folder.is_dir() and _find_damage(folder) is None
+    return folder.is_dir() and find_damage(folder) is None
+
+
+def first_whole(folders: Sequence[Path]) -> Path | None:
+    """The first of these checkpoints that is whole; the damaged ones before it are named in the log.
+
+    Raises CheckpointError for one before it that another version of VLA-RL wrote: it is not damaged, and going on
+    from an earlier one would leave its progress behind.
+    """
+    for folder in folders:
+        damage = find_damage(folder)
+        if damage is None:
+            return folder
+        if isinstance(damage, _Foreign):
+            raise CheckpointError(
+                f"{folder}: {damage}. It was written by another version of VLA-RL: go on with that version, or move "
+                "the folder away to go on from an earlier checkpoint."
+            )
+        logger.warning("checkpoint %s is damaged: %s; not counted", folder, damage)
+    return None
 
 
 def previous_checkpoint(folder: Path) -> Path | None:
@@ -180,27 +198,12 @@ def _write_contents(
         write_policy(folder / POLICY)
     entries: dict[str, Any] = {}
     for path in _files(folder):
-        sync_file(path)
         entries[path.relative_to(folder).as_posix()] = {
             "bytes": path.stat().st_size,
             "sha256": _sha256(path),
         }
     manifest = json.dumps({"format": FORMAT, "files": entries}, indent=2)
     (folder / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
-    sync_file(folder / MANIFEST)
-    for inner in [p for p in folder.rglob("*") if p.is_dir()]:
-        sync_folder(inner)
-    sync_folder(folder)
-
-
-def _move_into_place(aside: Path, folder: Path) -> None:
-    """Rename; a folder of that name is moved away first and deleted last, so that one of the two exists."""
-    former = folder.with_name(f".{folder.name}.{os.getpid()}.former")
-    if folder.exists():
-        os.rename(folder, former)
-    os.rename(aside, folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(former, ignore_errors=True)
 
 
 def _storable(tensors: Mapping[str, Array]) -> dict[str, Tensor]:
@@ -226,23 +229,48 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _find_damage(folder: Path) -> str | None:
-    """What is wrong with the first file that is not as it was written, None if all are."""
+@dataclass(frozen=True)
+class _File:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    format: str
+    files: dict[str, _File]
+
+
+class _Foreign(str):
+    """What is wrong with a checkpoint that may be whole, but is not of this version's format."""
+
+
+def find_damage(folder: Path, below: str = "") -> str | None:
+    """What is wrong with the first file that is not as it was written, None if all are.
+
+    below: look only at files in this folder of the checkpoint, `policy` for example.
+    """
+    path = folder / MANIFEST
     try:
-        manifest = read_json(folder / MANIFEST)
-    except UserError as error:
+        found = read_json(path).get("format")
+        if found != FORMAT:
+            ours = isinstance(found, str) and found.startswith(FORMAT.rstrip("0123456789"))
+            kind = _Foreign if ours else str
+            return kind(f"{MANIFEST} says format {found!r}, expected {FORMAT!r}")
+        manifest = external.read_json(path, _Manifest, remedy="")
+        for name, entry in manifest.files.items():
+            if not name.startswith(f"{below}/" if below else ""):
+                continue
+            file = external.path_inside(folder, name, source=path, key="files", remedy="")
+            if not file.is_file():
+                return f"{name} is missing"
+            size = file.stat().st_size
+            if size != entry.bytes:
+                return f"{name} has {size} bytes instead of {entry.bytes}"
+            if _sha256(file) != entry.sha256:
+                return f"{name} has changed, its SHA-256 differs"
+    except (UserError, OSError) as error:
         return str(error)
-    if manifest.get("format") != FORMAT:
-        return f"{MANIFEST} says format {manifest.get('format')!r}, expected {FORMAT!r}"
-    for name, entry in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            return f"{name} has {size} bytes instead of {entry['bytes']}"
-        if _sha256(path) != entry["sha256"]:
-            return f"{name} has changed, its SHA-256 differs"
     return None
 
 

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from vla_rl.config.errors import UserError
+from vla_rl.runtime.extras import need
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 PATTERNS = ("*.json", "*.safetensors")
@@ -31,6 +32,18 @@ def hub_id(reference: str | Path) -> tuple[str, str | None] | None:
     return found[1], found[2]
 
 
+def hidden_id(reference: str | Path) -> str:
+    """A hint, where `reference` looks like a hub id and is taken for a path because a folder has its first name."""
+    text = str(reference)
+    owner = Path(text).parts[0] if Path(text).parts else ""
+    if hub_id(text) is not None or not HUB_ID.fullmatch(text) or not Path(owner).is_dir():
+        return ""
+    return (
+        f". There is a folder {owner!r} here, so that {text} is taken for a path in it: if the hub's repository is "
+        f"meant, rename that folder or start vla-rl in another one"
+    )
+
+
 def checkpoint_folder(reference: str | Path) -> Path:
     """The local folder of a checkpoint, fetched from the hub or found in its cache where `reference` is a hub id.
 
@@ -41,13 +54,9 @@ def checkpoint_folder(reference: str | Path) -> Path:
     if named is None:
         return Path(reference)
     repository, revision = named
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError(
-            f"{reference} is no folder here; to fetch it from the hub, install the package huggingface_hub "
-            "(`pip install huggingface_hub`), or download it elsewhere and give its folder"
-        ) from None
+    need("huggingface_hub", purpose=f"{reference} is no folder here, and fetching it from the hub")
+    import huggingface_hub
+
     try:
         folder = huggingface_hub.snapshot_download(
             repository, revision=revision, allow_patterns=list(PATTERNS)

@@ -42,6 +42,10 @@ class FolderLock:
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
         os.pwrite(self._descriptor, text.encode(), 0)
 
+    def moved_to(self, folder: Path) -> None:
+        """The folder has been renamed; the lock stays held."""
+        self._path = folder / ".lock"
+
     def release(self) -> None:
         """Let go. The file stays: deleting it could take it from under a newer holder."""
         if self._descriptor >= 0:
@@ -52,5 +56,5 @@ class FolderLock:
         try:
             who = json.loads(self._path.read_text())
             return f"process {who['pid']} on {who['host']}"
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return "another process"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import math
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vla_rl.config.errors import UserError
-from vla_rl.runtime.files import cannot_write, read_json, write_text
+from vla_rl.runtime.extras import install, installed, need
+from vla_rl.runtime.files import cannot_write, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -118,53 +118,25 @@ class TensorBoardSink:
         return self._writer
 
 
-class WandbSink:
-    """A Weights & Biases run that goes on under the same id when the run folder is resumed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._run: Any = None
-
-    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        (self._run or self._open()).log(dict(metrics), step=iteration)
-
-    def rewind(self, iteration: int) -> None:
-        """W&B keeps the first value of a step: the repeated iterations are equal anyway."""
-
-    def close(self) -> None:
-        if self._run is not None:
-            self._run.finish()
-            self._run = None
-
-    def _open(self) -> Any:
-        import wandb  # pyright: ignore[reportMissingImports]
-
-        folder, id_file = self._folder, self._folder / "wandb_id.txt"
-        run_id = id_file.read_text().strip() if id_file.exists() else wandb.util.generate_id()
-        write_text(id_file, run_id + "\n")
-        config = read_json(folder / "config.json")
-        self._run = wandb.init(
-            project="vla-rl",
-            name=folder.name,
-            id=run_id,
-            resume="allow",
-            dir=str(folder),
-            config=config,
-        )
-        return self._run
-
-
 def optional_sinks(folder: Path, tensorboard: bool, wandb: bool) -> list[Sink]:
-    """The sinks that are wanted. UserError for W&B if it is not installed; TensorBoard is only missed."""
+    """The sinks that are wanted, ready to log. UserError for W&B if it is not installed; TensorBoard is only missed."""
     sinks: list[Sink] = []
-    if tensorboard and importlib.util.find_spec("tensorboard"):
+    if tensorboard and installed("tensorboard"):
         sinks.append(TensorBoardSink(folder / "tensorboard"))
     elif tensorboard:
-        logger.info("TensorBoard is not installed (pip install tensorboard): metrics.jsonl only")
-    if wandb and not importlib.util.find_spec("wandb"):
-        raise UserError("run.wandb is on, but wandb is not installed: pip install 'vla-rl[wandb]'")
+        logger.info(
+            "TensorBoard is not installed (%s): metrics.jsonl only", install(["tensorboard"])
+        )
     if wandb:
-        sinks.append(WandbSink(folder))
+        need("wandb", purpose="run.wandb")
+        from vla_rl.runtime.wandb_sink import WandbSink
+
+        try:
+            sinks.append(WandbSink(folder))
+        except (
+            Exception
+        ) as error:  # whatever way the library fails: a copy of the metrics must not end a run
+            logger.warning("W&B cannot be used (%s): metrics.jsonl has everything", error)
     return sinks
 
 
@@ -176,6 +148,10 @@ def _json_number(value: Any) -> float | int | None:
     return number if math.isfinite(number) else None
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _whole_lines(path: Path) -> list[tuple[dict[str, Any], str]]:
     if not path.exists():
         return []
@@ -184,10 +160,10 @@ def _whole_lines(path: Path) -> list[tuple[dict[str, Any], str]]:
     for number, line in enumerate(lines):
         try:
             entry = json.loads(line)
-            if not {"iteration", "wall_seconds"} <= entry.keys():
+            if not all(_is_number(entry[key]) for key in ("iteration", "wall_seconds")):
                 raise KeyError("iteration")
             found.append((entry, line))
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             if number >= len(lines) - 2:
                 continue
             raise UserError(f"{path} is damaged in line {number + 1}: remove that line") from None

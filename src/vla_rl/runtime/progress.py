@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -21,14 +22,41 @@ from rich.progress import (
 )
 
 _console: Console | None = None
+_stream: TextIO | None = None
+
+
+class _Tolerant:
+    """A stream whose writes may fail in silence: a terminal that is gone, or a full disk, must not end the work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def console() -> Console:
     """The console of bars and log lines: standard error, so that results can be piped."""
-    global _console
-    if _console is None or _console.file is not sys.stderr:
-        _console = Console(stderr=True)
+    global _console, _stream
+    # a bar that is shown stands in for standard error meanwhile
+    stream: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+    if _console is None or _stream is not stream:
+        _console, _stream = Console(file=cast("IO[str]", _Tolerant(stream))), stream
     return _console
+
+
+def note(text: str) -> None:
+    """Print a line for the user beside bars and log: as it is, whatever brackets or length it has."""
+    console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
@@ -92,7 +120,7 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """Print a line of its own."""
-        console().print(text, markup=False, highlight=False)
+        note(text)
 
     def __enter__(self) -> Reporter:
         return self
@@ -119,7 +147,7 @@ class _Bar(Reporter):
     def __init__(self, title: str, total: int | None, start: float, is_share: bool = False) -> None:
         super().__init__(title, total, start, is_share)
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn() if is_share else MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -175,8 +203,9 @@ class _Lines(Reporter):
         if self._values:
             parts.append(self._shown_values())
         # one write, so that lines of several processes do not mix
-        sys.stderr.write("  ".join(parts) + "\n")
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.write("  ".join(parts) + "\n")
+            sys.stderr.flush()
 
 
 def _clock(seconds: float) -> str:

@@ -14,6 +14,7 @@ Importing this module imports no torch; saving and reading checkpoints does.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 import time
@@ -28,6 +29,8 @@ from vla_rl.config.serialize import from_json, to_json
 from vla_rl.runtime.files import cannot_write, read_json, write_json
 from vla_rl.runtime.lock import FolderLock
 from vla_rl.runtime.metrics import MetricsFile, Sink, optional_sinks
+from vla_rl.runtime.new_run import CONFIG, PROVENANCE, new_run_folder
+from vla_rl.runtime.partial import sweep
 from vla_rl.runtime.provenance import describe_run
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 
+CHECKPOINTS = "checkpoints"
 QUICKSTART_RUN = "ppo"
 """The training run within a quickstart's folder."""
 ENVIRONMENT_OF_RUN = "environment.json"
@@ -44,14 +48,29 @@ logger = logging.getLogger(__name__)
 def read_config(folder: Path, cls: type[C]) -> C:
     """The resolved configuration of a run. UserError where it is missing, damaged or of another kind."""
     _require_run(folder)
-    kind = read_json(folder / "run.json").get("config_type", cls.__name__)
+    kind = _provenance(folder).get("config_type", cls.__name__)
     if kind != cls.__name__:
         raise UserError(f"{folder} is a run of {kind}, expected one of {cls.__name__}")
-    return from_json(cls, read_json(folder / "config.json"))
+    return from_json(cls, read_json(folder / CONFIG), source=folder / CONFIG)
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """run.json; without one (a run of before that was killed as it began) nothing is known."""
+    path = folder / PROVENANCE
+    return read_json(path) if path.exists() else {}
+
+
+def _note_resumption(folder: Path, command: Sequence[str], packages: Sequence[str]) -> None:
+    described = _provenance(folder)
+    resumed = described.setdefault("resumed", [])
+    if not isinstance(resumed, list):
+        raise UserError(f"{folder / PROVENANCE} is damaged: expected a list `resumed`")
+    resumed.append(describe_run(command, packages))
+    write_json(folder / PROVENANCE, described)
 
 
 def _require_run(folder: Path) -> None:
-    if (folder / "config.json").is_file():
+    if (folder / CONFIG).is_file():
         return
     if folder.is_dir():
         raise UserError(f"{folder} is no run folder: it holds no config.json")
@@ -63,7 +82,7 @@ def _require_run(folder: Path) -> None:
 def training_run(folder: Path) -> Path:
     """`folder` itself, or the training run in it where `folder` is a quickstart's (which has demos and sft as well)."""
     practice = folder / QUICKSTART_RUN
-    inside = (practice / "config.json").is_file() and not (folder / "config.json").is_file()
+    inside = (practice / CONFIG).is_file() and not (folder / CONFIG).is_file()
     return practice if inside else folder
 
 
@@ -73,22 +92,48 @@ def display_name(folder: Path) -> str:
     return folder.parent.name if folder.name == QUICKSTART_RUN else folder.name
 
 
-def _holds_something(path: Path) -> bool:
-    """Whether `path`, in a run folder, is more than what a run leaves that failed before its first iteration."""
-    if path.is_dir():
-        return True
-    return path.stat().st_size > 0 and path.name not in (".lock", "config.json", "run.json")
+def saved_checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """The checkpoints in a run folder with their iterations, oldest first, readable or not."""
+    found = []
+    for folder in (run / CHECKPOINTS).glob("iteration-*"):
+        number = folder.name.partition("-")[2]
+        if number.isascii() and number.isdigit() and folder.is_dir():
+            found.append((int(number), folder))
+    return sorted(found)
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run, see `Run.latest`."""
+    from vla_rl.runtime.checkpoint import CheckpointError, first_whole
+
+    folders = [folder for _, folder in reversed(saved_checkpoints(run))]
+    found = first_whole(folders)
+    if found is None and folders:
+        raise CheckpointError(
+            f"none of the {len(folders)} checkpoints in {run / CHECKPOINTS} can be read, so there is nothing to go on "
+            f"from. Bring back a copy, or move that folder away to start over at iteration 0."
+        )
+    return found
 
 
 class Run:
     """One run folder, held by one process at a time. Use as a context manager, or call `close`."""
 
     def __init__(
-        self, folder: Path, *, keep: int = 2, tensorboard: bool = False, wandb: bool = False
+        self,
+        folder: Path,
+        *,
+        keep: int = 2,
+        tensorboard: bool = False,
+        wandb: bool = False,
+        lock: FolderLock | None = None,
     ) -> None:
+        """Open `folder`, whose `lock` is taken here unless it is held already."""
         self.folder = folder
+        self.resumed = False
+        """Whether the folder was there before."""
         self._keep = keep
-        self._lock = FolderLock(folder)
+        self._lock = lock or FolderLock(folder)
         try:
             self._sinks: list[Sink] = optional_sinks(folder, tensorboard, wandb)
             self._metrics = MetricsFile(folder / "metrics.jsonl")
@@ -103,6 +148,7 @@ class Run:
         name: str,
         config: Any,
         command: Sequence[str],
+        packages: Sequence[str] = (),
         *,
         keep: int = 2,
         tensorboard: bool = False,
@@ -119,24 +165,9 @@ class Run:
                 f"run name {name!r} must be a plain folder name; the folder above is --run.root"
             )
         folder = Path(root) / name
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(map(_holds_something, folder.iterdir())):
-                raise UserError(
-                    f"{folder} exists and holds a run: go on with `vla-rl train --resume {folder}`, "
-                    "or choose another name"
-                )
-        except OSError as error:
-            raise UserError(cannot_write(folder, error)) from error
-        run = cls(folder, keep=keep, tensorboard=tensorboard, wandb=wandb)
-        try:
-            write_json(folder / "config.json", to_json(config))
-            described = {"config_type": type(config).__name__, **describe_run(command)}
-            write_json(folder / "run.json", described)
-        except BaseException:
-            run.close()
-            raise
-        return run
+        described = {"config_type": type(config).__name__, **describe_run(command, packages)}
+        lock = new_run_folder(folder, to_json(config), described)
+        return cls(folder, keep=keep, tensorboard=tensorboard, wandb=wandb, lock=lock)
 
     @classmethod
     def open(
@@ -144,6 +175,7 @@ class Run:
         folder: str | Path,
         command: Sequence[str] = (),
         config: Any = None,
+        packages: Sequence[str] = (),
         *,
         keep: int = 2,
         tensorboard: bool = False,
@@ -156,21 +188,18 @@ class Run:
         """
         folder = Path(folder)
         _require_run(folder)
-        run = cls(folder, keep=keep, tensorboard=tensorboard, wandb=wandb)
+        lock = FolderLock(folder)
         try:
+            for part in (folder, folder / CHECKPOINTS, folder / "eval"):
+                sweep(part, all_dead=True)
             if config is not None:
-                write_json(folder / "config.json", to_json(config))
-            described = read_json(folder / "run.json")
-            described.setdefault("resumed", []).append(describe_run(command))
-            write_json(folder / "run.json", described)
-            for leftover in [
-                *run._checkpoints.glob(".*.partial"),
-                *run._checkpoints.glob(".*.former"),
-            ]:
-                shutil.rmtree(leftover, ignore_errors=True)
+                write_json(folder / CONFIG, to_json(config))
+            _note_resumption(folder, command, packages)
         except BaseException:
-            run.close()
+            lock.release()
             raise
+        run = cls(folder, keep=keep, tensorboard=tensorboard, wandb=wandb, lock=lock)
+        run.resumed = True
         return run
 
     def read_config(self, cls: type[C]) -> C:
@@ -185,17 +214,33 @@ class Run:
     def rewind(self, iteration: int) -> None:
         """Forget what came after `iteration`: metric lines, a half-written last line, checkpoints.
 
-        For a run that was killed after its last whole checkpoint and now plays those iterations again.
+        For a run that was killed after its last whole checkpoint and now plays those iterations again. A checkpoint
+        that cannot be read is set aside under another name, never deleted.
         """
         self._metrics.rewind(iteration)
         self._to_sinks(lambda sink: sink.rewind(iteration))
         scores = self._scores()
         for number, folder in self._saved():
             if number > iteration:
-                logger.warning("%s lies after iteration %d: removed", folder, iteration)
-                shutil.rmtree(folder)
+                self._put_away(folder, iteration)
                 scores.pop(number, None)
         self._write_index(scores)
+
+    def _put_away(self, folder: Path, iteration: int) -> None:
+        from vla_rl.runtime.checkpoint import find_damage
+
+        damage = find_damage(folder)
+        if damage is None:
+            logger.warning("%s lies after iteration %d: removed", folder, iteration)
+            shutil.rmtree(folder)
+            return
+        aside = folder.with_name(f"unreadable-{folder.name}")
+        for copy in itertools.count(2):
+            if not aside.exists():
+                break
+            aside = folder.with_name(f"unreadable-{folder.name}-{copy}")
+        folder.rename(aside)
+        logger.warning("%s cannot be read (%s): set aside as %s", folder, damage, aside.name)
 
     def save(
         self,
@@ -205,7 +250,7 @@ class Run:
         write_policy: Callable[[Path], None] | None = None,
         score: float | None = None,
     ) -> Path:
-        """Write checkpoints/iteration-<iteration>, then drop all but the last `keep` and the best by score.
+        """Write checkpoints/iteration-<iteration>, then drop the earlier ones but the last `keep` and the best by score.
 
         `state` is saved with "iteration" added. UserError if it cannot be written; the earlier ones stay.
         """
@@ -221,23 +266,30 @@ class Run:
         )
         scores = self._scores()
         scores[iteration] = None if score is None or score != score else float(score)
-        kept = {number for number, _ in self._saved()[-self._keep :]}
-        kept |= set(self._by_score(scores)[:1])
+        # one with a higher number is not this run's: it neither counts nor goes
+        saved = {number: old for number, old in self._saved() if number <= iteration}
+        scores = {number: score for number, score in scores.items() if number in saved}
+        kept = {*list(saved)[-self._keep :], *self._by_score(scores)[:1]}
         self._write_index({number: scores.get(number) for number in kept})
-        for number, old in self._saved():
+        for number, old in saved.items():
             if number not in kept:
                 shutil.rmtree(old)
         return folder
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that is whole; says so in the log when a newer one is damaged."""
-        return self._first_whole([folder for _, folder in reversed(self._saved())])
+        """The newest checkpoint that is whole, None without any; says so in the log when a newer one is damaged.
+
+        CheckpointError where there are checkpoints and none can be read, or the newest comes from another version.
+        """
+        return newest_checkpoint(self.folder)
 
     def best(self) -> Path | None:
         """The whole checkpoint with the highest score (the later one of equals), None without scores."""
+        from vla_rl.runtime.checkpoint import first_whole
+
         folders = dict(self._saved())
         ranked = self._by_score(self._scores())
-        return self._first_whole([folders[number] for number in ranked if number in folders])
+        return first_whole([folders[number] for number in ranked if number in folders])
 
     @property
     def eval_folder(self) -> Path:
@@ -285,28 +337,11 @@ class Run:
 
     @property
     def _checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS
 
     def _saved(self) -> list[tuple[int, Path]]:
         """Checkpoints on the disk, oldest first."""
-        found = []
-        for folder in self._checkpoints.glob("iteration-*"):
-            number = folder.name.partition("-")[2]
-            if number.isdigit() and folder.is_dir():
-                found.append((int(number), folder))
-        return sorted(found)
-
-    def _first_whole(self, folders: Sequence[Path]) -> Path | None:
-        from vla_rl.runtime.checkpoint import CheckpointError, verify_checkpoint
-
-        for folder in folders:
-            try:
-                verify_checkpoint(folder)
-            except CheckpointError as error:
-                logger.warning("%s", error)
-            else:
-                return folder
-        return None
+        return saved_checkpoints(self.folder)
 
     @staticmethod
     def _by_score(scores: Mapping[int, float | None]) -> list[int]:
@@ -320,7 +355,10 @@ class Run:
             return {}
         try:
             entries = read_json(path)["checkpoints"]
-            return {int(entry["iteration"]): entry["score"] for entry in entries}
+            return {
+                int(entry["iteration"]): None if entry["score"] is None else float(entry["score"])
+                for entry in entries
+            }
         except (UserError, KeyError, TypeError, ValueError):
             logger.warning("%s is damaged: scores of earlier checkpoints are lost", path)
             return {}

@@ -2,57 +2,76 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from vla_rl.algorithms.ppo import PPO, TrainingDivergedError
+from vla_rl.algorithms.learner import Learner, TrainingDivergedError
+from vla_rl.algorithms.registry import require_algorithm
 from vla_rl.config import ConfigError, ScheduleConfig, TrainConfig
 from vla_rl.curriculum import TaskSampler
+from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.defaults import require_same_robot
-from vla_rl.policies import OpenVLAPolicy
+from vla_rl.envs.registry import benchmark
+from vla_rl.policies.policy import Policy
+from vla_rl.policies.registry import load_policy
 from vla_rl.rewards import RewardFunction
 from vla_rl.rollout import Collector
-from vla_rl.runtime.checkpoint import flatten_optimizer, read_checkpoint, restore_optimizer
+from vla_rl.runtime.checkpoint import (
+    CheckpointError,
+    flatten_optimizer,
+    read_checkpoint,
+    restore_optimizer,
+)
 from vla_rl.runtime.run_folder import Run
 from vla_rl.runtime.seeding import restore_torch_rng, torch_rng_state
 from vla_rl.runtime.signals import StopRequest
 from vla_rl.runtime.trees import join_arrays, split_arrays
+from vla_rl.training.scratch import keep_reference, scratch_policy
 
 
-def open_training_run(config: TrainConfig, resume: Path | None) -> Run:
+def open_training_run(
+    config: TrainConfig, resume: Path | None, world: World = SingleProcess()
+) -> Run:
     """Open the folder to go on in, or make a new one."""
+    require_algorithm(config.algorithm)
+    if world.size > 1:  # each would play the same episodes and hold the same folder
+        raise ConfigError(
+            f"training runs in one process, got {world.size}: simulators, draws of the curriculum and the run folder "
+            "are not divided among processes"
+        )
+    packages = benchmark(config.env.suite).packages
     sinks = {
         "keep": config.run.keep,
         "tensorboard": config.run.tensorboard,
         "wandb": config.run.wandb,
     }
     if resume is not None:
-        return Run.open(resume, sys.argv, config, **sinks)
-    if not config.policy.checkpoint:
+        return Run.open(resume, sys.argv, config, packages, **sinks)
+    if not (config.policy.checkpoint or config.policy.scratch):
         raise ConfigError(
             "policy.checkpoint is empty: PPO improves a pretrained policy. Make one with `vla-rl demos` and "
-            "`vla-rl sft`, then give its folder, e.g. --policy.checkpoint runs/sft/policy"
+            "`vla-rl sft`, then give its folder, e.g. --policy.checkpoint runs/sft/policy. The preset toy needs none"
         )
-    return Run.create(config.run.root, config.run.name, config, sys.argv, **sinks)
+    return Run.create(config.run.root, config.run.name, config, sys.argv, packages, **sinks)
 
 
-def load_policy(config: TrainConfig, run: Run) -> OpenVLAPolicy:
+def policy_of_run(config: TrainConfig, run: Run) -> Policy:
     """The policy of the run's newest checkpoint, or the one to start from; KL is always to the latter."""
     saved = run.latest()
-    initial = Path(config.policy.checkpoint)
-    policy = OpenVLAPolicy.from_checkpoint(
-        saved / "policy" if saved else initial, config.policy, seed=config.run.seed
-    )
+    if saved is None and not config.policy.checkpoint:
+        policy = scratch_policy(config)
+    else:
+        source = saved / "policy" if saved else Path(config.policy.checkpoint)
+        policy = load_policy(source, config.policy, seed=config.run.seed)
     require_same_robot(policy.action_dim, config.env.suite)
-    model = policy.description.model
-    if model.images.resize == "none" and model.image_size != config.env.image_size:
+    if not policy.resizes_images and policy.image_size != config.env.image_size:
         raise ConfigError(
-            f"the policy looks at {model.image_size} px, the environment draws {config.env.image_size} px: "
+            f"the policy looks at {policy.image_size} px, the environment draws {config.env.image_size} px: "
             "set env.image_size"
         )
     if policy.action_chunk != config.env.action_chunk:
@@ -61,7 +80,7 @@ def load_policy(config: TrainConfig, run: Run) -> OpenVLAPolicy:
             f"{config.env.action_chunk}: set env.action_chunk, or fine-tune with that chunk"
         )
     if config.ppo.kl_coef > 0:
-        policy.keep_reference(initial if saved else None)
+        keep_reference(policy, config, resumed=saved is not None)
     return policy
 
 
@@ -71,18 +90,23 @@ class TrainState:
     def __init__(
         self,
         run: Run,
-        policy: OpenVLAPolicy,
-        learner: PPO,
+        policy: Policy,
+        learner: Learner,
         reward_function: RewardFunction,
         curriculum: TaskSampler,
         collector: Collector,
         save_every: int,
+        world: World = SingleProcess(),
     ) -> None:
-        self.run, self.policy, self.learner = run, policy, learner
+        self.run, self.policy, self.learner, self.world = run, policy, learner, world
         self.reward_function = reward_function
         self.curriculum, self.collector = curriculum, collector
         self.iteration, self.episodes, self.turns, self.seconds = 0, 0, 0, 0.0
         self.save_every, self.saved_at = save_every, -1
+
+    def goes_on(self, schedule: ScheduleConfig, stop: StopRequest) -> bool:
+        """Whether another iteration is due: the run has not reached its end, and no process was asked to stop."""
+        return not (self.world.any(stop.requested) or self.finished(schedule))
 
     def finished(self, schedule: ScheduleConfig) -> bool:
         """Whether the run has reached its end."""
@@ -94,16 +118,17 @@ class TrainState:
 
     def advance(self, metrics: dict[str, float], seconds: float) -> None:
         """Count one iteration, log it, and save where it is due."""
-        self.episodes += int(metrics["rollout/episodes"])
-        self.turns += int(metrics["rollout/turns"])
-        self.seconds += seconds
+        self.episodes += sum(self.world.gather(int(metrics["rollout/episodes"])))
+        self.turns += sum(self.world.gather(int(metrics["rollout/turns"])))
+        self.seconds += self.world.broadcast(seconds)  # clocks differ, the run's end must not
         totals = {
             "total/episodes": float(self.episodes),
             "total/turns": float(self.turns),
             "total/train_seconds": self.seconds,
         }
         self.iteration += 1
-        self.run.log(self.iteration, metrics | totals)
+        if self.world.rank == 0:
+            self.run.log(self.iteration, metrics | totals)
         if self.iteration % self.save_every == 0:
             self.save()
 
@@ -123,8 +148,8 @@ class TrainState:
         return float(np.mean(self.curriculum.successes()))
 
     def save(self) -> None:
-        """Write a checkpoint of the next iteration to play."""
-        if self.saved_at == self.iteration:
+        """Write a checkpoint of the next iteration to play; before the first there is nothing to save."""
+        if self.iteration in (0, self.saved_at):
             return
         tree = {
             "iteration": self.iteration,
@@ -138,20 +163,24 @@ class TrainState:
             "collector": self.collector.state_dict(),
         }
         tensors, state = split_arrays(tree, "state")
-        for name, optimizer in self._optimizers().items():
+        for name, optimizer in self.learner.optimizers().items():
             parts, state[name] = flatten_optimizer(optimizer, name)
             tensors |= parts
-        self.run.save(self.iteration, tensors, state, self.policy.save, self.recent_success())
+        if self.world.rank == 0:
+            self.run.save(self.iteration, tensors, state, self.policy.save, self.recent_success())
+        self.world.barrier()
         self.saved_at = self.iteration
 
     def restore(self) -> bool:
-        """Go on from the newest sound checkpoint; False if there is none yet."""
+        """Go on from the newest sound checkpoint; False if there is none yet, and the run begins anew."""
         folder = self.run.latest()
         if folder is None:
+            if self.run.resumed:
+                self.run.rewind(0)
             return False
         saved = read_checkpoint(folder)
         state = join_arrays(saved.tensors, saved.state)
-        for name, optimizer in self._optimizers().items():
+        for name, optimizer in self.learner.optimizers().items():
             restore_optimizer(optimizer, saved.tensors, saved.state[name])
         self.learner.load_state_dict(state["learner"])
         self.reward_function.load_state_dict(state.get("reward", {}))
@@ -164,19 +193,15 @@ class TrainState:
         self.run.rewind(self.iteration)
         return True
 
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {
-            "policy_optimizer": self.learner.policy_optimizer,
-            "critic_optimizer": self.learner.critic_optimizer,
-        }
-
     @contextmanager
     def keep_on_divergence(self) -> Iterator[None]:
         """Name the last good checkpoint when training diverges; nothing is saved over it."""
+        good: Path | None = None
         try:
             yield
         except TrainingDivergedError as error:
-            good = self.run.latest()
+            with suppress(CheckpointError):
+                good = self.run.latest()
             kept = (
                 f"the last good checkpoint is {good}"
                 if good
@@ -184,11 +209,10 @@ class TrainState:
             )
             raise TrainingDivergedError(f"iteration {self.iteration}: {error}; {kept}") from error
 
-    def save_and_say_how_to_go_on(self, stop: StopRequest) -> None:
-        """Save the end of the run, or where it was stopped and how to go on."""
-        self.save()
-        if stop.requested:
-            print(
-                f"Stopped by {stop.signal_name} after iteration {self.iteration}; everything is saved."
-            )
-            print(f"Go on with:  vla-rl train --resume {self.run.folder}")
+    def say_how_to_go_on(self, stop: StopRequest) -> None:
+        """Raise `Stopped` where the run was stopped: after which iteration, and how to go on."""
+        kept = "everything is saved" if self.iteration else "there was nothing to save yet"
+        stop.end(
+            f"stopped by {stop.signal_name} after iteration {self.iteration}; {kept}. "
+            f"Go on with:  vla-rl train --resume {shlex.quote(str(self.run.folder))}"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -39,7 +38,13 @@ from vla_rl.data.lerobot.statistics import (
     pixel_statistics,
     to_json,
 )
-from vla_rl.runtime.files import cannot_write, write_json
+from vla_rl.runtime.files import (
+    begin_folder,
+    cannot_write,
+    sync_folder,
+    sync_tree,
+    write_json,
+)
 
 PARQUET: dict[str, Any] = {"compression": "snappy", "write_page_checksum": True}
 """With checksums a reader notices a damaged byte that would otherwise be another number."""
@@ -85,11 +90,7 @@ class LeRobotWriter:
             fps, self._features, 0, 0, 0, robot_type,
             data_files_size_in_mb=data_file_mb, video_files_size_in_mb=video_file_mb,
         )  # fmt: skip
-        self._partial = self.folder.parent / f".{self.folder.name}.partial-{os.getpid()}"
-        try:
-            self._partial.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(cannot_write(self.folder, error)) from error
+        self._partial = begin_folder(self.folder)
         self._schema = data_schema(self._features)
         self._data: pq.ParquetWriter | None = None
         self._data_number = 0
@@ -150,6 +151,12 @@ class LeRobotWriter:
         row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
         self._episode_rows.append(row)
         self._frames += length
+
+    def add_json(self, name: str, data: Mapping[str, Any]) -> None:
+        """Add a JSON file of its own at the path `name` in the dataset, which appears together with the rest."""
+        path = self._partial / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, data)
 
     def _check(self, frames: Mapping[str, np.ndarray]) -> int:
         """Check an episode against the features and return its length."""
@@ -261,7 +268,9 @@ class LeRobotWriter:
         write_json(self._partial / STATS_PATH, to_json(statistics))
         try:
             # fails if the folder has appeared meanwhile, unless it is empty
+            sync_tree(self._partial)
             self._partial.rename(self.folder)
+            sync_folder(self.folder.parent)
         except OSError as error:
             raise UserError(cannot_write(self.folder, error)) from error
 

@@ -23,12 +23,17 @@ from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest
-from vla_rl.envs.benchmark import no_dense_reward
 from vla_rl.envs.env import EpisodesLostError, Snapshot
 from vla_rl.envs.registry import make_envs as make_suite_envs
+from vla_rl.envs.registry import no_dense_reward
 from vla_rl.envs.vector.shared_memory import SlotArrays, anonymous_file
 from vla_rl.envs.vector.worker import MakeEnvs, WorkerSetup
-from vla_rl.envs.vector.worker_process import WorkerFacts, WorkerLostError, WorkerProcess
+from vla_rl.envs.vector.worker_process import (
+    WorkerFacts,
+    WorkerLostError,
+    WorkerProcess,
+    WorkerSilentError,
+)
 from vla_rl.runtime.cpus import available_cpus
 from vla_rl.runtime.provenance import gpu_names
 from vla_rl.types import EpisodeSpec, Observation, StepResult
@@ -40,7 +45,8 @@ class ProcessVectorEnv:
     """`config.num_envs` slots in `config.num_workers` processes; the `VectorEnv` protocol.
 
     A worker that dies, raises, or is silent for `config.step_timeout` seconds is killed and restarted. That counts as
-    one in `infrastructure_errors` however many slots it had. Each slot that was playing comes back from `wait` with
+    one in `infrastructure_errors` however many slots it had. One that was merely silent doubles the time allowed from
+    then on, up to `config.start_timeout`. Each slot that was playing comes back from `wait` with
     `lost` set, at once if it had work outstanding, else after the next `post_step`, and needs a `post_reset`.
     More than `config.max_restarts` of them end the run with a UserError that shows the last traceback.
     """
@@ -55,6 +61,7 @@ class ProcessVectorEnv:
         self._memory = anonymous_file()
         self._workers: list[WorkerProcess] = []
         self._closed = False
+        self._patience = 1.0  # times config.step_timeout
         self._ticket = 0
         self._outstanding: list[dict[int, list[int]]] = [{} for _ in range(self._num_workers)]
         self._pending: set[int] = set()  # slots with a result to be waited for
@@ -78,7 +85,12 @@ class ProcessVectorEnv:
         try:
             facts = [worker.wait_ready() for worker in self._workers]
         except WorkerLostError as error:
-            raise UserError(f"A simulator process could not start: {error}") from error
+            remedy = (
+                "; on a slow or busy machine raise env.start_timeout"
+                if isinstance(error, WorkerSilentError)
+                else ""
+            )
+            raise UserError(f"A simulator process could not start: {error}{remedy}") from error
         return facts[0]
 
     def _new_worker(self, worker: int) -> WorkerProcess:
@@ -177,7 +189,7 @@ class ProcessVectorEnv:
     def _collect(self, worker: int) -> object:
         """Take the worker's next answer, or recover it. Returns the answer."""
         try:
-            _, ticket, answer = self._workers[worker].receive(self._config.step_timeout)
+            _, ticket, answer = self._workers[worker].receive(self._step_timeout())
         except WorkerLostError as error:
             self._recover(worker, error)
             return None
@@ -203,6 +215,8 @@ class ProcessVectorEnv:
         self.infrastructure_errors += 1
         old = self._workers[worker]
         last_words = str(error).strip()
+        if isinstance(error, WorkerSilentError) and not error.starting:
+            last_words += self._allow_more_time()
         _log.warning(
             "simulator process %d (pid %d) was lost, restart %d of at most %d: %s",
             worker, old.pid, self.infrastructure_errors, self._config.max_restarts, last_words,
@@ -216,13 +230,24 @@ class ProcessVectorEnv:
             raise UserError(
                 f"Simulator processes crashed or hung {self.infrastructure_errors} times, more than "
                 f"env.max_restarts = {self._config.max_restarts} allows. The last one: {last_words}\n"
-                "If they are merely slow, raise env.step_timeout or lower env.num_envs."
+                "If they are merely slow, raise env.step_timeout and env.start_timeout, or lower env.num_workers."
             )
         self._workers[worker] = self._new_worker(worker)
         try:
             self._workers[worker].wait_ready()
         except WorkerLostError as again:
             self._recover(worker, again)
+
+    def _step_timeout(self) -> float:
+        """Seconds of silence that are allowed by now."""
+        longest = max(self._config.start_timeout, self._config.step_timeout)
+        return min(self._patience * self._config.step_timeout, longest)
+
+    def _allow_more_time(self) -> str:
+        """Twice as long from now on: what hangs for ever still ends, what is slow gets on."""
+        self._patience *= 2
+        allowed = f"{self._step_timeout():g} seconds are allowed from now on"
+        return f". If it was merely slow, raise env.step_timeout; {allowed}"
 
     # -- snapshots -----------------------------------------------------------------------------------
 

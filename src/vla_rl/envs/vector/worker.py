@@ -1,19 +1,15 @@
 """A simulator process: hosts some slots, does what comes through its pipe in order, answers when a batch is done.
 
-Started as a fresh interpreter (see `worker_process.py`), imports no torch, and ends itself when its parent is gone.
+A child process (`vla_rl.runtime.children`) that imports no torch. First it gets its `WorkerSetup`.
 Messages in: (command, ticket, work). Messages out, with what follows the word:
 
     ready  tasks, instructions, action_dim, proprio_dim
-    done   ticket, answer          busy   (still at it)
+    done   ticket, answer          busy   (still at it)          loading  (a task, which takes long)
     failed traceback               user_error  text: the user's mistake, a restart would not mend it
 """
 
 from __future__ import annotations
 
-import faulthandler
-import os
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -36,7 +32,7 @@ _BUSY_EVERY = 1.0  # seconds between signs of life within one batch
 
 
 class WorkerSetup(NamedTuple):
-    """The first message to a worker."""
+    """The first message to a worker: what to simulate, and where to leave what comes of it."""
 
     make_envs: MakeEnvs
     config: EnvConfig
@@ -44,36 +40,17 @@ class WorkerSetup(NamedTuple):
     memory: int  # descriptor of the shared arrays
 
 
-def main(pipe_descriptor: int) -> None:
-    """Entry point of the process."""
-    faulthandler.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
-    connection = Connection(pipe_descriptor)
-    status = 0
+def serve(connection: Connection) -> None:
+    """What a simulator process does: see `vla_rl.runtime.children`."""
+    setup = connection.recv()
     try:
-        _serve(connection, connection.recv())
+        _serve(connection, setup)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent is gone or has closed us
-    except Exception as error:
-        kind = ("user_error", str(error)) if isinstance(error, UserError) else _failure()
-        try:
-            connection.send(kind)
-        except OSError:
-            status = 1
-    # not sys.exit: OpenGL drivers may hang or complain while the interpreter takes itself apart
-    os._exit(status)
-
-
-def _failure() -> tuple[str, str]:
-    return "failed", traceback.format_exc()
-
-
-def _exit_with_parent(parent: int) -> None:
-    """End this process when its parent has died, even in the middle of an endless simulation."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
+        raise  # the parent has closed us
+    except UserError as error:
+        connection.send(("user_error", str(error)))
+    except Exception:
+        connection.send(("failed", traceback.format_exc()))
 
 
 def _serve(connection: Connection, setup: WorkerSetup) -> None:
@@ -102,6 +79,14 @@ class _Worker:
         self._envs, self._arrays, self._horizon = envs, arrays, horizon
         self._connection = connection
         self._last_sign = time.monotonic()
+        self._loaded: set[str] = set()
+
+    def _load(self, task: str) -> None:
+        """Say so where the next reset is this process's first of a task: its simulator is built then."""
+        if task not in self._loaded:
+            self._loaded.add(task)
+            self._connection.send(("loading",))
+            self._last_sign = time.monotonic()
 
     def _sign_of_life(self) -> None:
         """Building simulators takes seconds; say that we are at it, so as not to be taken for hung."""
@@ -114,6 +99,7 @@ class _Worker:
         # by task, so that the models in use change least often; image at once, while the state is loaded
         for row in sorted(range(len(slots)), key=lambda row: specs[row].task):
             env = self._envs[slots[row]]
+            self._load(specs[row].task)
             env.reset(specs[row])
             self._arrays.write_reset(slots[row], env, self._horizon)
             self._sign_of_life()
@@ -133,6 +119,7 @@ class _Worker:
     def restore(self, slots: Sequence[int], snapshots: Sequence[dict[str, Any]]) -> list[str]:
         for row in sorted(range(len(slots)), key=lambda row: str(snapshots[row]["task"])):
             env = self._envs[slots[row]]
+            self._load(str(snapshots[row]["task"]))
             env.restore(snapshots[row])
             self._arrays.write_reset(slots[row], env, self._horizon)
             self._sign_of_life()

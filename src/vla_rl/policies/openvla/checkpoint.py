@@ -1,6 +1,6 @@
 """The model of a policy on disk, in the layout of official OpenVLA checkpoints.
 
-    config.json, dataset_statistics.json, preprocessor_config.json   see hf_config.py
+    config.json, dataset_statistics.json, preprocessor_config.json   see config_files.py
     tokenizer.json                                                    the text tokenizer
     model.safetensors, or model.safetensors.index.json and shards     the weights
     adapter_config.json, adapter_model.safetensors                    LoRA adapters, if any, in PEFT's format
@@ -73,6 +73,22 @@ def weights_of(folder: Path) -> dict[str, TensorEntry]:
     return {k: entry for k, entry in entries.items() if not k.endswith("rotary_emb.inv_freq")}
 
 
+def check_weights(
+    folder: Path, config: ModelConfig, adapters: Iterable[StoredAdapter] = ()
+) -> tuple[OpenVLA, dict[str, TensorEntry]]:
+    """The model without memory for its weights, and the files' entries, which fit it and the adapters.
+
+    Reads headers alone. Raises UserError for what `load_model` refuses before it reads any weight.
+    """
+    entries = weights_of(folder)
+    with torch.device("meta"):
+        model = OpenVLA(config)
+    check_fit(entries, model.state_dict(), folder, f"a model {config.name!r}")
+    for adapter in adapters:
+        adapter.check(entries)
+    return model, entries
+
+
 def load_model(
     folder: Path,
     config: ModelConfig,
@@ -86,12 +102,8 @@ def load_model(
     `adapters` are merged on the way, in float32. Raises UserError for a missing or truncated file, and for weights
     that do not fit `config`, before any is read.
     """
-    with torch.device("meta"):
-        model = OpenVLA(config)
-    entries, adapters = weights_of(folder), list(adapters)
-    check_fit(entries, model.state_dict(), folder, f"a model {config.name!r}")
-    for adapter in adapters:
-        adapter.check(entries)
+    adapters = list(adapters)
+    model, entries = check_weights(folder, config, adapters)
     for name, tensor in stream_tensors(entries):
         weight = tensor.to(device)
         for adapter in adapters:

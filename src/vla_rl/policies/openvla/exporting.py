@@ -15,10 +15,9 @@ from vla_rl.config.policy import LoraConfig
 from vla_rl.policies.openvla import checkpoint as files
 from vla_rl.policies.openvla import lora
 from vla_rl.policies.openvla.config_files import (
-    STATISTICS_FILE,
     Checkpoint,
+    write_adapter_section,
     write_checkpoint_config,
-    write_json,
 )
 from vla_rl.policies.openvla.model import OpenVLA
 from vla_rl.policies.openvla.processing import Processor
@@ -89,12 +88,13 @@ def export_merged(
 def export_adapter(policy: Savable, folder: Path) -> None:
     """Write the adapters alone, in PEFT's format, with the statistics and the tokenizer that belong to them.
 
+    How images, gripper and actions are meant goes into vla_rl.json, so that they are played as they were trained.
     Raises UserError if the policy has no adapters.
     """
     settings = _adapters_of(policy.description)
     folder.mkdir(parents=True, exist_ok=True)
     write_adapter(folder, settings, lora.adapter_state(policy.model), policy.description.base or "")
-    write_json(folder / STATISTICS_FILE, policy.description.norm_stats)
+    write_adapter_section(folder, policy.description)
     policy.processor.tokenizer.save(str(folder / files.TOKENIZER_FILE))
 
 

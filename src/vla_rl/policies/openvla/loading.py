@@ -7,6 +7,7 @@ adapter in PEFT's format      adapter_config.json; merged into its base, see `ad
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -14,34 +15,41 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from vla_rl.config.errors import ConfigError, UserError
-from vla_rl.config.policy import CriticConfig, PolicyConfig
+from vla_rl.config.openvla import IMAGE_PREPROCESSING, ModelConfig
+from vla_rl.config.policy import Conventions, CriticConfig, LoraConfig, PolicyConfig
+from vla_rl.policies.action_tokens import select_statistics
 from vla_rl.policies.openvla import checkpoint as files
 from vla_rl.policies.openvla import lora
 from vla_rl.policies.openvla.config_files import (
-    STATISTICS_FILE,
     Checkpoint,
     read_checkpoint_config,
-    read_json,
+    with_adapter_files,
 )
 from vla_rl.policies.openvla.model import OpenVLA
-from vla_rl.policies.openvla.processing import with_protocol
+from vla_rl.policies.openvla.processing import Processor, with_protocol
 from vla_rl.policies.openvla.tokenizer import load_tokenizer
-from vla_rl.policies.peft_files import (
-    ADAPTER_FILE,
-    StoredAdapter,
-    is_adapter_folder,
-    read_adapter,
-    strip_prefix,
-)
+from vla_rl.policies.peft_files import ADAPTER_FILE, StoredAdapter, read_adapter, strip_prefix
 from vla_rl.policies.safetensors_files import TensorEntry, has_weights, read_tensors
-from vla_rl.runtime.hub import checkpoint_folder, hub_id
+from vla_rl.runtime.bases import (
+    ADAPTER_CONFIG_FILE,
+    MOST_BASES,
+    find_base,
+    is_adapter_folder,
+    named_base,
+)
+from vla_rl.runtime.external import path_inside
+from vla_rl.runtime.hub import checkpoint_folder, hidden_id, hub_id
+from vla_rl.runtime.locate import OFT_ADAPTER, refuse_oft
+
+LOG = logging.getLogger(__name__)
 
 LARGE_MODEL = 1_000_000_000
 """Weights from which on `auto` computes in bfloat16 on a GPU."""
-DEEPEST = 4
-"""Adapters on merged adapters on ..., more than this is a circle."""
+PROBE = "put the red block on the shelf"
+"""An instruction by which a tokenizer is tried."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +90,16 @@ def find_source(reference: str | Path, base: str = "", depth: int = 0) -> Source
     Raises UserError for what is missing, damaged or contradictory.
     """
     folder = checkpoint_folder(reference)
-    if depth > DEEPEST:
+    if depth > MOST_BASES:
         raise UserError(
             f"{reference}: adapters name each other as their base in a circle: give policy.base"
         )
+    if not folder.is_dir():
+        raise UserError(
+            f"No checkpoint folder at {folder}: expected a folder with config.json, or the id of a hub repository "
+            f"such as openvla/openvla-7b{hidden_id(reference)}"
+        )
+    refuse_oft(folder)
     if is_adapter_folder(folder):
         return _adapter_source(str(reference), folder, base, depth)
     description = read_checkpoint_config(folder)
@@ -97,8 +111,9 @@ def find_source(reference: str | Path, base: str = "", depth: int = 0) -> Source
 
 def _weights_of_base(folder: Path, named: str, base: str, depth: int) -> Weights:
     """The weights under adapters of our own format, in the place they name or where the user says they are."""
-    if is_adapter_folder(Path(named)):  # the merged kind: what the user gives is the base of those
-        return find_source(named, base, depth + 1).weights
+    named = _present(named, folder)
+    if hub_id(named) is None and Path(named).is_dir() and is_adapter_folder(Path(named)):
+        return find_source(named, base, depth + 1).weights  # the merged kind: base is theirs
     found = base or named
     if hub_id(found) is None and not has_weights(Path(found)):
         raise UserError(
@@ -107,8 +122,22 @@ def _weights_of_base(folder: Path, named: str, base: str, depth: int) -> Weights
     return find_source(found, "", depth + 1).weights
 
 
+def _present(named: str, folder: Path) -> str:
+    """`named` if it is there, else where adapter_config.json says, by a path that moved along with the folder."""
+    named = find_base(named, folder)
+    if hub_id(named) is None and not Path(named).is_dir():
+        beside = named_base(folder) if (folder / ADAPTER_CONFIG_FILE).is_file() else ""
+        return beside if Path(beside).is_dir() else named
+    return named
+
+
 def _adapter_source(reference: str, folder: Path, base: str, depth: int) -> Source:
     adapter = read_adapter(folder)
+    if folder.name == OFT_ADAPTER:
+        LOG.warning(
+            "%s belongs to OpenVLA-OFT, whose action head and attention are not part of it: it will not play well "
+            "until it is fine-tuned", folder,
+        )  # fmt: skip
     named = base or adapter.base
     if not named:
         raise UserError(
@@ -119,35 +148,60 @@ def _adapter_source(reference: str, folder: Path, base: str, depth: int) -> Sour
             f"{folder} holds adapters of {named!r}, which is no folder here: give the model's folder as policy.base"
         )
     inner = find_source(named, "", depth + 1)
-    description = inner.description
-    if description.lora is not None:
+    if inner.description.lora is not None:
         raise UserError(
             f"{inner.folder}, the base of the adapters in {folder}, is a checkpoint with adapters of its own: export "
             "it as a whole first (vla-rl export ... --merged)"
-        )
-    if (folder / STATISTICS_FILE).is_file():
-        description = replace(
-            description, norm_stats=read_json(folder / STATISTICS_FILE), unnorm_key=None
         )
     tokenizer = folder / files.TOKENIZER_FILE
     return Source(
         reference,
         folder,
-        replace(description, critic=None),
+        with_adapter_files(inner.description, folder),
         Weights(inner.weights.folder, [*inner.weights.adapters, adapter]),
         tokenizer if tokenizer.is_file() else inner.tokenizer,
     )
 
 
-def choose_statistics(description: Checkpoint, key: str | None) -> Checkpoint:
-    """The description with the user's choice of action statistics; names of suites may be spelled with dashes."""
-    if not key:
-        return description
-    spelled = key.replace("-", "_")
+def choose_statistics(description: Checkpoint, key: str | None, likely: str = "") -> Checkpoint:
+    """The description with the action statistics that are meant, and the size of action they are of.
+
+    key: the user's choice; names of suites may be spelled with dashes. likely: the benchmark's, for checkpoints that
+    do not say: passed over, with a warning, if there is one dataset and it has another name. Raises UserError if the
+    choice is unknown, or is left open by several datasets.
+    """
     known = description.norm_stats
+    chosen = _spelled(key, known) if key else description.unnorm_key
+    if not chosen and likely:
+        guess = _spelled(likely, known)
+        if guess in known or f"{guess}_no_noops" in known or len(known) != 1:
+            chosen = guess
+        else:
+            LOG.warning(
+                "actions are un-normalised by the statistics of %r, the only dataset of the checkpoint; there are none "
+                "of %r", next(iter(known)), likely,
+            )  # fmt: skip
+    _, statistics = select_statistics(known, chosen or None)
+    return replace(description, unnorm_key=chosen or None, action_dim=statistics.q01.size)
+
+
+def _spelled(key: str, known: Iterable[str]) -> str:
+    spelled = key.replace("-", "_")
     if key not in known and (spelled in known or f"{spelled}_no_noops" in known):
-        key = spelled
-    return replace(description, unnorm_key=key)
+        return spelled
+    return key
+
+
+def with_conventions(description: Checkpoint, conventions: Conventions) -> Checkpoint:
+    """The description with the benchmark's conventions, if the checkpoint does not say its own."""
+    if description.own:
+        return description
+    model = replace(
+        description.model,
+        images=IMAGE_PREPROCESSING[conventions.images],
+        gripper=conventions.gripper,
+    )
+    return replace(description, model=model)
 
 
 def choose_dtype(wanted: str, entries: Iterable[TensorEntry], device: torch.device) -> torch.dtype:
@@ -180,19 +234,38 @@ def load_network(
     wanted = config.lora or stored
     if wanted is None:
         return Network(model, description, kinds)
+    # checked before memory is taken for adapters of that size
+    tensors = None if stored is None else read_own_adapters(folder, description.model, stored)
     lora.add_adapters(model, wanted)
-    if stored is not None:
-        _load_adapters(model, folder)
+    if tensors is not None:
+        lora.load_adapter_state(model, tensors)
         return Network(model, replace(description, lora=wanted), kinds)
     named = source.reference if hub_id(source.reference) else str(folder.resolve())
     return Network(model, replace(description, lora=wanted, base=named), kinds)
 
 
-def _load_adapters(model: OpenVLA, folder: Path) -> None:
-    file = folder / ADAPTER_FILE
+def read_own_adapters(folder: Path, model: ModelConfig, settings: LoraConfig) -> dict[str, Tensor]:
+    """The adapters of a checkpoint of ours. Raises UserError unless they fit the model and the settings."""
+    file = path_inside(folder, ADAPTER_FILE, source=folder)
     tensors = strip_prefix(read_tensors([file], torch.float32))
-    files.check_fit(tensors, lora.adapter_state(model), file, "these adapters")
-    lora.load_adapter_state(model, tensors)
+    with torch.device("meta"):
+        wanted = {
+            name: torch.empty(shape)
+            for name, shape in lora.adapter_shapes(OpenVLA(model), settings).items()
+        }
+    files.check_fit(tensors, wanted, file, "these adapters")
+    return tensors
+
+
+def critic_file(source: Source) -> Path:
+    return path_inside(source.folder, files.CRITIC_FILE, source=source.folder)
+
+
+def open_tokenizer(source: Source) -> Tokenizer:
+    """The checkpoint's tokenizer. Raises UserError if it is missing, damaged, or belongs to another model."""
+    tokenizer = load_tokenizer(source.tokenizer)
+    Processor(source.description.model, tokenizer).prompt_ids(PROBE)
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -211,6 +284,7 @@ def load_parts(
     device: torch.device,
     unnorm_key: str | None = None,
     dtype: torch.dtype | None = None,
+    conventions: Conventions | None = None,
 ) -> Parts:
     """Find, check and read a checkpoint. Raises UserError for missing, truncated or ill-fitting files."""
     source = find_source(reference, config.base)
@@ -220,12 +294,19 @@ def load_parts(
         raise ConfigError(
             f"policy.base is {config.base!r}, but {reference} is a whole model and no adapter: leave it empty"
         )
-    description = choose_statistics(source.description, unnorm_key or config.unnorm_key)
+    conventions = conventions or Conventions()
+    try:
+        description = choose_statistics(
+            source.description, unnorm_key or config.unnorm_key, conventions.unnorm_key
+        )
+    except UserError as error:
+        raise UserError(f"{source.folder}: {error}") from error
+    description = with_conventions(description, conventions)
     description = replace(description, model=with_protocol(description.model, config))
     source = replace(source, description=description)
-    tokenizer = load_tokenizer(source.tokenizer)
+    tokenizer = open_tokenizer(source)
     if dtype is None:
         dtype = choose_dtype(config.dtype, source.weights.entries().values(), device)
     network = load_network(source, config, device, dtype)
     network = replace(network, description=replace(network.description, critic=config.critic))
-    return Parts(network, tokenizer, source.folder / files.CRITIC_FILE, description.critic)
+    return Parts(network, tokenizer, critic_file(source), description.critic)

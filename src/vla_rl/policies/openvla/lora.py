@@ -11,21 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla_rl.config.errors import UserError
 from vla_rl.config.policy import LoraConfig
 from vla_rl.policies import kernels
 from vla_rl.policies.openvla.model import OpenVLA
+from vla_rl.runtime.extras import need
 
 ADAPTER = "default"
 
 
 def _peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise UserError(
-            "LoRA needs the package peft: install the extra with `pip install 'vla-rl[lora]'`"
-        ) from None
+    need("peft", purpose="LoRA")
+    import peft
+
     return peft
 
 
@@ -45,6 +42,16 @@ def adapted_layers(model: OpenVLA, config: LoraConfig) -> list[str]:
         and name.startswith(tuple(roots))
         and id(module.weight) not in unused
     ]
+
+
+def adapter_shapes(model: OpenVLA, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the adapters' weights as they are stored, for a model that has none yet."""
+    shapes = {}
+    for name in adapted_layers(model, config):
+        outputs, inputs = model.get_submodule(name).weight.shape  # type: ignore[misc]
+        shapes[f"{name}.lora_A.weight"] = (config.rank, inputs)
+        shapes[f"{name}.lora_B.weight"] = (outputs, config.rank)
+    return shapes
 
 
 def add_adapters(model: OpenVLA, config: LoraConfig) -> None:

@@ -1,4 +1,4 @@
-"""How much memory a model takes to play and to train, and the micro-batch that fits.
+"""How much memory a model takes to play and to train.
 
     weights       every weight in the model's precision (2 bytes in bfloat16, 4 in float32)
     trained       24 more bytes for every trained weight: its float32 self, two gradients while micro-batches add up,
@@ -14,56 +14,22 @@ is tested against what autograd really keeps; the shares for workspace and fragm
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
-import psutil
 import torch
 
-from vla_rl.config import (
-    OPENVLA_7B,
-    LoraConfig,
-    ModelConfig,
-    PPOConfig,
-    UserError,
-    VisionTowerConfig,
-)
-from vla_rl.policies import OpenVLA, OpenVLAPolicy
-
-LOG = logging.getLogger(__name__)
+from vla_rl.config import OPENVLA_7B, LoraConfig, ModelConfig, VisionTowerConfig
+from vla_rl.policies.memory import GB, MemoryBudget
+from vla_rl.policies.openvla.lora import adapted_layers
+from vla_rl.policies.openvla.model import OpenVLA
+from vla_rl.policies.openvla.policy import OpenVLAPolicy
 
 TRAINED_BYTES = 24
-CONTEXT = 1_000_000_000
+CONTEXT = 1e9
 """CUDA's context, library workspaces and small things."""
-FRAGMENTATION = 1.05
 PROMPT_TOKENS = 40
 """A long LIBERO instruction in OpenVLA's prompt."""
-GB = 1e9
-
-
-@dataclass(frozen=True)
-class MemoryBudget:
-    """Bytes on the device that computes."""
-
-    weights: int | float
-    trained: int | float
-    caches: int | float
-    per_sample: int | float
-    """Of a micro-batch in training, of a batch of observations in inference."""
-    once: int | float
-    """Needed once, whatever the batch: one layer's activations of one sample are in per_sample, this is the rest."""
-
-    def total(self, samples: int) -> float:
-        """Bytes with so many samples at a time."""
-        held = self.weights + self.trained + self.caches
-        return (held + samples * self.per_sample) * FRAGMENTATION + self.once
-
-    def most_samples(self, free: int | float) -> int:
-        """The most samples at a time that fit into `free` bytes; 0 if not even one does."""
-        held = self.weights + self.trained + self.caches
-        left = (free - self.once) / FRAGMENTATION - held
-        return max(0, int(left // self.per_sample))
 
 
 @lru_cache(maxsize=8)
@@ -74,8 +40,6 @@ def count_weights(model: ModelConfig, lora: LoraConfig | None = None) -> tuple[i
     total = sum(parameter.numel() for parameter in network.parameters())
     if lora is None:
         return total, total
-    from vla_rl.policies.openvla.lora import adapted_layers
-
     sizes = [network.get_submodule(name).weight.shape for name in adapted_layers(network, lora)]
     return total, sum(lora.rank * sum(shape) for shape in sizes)  # type: ignore[arg-type]
 
@@ -133,7 +97,7 @@ def inference_budget(
         6 * model.language.hidden + 3 * model.language.mlp_width
     )
     per_sample = cache_bytes(model, action_tokens, dtype.itemsize) + layer * dtype.itemsize
-    return MemoryBudget(total * dtype.itemsize, 0.0, 0.0, per_sample, CONTEXT)
+    return MemoryBudget(float(total * dtype.itemsize), 0.0, 0.0, per_sample, CONTEXT)
 
 
 def training_budget(
@@ -151,9 +115,7 @@ def training_budget(
     """
     total, trained = count_weights(model, lora)
     itemsize = dtype.itemsize if lora is not None else torch.float32.itemsize
-    weights = total * itemsize
-    if lora is None:
-        weights = 0  # counted among the trained
+    weights = 0.0 if lora is None else float(total * itemsize)  # else counted among the trained
     columns = columns_of(model, action_tokens)
     vision = lora is None or lora.vision
     kept = activation_elements(model, columns, checkpointing, vision)
@@ -161,58 +123,26 @@ def training_budget(
     passing = columns * (3 * model.language.mlp_width + 4 * model.language.hidden)
     return MemoryBudget(
         weights,
-        trained * TRAINED_BYTES,
+        float(trained * TRAINED_BYTES),
         rollout_batch * cache_bytes(model, action_tokens, itemsize),
         (kept + passing) * itemsize,
         CONTEXT,
     )
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device, with what torch itself has reserved and does not use."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(psutil.virtual_memory().available)
-
-
-def with_micro_batch(ppo: PPOConfig, policy: OpenVLAPolicy, rollout_batch: int) -> PPOConfig:
-    """The settings with `micro_batch` -1 replaced by the largest power of two that the free memory allows.
-
-    To be called with the weights on the device and before anything else is. Raises UserError if not even one
-    sample fits.
-    """
-    if ppo.micro_batch >= 0:
-        return ppo
-    description, config = policy.description, policy.config
+def policy_budget(policy: OpenVLAPolicy, rollout_batch: int) -> MemoryBudget:
+    """`training_budget` of a policy as it is configured, and what of it the policy holds."""
+    description = policy.description
     budget = training_budget(
         description.model,
         description.lora,
         policy.model.dtype,
-        checkpointing=config.activation_checkpointing,
+        checkpointing=policy.config.activation_checkpointing,
         rollout_batch=rollout_batch,
         action_tokens=policy.num_tokens,
     )
-    present = (
-        budget.weights if description.lora is not None else 4 * count_weights(description.model)[0]
-    )
-    free = free_memory(policy.device) + present
-    most = budget.most_samples(free)
-    if most == 0:
-        remedy = "" if config.activation_checkpointing else "set policy.activation_checkpointing, "
-        raise UserError(
-            f"training this model takes {budget.total(1) / GB:.1f} GB at the least, {free / GB:.1f} GB are free: "
-            f"{remedy}lower env.num_envs, or train adapters (policy.lora)"
-        )
-    chosen = min(1 << (most.bit_length() - 1), ppo.minibatch)
-    LOG.info(
-        "micro-batches of %d (of %d): %.1f GB of %.1f GB",
-        chosen,
-        ppo.minibatch,
-        budget.total(chosen) / GB,
-        free / GB,
-    )
-    return replace(ppo, micro_batch=0 if chosen == ppo.minibatch else chosen)
+    whole = 4.0 * count_weights(description.model)[0]
+    return replace(budget, present=budget.weights if description.lora is not None else whole)
 
 
 def memory_table(model: ModelConfig = OPENVLA_7B, rank: int = 32) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vla_rl.config.openvla import ModelConfig
 from vla_rl.policies import kernels
+from vla_rl.policies.critic import CriticSizes
 from vla_rl.policies.kernels import Linear
 from vla_rl.policies.openvla.language import Columns, KeyValueCache, LanguageModel
 from vla_rl.policies.openvla.vision import VisionBackbone
@@ -160,6 +161,11 @@ class OpenVLA(nn.Module):
         state.columns = at
         x = self.language_model.model.embed_tokens(self.vocabulary_ids(bins))[:, None]
         return self.language_model.model(x, at, None, state.cache)[:, 0]
+
+
+def critic_sizes(config: ModelConfig) -> CriticSizes:
+    """What a critic must know of an OpenVLA."""
+    return CriticSizes(config.language.hidden, config.image_size, config.language.padded_vocab)
 
 
 def initialise(model: OpenVLA) -> None:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vla_rl.config.errors import UserError
 from vla_rl.config.openvla import ModelConfig
-from vla_rl.config.policy import PolicyConfig
+from vla_rl.config.policy import Conventions, PolicyConfig
 from vla_rl.functional import (
     action_log_softmax,
     entropy,
@@ -35,8 +35,13 @@ from vla_rl.policies.openvla.config_files import Checkpoint
 from vla_rl.policies.openvla.decoding import TokenDecoder, record_cuda_graph
 from vla_rl.policies.openvla.exporting import save_policy
 from vla_rl.policies.openvla.loading import find_source, load_network, load_parts
-from vla_rl.policies.openvla.model import OpenVLA, initialise
-from vla_rl.policies.openvla.processing import Processor, pixel_values, with_protocol
+from vla_rl.policies.openvla.model import OpenVLA, critic_sizes, initialise
+from vla_rl.policies.openvla.processing import (
+    Processor,
+    pixel_values,
+    with_image_fit,
+    with_protocol,
+)
 from vla_rl.policies.openvla.tokenizer import build_tiny_tokenizer
 from vla_rl.policies.policy import Evaluation, PolicyOutput, Proposals
 from vla_rl.policies.prompts import Prompts
@@ -64,7 +69,7 @@ class OpenVLAPolicy(nn.Module):
         description = replace(description, model=with_protocol(description.model, config))
         self.description = description
         self.model = model
-        self.critic = build_critic(config.critic, description.model)
+        self.critic = build_critic(config.critic, critic_sizes(description.model))
         self.processor = Processor(description.model, tokenizer)
         self.action_tokenizer = ActionTokenizer(
             description.model.action_bins,
@@ -133,19 +138,21 @@ class OpenVLAPolicy(nn.Module):
         unnorm_key: str | None = None,
         dtype: torch.dtype | None = None,
         seed: int = 0,
+        conventions: Conventions | None = None,
     ) -> OpenVLAPolicy:
         """Load a policy from a checkpoint, official or ours: a folder, a hub id, or adapters in PEFT's format.
 
         A stored critic is loaded if it was saved under the same CriticConfig; otherwise a fresh one is made from
         `seed` and `critic_restored` is false. Adapters of our own checkpoints stay adapters, those in PEFT's format
         are merged; `config.lora` puts new ones on a checkpoint without. unnorm_key and dtype (of the model's
-        weights; adapters and critic are always float32) take the place of `config`'s.
+        weights; adapters and critic are always float32) take the place of `config`'s. conventions: a benchmark's, for
+        checkpoints that do not say how their images and actions are meant.
 
         Raises UserError for missing, truncated or ill-fitting files.
         """
         config = config or PolicyConfig()
         device = resolve_device(config.device)
-        parts = load_parts(folder, config, device, unnorm_key, dtype)
+        parts = load_parts(folder, config, device, unnorm_key, dtype, conventions)
         network = parts.network
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -155,6 +162,10 @@ class OpenVLAPolicy(nn.Module):
             files.load_into(policy.critic, parts.critic_file, f"a {config.critic.kind} critic")
             policy.critic_restored = True
         return policy
+
+    @property
+    def kind(self) -> str:
+        return "openvla"
 
     @property
     def action_dim(self) -> int:
@@ -351,10 +362,16 @@ class OpenVLAPolicy(nn.Module):
         bins = self.action_tokenizer.encode(self.statistics.normalize(actions))
         return torch.from_numpy(bins.reshape(len(bins), self.num_tokens))
 
-    def with_actions_of(self, statistics: Mapping[str, Any], action_chunk: int) -> OpenVLAPolicy:
-        """The same model for the actions of another dataset, see `Policy.with_actions_of`."""
+    def with_actions_of(
+        self,
+        statistics: Mapping[str, Any],
+        action_chunk: int,
+        image_fit: Literal["stretch", "pad", "crop"] | None = None,
+    ) -> OpenVLAPolicy:
+        """The same model for the actions and images of another dataset, see `Policy.with_actions_of`."""
         description = replace(
             self.description,
+            model=with_image_fit(self.description.model, image_fit),
             norm_stats={**self.description.norm_stats, **statistics},
             unnorm_key=next(iter(statistics)),
             action_chunk=action_chunk,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from vla_rl.config.errors import UserError
 from vla_rl.config.openvla import IMAGE_PREPROCESSING, ImagePreprocessing, ModelConfig
 from vla_rl.config.policy import PolicyConfig
 from vla_rl.policies.openvla.images.pipeline import prepare
+from vla_rl.policies.openvla.tokenizer import token_ids
 from vla_rl.policies.prompts import Prompts
 
 
@@ -84,6 +86,15 @@ def with_protocol(model: ModelConfig, config: PolicyConfig) -> ModelConfig:
     return model
 
 
+def with_image_fit(
+    model: ModelConfig, image_fit: Literal["stretch", "pad", "crop"] | None
+) -> ModelConfig:
+    """The model with what was done to the camera's frames that are not square: in play it is done to them again."""
+    if image_fit is None:
+        return model
+    return replace(model, images=replace(model.images, fit=image_fit, resize="lanczos3"))
+
+
 class Processor:
     """Prompts and images of one model. Prompt tokens are remembered per instruction."""
 
@@ -102,7 +113,7 @@ class Processor:
             return known
         config = self.config
         prompt = config.prompt.format(instruction=instruction.lower())
-        ids = list(self.tokenizer.encode(prompt).ids)
+        ids = token_ids(self.tokenizer, prompt)
         if not ids or ids[0] != config.language.bos_token:
             ids.insert(0, config.language.bos_token)
         if config.final_prompt_token is not None and ids[-1] != config.final_prompt_token:

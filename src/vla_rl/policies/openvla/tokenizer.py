@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
 from vla_rl.config.errors import UserError
 from vla_rl.config.openvla import ModelConfig
+from vla_rl.runtime.external import MAX_JSON_BYTES, parse_json, read_bytes
+
+T = TypeVar("T")
 
 BLANK = "\u2581"
 SPECIAL = ("<unk>", "<s>", "</s>")  # ids 0, 1, 2 as in Llama's vocabulary
@@ -61,11 +66,45 @@ def build_tiny_tokenizer(instructions: Sequence[str], model: ModelConfig) -> Tok
     return tokenizer
 
 
+@dataclass(frozen=True)
+class _TokenizerFile:
+    """What every tokenizer.json has; the rest is for the library that reads it."""
+
+    model: dict[str, Any]
+    added_tokens: list[dict[str, Any]] = field(default_factory=list)
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a `tokenizer.json`. Raises UserError if it is missing or damaged."""
+    """Read a `tokenizer.json`. Raises UserError if it is missing or damaged.
+
+    Truncation and padding, which other programs may have switched on when they saved it, are switched off: a prompt is
+    read whole, and is padded here.
+    """
     if not path.is_file():
         raise UserError(f"No tokenizer at {path}: the checkpoint needs its tokenizer.json")
+    data = read_bytes(path, inside=path.parent, max_bytes=MAX_JSON_BYTES)
+    parse_json(data, _TokenizerFile, source=path, finite=False)
+    tokenizer = _attempt(
+        lambda: Tokenizer.from_buffer(data), f"{path} is not a readable tokenizer.json"
+    )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of `text`. Raises UserError where a damaged tokenizer cannot say them."""
+    return _attempt(
+        lambda: list(tokenizer.encode(text).ids), f"the tokenizer cannot encode {text!r:.80}"
+    )
+
+
+def _attempt(act: Callable[[], T], what: str) -> T:
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise UserError(f"{path} is not a readable tokenizer.json ({error})") from None
+        return act()
+    except BaseException as error:
+        # the library raises plain Exception, and a panic of its own is no Exception at all
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(f"{what} ({reason}): copy the checkpoint's tokenizer.json again") from None

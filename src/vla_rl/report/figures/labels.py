@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from vla_rl.config import LabelConfig, UserError
+from vla_rl.config import LabelConfig
+from vla_rl.report.figures.saving import save_figure
 from vla_rl.rewards.process.labels import Labels, speed_thresholds
 from vla_rl.rewards.process.robot_signals import RobotSignals
 from vla_rl.rewards.trajectories import Trajectory
+from vla_rl.runtime.extras import need
 
 WIDTH = 15.0  # inches, the margins included
 MOST_FRAMES = 16
@@ -49,15 +51,15 @@ def draw_labels(
         for panel in axes[2:]:
             _mark(panel, trajectory, labels, ends)
         _draw_legend(figure, trajectory, config)
-        axes[-1].set_xlim(0, columns * stride * trajectory.decision_seconds)
+        axes[-1].set_xlim(0, columns * stride * trajectory.turn_seconds)
         axes[-1].set_xlabel("robot time, s")
-        figure.savefig(path, dpi=110)
+        save_figure(figure, path, dpi=110)
     finally:
         plt.close(figure)
 
 
 def _columns(length: int) -> tuple[int, int]:
-    """How many frames stand side by side, and how many decisions each stands for."""
+    """How many frames stand side by side, and how many turns each stands for."""
     stride = -(-length // MOST_FRAMES)
     return max(-(-length // stride), 8), stride
 
@@ -78,8 +80,8 @@ def _title(figure: Any, trajectory: Trajectory, labels: Labels, height: float) -
     counts = f"{int(labels.positive.sum())} positive, {int(labels.negative.sum())} negative"
     left_out = int((~labels.known).sum())
     second = (
-        f"“{textwrap.shorten(trajectory.instruction, 90)}”   {len(trajectory)} decisions every "
-        f"{1000 * trajectory.decision_seconds:g} ms: {counts}{f', {left_out} left out' if left_out else ''}"
+        f"“{textwrap.shorten(trajectory.instruction, 90)}”   {len(trajectory)} turns every "
+        f"{1000 * trajectory.turn_seconds:g} ms: {counts}{f', {left_out} left out' if left_out else ''}"
     )
     colour = INK if trajectory.success else NEGATIVE
     figure.text(_LEFT, 1 - 0.30 / height, first, fontsize=13, weight="bold", color=colour)
@@ -87,12 +89,12 @@ def _title(figure: Any, trajectory: Trajectory, labels: Labels, height: float) -
 
 
 def _draw_frames(panel: Any, trajectory: Trajectory, labels: Labels, stride: int) -> None:
-    """Frame t begins where decision t does; frames are as wide as the decisions they stand for."""
-    width = stride * trajectory.decision_seconds
+    """Frame t begins where turn t does; frames are as wide as the turns they stand for."""
+    width = stride * trajectory.turn_seconds
     keys = set(labels.key_frames.tolist())
     for t in range(0, len(trajectory), stride):
-        left = t * trajectory.decision_seconds
-        # of the decisions that share a frame, a key frame is the one to see
+        left = t * trajectory.turn_seconds
+        # of the turns that share a frame, a key frame is the one to see
         shown = next((k for k in range(t, min(t + stride, len(trajectory))) if k in keys), t)
         panel.imshow(
             trajectory.images[shown], extent=(left, left + width, 0, 1), aspect="auto", zorder=1
@@ -107,8 +109,8 @@ def _draw_frames(panel: Any, trajectory: Trajectory, labels: Labels, stride: int
 
 
 def _draw_answers(panel: Any, trajectory: Trajectory, labels: Labels) -> None:
-    """One cell a decision: + positive, - negative, empty where it is left out."""
-    step = trajectory.decision_seconds
+    """One cell a turn: + positive, - negative, empty where it is left out."""
+    step = trajectory.turn_seconds
     size = min(11.0, 300 / len(trajectory))
     for t in range(len(trajectory)):
         known, positive = bool(labels.known[t]), bool(labels.positive[t])
@@ -161,14 +163,14 @@ def _draw_speed(
 
 
 def _steps(panel: Any, values: np.ndarray, trajectory: Trajectory, colour: str) -> None:
-    """A value a decision, level from its beginning to the next one's."""
-    times = np.arange(len(values) + 1) * trajectory.decision_seconds
+    """A value a turn, level from its beginning to the next one's."""
+    times = np.arange(len(values) + 1) * trajectory.turn_seconds
     panel.step(times, [*values, values[-1]], where="post", color=colour, linewidth=1.6, zorder=3)
 
 
 def _mark(panel: Any, trajectory: Trajectory, labels: Labels, ends: set[int]) -> None:
     """Labels as shades, milestones as lines, key frames as signs at the foot, the same in every panel."""
-    step = trajectory.decision_seconds
+    step = trajectory.turn_seconds
     for t in range(len(trajectory)):
         if not labels.known[t] or labels.positive[t]:
             colour = POSITIVE if labels.known[t] else UNKNOWN
@@ -226,12 +228,9 @@ def _rectangle(left: float, bottom: float, width: float, height: float, **style:
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError(
-            "Images of labels need matplotlib: pip install 'vla-rl[report]'."
-        ) from error
+    need("matplotlib", purpose="an image of labels")
+    import matplotlib
+
     matplotlib.use("Agg")  # files only: no window is opened, none is needed
     import matplotlib.pyplot as plt
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
-from vla_rl.config.errors import UserError
 from vla_rl.functional import Reliability
+from vla_rl.report.figures.saving import save_figure
+from vla_rl.runtime.extras import need
 from vla_rl.runtime.video import write_video
 
 FILM_COLUMNS = 10
@@ -22,16 +23,16 @@ VIDEO_SLOWDOWN = 4.0
 
 @dataclass(frozen=True)
 class ScoredEpisode:
-    """One episode and the probability of the positive answer at each decision."""
+    """One episode and the probability of the positive answer at each turn."""
 
     title: str
     question: str
     images: UInt8[np.ndarray, "T H W 3"]
     probabilities: Float32[np.ndarray, " T"]
-    seconds: Float64[np.ndarray, " T"]  # robot time of each decision
+    seconds: Float64[np.ndarray, " T"]  # robot time of each turn
     positive: Bool[np.ndarray, " T"]  # labels
-    key_frames: Int64[np.ndarray, " K"]  # decisions
-    milestones: Int64[np.ndarray, " S"]  # decisions
+    key_frames: Int64[np.ndarray, " K"]  # turns
+    milestones: Int64[np.ndarray, " S"]  # turns
 
 
 def draw_reliability(path: Path, diagrams: Mapping[str, Reliability]) -> None:
@@ -56,11 +57,11 @@ def draw_reliability(path: Path, diagrams: Mapping[str, Reliability]) -> None:
         bottom.bar(left, found.counts, width * 0.9, color=colour)
     top.set(ylabel="share of positives", xlim=(0, 1), ylim=(0, 1))
     top.legend(frameon=False)
-    bottom.set(xlabel="predicted probability", ylabel="decisions")
+    bottom.set(xlabel="predicted probability", ylabel="turns")
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)
 
 
@@ -79,7 +80,7 @@ def draw_scores(path: Path, scored_episode: ScoredEpisode) -> None:
         image.imshow(scored_episode.images[at])
         image.set_title(f"{scored_episode.seconds[at]:.2f} s", fontsize=8)
         image.set_axis_off()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     plt.close(figure)
 
 
@@ -113,7 +114,9 @@ def _curve(axes: Any, scored_episode: ScoredEpisode) -> None:
         axes.axvspan(
             seconds[at] - step / 2, seconds[at] + step / 2, color="C2", alpha=0.15, linewidth=0
         )
-    axes.plot(seconds, scored_episode.probabilities, "o-", color="C0", markersize=4, label="judge")
+    axes.plot(
+        seconds, scored_episode.probabilities, "o-", color="C0", markersize=4, label="reward model"
+    )
     for number, at in enumerate(scored_episode.milestones):
         name = "gripper changes" if number == 0 else None
         axes.axvline(seconds[at], color="C1", linestyle="--", linewidth=1, label=name)
@@ -129,16 +132,15 @@ def _curve(axes: Any, scored_episode: ScoredEpisode) -> None:
 
 
 def _columns(length: int) -> list[int]:
-    """At most FILM_COLUMNS decisions, evenly spread, the first and the last among them."""
+    """At most FILM_COLUMNS turns, evenly spread, the first and the last among them."""
     count = min(FILM_COLUMNS, length)
     return np.linspace(0, length - 1, count).round().astype(int).tolist()
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("Plots need matplotlib: pip install 'vla-rl[report]'.") from error
+    need("matplotlib", purpose="a plot")
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

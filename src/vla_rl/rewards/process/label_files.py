@@ -1,7 +1,7 @@
 """Labels on disk, beside the dataset they belong to.
 
     <dataset>/labels/labels.json       format, what was labelled, the configuration, counts
-    <dataset>/labels/labels.parquet    one row a decision, in the dataset's order:
+    <dataset>/labels/labels.parquet    one row a turn, in the dataset's order:
         episode_index, frame_index     int64, as in the dataset's own files
         positive, known                bool; known false: neither a positive nor a negative example
         progress                       float32, 0..1
@@ -15,7 +15,7 @@ LeRobot reads the dataset as before: it does not look into the folder.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from vla_rl.config.serialize import from_json, to_json
 from vla_rl.rewards.process.labels import Labels
 from vla_rl.rewards.process.robot_signals import robot_signals
 from vla_rl.rewards.trajectories import Trajectory
-from vla_rl.runtime.files import read_json, whole_folder, write_json
+from vla_rl.runtime.files import read_json, require_writable, whole_folder, write_json
 
 FORMAT = 1
 SUMMARY = "labels.json"
@@ -41,15 +41,27 @@ def save_labels(
     labels: Sequence[Labels],
     config: LabelConfig,
     dataset: str,
+    draw: Callable[[Path], object] | None = None,
 ) -> None:
-    """Write them to a new folder, whole or not at all. UserError if it exists or cannot be written."""
+    """Write them to a new folder, whole or not at all. UserError if it exists or cannot be written.
+
+    draw: called with the unfinished folder, to put pictures into it.
+    """
+    require_no_labels(folder)
+    with whole_folder(folder) as partial:
+        pq.write_table(_table(trajectories, labels, config), partial / TABLE)
+        write_json(partial / SUMMARY, _summary(trajectories, labels, config, dataset))
+        if draw is not None:
+            draw(partial)
+
+
+def require_no_labels(folder: Path) -> None:
+    """Raise UserError, before anything is labelled, where labels could not be written to `folder`."""
     if folder.exists():
         raise UserError(
             f"{folder} exists already: labels are never overwritten. Remove it, or choose another folder (--out)."
         )
-    with whole_folder(folder) as partial:
-        pq.write_table(_table(trajectories, labels, config), partial / TABLE)
-        write_json(partial / SUMMARY, _summary(trajectories, labels, config, dataset))
+    require_writable(folder, "folder")
 
 
 def load_labels(folder: Path) -> tuple[LabelConfig, list[Labels]]:
@@ -59,7 +71,7 @@ def load_labels(folder: Path) -> tuple[LabelConfig, list[Labels]]:
         raise UserError(
             f"{folder / SUMMARY}: expected labels of format {FORMAT}, got {summary.get('format')}: label again"
         )
-    config = from_json(LabelConfig, summary.get("labels"), "labels")
+    config = from_json(LabelConfig, summary.get("labels"), "labels", source=folder / SUMMARY)
     try:
         table = pq.read_table(folder / TABLE)
         columns = {name: table[name].to_numpy() for name in table.column_names}
@@ -116,11 +128,11 @@ def _summary(
         "format": FORMAT,
         "dataset": dataset,
         "robot": trajectories[0].robot,
-        "decision_seconds": trajectories[0].decision_seconds,
+        "turn_seconds": trajectories[0].turn_seconds,
         "labels": to_json(config),
         "episodes": len(trajectories),
         "successes": sum(trajectory.success for trajectory in trajectories),
-        "decisions": sum(map(len, trajectories)),
+        "turns": sum(map(len, trajectories)),
         "positive": sum(int(given.positive.sum()) for given in labels),
         "negative": sum(int(given.negative.sum()) for given in labels),
     }

@@ -1,14 +1,15 @@
-"""Pseudo-labels: which decisions of a trajectory the process reward model is taught to call progress.
+"""Pseudo-labels: which turns of a trajectory the process reward model is taught to call progress.
 
 `keyframe`, after VLA-RL (arXiv 2505.18719, section 3.3): cut the trajectory where the gripper's opening changes (the
-milestones), find in each segment where the hand comes to rest (the key frames), and call the decisions that lead there
-positive. Everything else is negative: the other decisions and those of failures (and, in `examples.py`, those seen with
-the instruction of another task).
+milestones), find in each segment where the hand comes to rest (the key frames), and call the turns that lead there
+positive. Everything else is negative: the other turns and those of failures (and, in `mismatched.py`, some seen with the
+instruction of another task).
 
-`segments`, after a second source: equal parts in time; progress rises to 1 in successes, to a half and then back to a
-quarter in failures; positive is what has more than half of it.
+`segments`, after a second source: equal parts in time. Progress rises to 1 in successes. In failures it rises half as
+fast over their first half, and is a quarter from there on: .1 .2 .25 .25 .25 for five parts. Positive is what has more
+than half of it.
 
-The paper gives no thresholds; ours are fields of `LabelConfig`. Indices are decisions, t = 0 .. T-1; "at decision t"
+The paper gives no thresholds; ours are fields of `LabelConfig`. Indices are turns, t = 0 .. T-1; "at turn t"
 means in what is seen before it.
 """
 
@@ -32,26 +33,37 @@ _ABOUT = 0.1
 
 @dataclass(frozen=True)
 class Labels:
-    """What the reward model is taught about one trajectory of T decisions."""
+    """What the reward model is taught about one trajectory of T turns."""
 
     positive: Bool[np.ndarray, " T"]
     """The answer to "does this lead to, or has this reached, the next milestone?"; false where it is not known."""
     known: Bool[np.ndarray, " T"]
     """False: neither a positive nor a negative example."""
     progress: Float32[np.ndarray, " T"]
-    """0..1: how much of the task is done once the decision is carried out."""
+    """0..1: how much of the task is done once the turn is carried out."""
     milestones: Int64[np.ndarray, " S"]
-    """Decisions at which a segment begins, ascending, without the first segment's 0."""
+    """Turns at which a segment begins, ascending, without the first segment's 0."""
     key_frames: Int64[np.ndarray, " K"]
-    """Decisions at which the hand has come to rest or a segment has reached its end, ascending."""
+    """Turns at which the hand has come to rest or a segment has reached its end, ascending."""
 
     @property
     def negative(self) -> Bool[np.ndarray, " T"]:
         return self.known & ~self.positive
 
+    def final(self, success: bool) -> Bool[np.ndarray, " T"]:
+        """The turns at the end of a success that show its goal reached, or all but reached; none of a failure.
+
+        They are the last positive turns in a row, the last turn in any case, and none from before the last milestone.
+        """
+        length = len(self.positive)
+        others = np.flatnonzero(~self.positive)
+        first = int(others[-1]) + 1 if len(others) else 0
+        first = max(first, *self.milestones.tolist()[-1:], 0)
+        return success & (np.arange(length) >= min(first, length - 1))
+
 
 def label(trajectory: Trajectory, config: LabelConfig, robot: RobotSignals) -> Labels:
-    """Label every decision of `trajectory`.
+    """Label every turn of `trajectory`.
 
     Raises UserError for proprioception or actions that are not finite, or not of this robot, and where
     `config.gripper` asks for a measurement that the trajectory lacks.
@@ -61,13 +73,11 @@ def label(trajectory: Trajectory, config: LabelConfig, robot: RobotSignals) -> L
         return _by_segments(trajectory, config)
     opening = robot.gripper_opening(trajectory, config.gripper)
     speed = robot.speed(trajectory)
-    milestones = find_milestones(opening, trajectory.decision_seconds, config)
+    milestones = find_milestones(opening, trajectory.turn_seconds, config)
     if not trajectory.success:
         return _failure(len(trajectory), milestones, find_pauses(speed, config), config)
     keys = find_key_frames(speed, milestones, config)
-    positive, known = _windows(
-        len(trajectory), milestones, keys, trajectory.decision_seconds, config
-    )
+    positive, known = _windows(len(trajectory), milestones, keys, trajectory.turn_seconds, config)
     progress = _progress_by_milestones(len(trajectory), milestones)
     return Labels(positive, known, progress, milestones, keys)
 
@@ -77,9 +87,9 @@ def label(trajectory: Trajectory, config: LabelConfig, robot: RobotSignals) -> L
 
 
 def find_milestones(
-    opening: Float64[np.ndarray, " T"], decision_seconds: float, config: LabelConfig
+    opening: Float64[np.ndarray, " T"], turn_seconds: float, config: LabelConfig
 ) -> Int64[np.ndarray, " S"]:
-    """The decisions that are the first to see more than half of a significant change of the opening.
+    """The turns that are the first to see more than half of a significant change of the opening.
 
     The opening is followed from turning point to turning point; a reversal of less than `gripper_hysteresis` is no
     turning point, a move of less than `gripper_change` no milestone. Half-way is where noise moves the crossing
@@ -88,13 +98,13 @@ def find_milestones(
     opening: 0 closed .. 1 open.
     """
     pivots = _turning_points(opening, config.gripper_hysteresis)
-    found: list[tuple[int, bool]] = []  # (decision, does the gripper open)
+    found: list[tuple[int, bool]] = []  # (turn, does the gripper open)
     for start, end in itertools.pairwise(pivots):
         move = opening[end] - opening[start]
         if abs(move) >= config.gripper_change:
             passed = np.abs(opening[start : end + 1] - opening[start]) > abs(move) / 2
             found.append((start + int(np.argmax(passed)), bool(move > 0)))
-    shortest = max(1, round(config.min_segment / decision_seconds))
+    shortest = max(1, round(config.min_segment / turn_seconds))
     return _merge_short_segments(found, len(opening), shortest)
 
 
@@ -122,7 +132,7 @@ def _turning_points(values: Float64[np.ndarray, " T"], hysteresis: float) -> lis
 def _merge_short_segments(
     found: list[tuple[int, bool]], length: int, shortest: int
 ) -> Int64[np.ndarray, " S"]:
-    """Drop milestones until every segment but the last has `shortest` decisions or more, the shortest first.
+    """Drop milestones until every segment but the last has `shortest` turns or more, the shortest first.
 
     Between two milestones that undo each other both go: the gripper is as it was before. Of two alike the later goes,
     and so does one that lies too near to the beginning. A grasp or a release just before the end is kept: simulators
@@ -148,16 +158,16 @@ def _merge_short_segments(
 
 
 def find_pauses(speed: Float64[np.ndarray, " T"], config: LabelConfig) -> Int64[np.ndarray, " K"]:
-    """The decisions at which the hand has come to rest after moving; resting at the very beginning is no arrival.
+    """The turns at which the hand has come to rest after moving; resting at the very beginning is no arrival.
 
-    Of a stretch at rest it is the first decision that is about as slow as the slowest, so that a hand which slows down,
+    Of a stretch at rest it is the first turn that is about as slow as the slowest, so that a hand which slows down,
     turns and speeds up again has arrived where it turns, and one that stays has arrived when it stops.
 
-    speed: m/s from each decision to the next.
+    speed: m/s from each turn to the next.
     """
     rest, leave = speed_thresholds(speed, config)
     about = _ABOUT * rest
-    moving, arrived = False, -1  # arrived: the first decision of the present stretch at rest
+    moving, arrived = False, -1  # arrived: the first turn of the present stretch at rest
     pauses: list[int] = []
     for t, now in enumerate([*speed, np.inf]):  # the end closes the last stretch
         if arrived >= 0 and now > leave:
@@ -183,7 +193,7 @@ def speed_thresholds(speed: Float64[np.ndarray, " T"], config: LabelConfig) -> t
 def find_key_frames(
     speed: Float64[np.ndarray, " T"], milestones: Int64[np.ndarray, " S"], config: LabelConfig
 ) -> Int64[np.ndarray, " K"]:
-    """Pauses of a success and, where `ends_are_key`, the ends of its segments: milestones and the last decision."""
+    """Pauses of a success and, where `ends_are_key`, the ends of its segments: milestones and the last turn."""
     keys = set(find_pauses(speed, config).tolist())
     if config.ends_are_key:
         keys |= {*milestones.tolist(), len(speed) - 1}
@@ -198,15 +208,15 @@ def _windows(
     length: int,
     milestones: Int64[np.ndarray, " S"],
     keys: Int64[np.ndarray, " K"],
-    decision_seconds: float,
+    turn_seconds: float,
     config: LabelConfig,
 ) -> tuple[Bool[np.ndarray, " T"], Bool[np.ndarray, " T"]]:
-    """(positive, known): the key frames and the decisions within `window` before them, inside their segment.
+    """(positive, known): the key frames and the turns within `window` before them, inside their segment.
 
     A milestone that is a key frame is the end of the segment before it.
     """
     positive, unknown = np.zeros(length, bool), np.zeros(length, bool)
-    before, margin = (_decisions(s, decision_seconds) for s in (config.window, config.margin))
+    before, margin = (_turns(s, turn_seconds) for s in (config.window, config.margin))
     previous = 0
     for key in keys.tolist():
         start = max((m for m in milestones.tolist() if m < key), default=0)
@@ -218,9 +228,9 @@ def _windows(
     return positive, positive | ~unknown
 
 
-def _decisions(seconds: float, decision_seconds: float) -> int:
-    """How many decisions fit; a hair's breadth too few counts as fitting."""
-    return int(seconds / decision_seconds + 1e-6)
+def _turns(seconds: float, turn_seconds: float) -> int:
+    """How many turns fit; a hair's breadth too few counts as fitting."""
+    return int(seconds / turn_seconds + 1e-6)
 
 
 def _progress_by_milestones(
@@ -248,7 +258,7 @@ def _failure(
 
 
 def _by_segments(trajectory: Trajectory, config: LabelConfig) -> Labels:
-    """Equal parts in time, one value of progress each; fewer parts where there are fewer decisions."""
+    """Equal parts in time, one value of progress each; fewer parts where there are fewer turns."""
     length = len(trajectory)
     parts = min(config.num_segments, length)
     edges = (np.arange(parts + 1) * length) // parts
@@ -256,9 +266,9 @@ def _by_segments(trajectory: Trajectory, config: LabelConfig) -> Labels:
     if trajectory.success:
         values = np.arange(1, parts + 1) / parts
     else:
-        rise = (parts + 1) // 2
+        rise = parts // 2  # parts that end within the first half
         values = np.full(parts, config.failure_end)
-        values[:rise] = config.failure_peak * np.arange(1, rise + 1) / rise
+        values[:rise] = config.failure_peak * np.arange(1, rise + 1) / parts
     progress = values[part].astype(np.float32)
     positive = (progress > config.positive_progress) & trajectory.success
     keys = edges[1:] - 1 if trajectory.success else np.zeros(0)

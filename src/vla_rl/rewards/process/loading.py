@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vla_rl.rewards.process.model import REWARD_MODEL_FILE, TrainableRewardModel, read_description
+from vla_rl.rewards.process.model import TrainableRewardModel, description_file, read_description
+
+REWARD_MODEL_FOLDER = "reward_model"
+"""Where a run of `vla-rl reward train` keeps what it trained."""
+OLD_REWARD_MODEL_FOLDER = "judge"
+"""Its name before."""
 
 
 def reward_model_folder(folder: Path | str) -> Path:
     """`folder` itself, or the reward model in it where it is a run folder of `vla-rl reward train`."""
     folder = Path(folder)
-    inside = folder / "judge"
-    return inside if (inside / REWARD_MODEL_FILE).is_file() else folder
+    inside = (folder / name for name in (REWARD_MODEL_FOLDER, OLD_REWARD_MODEL_FOLDER))
+    return next((place for place in inside if description_file(place) is not None), folder)
 
 
 def load_reward_model(folder: Path | str, device: str = "auto") -> TrainableRewardModel:

@@ -1,4 +1,4 @@
-"""The process reward model: asked about a image, its next token is the answer.
+"""The process reward model: asked about an image, its next token is the answer.
 
     user       [image(s)] The task is open a drawer, is it completed? [proposed action]
     assistant  1
@@ -7,8 +7,8 @@ What is read is never text but log p(positive answer) - log p(negative answer) a
 vocabulary; its sigmoid is the probability of the one against the other. Two backbones: the project's own tiny model
 class (`tiny`), and any image-text model of Hugging Face (`vlm`).
 
-A reward model on disk is a folder: judge.json, what it was trained for; weights as safetensors; the tokenizer or
-processor.
+On disk a reward model is a folder: reward_model.json says what it was trained for; the weights are safetensors; the tiny
+one has its tokenizer beside them, the others take their processor from the backbone.
 """
 
 from __future__ import annotations
@@ -17,19 +17,24 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le, MaxLen, MinLen
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
-from vla_rl.config import ConfigError, LoraConfig, RewardModelConfig, UserError
-from vla_rl.config.serialize import from_json, to_json
-from vla_rl.runtime.files import read_json, write_json
+from vla_rl.config import LoraConfig, RewardModelConfig, UserError
+from vla_rl.config.serialize import to_json
+from vla_rl.runtime.external import fault, read_json
+from vla_rl.runtime.files import write_json
 
-REWARD_MODEL_FILE = "judge.json"
+REWARD_MODEL_FILE = "reward_model.json"
+OLD_REWARD_MODEL_FILE = "judge.json"
+"""Its name before; such reward models still load."""
 FORMAT = 1
+REMEDY = "Copy the folder again, or train the reward model again."
 Images = UInt8[np.ndarray, "B H W 3"] | UInt8[np.ndarray, "B F H W 3"]
 Actions = Float32[np.ndarray, "B C A"]
 
@@ -38,23 +43,28 @@ Actions = Float32[np.ndarray, "B C A"]
 class RewardModelDescription:
     """What a reward model was trained for. Asked anything else, it refuses."""
 
-    backbone: str
+    backbone: Annotated[str, MinLen(1)]
     """tiny, or the folder or hub id of the image-text model."""
-    prompt: str
-    positive_answer: str
-    negative_answer: str
-    image_size: int
+    prompt: Annotated[str, MaxLen(10_000)]
+    positive_answer: Annotated[str, MinLen(1), MaxLen(100)]
+    negative_answer: Annotated[str, MinLen(1), MaxLen(100)]
+    image_size: Annotated[int, Ge(0), Le(4096)]
     """Height and width of its images; 0: any."""
-    history: int = 1
+    history: Annotated[int, Ge(1), Le(64)] = 1
     """Images it sees, oldest first."""
-    action_chunk: int = 0
+    action_chunk: Annotated[int, Ge(0), Le(1024)] = 0
     """Actions it sees; 0: none."""
-    action_size: int = 0
+    action_size: Annotated[int, Ge(0), Le(1024)] = 0
     lora: LoraConfig | None = None
 
     @property
     def sees_actions(self) -> bool:
         return self.action_chunk > 0
+
+    def question(self, instruction: str) -> str:
+        """What it is asked about an image."""
+        # not str.format, which would obey whatever else a foreign prompt holds in braces
+        return self.prompt.replace("{instruction}", instruction)
 
     def check(
         self, images: Images, instructions: Sequence[str], actions: Actions | None
@@ -66,15 +76,15 @@ class RewardModelDescription:
         if images.ndim != 5 or images.shape[1] != self.history or len(images) != count:
             wanted = f"{count}, {'' if self.history == 1 else f'{self.history}, '}height, width, 3"
             raise UserError(
-                f"the reward model sees {self.history} image(s) a decision: expected shape ({wanted}) for {count} "
+                f"the reward model sees {self.history} image(s) a turn: expected shape ({wanted}) for {count} "
                 f"instructions, got {tuple(images.shape)}"
             )
         size = self.image_size
         if size and images.shape[2:4] != (size, size):
             raise UserError(
                 f"the reward model was trained on images of {size} x {size}, got {images.shape[2]} x "
-                f"{images.shape[3]}: set "
-                f"the environment's or the dataset's image_size to {size}, or train a reward model for these"
+                f"{images.shape[3]}: set the environment's or the dataset's image_size to {size}, or train a reward "
+                "model for these"
             )
         self._check_actions(count, actions)
         return images
@@ -87,12 +97,11 @@ class RewardModelDescription:
         if wanted is None:
             raise UserError(
                 "the reward model was trained without actions and was given some: train one with sees_actions, or "
-                "leave "
-                "them out"
+                "leave them out"
             )
         got = "none" if shape is None else f"some of shape {shape}"
         raise UserError(
-            f"the reward model was trained to see {self.action_chunk} action(s) of size {self.action_size} a decision: "
+            f"the reward model was trained to see {self.action_chunk} action(s) of size {self.action_size} a turn: "
             f"expected actions of shape {wanted}, got {got}. It belongs to another action size or chunk"
         )
 
@@ -115,7 +124,7 @@ class RewardModelDescription:
 
 
 class ProcessRewardModel(Protocol):
-    """Scores decisions: what was seen (and is about to be done), under an instruction."""
+    """Scores turns: what was seen (and is about to be done), under an instruction."""
 
     @property
     def description(self) -> RewardModelDescription: ...
@@ -126,12 +135,11 @@ class ProcessRewardModel(Protocol):
     def log_odds(
         self, images: Images, instructions: Sequence[str], actions: Actions | None = None
     ) -> Float32[np.ndarray, " B"]:
-        """The log-odds of the positive answer at each decision: log p(positive) - log p(negative).
+        """The log-odds of the positive answer at each turn: log p(positive) - log p(negative).
 
         images: (B, H, W, 3), or (B, F, H, W, 3) with F images each, oldest first (see `with_history`).
         actions: in the simulator's units, for a reward model that sees them. Raises UserError where the reward model
-        was trained for
-        another size, history or action.
+        was trained for another size, history or action.
         """
         ...
 
@@ -163,9 +171,9 @@ def probability(log_odds: Float32[np.ndarray, " B"]) -> Float32[np.ndarray, " B"
 
 
 def history_rows(length: int, history: int, stride: int = 1) -> Int64[np.ndarray, "T F"]:
-    """For every decision of an episode the numbers of the images it sees, oldest first; the first is repeated.
+    """For every turn of an episode the numbers of the images it sees, oldest first; the first is repeated.
 
-    stride: decisions from one image to the next.
+    stride: turns from one image to the next.
     """
     back = stride * np.arange(history - 1, -1, -1)
     return np.maximum(np.arange(length)[:, None] - back, 0)
@@ -186,7 +194,7 @@ def log_odds_in_parts(
     part: int,
     threads: int,
 ) -> Float32[np.ndarray, " B"]:
-    """`ProcessRewardModel.log_odds` in parts of so many decisions, several at a time."""
+    """`ProcessRewardModel.log_odds` in parts of so many turns, several at a time."""
     starts = range(0, len(instructions), part)
 
     def of_part(start: int) -> Float32[np.ndarray, " b"]:
@@ -202,32 +210,44 @@ def log_odds_in_parts(
     if threads <= 1 or len(starts) == 1:
         parts: Iterable[np.ndarray] = [of_part(start) for start in starts]
         return np.concatenate(list(parts))
-    with ThreadPoolExecutor(min(threads, len(starts)), "judge") as pool:
+    with ThreadPoolExecutor(min(threads, len(starts)), "reward-model") as pool:
         return np.concatenate(list(pool.map(of_part, starts)))
 
 
 def write_description(folder: Path, description: RewardModelDescription) -> None:
-    """judge.json."""
+    """reward_model.json."""
     write_json(folder / REWARD_MODEL_FILE, {"format": FORMAT, **to_json(description)})
 
 
+def description_file(folder: Path) -> Path | None:
+    """The file that makes `folder` a reward model's, under its present or its former name."""
+    names = (REWARD_MODEL_FILE, OLD_REWARD_MODEL_FILE)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    format: int
+
+
 def read_description(folder: Path) -> RewardModelDescription:
-    """Raises UserError if the folder is no reward model's, or judge.json is damaged."""
-    path = folder / REWARD_MODEL_FILE
-    if not path.is_file():
+    """Raises UserError if the folder is no reward model's, or what it says about itself is damaged."""
+    path = description_file(folder)
+    if path is None:
         what = (
             "it does not exist" if not folder.exists() else f"there is no {REWARD_MODEL_FILE} in it"
         )
         raise UserError(
             f"{folder} is no process reward model, {what}: train one with `vla-rl reward train`"
         )
-    stored = read_json(path)
-    version = stored.pop("format", None)
+    version = read_json(path, _Stored, inside=folder, remedy=REMEDY).format
     if version != FORMAT:
-        raise UserError(
-            f"{path} has format {version}, expected {FORMAT}: train the reward model again"
-        )
-    try:
-        return from_json(RewardModelDescription, stored)
-    except ConfigError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+        raise fault(path, "format", str(FORMAT), version, "Train the reward model again.")
+    found = read_json(path, RewardModelDescription, inside=folder, remedy=REMEDY)
+    if "{instruction}" not in found.prompt or set("{}") & set(found.question("")):
+        expected = "a text with {instruction} in it and no other braces"
+        raise fault(path, "prompt", expected, found.prompt, REMEDY)
+    if (found.action_chunk > 0) != (found.action_size > 0):
+        expected = "0 exactly if action_chunk is 0"
+        raise fault(path, "action_size", expected, found.action_size, REMEDY)
+    return found

@@ -7,8 +7,8 @@ Where they stand in proprioception and action differs from robot to robot:
     libero_panda       proprio 0:3   fingers 6 and 7, 0 .. 0.08 m     action 6: -1 opens, +1 closes
     any other          -             -                                the action's last number, -1 opens, +1 closes
 
-LeRobot's LIBERO datasets call the same robot `panda`. Without proprioception the command stands in for the opening and
-the commanded displacement for the speed.
+Each benchmark states it for its robot (`Benchmark.robot_layout`). Without proprioception the command stands in for the
+opening and the commanded displacement for the speed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from vla_rl.config.errors import UserError
+from vla_rl.envs.benchmark import Benchmark
+from vla_rl.envs.registry import robots
 from vla_rl.rewards.trajectories import Trajectory
 
 Source = Literal["auto", "measured", "commanded"]
@@ -49,10 +51,10 @@ class RobotSignals:
     def gripper_opening(
         self, trajectory: Trajectory, source: Source = "auto"
     ) -> Float64[np.ndarray, " T"]:
-        """Opening before each decision, 0 closed .. 1 open.
+        """Opening before each turn, 0 closed .. 1 open.
 
         Measured where the robot's layout is known and there is proprioception, else commanded: what the action before
-        the decision asked for. Raises UserError where `source` is "measured" and nothing was.
+        the turn asked for. Raises UserError where `source` is "measured" and nothing was.
         """
         self.check(trajectory)
         measured = self.has_opening(trajectory)
@@ -69,18 +71,18 @@ class RobotSignals:
             )
             return np.clip(np.asarray(total) / self.stroke, 0.0, 1.0)
         asked = (1.0 - np.clip(trajectory.actions[:, -1, -1].astype(np.float64), -1.0, 1.0)) / 2
-        # what a decision sees is what the one before it asked for
+        # what a turn sees is what the one before it asked for
         return np.concatenate([asked[:1], asked[:-1]])
 
     def speed(self, trajectory: Trajectory) -> Float64[np.ndarray, " T"]:
-        """Speed of the hand from each decision to the next, m/s; the last one goes on as fast as the one before it.
+        """Speed of the hand from each turn to the next, m/s; the last one goes on as fast as the one before it.
 
-        Without positions the speed that the decision commands. Zeros for a single decision whose hand is measured.
+        Without positions the speed that the turn commands. Zeros for a single turn whose hand is measured.
         """
         self.check(trajectory)
         if self.has_position(trajectory):
             position = trajectory.proprio[:, list(self.position)].astype(np.float64)
-            moved = np.linalg.norm(np.diff(position, axis=0), axis=1) / trajectory.decision_seconds
+            moved = np.linalg.norm(np.diff(position, axis=0), axis=1) / trajectory.turn_seconds
             return np.concatenate([moved, moved[-1:]]) if len(moved) else np.zeros(1)
         asked = trajectory.actions[:, :, : self.moves].astype(np.float64)
         return self.action_speed * np.linalg.norm(np.clip(asked, -1.0, 1.0), axis=2).mean(axis=1)
@@ -94,7 +96,7 @@ class RobotSignals:
             if not np.isfinite(values).all():
                 row = int(np.argwhere(~np.isfinite(values))[0][0])
                 raise UserError(
-                    f"{trajectory.name}: expected finite {what}, got {values[row].ravel().tolist()} at decision {row}. "
+                    f"{trajectory.name}: expected finite {what}, got {values[row].ravel().tolist()} at turn {row}. "
                     "Drop the episode, or collect it again."
                 )
         size = trajectory.proprio.shape[1]
@@ -110,19 +112,19 @@ class RobotSignals:
             )
 
 
-METAWORLD_SAWYER = RobotSignals(
-    "metaworld_sawyer", 4, (0, 1, 2), ((3, 1.0),), 1.0, 4,
-    action_speed=0.8,  # an action of 1 moves the hand's target by 1 cm in each of 80 simulator steps a second
-)  # fmt: skip
-LIBERO_PANDA = RobotSignals(
-    "libero_panda", 8, (0, 1, 2), ((6, 1.0), (7, -1.0)), 0.08, 7,
-    action_speed=1.0,  # 5 cm in each of 20 control steps a second
-)  # fmt: skip
-ROBOTS = {
-    "metaworld_sawyer": METAWORLD_SAWYER,
-    "libero_panda": LIBERO_PANDA,
-    "panda": LIBERO_PANDA,
-}
+def signals_of(robot: str, played: Benchmark) -> RobotSignals:
+    """The signals of a benchmark's robot, which a dataset calls `robot`."""
+    layout = played.robot_layout
+    return RobotSignals(
+        robot,
+        played.proprio_dim,
+        layout.position,
+        layout.opening,
+        layout.stroke,
+        played.action_dim,
+        moves=layout.moves,
+        action_speed=layout.speed,
+    )
 
 
 def robot_signals(robot: str) -> RobotSignals:
@@ -131,4 +133,7 @@ def robot_signals(robot: str) -> RobotSignals:
     Of a robot that is not known only the action's conventions are assumed: displacement first, the gripper last. Its
     speeds are then in units of the action, not in m/s.
     """
-    return ROBOTS.get(robot, RobotSignals(robot or "unknown", 0, (), (), 1.0, 0))
+    known = robots()
+    if robot in known:
+        return signals_of(known[robot].robot, known[robot])
+    return RobotSignals(robot or "unknown", 0, (), (), 1.0, 0)

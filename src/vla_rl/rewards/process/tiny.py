@@ -24,14 +24,15 @@ from vla_rl.config import ConfigError, ModelConfig, RewardModelConfig, UserError
 from vla_rl.config.serialize import from_json, to_json
 from vla_rl.policies import OpenVLA, Processor, build_tiny_tokenizer
 from vla_rl.policies.action_tokens import ActionTokenizer
-from vla_rl.policies.openvla.checkpoint import TOKENIZER_FILE, check_fit
+from vla_rl.policies.openvla.checkpoint import TOKENIZER_FILE, load_model, weights_of
 from vla_rl.policies.openvla.language import Columns
 from vla_rl.policies.openvla.model import initialise
 from vla_rl.policies.openvla.processing import pixel_values, raw_pixels
 from vla_rl.policies.openvla.tokenizer import load_tokenizer
 from vla_rl.policies.prompts import Prompts
-from vla_rl.policies.safetensors_files import MODEL_FILE, read_tensors, save_tensors
+from vla_rl.policies.safetensors_files import MODEL_FILE, save_tensors
 from vla_rl.rewards.process.model import (
+    REMEDY,
     Actions,
     Images,
     RewardModelDescription,
@@ -41,12 +42,13 @@ from vla_rl.rewards.process.model import (
 )
 from vla_rl.runtime.cpus import available_cpus
 from vla_rl.runtime.devices import resolve_device
-from vla_rl.runtime.files import read_json, write_json
+from vla_rl.runtime.external import fault, read_json
+from vla_rl.runtime.files import write_json
 
 MODEL_CONFIG_FILE = "model.json"
 TEXT_VOCAB = 1024
 PART = 64
-"""Decisions a thread scores at a time."""
+"""Turns a thread scores at a time."""
 EARLIER_SIDE = 2
 """An earlier image becomes so many by so many tokens."""
 
@@ -69,7 +71,8 @@ class TinyProcessRewardModel:
             model.config.action_bins, model.config.bin_style, model.config.language.text_vocab
         )
         answers = description.negative_answer, description.positive_answer
-        self.answer_ids = [answer_id(tokenizer, answer) for answer in answers]
+        texts = model.config.language.text_vocab
+        self.answer_ids = [answer_id(tokenizer, answer, texts) for answer in answers]
 
     @classmethod
     def create(
@@ -79,10 +82,10 @@ class TinyProcessRewardModel:
         image_size: int,
         action_shape: tuple[int, int] = (0, 0),
     ) -> TinyProcessRewardModel:
-        """A randomly initialised judge; the same config and instructions, the same judge.
+        """A randomly initialised reward model; the same config and instructions always make the same one.
 
-        instructions: whose words get tokens of their own; others are spelled in bytes. action_shape: (C, A) of the
-        actions it sees, if the config says it sees any.
+        instructions: Their words get tokens of their own; other words are spelled in bytes. action_shape: (C, A) of the
+        actions that it sees, if the config says that it sees any.
         """
         model = reward_model_model(config, image_size)
         template = config.prompt.lower().replace("{instruction}", " ")
@@ -132,9 +135,8 @@ class TinyProcessRewardModel:
     ) -> tuple[Float[Tensor, "B 2"], Float[Tensor, " B"]]:
         """The answer's log-probabilities, and the mean log-probability of the tokens of the action that was taken.
 
-        One pass over one sequence: a reward model that sees actions reads them before its answer, any other writes
-        them after
-        it. `answers`: 0 negative, 1 positive.
+        Both come from one pass over one sequence. A reward model that sees actions reads them before its answer, any
+        other writes them after it. `answers`: 0 negative, 1 positive.
         """
         sees = self.sees_actions
         patches = self._embed(
@@ -164,7 +166,8 @@ class TinyProcessRewardModel:
         return language(x, Columns(0, x.shape[1]), asked)
 
     def _answers(self, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B 2"]:
-        logits = self.model.language_model.logits(hidden, 0, TEXT_VOCAB)
+        texts = self.model.config.language.text_vocab
+        logits = self.model.language_model.logits(hidden, 0, texts)
         return torch.log_softmax(logits, -1)[:, self.answer_ids]
 
     def _action_ids(self, actions: Actions) -> Int64[Tensor, "B K"]:
@@ -203,17 +206,43 @@ class TinyProcessRewardModel:
     def load(cls, folder: Path, device: str = "auto") -> TinyProcessRewardModel:
         """Read what `save` wrote. Raises UserError for missing, damaged or ill-fitting files."""
         description = read_description(folder)
-        try:
-            config = from_json(ModelConfig, read_json(folder / MODEL_CONFIG_FILE))
-        except ConfigError as error:
-            raise UserError(f"{folder / MODEL_CONFIG_FILE} is damaged: {error}") from None
-        tensors = read_tensors([folder / MODEL_FILE])
-        model = OpenVLA(config)
-        check_fit(tensors, model.state_dict(), folder / MODEL_FILE, "a tiny reward model")
-        model.load_state_dict(tensors)
-        model.freeze_unused()
+        config = _read_model_config(folder, description)
+        model = load_model(folder, config)
         tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
         return cls(model, tokenizer, description, resolve_device(device))
+
+
+def _read_model_config(folder: Path, description: RewardModelDescription) -> ModelConfig:
+    """model.json. UserError where it is damaged, or larger than the weights beside it."""
+    path = folder / MODEL_CONFIG_FILE
+    try:
+        config = from_json(ModelConfig, read_json(path, inside=folder, remedy=REMEDY))
+        layers = config.language.layers + config.dino.depth + config.siglip.depth
+        # before a model of that many layers is built
+        if layers > len(weights_of(folder)):
+            raise fault(path, "", "no more layers than the weights have", layers, REMEDY)
+        with torch.device("meta"):
+            OpenVLA(config)
+    except ConfigError as error:
+        raise UserError(f"{path} is damaged: {error}. {REMEDY}") from error
+    except (
+        ArithmeticError,
+        AssertionError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise UserError(
+            f"{path} describes no model that can be built ({error}). {REMEDY}"
+        ) from error
+    if config.prompt != description.prompt.lower():
+        expected = "the question that the reward model says it was trained with"
+        raise fault(path, "prompt", expected, config.prompt, REMEDY)
+    if config.image_size != description.image_size:
+        expected = f"{description.image_size}, as the reward model says of itself"
+        raise fault(path, "image_size", expected, config.image_size, REMEDY)
+    return config
 
 
 def _followed_by(prompts: Prompts, ids: Int64[Tensor, "B K"]) -> Prompts:
@@ -225,20 +254,25 @@ def _followed_by(prompts: Prompts, ids: Int64[Tensor, "B K"]) -> Prompts:
 
 
 def reward_model_model(config: RewardModelConfig, image_size: int) -> ModelConfig:
-    """The tiny policy's size with more room for words: a reward model has no suite's instructions to itself."""
+    """The tiny policy's size, with more room for words: a reward model may be asked about any suite's instructions."""
     small = tiny_model(image_size, prompt=config.prompt.lower())
     language = replace(
         small.language,
         text_vocab=TEXT_VOCAB, padded_vocab=TEXT_VOCAB + 64, pad_token=TEXT_VOCAB, max_positions=512,
     )  # fmt: skip
-    return replace(small, name="tiny-judge", language=language)
+    return replace(small, name="tiny-reward-model", language=language)
 
 
-def answer_id(tokenizer: Tokenizer, answer: str) -> int:
-    """The token of an answer. Raises UserError if it takes several: only one position is read."""
+def answer_id(tokenizer: Tokenizer, answer: str, texts: int) -> int:
+    """The token of an answer, one of the first `texts`. Raises UserError if it takes several: one position is read."""
     ids = tokenizer.encode(answer.lower(), add_special_tokens=False).ids
     if len(ids) != 1:
         raise UserError(
             f"the answer {answer!r} is {len(ids)} tokens for this model, expected one: choose a single word"
+        )
+    if ids[0] >= texts:
+        raise UserError(
+            f"the answer {answer!r} is token {ids[0]} of the tokenizer, and the model has {texts}: the tokenizer "
+            "belongs to another model"
         )
     return ids[0]

@@ -1,13 +1,13 @@
-"""The reward model on any image-text model of Hugging Face, with adapters: the paper's authors take Qwen2-VL-2B.
+"""The reward model on any image-text model of Hugging Face, with adapters. The paper's authors take Qwen2-VL-2B.
 
-Loaded through AutoModelForImageTextToText and AutoProcessor, from a folder or the hub, safetensors alone and never with
-code of the repository. The model's own chat template makes the conversation; the token after it is the answer.
+It is loaded through AutoModelForImageTextToText and AutoProcessor, from a folder or the hub. Weights are safetensors, and
+no code of the repository is ever run. The model's own chat template makes the conversation; the token after it is the answer.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vla_rl.config import LoraConfig, RewardModelConfig, UserError
 from vla_rl.policies.huggingface.backbone import base_model, load_backbone, with_adapters
 from vla_rl.policies.safetensors_files import MODEL_FILE, read_tensors, save_tensors
 from vla_rl.rewards.process.model import (
+    REMEDY,
     Actions,
     Images,
     RewardModelDescription,
@@ -28,10 +29,11 @@ from vla_rl.rewards.process.model import (
     write_description,
 )
 from vla_rl.runtime.devices import resolve_device
+from vla_rl.runtime.extras import need
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PART = 8
-"""Decisions scored at a time."""
+"""Turns scored at a time."""
 HUNDREDTHS = 100
 """Actions are written as whole hundredths of the simulator's unit: few tokens, and a sign that is easy to see."""
 
@@ -111,7 +113,7 @@ class VlmProcessRewardModel:
 
     def question(self, instruction: str, action: Float32[np.ndarray, "C A"] | None = None) -> str:
         """What the user says after the image."""
-        text = self.description.prompt.format(instruction=instruction)
+        text = self.description.question(instruction)
         if action is None:
             return text
         steps = [
@@ -124,6 +126,7 @@ class VlmProcessRewardModel:
         self, images: UInt8[np.ndarray, "B F H W 3"], questions: Sequence[str]
     ) -> dict[str, Tensor]:
         """Conversations of one user's message each, ready for the assistant's first token; padded on the left."""
+        need("PIL", purpose="this reward model")
         from PIL import Image
 
         frames = [[Image.fromarray(image) for image in seen] for seen in images]
@@ -171,24 +174,21 @@ class VlmProcessRewardModel:
         file = folder / (MODEL_FILE if description.lora is None else ADAPTER_FILE)
         tensors = read_tensors([file])
         if description.lora is None:
-            found = model.float().load_state_dict(tensors, strict=False)
-            trained = {name for name, _ in model.named_parameters()}
-            missing = trained & set(found.missing_keys)
-            unknown = set(found.unexpected_keys)
+            model = model.float()
+            # tied weights are stored once
+            wanted = dict(model.named_parameters())
         else:
-            from peft import get_peft_model_state_dict, set_peft_model_state_dict
+            from peft import get_peft_model_state_dict
 
             model = with_adapters(model, description.lora, seed=0)
             wanted = get_peft_model_state_dict(model)
-            missing, unknown = set(wanted) - set(tensors), set(tensors) - set(wanted)
-            if not missing and not unknown:
-                _require_shapes(tensors, wanted, file)
-                set_peft_model_state_dict(model, tensors)
-        if missing or unknown:
-            raise UserError(
-                f"{file} does not belong to {description.backbone}: {len(missing)} weights are missing, {len(unknown)} "
-                f"unknown ({sorted(missing | unknown)[0]}, ...). Was another model put in that place?"
-            )
+        _require_same(tensors, wanted, file, description.backbone)
+        if description.lora is None:
+            model.load_state_dict(tensors, strict=False)
+        else:
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(model, tensors)
         return cls(model, processor, description, place)
 
 
@@ -205,10 +205,21 @@ def _pairs(
     return list(zip(instructions, given, strict=True))
 
 
-def _require_shapes(found: dict[str, Tensor], wanted: dict[str, Tensor], file: Path) -> None:
+def _require_same(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path, backbone: str
+) -> None:
+    """UserError unless the stored tensors are those that the backbone needs, finite and of its shapes."""
+    missing, unknown = set(wanted) - set(found), set(found) - set(wanted)
+    if missing or unknown:
+        raise UserError(
+            f"{file} does not belong to {backbone}: {len(missing)} weights are missing, {len(unknown)} unknown "
+            f"({sorted(missing | unknown)[0]}, ...). Was another model put in that place?"
+        )
     for name, tensor in wanted.items():
         if found[name].shape != tensor.shape:
             raise UserError(
                 f"{file}: {name} has shape {tuple(found[name].shape)}, the backbone needs {tuple(tensor.shape)}: it "
                 "belongs to another model"
             )
+        if not torch.isfinite(found[name]).all():
+            raise UserError(f"{file}: {name} holds numbers that are not finite. {REMEDY}")

@@ -1,0 +1,233 @@
+"""Several epochs of the clipped objective on action tokens: the half of PPO and its kin that moves the policy.
+
+    L = - sum_k min(r_k A, clip(r_k, 1 - low, 1 + high) A)             the clipped surrogate
+        - c_ent H(pi) + c_kl KL(pi || pi_ref) - c_sil 1[success] log pi(a)
+
+Schulman et al. 2017 (arXiv:1707.06347) with the log-prob of an action as the sum over its K tokens (VLA-RL,
+arXiv:2505.18719, section 3.2). Where the advantages A come from is not its business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from vla_rl.algorithms.advantages import Batch
+from vla_rl.algorithms.gradients import Tally, ThreadedGradients
+from vla_rl.algorithms.learner import (
+    TrainingDivergedError,
+    require_finite_step,
+    require_finite_weights,
+)
+from vla_rl.algorithms.minibatches import minibatches
+from vla_rl.config import OptimizerConfig
+from vla_rl.functional import clipped_surrogate, kl_estimate, surrogate_statistics, turn_mean
+from vla_rl.policies.policy import Evaluation, Policy
+
+
+class PolicyUpdateSettings(Protocol):
+    """What the update reads of an algorithm's configuration; `PPOConfig` says what each is."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def minibatch(self) -> int: ...
+    @property
+    def micro_batch(self) -> int: ...
+    @property
+    def ratio(self) -> Literal["token", "action"]: ...
+    @property
+    def clip_low(self) -> float: ...
+    @property
+    def clip_high(self) -> float: ...
+    @property
+    def dual_clip(self) -> float: ...
+    @property
+    def target_kl(self) -> float: ...
+    @property
+    def entropy_coef(self) -> float: ...
+    @property
+    def kl_coef(self) -> float: ...
+    @property
+    def kl_estimator(self) -> Literal["k1", "k2", "k3"]: ...
+    @property
+    def self_imitation_coef(self) -> float: ...
+    @property
+    def recompute_log_probs(self) -> bool: ...
+    @property
+    def logprob_tolerance(self) -> float: ...
+
+
+class JointCritic(Protocol):
+    """A critic in the policy's own network, which learns in the same pass and steps with it."""
+
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def joint_loss(
+        self, batch: Batch, rows: Int64[Tensor, " b"], values: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """What is added to the policy's loss, and numbers about it."""
+        ...
+
+    def clip(self, loss: float) -> dict[str, float]:
+        """Clip the gradient; raises TrainingDivergedError, before any step, where it is not finite."""
+        ...
+
+    def step(self) -> None:
+        """Take the step that `clip` allowed."""
+        ...
+
+
+class PolicyUpdate:
+    """The policy's optimizer, its learning-rate schedule, and the loss it descends."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        settings: PolicyUpdateSettings,
+        optimizer: OptimizerConfig,
+        gradients: ThreadedGradients,
+        joint_critic: JointCritic | None = None,
+    ) -> None:
+        self.policy, self.settings, self.rates = policy, settings, optimizer
+        self.gradients, self.joint_critic = gradients, joint_critic
+        self.device = policy.policy_parameters()[0].device
+        self.optimizer = torch.optim.AdamW(
+            policy.policy_parameters(),
+            lr=optimizer.learning_rate,
+            betas=(0.9, optimizer.adam_beta2),
+            eps=optimizer.adam_eps,
+            weight_decay=optimizer.weight_decay,
+        )
+        self.steps = 0
+
+    def check_sampler(self, batch: Batch, order: torch.Generator) -> tuple[Batch, float]:
+        """Compare the sampler's log-probs with the learner's, before anything has moved.
+
+        On a minibatch, or on all turns where the learner's own are to be the old ones. Returns the batch to learn from
+        and the largest difference.
+        """
+        settings = self.settings
+        rows = torch.randperm(len(batch), generator=order)[: settings.minibatch]
+        if settings.recompute_log_probs:
+            rows = torch.arange(len(batch))
+        now = self._log_probs(batch, rows)
+        own = float((now - batch.log_probs[rows]).abs().max()) if len(rows) else 0.0
+        differences = self.gradients.world.gather(own)
+        for difference in differences:
+            if not difference <= settings.logprob_tolerance:
+                raise TrainingDivergedError(
+                    f"the learner's log-probs differ from the sampler's by up to {difference:.2g}, allowed is "
+                    f"{settings.logprob_tolerance:g} (ppo.logprob_tolerance): rollout and learner do not run the "
+                    "same weights, temperature or precision, and the ratio would mean nothing"
+                )
+        if settings.recompute_log_probs:
+            batch = replace(batch, log_probs=now)
+        return batch, max(differences)
+
+    def improve(self, batch: Batch, order: torch.Generator, progress: float) -> dict[str, float]:
+        """Several epochs over the batch; stops early at `target_kl`."""
+        settings, tally = self.settings, Tally()
+        steps = 0
+        for rows in minibatches(
+            len(batch), settings.epochs, settings.minibatch, order, self.gradients.world
+        ):
+            stats = self.backward(batch, rows)
+            if settings.target_kl > 0 and stats["losses/approx_kl_k3"] > settings.target_kl:
+                tally.add({"losses/stopped_by_kl": 1.0})
+                break
+            stats |= self.step(stats["losses/policy"], progress)
+            tally.add(stats)
+            steps += 1
+        return tally.means() | {"losses/policy_steps": float(steps)}
+
+    def backward(self, batch: Batch, rows: Int64[Tensor, " b"]) -> dict[str, float]:
+        """Gradients of one minibatch; returns its statistics."""
+        parameters = self.policy.policy_parameters()
+        if self.joint_critic is not None:
+            parameters = parameters + self.joint_critic.parameters()
+        return self.gradients.backward(lambda part: self._loss(batch, part), rows, parameters)
+
+    def step(self, loss: float, progress: float) -> dict[str, float]:
+        """Clip and step, at the learning rate of this point of the run."""
+        rate = self.learning_rate(progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        parameters = self.policy.policy_parameters()
+        norm = nn.utils.clip_grad_norm_(parameters, self.rates.max_grad_norm)
+        require_finite_step(loss, norm, "policy")
+        stats = {"losses/grad_norm_policy": norm.item(), "losses/learning_rate": rate}
+        if self.joint_critic is not None:
+            stats |= self.joint_critic.clip(loss)
+            self.joint_critic.step()
+        self.optimizer.step()
+        require_finite_weights(parameters, "policy", rate)
+        self.steps += 1
+        return stats
+
+    def learning_rate(self, progress: float) -> float:
+        """Warm-up times decay, see `OptimizerConfig`."""
+        rates = self.rates
+        warm = min(1.0, (self.steps + 1) / max(1, rates.warmup_steps))
+        decayed = 1 - (1 - rates.final_learning_rate) * min(1.0, progress)
+        return rates.learning_rate * warm * decayed
+
+    def _loss(
+        self, batch: Batch, rows: Int64[Tensor, " b"]
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        settings = self.settings
+        observation, tokens = batch.observation.select(rows.numpy()), self._to(batch.tokens[rows])
+        old, advantages = self._to(batch.log_probs[rows]), self._to(batch.advantages[rows])
+        now: Evaluation = self.policy.evaluate(observation, tokens, batch.temperature)
+        loss = clipped_surrogate(
+            now.log_probs,
+            old,
+            advantages,
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            dual_clip=settings.dual_clip,
+            ratio=settings.ratio,
+        )
+        stats = {"losses/policy": loss.item(), "losses/entropy": now.entropy.mean().item()}
+        moved = surrogate_statistics(
+            now.log_probs, old, settings.clip_low, settings.clip_high, ratio=settings.ratio
+        )
+        stats |= {f"losses/{name}": float(number) for name, number in moved._asdict().items()}
+        if settings.entropy_coef > 0:
+            loss = loss - settings.entropy_coef * turn_mean(now.entropy)
+        if settings.kl_coef > 0:
+            reference = self.policy.reference_log_probs(observation, tokens, batch.temperature)
+            divergence = turn_mean(kl_estimate(now.log_probs, reference, settings.kl_estimator))
+            stats["losses/kl_reference"] = divergence.item()
+            loss = loss + settings.kl_coef * divergence
+        if settings.self_imitation_coef > 0:
+            own_success = self._to(batch.succeeded[rows]).float()
+            likelihood = turn_mean(now.log_probs * own_success[:, None])
+            stats["losses/imitation"] = -likelihood.item()
+            loss = loss - settings.self_imitation_coef * likelihood
+        if self.joint_critic is not None:
+            assert now.values is not None  # a ValuePolicy gives them
+            value_loss, numbers = self.joint_critic.joint_loss(batch, rows, now.values)
+            stats |= numbers
+            loss = loss + value_loss
+        return loss, stats
+
+    def _log_probs(self, batch: Batch, rows: Int64[Tensor, " b"]) -> Float[Tensor, "b K"]:
+        """The learner's log-probs of what was played, without gradients."""
+        parts = [batch.log_probs[:0]]
+        for part in torch.split(rows, self.settings.micro_batch or self.settings.minibatch):
+            with torch.no_grad():
+                evaluation = self.policy.evaluate(
+                    batch.observation.select(part.numpy()),
+                    self._to(batch.tokens[part]),
+                    batch.temperature,
+                )
+            parts.append(evaluation.log_probs.cpu())
+        return torch.cat(parts)
+
+    def _to(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device)

@@ -1,0 +1,40 @@
+"""The algorithms by name. To add one, write a `Learner` and put what builds it into `ALGORITHMS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vla_rl.algorithms.learner import Learner
+from vla_rl.algorithms.ppo import PPO
+from vla_rl.config import ConfigError, TrainConfig, nearest
+from vla_rl.distributed.world import SingleProcess, World
+from vla_rl.policies.policy import Policy, ValuePolicy
+
+BuildLearner = Callable[[Policy, TrainConfig, World], Learner]
+
+
+def _ppo(policy: Policy, config: TrainConfig, world: World) -> Learner:
+    if not isinstance(policy, ValuePolicy):
+        raise ConfigError(
+            f"PPO needs a policy with a value function, {type(policy).__name__} has none"
+        )
+    run = config.run
+    return PPO(
+        policy, config.ppo, config.optimizer, config.policy.critic, run.seed, run.threads, world
+    )
+
+
+ALGORITHMS: dict[str, BuildLearner] = {"ppo": _ppo}
+"""Name (`TrainConfig.algorithm`) -> what builds its learner."""
+
+
+def require_algorithm(name: str) -> None:
+    """Raise ConfigError unless there is an algorithm of this name."""
+    if name not in ALGORITHMS:
+        raise ConfigError(f"there is no algorithm {name!r}.{nearest(name, ALGORITHMS)}")
+
+
+def build_learner(policy: Policy, config: TrainConfig, world: World = SingleProcess()) -> Learner:
+    """The learner that the configuration names. Raises ConfigError where there is none of that name."""
+    require_algorithm(config.algorithm)
+    return ALGORITHMS[config.algorithm](policy, config, world)

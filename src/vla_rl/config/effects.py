@@ -1,0 +1,382 @@
+"""Which options count when: an option that is given where it has no effect is said, never ignored in silence.
+
+    vla-rl train --ppo.value-clip 0.2
+    vla-rl: train: --ppo.value-clip has no effect: the value loss is clipped for a shared critic only (...)
+
+One table, by the configuration of a command. What a preset or a default says is not looked at, only what somebody gave.
+"""
+
+# pyright: basic
+# A condition looks at the configuration of whatever command it belongs to.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+Severity = Literal["error", "warning"]
+Condition = Callable[[Any], bool]
+
+
+class Effect(NamedTuple):
+    """Fields, the condition under which they count, and what to say where it does not hold."""
+
+    fields: tuple[str, ...]
+    """Dotted, as attributes of the command's configuration; a group stands for all of its fields."""
+    counts: Condition
+    because: str
+    severity: Severity = "error"
+    """error: what was asked for would not happen. warning: no difference to anything."""
+
+
+class Finding(NamedTuple):
+    """Options without effect for one and the same reason."""
+
+    severity: Severity
+    message: str
+
+
+def without_effect(
+    config: Any, given: Mapping[str, str], changed: Callable[[str], bool] = lambda _: True
+) -> list[Finding]:
+    """The options that have no effect in `config`.
+
+    given: dotted field -> the option as it was typed. changed: whether a field is other than the preset or the default
+    has it; one that was given but says the same is worth a warning and no more.
+    """
+    together: dict[tuple[str, Severity], list[str]] = {}
+    for field, option in given.items():
+        effect = _missed(config, field)
+        if effect is not None:
+            severity = effect.severity if changed(field) else "warning"
+            together.setdefault((effect.because, severity), []).append(option)
+    return [
+        Finding(severity, f"{_listed(options)} no effect: {because}")
+        for (because, severity), options in together.items()
+    ]
+
+
+def _missed(config: Any, field: str) -> Effect | None:
+    """What says that `field` does not count in `config`, if anything does."""
+    for effect in EFFECTS.get(type(config).__name__, ()):
+        if _covers(effect.fields, field) and not effect.counts(config):
+            return effect
+    return None
+
+
+def _listed(options: list[str]) -> str:
+    *first, last = options
+    return f"{', '.join(first)} and {last} have" if first else f"{last} has"
+
+
+def _covers(fields: tuple[str, ...], field: str) -> bool:
+    return any(field == name or field.startswith(f"{name}.") for name in fields)
+
+
+def _named(group: str, names: str) -> tuple[str, ...]:
+    return tuple(f"{group}.{name}" for name in names.split())
+
+
+# --------------------------------------------------------------------------------------------------
+# Conditions
+
+
+def _shared(config: Any) -> bool:
+    return config.policy.critic.kind == "shared"
+
+
+def _separate(config: Any) -> bool:
+    return config.policy.critic.kind == "separate"
+
+
+def _warms_up(config: Any) -> bool:
+    return config.ppo.critic_warmup > 0 or config.ppo.critic_warmup_until_explained
+
+
+def _dense_reward(config: Any) -> bool:
+    return config.reward.chosen_kind != "success"
+
+
+def _reward_model(config: Any) -> bool:
+    return config.reward.chosen_kind == "process"
+
+
+def _chooses(config: Any) -> bool:
+    return config.best_of > 1
+
+
+def _on_gpu(config: Any) -> bool:
+    return config.policy.device.startswith("cuda")
+
+
+def _libero(config: Any) -> bool:
+    return config.env.suite.startswith("libero")
+
+
+# --------------------------------------------------------------------------------------------------
+# The table
+
+_SETTLE = Effect(("env.settle_steps",), _libero, "objects settle on LIBERO only")
+_DRAWN = Effect(
+    ("env.camera", "env.mesh_faces"),
+    lambda c: c.env.suite.partition(":")[0] != "toy",
+    "the toy benchmark has neither cameras nor meshes",
+)
+_FROM_NOTHING = Effect(
+    _named("policy", "base unnorm_key dtype images gripper"),
+    lambda c: bool(c.policy.checkpoint),
+    "policy.checkpoint is empty, so the tiny policy is built from nothing and these are its own",
+)
+_DECODE_GRAPHS = Effect(
+    ("policy.decode_graphs",),
+    lambda c: c.policy.device != "cpu",
+    "CUDA graphs are for a GPU, and policy.device is cpu",
+    "warning",
+)
+_LABELS = (
+    Effect(
+        _named(
+            "labels",
+            "gripper gripper_change gripper_hysteresis min_segment near_zero_speed leaving_speed speed_floor "
+            "ends_are_key window window_share margin failure_share",
+        ),
+        lambda c: c.labels.scheme == "keyframe",
+        "it belongs to labels.scheme keyframe",
+    ),
+    Effect(
+        _named("labels", "num_segments failure_peak failure_end positive_progress"),
+        lambda c: c.labels.scheme == "segments",
+        "it belongs to labels.scheme segments",
+    ),
+)
+_TRAIN = (
+    _SETTLE,
+    _DRAWN,
+    _DECODE_GRAPHS,
+    Effect(
+        ("policy.critic.width",),
+        _separate,
+        "a shared critic has no convolutions; set policy.critic.kind separate",
+    ),
+    Effect(
+        ("policy.critic.detach",),
+        _shared,
+        "a separate critic has no trunk to detach from; set policy.critic.kind shared",
+    ),
+    Effect(
+        ("ppo.value_clip",),
+        _shared,
+        "the value loss is clipped for a shared critic only; set policy.critic.kind shared",
+    ),
+    Effect(
+        ("ppo.value_coef",),
+        lambda c: _shared(c) and not c.policy.critic.detach,
+        "the value loss has a loss and an optimizer of its own unless the critic is shared and attached; set "
+        "policy.critic.kind shared, or ppo.critic_learning_rate",
+    ),
+    Effect(
+        _named("ppo", "critic_first_epochs critic_replay"),
+        _separate,
+        "a shared critic learns with the policy, from the same window; set policy.critic.kind separate",
+    ),
+    Effect(
+        ("ppo.critic_epochs",),
+        lambda c: _separate(c) or _warms_up(c),
+        "a shared critic learns with the policy, in passes of its own only during a warm-up; set ppo.critic_warmup",
+    ),
+    Effect(
+        ("ppo.critic_warmup",),
+        lambda c: not 0 < c.schedule.iterations <= c.ppo.critic_warmup,
+        "the run ends with the critic's warm-up, so that the policy never learns; raise schedule.iterations",
+        "warning",
+    ),
+    Effect(
+        ("ppo.kl_estimator",),
+        lambda c: c.ppo.kl_coef > 0,
+        "ppo.kl_coef is 0, so there is no KL penalty",
+        "warning",
+    ),
+    Effect(
+        _named("reward", "weight form limit normalize"),
+        _dense_reward,
+        "success is the only reward; give a process reward model with reward.model",
+    ),
+    Effect(
+        ("reward.limit",),
+        lambda c: c.reward.form == "additive",
+        "it belongs to reward.form additive",
+    ),
+    Effect(
+        ("reward.refresh_every",),
+        _reward_model,
+        "there is no process reward model to train on; give one with reward.model",
+    ),
+    Effect(
+        _named("reward", "refresh_episodes refresh_epochs"),
+        lambda c: _reward_model(c) and c.reward.refresh_every > 0,
+        "the reward model is never refreshed; set reward.model and reward.refresh_every",
+    ),
+    Effect(
+        ("curriculum.tau",),
+        lambda c: c.curriculum.mode in ("paper", "frontier"),
+        "it belongs to curriculum.mode paper and frontier",
+    ),
+    Effect(
+        ("curriculum.floor",),
+        lambda c: c.curriculum.mode != "uniform",
+        "curriculum.mode uniform gives every task the same probability anyway",
+    ),
+    Effect(
+        _named("curriculum", "level_threshold level_window level_share"),
+        lambda c: c.curriculum.mode == "levels",
+        "it belongs to curriculum.mode levels",
+    ),
+    Effect(
+        ("eval.suite",),
+        lambda c: c.eval.suite in ("", c.env.suite),
+        "training evaluates on the tasks it practises; for others use `vla-rl eval RUN --suite`",
+    ),
+    Effect(
+        ("eval.temperature",),
+        lambda c: c.run.eval_every > 0,
+        "before and after training both greedy and sampled play are evaluated; it counts between, with run.eval_every",
+    ),
+    Effect(
+        ("run.threads",),
+        lambda c: not _on_gpu(c),
+        "the learner splits a minibatch on the CPU only, and policy.device is a GPU",
+        "warning",
+    ),
+)
+_SFT = (
+    _FROM_NOTHING,
+    Effect(
+        ("policy.critic",),
+        lambda c: False,
+        "fine-tuning trains no critic; set it in `vla-rl train`",
+        "warning",
+    ),
+    Effect(
+        ("policy.decode_graphs",),
+        lambda c: False,
+        "fine-tuning decodes nothing",
+        "warning",
+    ),
+)
+_REWARD_TRAIN = (
+    *_LABELS,
+    Effect(
+        ("backbone", "lora", "all_weights"),
+        lambda c: not c.start,
+        "the reward model given with start keeps its own backbone and adapters",
+    ),
+    Effect(("action_coef",), lambda c: c.is_tiny, "only the tiny backbone learns to name actions"),
+    Effect(
+        ("dtype",),
+        lambda c: not c.is_tiny,
+        "the tiny backbone is trained whole, in float32",
+    ),
+    Effect(
+        ("action_chunk",),
+        lambda c: c.sees_actions or (c.is_tiny and c.action_coef > 0),
+        "the reward model neither sees nor names actions; set sees_actions",
+    ),
+    Effect(
+        ("threads",),
+        lambda c: not c.device.startswith("cuda"),
+        "a batch is split on the CPU only, and device is a GPU",
+        "warning",
+    ),
+)
+_EVAL = (
+    Effect(
+        ("mode", "chooser", "reward_model", "lookahead", "success_ahead"),
+        _chooses,
+        "without --best-of 2 or more the policy plays its own actions and nothing is chosen",
+    ),
+    Effect(
+        ("lookahead", "success_ahead"),
+        lambda c: c.mode == "lookahead",
+        "it belongs to --mode lookahead",
+    ),
+    Effect(
+        ("success_ahead",),
+        lambda c: c.chooser in ("reward-model", "simulator"),
+        "--chooser success sees it anyway, and random does not look",
+    ),
+    Effect(
+        ("reward_model",),
+        lambda c: c.chooser == "reward-model",
+        "--chooser asks no reward model",
+    ),
+    Effect(
+        ("videos_out",),
+        lambda c: c.protocol.videos > 0,
+        "no videos are made; give --videos, the number per task",
+    ),
+    Effect(
+        ("protocol.seed",),
+        lambda c: c.protocol.temperature > 0 or c.best_of > 1,
+        "greedy play draws nothing at random; it counts with --temperature above 0",
+        "warning",
+    ),
+)
+_TEST_TIME = (
+    Effect(("search.best_of",), lambda c: False, "the numbers of candidates are given by --sizes"),
+    Effect(
+        ("search.chooser", "search.success_ahead"),
+        lambda c: False,
+        "what is compared is given by --choosers",
+    ),
+    Effect(
+        ("protocol.temperature",),
+        lambda c: False,
+        "the candidates are sampled at search.temperature",
+    ),
+    Effect(("protocol.videos",), lambda c: False, "the study makes no videos; `vla-rl eval` does"),
+    Effect(
+        _named("search", "lookahead execute"),
+        lambda c: c.search.mode == "lookahead",
+        "it belongs to search.mode lookahead",
+    ),
+    Effect(
+        ("search.reward_model",),
+        lambda c: any(name.startswith("reward-model") for name in c.choosers),
+        "none of --choosers asks a reward model",
+    ),
+)
+EFFECTS: Mapping[str, tuple[Effect, ...]] = {
+    "TrainConfig": _TRAIN,
+    "SFTConfig": _SFT,
+    "DemosConfig": (_SETTLE, _DRAWN),
+    "RewardModelConfig": _REWARD_TRAIN,
+    "RewardLabelConfig": (
+        *_LABELS,
+        Effect(("max_plots",), lambda c: c.plot, "nothing is drawn without --plot"),
+    ),
+    "RewardEvalConfig": (
+        Effect(
+            ("seed",),
+            lambda c: c.resamples > 0,
+            "it is the bootstrap's, and resamples is 0",
+            "warning",
+        ),
+    ),
+    "EvalArguments": _EVAL,
+    "ScalingConfig": _TEST_TIME,
+    "ExportConfig": (
+        Effect(
+            ("dtype", "shard_gigabytes"),
+            lambda c: not c.adapter,
+            "it belongs to merged weights, and --adapter writes the adapters alone",
+        ),
+    ),
+    "AblationConfig": (
+        Effect(
+            ("iterations",),
+            lambda c: c.minutes == 0,
+            "minutes decide how long the runs are; leave out one of the two",
+        ),
+    ),
+}
+"""By the name of a command's configuration."""

@@ -1,0 +1,5 @@
+"""The processes that train one policy together."""
+
+from vla_rl.distributed.world import SingleProcess, World
+
+__all__ = ["SingleProcess", "World"]

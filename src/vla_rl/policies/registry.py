@@ -1,0 +1,113 @@
+"""The classes of policies, by what their checkpoints call themselves: `model_type` in config.json.
+
+A new one is a folder beside `openvla/` and a line here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla_rl.config import SCRATCH_MODELS, Conventions, PolicyConfig, PPOConfig, UserError, nearest
+from vla_rl.policies.family import ImageFit, PolicyFamily
+from vla_rl.policies.memory import largest_micro_batch
+from vla_rl.policies.openvla.examining import examine as examine_openvla
+from vla_rl.policies.openvla.memory import policy_budget
+from vla_rl.policies.openvla.policy import OpenVLAPolicy
+from vla_rl.policies.openvla.processing import with_image_fit
+from vla_rl.policies.policy import Policy
+from vla_rl.runtime.bases import checkpoint_kind
+
+LOG = logging.getLogger(__name__)
+
+SCRATCH = "openvla"
+"""The family of a policy that is made from scratch."""
+
+
+def _openvla_from_scratch(
+    image_size: int,
+    instructions: Sequence[str],
+    norm_stats: Mapping[str, Any],
+    action_dim: int,
+    action_chunk: int,
+    config: PolicyConfig,
+    seed: int,
+    image_fit: ImageFit | None = None,
+) -> OpenVLAPolicy:
+    model = with_image_fit(SCRATCH_MODELS[config.scratch or "tiny"](image_size), image_fit)
+    statistics = dict(norm_stats)
+    return OpenVLAPolicy.create(
+        model, instructions, statistics, action_dim, action_chunk, config, seed
+    )
+
+
+POLICIES: dict[str, PolicyFamily] = {
+    "openvla": PolicyFamily(
+        load=OpenVLAPolicy.from_checkpoint,
+        create=_openvla_from_scratch,
+        memory_budget=policy_budget,
+        examine=examine_openvla,
+    ),
+}
+
+
+def family_of(reference: str | Path, base: str = "") -> PolicyFamily:
+    """The family of the checkpoint at `reference`, of adapters that of their base.
+
+    Raises UserError for a model of a family that is not known. A checkpoint that does not say gets OpenVLA's, whose
+    loader says what is wrong with it.
+    """
+    kind = checkpoint_kind(reference, base) or SCRATCH
+    if kind not in POLICIES:
+        raise UserError(
+            f"{reference} is a model of type {kind!r}, expected a policy of a known type.{nearest(kind, POLICIES)}"
+        )
+    return POLICIES[kind]
+
+
+def load_policy(
+    reference: str | Path,
+    config: PolicyConfig | None = None,
+    *,
+    unnorm_key: str | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    conventions: Conventions | None = None,
+) -> Policy:
+    """Load a policy: a folder with a checkpoint, a hub id, or adapters in PEFT's format.
+
+    config: device, adapters, critic and so on; what it leaves open is taken from the checkpoint. unnorm_key and dtype
+    take the place of `config`'s. seed: of what the checkpoint does not hold, a critic for example. conventions: a
+    benchmark's, for checkpoints that do not say how their images and actions are meant.
+
+    Raises UserError for a model that is not known, and for missing, damaged or ill-fitting files.
+    """
+    config = config or PolicyConfig()
+    return family_of(reference, config.base).load(
+        reference,
+        config,
+        unnorm_key=unnorm_key,
+        dtype=dtype,
+        seed=seed,
+        conventions=conventions,
+    )
+
+
+def with_micro_batch(ppo: PPOConfig, policy: Policy, rollout_batch: int) -> PPOConfig:
+    """The settings with `micro_batch` -1 replaced by the largest power of two that the free memory allows.
+
+    To be called with the weights on the device and before anything else is. Raises UserError if not even one sample
+    fits.
+    """
+    if ppo.micro_batch >= 0:
+        return ppo
+    budget = POLICIES[policy.kind].memory_budget(policy, rollout_batch)
+    device = policy.policy_parameters()[0].device
+    chosen = largest_micro_batch(budget, device, ppo.minibatch)
+    LOG.info("micro-batches of %d (of %d)", chosen, ppo.minibatch)
+    return replace(ppo, micro_batch=0 if chosen == ppo.minibatch else chosen)

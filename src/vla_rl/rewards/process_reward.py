@@ -1,0 +1,97 @@
+"""A process reward model in the loop: its probability of the positive answer is the score of a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+
+from vla_rl.config import TrainConfig, UserError
+from vla_rl.policies.policy import Policy
+from vla_rl.rewards.process.loading import load_reward_model
+from vla_rl.rewards.process.model import ProcessRewardModel, RewardModelDescription, probability
+from vla_rl.rewards.shaping import ShapedReward, shaped
+from vla_rl.types import Rollout
+
+DecodeActions = Callable[[Int64[np.ndarray, "B K"]], Float32[np.ndarray, "B C A"]]
+
+
+class RewardModelScorer:
+    """A process reward model, asked in one batched call for each window."""
+
+    def __init__(
+        self, reward_model: ProcessRewardModel, folder: str, decode_actions: DecodeActions
+    ) -> None:
+        """`decode_actions` turns tokens into the actions that a reward model with `sees_actions` looks at."""
+        self.reward_model = reward_model
+        self.folder = folder
+        """Where the reward model in use came from: a refreshed one replaces the configured one."""
+        self._decode_actions = decode_actions
+
+    def use(self, reward_model: ProcessRewardModel, folder: str) -> None:
+        """Ask this reward model from now on."""
+        self.reward_model, self.folder = reward_model, folder
+
+    def scores(self, rollout: Rollout) -> Float32[np.ndarray, "M N"]:
+        flat = rollout.flat_observation()
+        tokens = rollout.tokens.reshape(len(flat), -1)
+        actions = self._decode_actions(tokens) if self.reward_model.sees_actions else None
+        odds = self.reward_model.log_odds(flat.images, flat.instructions, actions)
+        return probability(odds).reshape(rollout.rewards.shape)
+
+    def following(self, rollout: Rollout) -> Float32[np.ndarray, " N"]:
+        tasks = rollout.task_ids[-1].tolist()
+        words = tuple(rollout.instructions[i] for i in tasks)
+        return probability(self.reward_model.log_odds(rollout.next_images, words, None))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The reward model itself lies in its folder."""
+        return {"reward_model": self.folder}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Also reads states in which the reward model was called `judge`."""
+        folder = state["reward_model"] if "reward_model" in state else state["judge"]
+        if folder != self.folder:
+            self.use(load_reward_model(folder), folder)
+
+
+def process_reward(config: TrainConfig, policy: Policy) -> ShapedReward:
+    """`reward.kind process`. UserError if the reward model was trained for other images or actions."""
+    folder = config.reward.model
+    reward_model = load_reward_model(folder, config.policy.device)
+    _require_fit(reward_model.description, config, policy)
+
+    def decode_actions(tokens: Int64[np.ndarray, "B K"]) -> Float32[np.ndarray, "B C A"]:
+        return policy.decode_actions(torch.from_numpy(tokens))
+
+    return shaped(RewardModelScorer(reward_model, folder, decode_actions), config)
+
+
+def _require_fit(reward_model: RewardModelDescription, config: TrainConfig, policy: Policy) -> None:
+    source = f"the reward model in {config.reward.model}"
+    if reward_model.history != 1:
+        raise UserError(
+            f"{source} looks at {reward_model.history} images at a time, and training has one at hand: train a reward "
+            "model with history 1"
+        )
+    if reward_model.image_size not in (0, config.env.image_size):
+        raise UserError(
+            f"{source} looks at {reward_model.image_size} px, the environment draws {config.env.image_size} px: train "
+            "a reward model on images of that size"
+        )
+    if not reward_model.sees_actions:
+        return
+    if config.reward.form != "additive":
+        raise UserError(
+            f"{source} scores actions, and reward.form {config.reward.form} is a function of what is seen alone: set "
+            "reward.form additive, or train a reward model without actions"
+        )
+    wanted = policy.action_chunk, policy.action_dim
+    if (reward_model.action_chunk, reward_model.action_size) != wanted:
+        raise UserError(
+            f"{source} scores {reward_model.action_chunk} actions of size {reward_model.action_size}, the policy "
+            f"decides {wanted[0]} of size {wanted[1]}: train a reward model on the policy's own episodes"
+        )
