@@ -43,6 +43,8 @@ def window(brightness: np.ndarray, following: list[int], **arrays: np.ndarray) -
         tasks=("task",),
         instructions=("do it",),
         initial_states=np.zeros((m, n), np.int64),
+        episode_ids=np.zeros((m, n), np.int64),
+        group_ids=np.zeros((m, n), np.int64),
         proprio=np.zeros((m, n, 4), np.float32),
         time_fraction=zeros,
         tokens=np.zeros((m, n, 2), np.int64),
@@ -248,7 +250,9 @@ def test_what_the_simulator_says_after_an_end_is_not_the_next_episodes() -> None
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(ConfigError, match=r"reward.limit: expected a number of at least 0 and below 1, got 1"):
+    with pytest.raises(
+        ConfigError, match=r"reward.limit: expected a number of at least 0 and below 1, got 1"
+    ):
         ProcessRewardConfig(limit=1.0)
     with pytest.raises(ConfigError, match=r"potential needs ppo.time_limit_is_terminal"):
         TrainConfig(

@@ -99,6 +99,8 @@ def rollout():
         "tasks": ("drawer-open-v3",),
         "instructions": ("open the drawer",),
         "initial_states": np.zeros(shape, dtype=np.int64),
+        "episode_ids": np.zeros(shape, dtype=np.int64),
+        "group_ids": np.zeros(shape, dtype=np.int64),
         "proprio": np.zeros((*shape, 4), dtype=np.float32),
         "time_fraction": numbers,
         "tokens": np.zeros((*shape, tokens), dtype=np.int64),

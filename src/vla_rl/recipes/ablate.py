@@ -23,10 +23,11 @@ from vla_rl.config import AblationConfig, TrainConfig, UserError
 from vla_rl.config.serialize import differences
 from vla_rl.functional import paired_difference, wilson_interval
 from vla_rl.recipes.presets import preset
+from vla_rl.report.figures.saving import save_figure
 from vla_rl.runtime.child_pool import ChildPool
 from vla_rl.runtime.cpus import available_cpus
 from vla_rl.runtime.extras import need
-from vla_rl.runtime.files import write_text
+from vla_rl.runtime.files import require_writable, write_text
 from vla_rl.runtime.progress import note
 from vla_rl.runtime.run_folder import read_config
 from vla_rl.runtime.signals import Stopped, graceful_stop
@@ -80,6 +81,7 @@ def ablate(config: AblationConfig) -> Path:
         raise UserError(
             "ablate: needs a policy to start from: --checkpoint runs/sft/policy (from `vla-rl sft` or a quickstart)"
         )
+    require_writable(Path(config.out), "folder")
     cells = [cell for cell in config.cells if cell != "no-reward" or config.reward_model]
     if len(cells) < len(config.cells):
         note("no --reward-model was given: all runs are without a process reward")
@@ -285,5 +287,5 @@ def _draw(summaries: dict[str, dict[str, Any]], path: Path) -> None:
     axes.grid(axis="x", alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)

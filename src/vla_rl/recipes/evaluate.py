@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig
-from vla_rl.envs import ProcessVectorEnv
+from vla_rl.envs import make_vector_env
 from vla_rl.envs.defaults import (
     conventions,
     evaluation_env,
@@ -62,7 +62,7 @@ def evaluate_checkpoint(
     policy, env, trained_in = policy_and_env(
         checkpoint, config.suite, env, policy_config or PolicyConfig(), workers, horizon
     )
-    with use_threads(1), ProcessVectorEnv(env) as envs:
+    with use_threads(1), make_vector_env(env) as envs:
         result, records = (evaluate or evaluate_policy)(policy, envs, env, config)
     result["checkpoint"] = str(checkpoint)
     result["practice"] = apart(records, trained_in, summary)

@@ -17,10 +17,9 @@ import numpy as np
 from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, UserError
 from vla_rl.config.search import BestOfConfig, ChooserName, ScalingConfig
 from vla_rl.config.serialize import to_json
-from vla_rl.envs import ProcessVectorEnv
-from vla_rl.envs.benchmark import no_dense_reward
+from vla_rl.envs import make_vector_env
 from vla_rl.envs.env import VectorEnv
-from vla_rl.envs.registry import is_libero
+from vla_rl.envs.registry import benchmark, no_dense_reward
 from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.result import evaluate_policy, evaluation_specs
 from vla_rl.evaluation.search.best_of import play_best_of
@@ -35,7 +34,7 @@ from vla_rl.report.run_data import Rate
 from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.model import ProcessRewardModel
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.files import read_json, write_json, write_text
+from vla_rl.runtime.files import read_json, require_writable, write_json, write_text
 from vla_rl.runtime.progress import note
 from vla_rl.types import EpisodeSpec
 
@@ -77,7 +76,7 @@ def evaluate_best_of(
 
 def reward_model_of(search: BestOfConfig, suite: str) -> ProcessRewardModel | None:
     """The reward model that `search` needs, if it needs one. UserError for what cannot be chosen by on this suite."""
-    if search.chooser == "simulator" and is_libero(suite):
+    if search.chooser == "simulator" and benchmark(suite).dense_reward_max is None:
         raise no_dense_reward(suite)
     if search.chooser != "judge" or search.best_of == 1:
         return None
@@ -144,7 +143,7 @@ def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
     Evaluations that the folder holds already are taken from there, so that a study that was stopped goes on. Returns
     the path of scaling.md.
     """
-    out = Path(config.out)
+    out = require_writable(Path(config.out), "folder")
     policy, env, _ = policy_and_env(
         Path(config.checkpoint), config.protocol.suite, env, PolicyConfig(), config.workers, 0
     )
@@ -152,7 +151,7 @@ def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
     (out / "evaluations").mkdir(parents=True, exist_ok=True)
     sizes = sorted(config.sizes)
     results: dict[tuple[ChooserName, int], dict[str, Any]] = {}
-    with use_threads(1), ProcessVectorEnv(env) as envs:
+    with use_threads(1), make_vector_env(env) as envs:
         for size in sizes:
             for chooser in choosers:
                 chosen_by = config.search.reward_model if chooser == "judge" else ""
@@ -181,10 +180,12 @@ def available_choosers(
     for chooser in config.choosers:
         search = replace(config.search, chooser=chooser, best_of=max(config.sizes))
         if (chooser == "judge" and not search.reward_model) or (
-            chooser == "simulator" and is_libero(suite)
+            chooser == "simulator" and benchmark(suite).dense_reward_max is None
         ):
             why = (
-                "no reward model was given" if chooser == "judge" else "LIBERO has no dense reward"
+                "no reward model was given"
+                if chooser == "judge"
+                else f"{benchmark(suite).title} has no dense reward"
             )
             note(f"left out: choosing by {LABELS[chooser]}, as {why}")
             continue

@@ -11,9 +11,9 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from vla_rl.config.errors import UserError
-from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
+from vla_rl.envs.registry import robots
 from vla_rl.rewards.trajectories import Origin, Trajectory
-from vla_rl.runtime.files import read_json
+from vla_rl.runtime.files import read_json, require_writable
 
 ACTION_CHUNK = "action_chunk"
 
@@ -82,10 +82,8 @@ def _column(reader: Any, name: str, otherwise: np.ndarray) -> np.ndarray:
 
 def _task_of(instruction: str, robot: str) -> str:
     """The task's short name where the dataset does not tell: by what the benchmark calls this instruction."""
-    if robot == "metaworld_sawyer":
-        by_text = {text: task for task, text in INSTRUCTIONS.items()}
-        return by_text.get(instruction, instruction)
-    return instruction.replace(" ", "_") if robot in ("libero_panda", "panda") else instruction
+    played = robots().get(robot)
+    return played.task_of_instruction(instruction) if played is not None else instruction
 
 
 @dataclass(frozen=True)
@@ -166,6 +164,7 @@ class TrajectoryWriter:
             raise UserError(
                 f"{self.folder} exists already: a dataset is never overwritten. Choose another folder or remove it."
             )
+        require_writable(Path(self.folder), "folder")
 
     def __enter__(self) -> TrajectoryWriter:
         return self

@@ -23,9 +23,9 @@ from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest
-from vla_rl.envs.benchmark import no_dense_reward
 from vla_rl.envs.env import EpisodesLostError, Snapshot
 from vla_rl.envs.registry import make_envs as make_suite_envs
+from vla_rl.envs.registry import no_dense_reward
 from vla_rl.envs.vector.shared_memory import SlotArrays, anonymous_file
 from vla_rl.envs.vector.worker import MakeEnvs, WorkerSetup
 from vla_rl.envs.vector.worker_process import (

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vla_rl.config import LabelConfig
+from vla_rl.report.figures.saving import save_figure
 from vla_rl.rewards.process.labels import Labels, speed_thresholds
 from vla_rl.rewards.process.robot_signals import RobotSignals
 from vla_rl.rewards.trajectories import Trajectory
@@ -52,7 +53,7 @@ def draw_labels(
         _draw_legend(figure, trajectory, config)
         axes[-1].set_xlim(0, columns * stride * trajectory.turn_seconds)
         axes[-1].set_xlabel("robot time, s")
-        figure.savefig(path, dpi=110)
+        save_figure(figure, path, dpi=110)
     finally:
         plt.close(figure)
 

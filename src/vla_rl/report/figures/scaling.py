@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vla_rl.functional.scaling import LogFit
+from vla_rl.report.figures.saving import save_figure
 from vla_rl.report.run_data import Rate, Run
 from vla_rl.runtime.extras import need
 
@@ -107,6 +108,5 @@ def _figure(draw: Callable[[Any], None], title: str, path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)

@@ -15,7 +15,7 @@ LeRobot reads the dataset as before: it does not look into the folder.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from vla_rl.config.serialize import from_json, to_json
 from vla_rl.rewards.process.labels import Labels
 from vla_rl.rewards.process.robot_signals import robot_signals
 from vla_rl.rewards.trajectories import Trajectory
-from vla_rl.runtime.files import read_json, whole_folder, write_json
+from vla_rl.runtime.files import read_json, require_writable, whole_folder, write_json
 
 FORMAT = 1
 SUMMARY = "labels.json"
@@ -41,15 +41,27 @@ def save_labels(
     labels: Sequence[Labels],
     config: LabelConfig,
     dataset: str,
+    draw: Callable[[Path], object] | None = None,
 ) -> None:
-    """Write them to a new folder, whole or not at all. UserError if it exists or cannot be written."""
+    """Write them to a new folder, whole or not at all. UserError if it exists or cannot be written.
+
+    draw: called with the unfinished folder, to put pictures into it.
+    """
+    require_no_labels(folder)
+    with whole_folder(folder) as partial:
+        pq.write_table(_table(trajectories, labels, config), partial / TABLE)
+        write_json(partial / SUMMARY, _summary(trajectories, labels, config, dataset))
+        if draw is not None:
+            draw(partial)
+
+
+def require_no_labels(folder: Path) -> None:
+    """Raise UserError, before anything is labelled, where labels could not be written to `folder`."""
     if folder.exists():
         raise UserError(
             f"{folder} exists already: labels are never overwritten. Remove it, or choose another folder (--out)."
         )
-    with whole_folder(folder) as partial:
-        pq.write_table(_table(trajectories, labels, config), partial / TABLE)
-        write_json(partial / SUMMARY, _summary(trajectories, labels, config, dataset))
+    require_writable(folder, "folder")
 
 
 def load_labels(folder: Path) -> tuple[LabelConfig, list[Labels]]:
