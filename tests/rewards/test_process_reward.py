@@ -250,7 +250,9 @@ def test_what_the_simulator_says_after_an_end_is_not_the_next_episodes() -> None
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(ConfigError, match=r"reward.limit: expected a number of at least 0 and below 1, got 1"):
+    with pytest.raises(
+        ConfigError, match=r"reward.limit: expected a number of at least 0 and below 1, got 1"
+    ):
         ProcessRewardConfig(limit=1.0)
     with pytest.raises(ConfigError, match=r"potential needs ppo.time_limit_is_terminal"):
         TrainConfig(

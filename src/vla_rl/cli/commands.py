@@ -144,7 +144,13 @@ def _eval(words: list[str]) -> int:
             temperature=sampled or 1.0, greedy_first=sampled == 0, success_ahead=request.success_ahead,
         )  # fmt: skip
         evaluate_best_of(
-            request.checkpoint, request.protocol, search, *shared, policy, request.horizon, show=_show
+            request.checkpoint,
+            request.protocol,
+            search,
+            *shared,
+            policy,
+            request.horizon,
+            show=_show,
         )
     return 0
 

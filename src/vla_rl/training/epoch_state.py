@@ -80,7 +80,9 @@ def is_unfinished(out: Path, config: Any, result: Path) -> bool:
     if result.exists() or not (out / CONFIG).is_file():
         require_unused(out)
     found = differences(read_config(out, type(config)), config)
-    changed = [f"{name} {old!r} (now {new!r})" for name, (old, new) in found.items() if name != "out"]
+    changed = [
+        f"{name} {old!r} (now {new!r})" for name, (old, new) in found.items() if name != "out"
+    ]
     if changed:
         raise UserError(
             f"{out} holds a training that was stopped, with {', '.join(changed)}: give the same to go on with it, or "
