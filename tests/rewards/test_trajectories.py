@@ -319,6 +319,7 @@ def test_details_of_another_dataset_are_an_error(tmp_path):
         ("decision_seconds", 0.0),
     ],
 )
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_parts_that_do_not_fit_together_are_an_error(name: str, value):
     with pytest.raises(UserError, match="expected"):
         replace(sample(), **{name: value})

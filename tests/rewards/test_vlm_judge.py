@@ -105,7 +105,7 @@ def test_training_teaches_it_and_the_disk_keeps_it(backbone, tmp_path, all_weigh
     )  # fmt: skip
     judge = VlmJudge.create(settings)
     batch = JudgeBatch(
-        pictures(), WORDS, np.zeros((3, 1, 4), np.float32),
+        pictures()[:, None], WORDS, np.zeros((3, 1, 4), np.float32),
         np.array([True, False, True]), np.ones(3, bool),
     )  # fmt: skip
     learner = JudgeLearner(judge, settings, total_steps=40)

@@ -20,7 +20,7 @@ from vla_rl.rewards.labels import Labels, label
 from vla_rl.rewards.signals import robot_signals
 from vla_rl.rewards.trajectories import Trajectory
 
-Rows = Int64[np.ndarray, " R"]
+Rows = Int64[np.ndarray, " _"]
 
 
 @dataclass(frozen=True)
