@@ -15,14 +15,14 @@ from test_metaworld import (
     trajectory,
 )
 
-from vla_rl.config import EnvConfig, PolicyConfig, UserError, tiny_model
+from builders.policies import tiny_policy
+from vla_rl.config import EnvConfig, UserError, tiny_model
 from vla_rl.config.search import BestOfConfig
 from vla_rl.envs.known_answers import ChainEnv, make_bandit_envs, make_chain_envs
 from vla_rl.envs.metaworld import MetaWorldEnv, make_metaworld_envs
 from vla_rl.envs.metaworld_tasks import INSTRUCTIONS
 from vla_rl.envs.serial import SerialVectorEnv
 from vla_rl.envs.vector import ProcessVectorEnv
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.recipes.videos import replay
 from vla_rl.rollout import make_chooser, play_best_of
 from vla_rl.types import EpisodeSpec
@@ -117,14 +117,7 @@ def test_kept_continuations_replay_as_recorded() -> None:
     """Episodes put together from snapshots, of any number of workers, are what their actions give when just played."""
     pytest.importorskip("metaworld")
     config = EnvConfig(suite="mt5", image_size=32, num_envs=8, horizon=4)
-    policy = OpenVLAPolicy.create(
-        tiny_model(32),
-        list(INSTRUCTIONS.values()),
-        identity_statistics("mt5", 4),
-        4,
-        2,
-        PolicyConfig(device="cpu"),
-    )
+    policy = tiny_policy(list(INSTRUCTIONS.values()), tiny_model(32))
     search = BestOfConfig(3, "lookahead", "simulator", lookahead=2, greedy_first=False)
     specs = [EpisodeSpec(task, i) for i in (3, 4) for task in ("drawer-close", "window-open")]
     results = []

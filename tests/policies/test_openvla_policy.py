@@ -8,8 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_policies import INSTRUCTIONS, UNKNOWN, make_observation, make_policy, sharpen
 
+from builders.policies import (
+    INSTRUCTIONS,
+    UNKNOWN,
+    make_observation,
+    make_policy,
+    sharpen,
+    tiny_policy,
+)
 from vla_rl.config import UserError, tiny_model
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.types import Observation
@@ -288,7 +295,7 @@ def test_the_seed_decides_the_weights() -> None:
 def test_learns_where_a_square_is() -> None:
     """Cross-entropy on the position of a bright square, along the axis that the instruction names."""
     texts = ("left right", "up down")
-    policy = OpenVLAPolicy.create(tiny_model(), texts, identity_statistics("x", 4), 4, 1)
+    policy = tiny_policy(texts, action_chunk=1)
     rng = np.random.default_rng(0)
     optimizer = torch.optim.AdamW(policy.policy_parameters(), lr=1e-3)
     losses = []

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from builders.trajectories import TASKS, episodes, trajectory
 from vla_rl.algorithms.reward_model import JudgeBatch, JudgeLearner, shift_sequences
 from vla_rl.algorithms.sft import shift_images
 from vla_rl.config import (
@@ -39,10 +38,6 @@ from vla_rl.rewards.examples import build_examples
 from vla_rl.rewards.judge import load_judge
 from vla_rl.rewards.tiny_judge import TinyJudge
 from vla_rl.rewards.trajectories import save_trajectories
-
-# pytest finds modules beside a test file alone
-sys.path.append(str(Path(__file__).parents[1] / "rewards"))
-from toy_trajectories import TASKS, episodes, trajectory
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, TrainConfig, UserError, tiny_model
+from builders.policies import saved_policy
+from vla_rl.config import EnvConfig, EvalConfig, TrainConfig, UserError
 from vla_rl.envs.metaworld_tasks import INSTRUCTIONS
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.recipes.evaluate import evaluate_checkpoint, locate_policy
 from vla_rl.recipes.train_ppo import train
 
@@ -26,15 +26,7 @@ TASKS = ("drawer-close", "button-press-topdown")
 @pytest.fixture(scope="module")
 def policy_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("policy") / "policy"
-    OpenVLAPolicy.create(
-        tiny_model(),
-        [INSTRUCTIONS[task] for task in TASKS],
-        identity_statistics("metaworld", 4),
-        action_dim=4,
-        action_chunk=2,
-        config=PolicyConfig(device="cpu"),
-    ).save(folder)
-    return folder
+    return saved_policy(folder, [INSTRUCTIONS[task] for task in TASKS])
 
 
 def small(policy_folder: Path, root: Path, **ppo) -> TrainConfig:

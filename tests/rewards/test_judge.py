@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_trajectories import TASKS, episodes, renumbered, trajectory
 
+from builders.trajectories import TASKS, episodes, renumbered, trajectory
 from vla_rl.config import LabelConfig, RewardModelConfig, UserError
 from vla_rl.rewards.examples import (
     build_examples,

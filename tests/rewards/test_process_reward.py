@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from builders import rollouts
 from vla_rl.config import ConfigError, PPOConfig, ProcessRewardConfig, TrainConfig
 from vla_rl.rewards import JudgeScorer, ShapedReward, SimulatorScorer
 from vla_rl.rewards.shaping import RunningScale, potential_shaping, progress_rewards
@@ -29,36 +30,13 @@ class BrightnessJudge:
         return images[:, 0, 0, 0].astype(np.float32) - 100
 
 
-def window(brightness: np.ndarray, following: list[int], **arrays: np.ndarray) -> Rollout:
+def window(brightness: np.ndarray, following: list[int], **changes: np.ndarray) -> Rollout:
     """A window in which the red value of each turn's picture is given, (M, N)."""
-    m, n = brightness.shape
-    images = np.zeros((m, n, 2, 2, 3), np.uint8)
+    blank = rollouts.window(*brightness.shape)
+    images, after = blank.images.copy(), blank.next_images.copy()
     images[:, :, 0, 0, 0] = brightness
-    after = np.zeros((n, 2, 2, 3), np.uint8)
     after[:, 0, 0, 0] = following
-    zeros, no = np.zeros((m, n), np.float32), np.zeros((m, n), bool)
-    rollout = Rollout(
-        images=images,
-        task_ids=np.zeros((m, n), np.int64),
-        tasks=("task",),
-        instructions=("do it",),
-        initial_states=np.zeros((m, n), np.int64),
-        proprio=np.zeros((m, n, 4), np.float32),
-        time_fraction=zeros,
-        tokens=np.zeros((m, n, 2), np.int64),
-        log_probs=np.zeros((m, n, 2), np.float32),
-        values=zeros,
-        rewards=zeros,
-        terminated=no,
-        truncated=no,
-        final_values=zeros,
-        next_values=np.zeros(n, np.float32),
-        next_images=after,
-        succeeded=no,
-        valid=~no,
-        temperature=1.0,
-    )
-    return replace(rollout, **arrays)
+    return replace(blank, images=images, next_images=after, **changes)
 
 
 def reward(

@@ -5,20 +5,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from builders.rollouts import column, window
 from vla_rl.config import ConfigError
 from vla_rl.rewards import SUCCESS_REWARD, RewardModel, SuccessReward, bound_dense_rewards
-from vla_rl.types import Rollout
-
-
-def column(*numbers: float) -> np.ndarray:
-    return np.array(numbers, dtype=np.float32)[:, None]
-
 
 NO_TOTAL = np.zeros(1, dtype=np.float32)
 
 
-def test_success_reward_adds_nothing(rollout):
+def test_success_reward_adds_nothing():
     model: RewardModel = SuccessReward()
+    rollout = window(3, 2, rewards=np.ones((3, 2), np.float32))
     dense = model.score(rollout)
     assert dense.shape == rollout.rewards.shape
     assert dense.dtype == np.float32
@@ -85,33 +81,3 @@ def test_bad_limits_and_rewards_are_refused():
             bound_dense_rewards(column(0.1), one, NO_TOTAL, limit)
     with pytest.raises(ValueError, match="1 rewards that are not finite"):
         bound_dense_rewards(column(np.nan), one, NO_TOTAL)
-
-
-@pytest.fixture
-def rollout():
-    turns, envs, tokens = 3, 2, 8
-    shape = (turns, envs)
-    numbers = np.ones(shape, dtype=np.float32)
-    flags = np.zeros(shape, dtype=bool)
-    fields = {
-        "images": np.zeros((*shape, 4, 4, 3), dtype=np.uint8),
-        "task_ids": np.zeros(shape, dtype=np.int64),
-        "tasks": ("drawer-open-v3",),
-        "instructions": ("open the drawer",),
-        "initial_states": np.zeros(shape, dtype=np.int64),
-        "proprio": np.zeros((*shape, 4), dtype=np.float32),
-        "time_fraction": numbers,
-        "tokens": np.zeros((*shape, tokens), dtype=np.int64),
-        "log_probs": np.zeros((*shape, tokens), dtype=np.float32),
-        "values": numbers,
-        "rewards": numbers,
-        "terminated": flags,
-        "truncated": flags,
-        "final_values": numbers,
-        "next_values": np.zeros(envs, dtype=np.float32),
-        "next_images": np.zeros((envs, 4, 4, 3), dtype=np.uint8),
-        "succeeded": flags,
-        "valid": ~flags,
-        "temperature": 1.0,
-    }
-    return Rollout(**fields)
