@@ -169,4 +169,4 @@ def test_restores_of_all_workers_are_posted_at_once() -> None:
         shown = ChainEnv(TINY)
         for row in range(3):
             shown.restore(states[row])
-            assert bright[row] == (shown.render()[0, :, 0] > 0).mean()
+            assert bright[row] == pytest.approx((shown.render()[0, :, 0] > 0).mean())

@@ -298,8 +298,9 @@ def test_learns_where_a_square_is() -> None:
     policy = tiny_policy(texts, action_chunk=1)
     rng = np.random.default_rng(0)
     optimizer = torch.optim.AdamW(policy.policy_parameters(), lr=1e-3)
-    losses = []
-    for step in range(150):
+    losses: list[float] = []
+    # half of the positions' entropy takes about 100 steps, some seeds more
+    while len(losses) < 400 and not np.mean(losses[-10:] or [np.inf]) < 2.6:
         axes, places = rng.integers(0, 2, 32), rng.integers(0, 49, (32, 2))
         images = np.full((32, 64, 64, 3), 60, np.uint8)
         for image, (x, y) in zip(images, places, strict=True):
@@ -312,12 +313,12 @@ def test_learns_where_a_square_is() -> None:
             np.zeros((32, 4), np.float32),
             np.zeros(32, np.float32),
         )
-        optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, (step + 1) / 30)
+        optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, (len(losses) + 1) / 30)
         optimizer.zero_grad()
         log_probs = policy.evaluate(observation, tokens).log_probs
         (-log_probs.mean()).backward()
         optimizer.step()
         losses.append(-log_probs[:, 0].mean().item())
-    # log 32 = 3.47 is a guess
+    # log 32 = 3.47 is a guess, and to know the axis alone says nothing of the place on it
     assert losses[0] > 3.0
     assert np.mean(losses[-10:]) < 2.6

@@ -130,8 +130,11 @@ def test_shares_in_threads_learn_what_one_learns(dataset):
         learner = JudgeLearner(judge, settings, 10)
         numbers.append([learner.update(batch)["loss"] for _ in range(3)])
         learner.close()
-    np.testing.assert_allclose(numbers[1], numbers[0], rtol=1e-3)
-    np.testing.assert_allclose(numbers[2], numbers[0], rtol=1e-3)
+    first, *others = np.array(numbers)
+    for other in others:
+        assert other[0] == pytest.approx(first[0], rel=1e-5)
+        # Adam divides by a gradient's size: where that is rounding alone, so is the step
+        np.testing.assert_allclose(other, first, rtol=1e-2)
 
 
 def test_a_judge_that_diverges_is_said_to(dataset):
