@@ -99,9 +99,7 @@ class CommandServer:
         mark = uuid.uuid4().hex
         out = self._folder / f"{mark}.txt"
         assert self._process.stdin is not None
-        self._process.stdin.write(
-            json.dumps({"argv": argv, "mark": mark, "out": str(out)}) + "\n"
-        )
+        self._process.stdin.write(json.dumps({"argv": argv, "mark": mark, "out": str(out)}) + "\n")
         self._process.stdin.flush()
         return Command(self, self.receive()["pid"], mark, out)
 
@@ -154,13 +152,6 @@ def serve() -> None:
     # the slow part of every command
     import torch
 
-    import vla_rl.recipes.ablate
-    import vla_rl.recipes.evaluate_reward
-    import vla_rl.recipes.export
-    import vla_rl.recipes.label_trajectories
-    import vla_rl.recipes.quickstart
-    import vla_rl.recipes.test_time_scaling
-    import vla_rl.recipes.train_reward
     from vla_rl.cli import main
 
     torch.set_num_threads(1)

@@ -171,7 +171,8 @@ QUICK = ("demos", "sft", "train", "ablate")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
 )
 def test_killed_at_any_moment_and_given_again_it_comes_to_the_same(
     name: str, server: CommandServer, course: Path, tmp_path: Path
