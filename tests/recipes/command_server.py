@@ -24,6 +24,7 @@ from types import TracebackType
 import psutil
 
 MARK = "VLA_RL_TEST_COMMAND"
+SUITE, SIZE = "toy:reach-red,grasp-block", 16
 PRESET = "tiny-toy"
 """A training preset that takes seconds; known to these processes alone."""
 
@@ -137,7 +138,7 @@ def _register_preset() -> None:
     PRESETS[PRESET] = replace(
         base,
         env=replace(
-            base.env, suite="toy:reach-red,grasp-block", num_envs=4, num_workers=2, horizon=4
+            base.env, suite=SUITE, image_size=SIZE, num_envs=4, num_workers=2, horizon=4
         ),
         schedule=replace(base.schedule, iterations=4),
         rollout=replace(base.rollout, turns=4),
