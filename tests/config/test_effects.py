@@ -10,7 +10,7 @@ import pytest
 
 from vla_rl.cli import main
 from vla_rl.cli.arguments import EvalArguments
-from vla_rl.cli.commands import COMMANDS, Recipe
+from vla_rl.cli.commands import COMMANDS
 from vla_rl.cli.fields import options_of
 from vla_rl.config import (
     AblationConfig,
@@ -122,18 +122,7 @@ def test_of_every_field_it_is_known_when_it_counts(name: str) -> None:
 
 
 def test_the_configurations_of_all_commands_are_looked_at() -> None:
-    used = {
-        "SFTConfig",
-        "TrainConfig",
-        "EvalArguments",
-        "RewardModelConfig",
-        "RewardEvalConfig",
-        "DemosConfig",
-    }
-    used |= {"AblationConfig", "QuickstartConfig", "DoctorArguments"}
-    used |= {
-        entry.run.config.__name__ for entry in COMMANDS.values() if isinstance(entry.run, Recipe)
-    }
+    used = {entry.config.__name__ for entry in COMMANDS.values()}
     assert used == CONFIGS.keys() | UNCONDITIONAL
     assert EFFECTS.keys() == CONFIGS.keys()
 

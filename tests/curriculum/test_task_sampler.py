@@ -248,3 +248,15 @@ def test_user_mistakes_are_explained():
 def test_config_refuses_numbers_out_of_range(bad: dict[str, Any]):
     with pytest.raises(ConfigError, match=f"curriculum.{next(iter(bad))}: expected"):
         CurriculumConfig(**bad)
+
+
+def test_a_group_is_one_draw_several_times() -> None:
+    one, other = (
+        TaskSampler(CurriculumConfig(), ["a", "b"], np.arange(4, dtype=np.int64), 0)
+        for _ in range(2)
+    )
+    groups = [one.draw_group(3) for _ in range(6)]
+    assert groups == [[spec] * 3 for spec in other.draw(6)]
+    assert one.state_dict() == other.state_dict()
+    with pytest.raises(ConfigError, match="at least one episode, got 0"):
+        one.draw_group(0)

@@ -12,7 +12,6 @@ from vla_rl.envs.vector import worker, worker_process
 from vla_rl.envs.vector.shared_memory import SlotArrays
 from vla_rl.types import EpisodeSpec
 
-
 START = 10.0  # seconds that loading a task may take
 
 
@@ -100,6 +99,8 @@ def test_loading_a_task_for_the_first_time_has_a_limit_of_its_own(monkeypatch: p
     assert listener(clock, line).receive(1.9)[:2] == ("done", 1)
     clock.now = 0.0
     line = messages_of_slow_resets(clock, [11.0])
-    with pytest.raises(worker_process.WorkerSilentError, match=r"no answer for 10 seconds while it") as error:
+    with pytest.raises(
+        worker_process.WorkerSilentError, match=r"no answer for 10 seconds while it"
+    ) as error:
         listener(clock, line).receive(1.9)
     assert error.value.starting

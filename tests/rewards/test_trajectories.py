@@ -103,6 +103,8 @@ def play(lengths: list[list[int]], turns: int, lost: set[tuple[int, int]] = froz
         tasks=TASKS,
         instructions=INSTRUCTIONS,
         initial_states=episode,
+        episode_ids=episode,
+        group_ids=episode,
         proprio=np.repeat(number[..., None], 4, axis=2).astype(np.float32),
         time_fraction=fraction,
         tokens=np.broadcast_to(np.arange(turns)[:, None, None], (*shape, 8)).copy(),
@@ -207,9 +209,7 @@ def test_other_programs_see_the_outcome_and_the_first_action(tmp_path):
     assert reader.column("next.success").tolist() == [False] * 4 + [True] + [False] * 4
     assert reader.column("next.done").tolist() == [False] * 4 + [True] + [False] * 3 + [True]
     np.testing.assert_array_equal(reader.column(ACTION)[:5], given[0].actions[:, 0])
-    assert (
-        reader.fps == 2
-    )  # 0.4 s a turn: a whole number in the format, the exact time beside it
+    assert reader.fps == 2  # 0.4 s a turn: a whole number in the format, the exact time beside it
 
 
 def demonstrations(folder, *, success: bool | None = True, robot: str = "metaworld_sawyer"):

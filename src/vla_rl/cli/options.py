@@ -242,7 +242,7 @@ def _rephrase(message: str) -> str:
 
 def value_of(option: str, words: Sequence[str]) -> str | None:
     """What `words` set `option` to, before anything is parsed; None where they do not."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if normal(word) == option:
             return word.partition("=")[2] if "=" in word else following
     return None

@@ -30,7 +30,7 @@ from vla_rl.evaluation.episodes import play_each_once
 from vla_rl.policies.policy import Policy
 from vla_rl.recipes.loading import load_with_env
 from vla_rl.report.figures.labels import draw_labels
-from vla_rl.rewards.process.label_files import save_labels
+from vla_rl.rewards.process.label_files import require_no_labels, save_labels
 from vla_rl.rewards.process.labels import Labels, label
 from vla_rl.rewards.process.robot_signals import robot_signals
 from vla_rl.rewards.trajectories import Trajectory
@@ -126,12 +126,16 @@ def label_dataset(config: RewardLabelConfig) -> Path:
     Raises UserError for a dataset that cannot be read or labelled, and if the folder exists.
     """
     folder = Path(config.out) if config.out else Path(config.dataset) / "labels"
+    require_no_labels(folder)
     trajectories = load_trajectories(config.dataset, action_chunk=config.action_chunk)
     labels = [label(t, config.labels, robot_signals(t.robot)) for t in trajectories]
-    save_labels(folder, trajectories, labels, config.labels, config.dataset)
+
+    def draw(partial: Path) -> None:
+        _draw(partial / "plots", trajectories, labels, config)
+
+    plots = draw if config.plot else None
+    save_labels(folder, trajectories, labels, config.labels, config.dataset, plots)
     note(counts(trajectories, labels))
-    if config.plot:
-        _draw(folder / "plots", trajectories, labels, config)
     return folder
 
 

@@ -94,14 +94,14 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
                 # 2. what the held-out episodes say
                 asked = evaluate if epoch == config.epochs else None
                 measure = partial(held_out_metrics, learner, demos, tokens, validation, asked)
-                metrics = state.log_epoch(measure, stop)
+                state.log_epoch(measure, stop)
         if environment is not None:
             write_json(out / ENVIRONMENT_OF_RUN, environment)
         with whole_folder(out / "policy") as folder:
             policy.save(folder)
         state.finish()
         stop.end(f"stopped by {stop.signal_name}; the fine-tuning is complete")
-    note("  ".join(f"{name.removeprefix('sft/')} {value:.3g}" for name, value in metrics.items()))
+    note("  ".join(f"{k.removeprefix('sft/')} {v:.3g}" for k, v in state.logged.items()))
     return out / "policy"
 
 
