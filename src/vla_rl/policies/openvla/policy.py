@@ -82,8 +82,8 @@ class OpenVLAPolicy(nn.Module):
         )
         if self.statistics.q01.size != description.action_dim:
             raise UserError(
-                f"Action statistics of {dataset_name(self.unnorm_key)!r} have {self.statistics.q01.size} dimensions, the policy "
-                f"{description.action_dim}"
+                f"Action statistics of {dataset_name(self.unnorm_key)!r} have {self.statistics.q01.size} dimensions, "
+                f"the policy {description.action_dim}"
             )
         self.detach_values = False
         self.critic_restored = False
