@@ -178,10 +178,17 @@ def test_no_path_of_the_machine_is_written(room: Path) -> None:
         text = (folder / "adapter_config.json").read_text()
         assert str(room) not in text
         assert json.loads(text)["base_model_name_or_path"] == "../base"
-        assert load(folder).description.base in (None, str((room / "base").resolve()))
-    moved = room.rename(room.parent / "moved")  # base and adapters together
-    load(moved / "exported")
-    load(moved / "exported-run")
+
+
+def test_adapters_that_move_along_with_their_base_find_it(room: Path) -> None:
+    config = json.loads((room / "exported-run" / "config.json").read_text())
+    edit(room / "exported-run" / "config.json", "vla_rl", "base", value=f"{room}/nowhere/base")
+    assert Path(config["vla_rl"]["base"]).is_absolute()
+    found = load(room / "exported-run")
+    assert found.description.base == str((room / "base").resolve())
+    found.save(room / "again")
+    assert load(room / "again").description.base == str((room / "base").resolve())
+    load(room / "exported")
 
 
 def test_a_hub_id_is_written_as_peft_does(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
