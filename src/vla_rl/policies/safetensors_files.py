@@ -224,8 +224,8 @@ def stream_tensors(entries: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Te
             tensor = _read(stream, entry)
             if not all_finite(tensor):
                 raise UserError(
-                    f"{entry.file}: {tensor_name(name)} holds NaN or infinite weights: the run that wrote it diverged, or the file "
-                    "is damaged; take an earlier checkpoint or copy it again"
+                    f"{entry.file}: {tensor_name(name)} holds NaN or infinite weights: the run that wrote it "
+                    "diverged, or the file is damaged; take an earlier checkpoint or copy it again"
                 )
             yield name, tensor
     except OSError as error:
