@@ -30,7 +30,7 @@ def test_a_command_calls_a_function_that_takes_its_options(name: str) -> None:
 
 def measured(auroc: float | None) -> dict[str, Any]:
     return {
-        "decisions": 20,
+        "turns": 20,
         "positives": 8,
         "episodes": 4,
         "successes": 2,
@@ -41,7 +41,7 @@ def measured(auroc: float | None) -> dict[str, Any]:
         "calibration_error": 0.0312,
         "ranking": {"last": {"accuracy": None, "pairs": 0}},
         "progress_correlation": {"mean": 0.5, "episodes": 2},
-        "tasks": {"drawer-open": {"decisions": 20, "positives": 8, "auroc": auroc}},
+        "tasks": {"drawer-open": {"turns": 20, "positives": 8, "auroc": auroc}},
     }
 
 
@@ -55,6 +55,6 @@ def test_a_reward_models_table_says_what_could_not_be_measured() -> None:
     assert "mismatched" not in text
     result |= {"held_out_tasks": measured(None), "mismatched": {"auroc": 0.97}}
     text = reward_model_table(result)
-    assert "held-out tasks: 20 decisions" in text
+    assert "held-out tasks: 20 turns" in text
     assert "AUROC                           -  [-, -]" in text
     assert text.endswith("mismatched instructions: AUROC 0.970")

@@ -70,6 +70,8 @@ def play(policy: OpenVLAPolicy, iteration: int, turns: int = 5, envs: int = 6) -
         tasks=("task",),
         instructions=("go on",),
         initial_states=np.zeros(shape, np.int64),
+        episode_ids=np.zeros(shape, np.int64),
+        group_ids=np.zeros(shape, np.int64),
         proprio=np.zeros((*shape, 4), np.float32),
         time_fraction=rng.random(shape, dtype=np.float32),
         tokens=np.zeros((*shape, 4), np.int64),
@@ -147,7 +149,9 @@ def test_three_ranks_learn_what_one_process_learns(critic: CriticConfig) -> None
             for name in mine:
                 assert mine[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
     untrained = [*policy_with(critic).policy_parameters()]
-    moved = max(float((a - b).detach().abs().max()) for a, b in zip(weights, untrained, strict=False))
+    moved = max(
+        float((a - b).detach().abs().max()) for a, b in zip(weights, untrained, strict=False)
+    )
     assert moved > 1e-3, "nothing was learned: the comparison would say nothing"
 
 

@@ -12,6 +12,8 @@ from vla_rl.envs.vector import worker, worker_process
 from vla_rl.envs.vector.shared_memory import SlotArrays
 from vla_rl.types import EpisodeSpec
 
+START = 10.0  # seconds that loading a task may take
+
 
 class Clock:
     """Stands for the clock of both ends: time passes when a simulator works, and while its answer is awaited."""
@@ -70,7 +72,7 @@ def listener(clock: Clock, line: Line) -> worker_process.WorkerProcess:
     """The parent's end of a worker that was given work at time 0."""
     parent = object.__new__(worker_process.WorkerProcess)
     clock.now = parent._since = 0.0
-    parent._connection = line
+    parent._connection, parent._start_timeout = line, START
     return parent
 
 
@@ -88,3 +90,17 @@ def test_silent_for_longer_than_the_timeout_is_hung(monkeypatch: pytest.MonkeyPa
     with pytest.raises(worker_process.WorkerLostError, match=r"no answer for 1\.9 seconds"):
         listener(clock, line).receive(1.9)
     assert clock.now == 1.5 + 1.9
+
+
+def test_loading_a_task_for_the_first_time_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    """A worker that was just restarted would otherwise meet the same limit again, and never get on."""
+    clock = Clock(monkeypatch)
+    line = messages_of_slow_resets(clock, [9.0, 1.5])
+    assert listener(clock, line).receive(1.9)[:2] == ("done", 1)
+    clock.now = 0.0
+    line = messages_of_slow_resets(clock, [11.0])
+    with pytest.raises(
+        worker_process.WorkerSilentError, match=r"no answer for 10 seconds while it"
+    ) as error:
+        listener(clock, line).receive(1.9)
+    assert error.value.starting

@@ -13,32 +13,59 @@ import sys
 from collections.abc import Sequence
 
 from vla_rl import __version__
-from vla_rl.cli.commands import COMMANDS, INTERRUPTED
+from vla_rl.cli.commands import COMMANDS
 from vla_rl.cli.options import say
 from vla_rl.config import UserError, nearest
+from vla_rl.config.old_names import OLD_COMMANDS
+from vla_rl.runtime.extras import explain
+from vla_rl.runtime.signals import Stopped, show_cursor, stop_at_once
 
 __all__ = ["COMMANDS", "main"]
 
+_GO_ON = ("quickstart", "sft", "reward train", "scaling", "test-time", "ablate")
+"""Commands that keep what they have done so far."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (failed), 2 (a user's mistake) or 130 (Ctrl-C)."""
+    """Run one command; returns the exit code.
+
+    0, 1 (failed), 2 (a user's mistake), or as shells have it after a signal: 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP).
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("VLA_RL_DEBUG", "") not in ("", "0")
     arguments = [word for word in arguments if word != "--debug"]
     try:
-        return _dispatch(arguments, debug)
-    except KeyboardInterrupt:
+        with stop_at_once():
+            return _dispatch(arguments, debug)
+    except KeyboardInterrupt as interrupt:
+        show_cursor()
         if debug:
             raise
-        return _say("stopped at once; what was saved before is whole", INTERRUPTED)
+        stopped = interrupt if isinstance(interrupt, Stopped) else Stopped()
+        return _say(str(stopped) or _stopped_at_once(arguments), stopped.exit_code)
     except UserError as error:
         if debug:
             raise
         return _say(str(error), 2)
+    except ImportError as error:
+        missing = explain(error)
+        if debug or missing is None:
+            raise
+        return _say(str(missing), 2)
     except OSError as error:
         if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         return _say(f"cannot write {error.filename or 'to the disk'}: {error.strerror}", 2)
+
+
+def _stopped_at_once(arguments: list[str]) -> str:
+    command = " ".join(arguments[:2])
+    again = "the same command starts again"
+    if command.startswith(_GO_ON):
+        again = "the same command goes on"
+    elif command.startswith("train"):
+        again = "`vla-rl train --resume RUN` goes on from the last checkpoint, if there is one"
+    return f"stopped at once; what was saved before is whole, and {again}"
 
 
 def _say(message: str, code: int) -> int:
@@ -54,6 +81,9 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
     if name in ("-V", "--version"):
         say(f"vla-rl {__version__}")
         return 0
+    if name in OLD_COMMANDS:
+        print(f"vla-rl: {name} is called {OLD_COMMANDS[name]} now", file=sys.stderr)
+        name = OLD_COMMANDS[name]
     if rest and f"{name} {rest[0]}" in COMMANDS:
         name, rest = f"{name} {rest[0]}", rest[1:]
     parts = [command.split()[1] for command in COMMANDS if command.startswith(f"{name} ")]

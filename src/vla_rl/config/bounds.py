@@ -84,10 +84,12 @@ class Config:
 
     group: ClassVar[str] = ""
     """Where a training configuration has it, for errors: `ppo`."""
+    saved: ClassVar[tuple[str, ...]] = ()
+    """Fields without which a file is no saved configuration, whatever their defaults."""
 
-    def __init_subclass__(cls, group: str = "") -> None:
+    def __init_subclass__(cls, group: str = "", saved: tuple[str, ...] = ()) -> None:
         super().__init_subclass__()
-        cls.group = group
+        cls.group, cls.saved = group, saved
 
     def __post_init__(self) -> None:
         check(self)

@@ -41,7 +41,7 @@ class DemosConfig(Config):
 
 
 @dataclass(frozen=True)
-class SFTConfig(Config, group="sft"):
+class SFTConfig(Config, group="sft", saved=("dataset", "policy")):
     """Supervised fine-tuning: cross-entropy on the expert's action tokens."""
 
     dataset: str = "runs/demos"

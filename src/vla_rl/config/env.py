@@ -15,7 +15,7 @@ LIBERO_STATES = 50
 
 
 @dataclass(frozen=True)
-class EnvConfig(Config, group="env"):
+class EnvConfig(Config, group="env", saved=("suite",)):
     """Simulators and their vectorisation."""
 
     suite: str = "mt5"

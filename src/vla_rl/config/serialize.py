@@ -44,25 +44,24 @@ def differences(one: Any, two: Any) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def from_json(
-    cls: type[C], data: object, path: str = "", *, source: str = "", required: Sequence[str] = ()
-) -> C:
+def from_json(cls: type[C], data: object, path: str = "", *, source: str | Path = "") -> C:
     """Build the dataclass `cls` from what `to_json` made of it.
 
-    A field that is left out takes its default, unless it is one of `required`. `source` is the file that `data` was
-    read from, for errors. Raises ConfigError, naming the file and the dotted path of the field, where a field is
-    unknown (with the nearest known name), missing, of another type or out of its bounds, and for whatever the
-    dataclass itself objects to.
+    A field that is left out takes its default. `source` is the file that `data` was read from: errors name it, and the
+    fields that every saved configuration has (`Config.saved`) must be there. Raises ConfigError with the dotted path of
+    a field that is unknown (with the nearest known name), missing, of another type or out of its bounds, and for
+    whatever the dataclass itself objects to.
     """
+    if not source:
+        return _build(cls, data, path, whole=False)
     try:
-        return _build(cls, data, path, required)
+        return _build(cls, data, path, whole=True)
     except ConfigError as error:
-        if not source:
-            raise
-        raise ConfigError(f"{source}: {error}") from error
+        stop = "" if str(error).endswith((".", "?")) else "."
+        raise ConfigError(f"{source}: {error}{stop} Fix the file, or take another run") from error
 
 
-def _build(cls: type[C], data: object, path: str, required: Sequence[str] = ()) -> C:
+def _build(cls: type[C], data: object, path: str, whole: bool) -> C:
     where = path or "the configuration"
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: expected an object with fields, got {shown(data)}")
@@ -75,10 +74,11 @@ def _build(cls: type[C], data: object, path: str, required: Sequence[str] = ()) 
     arguments: Json = {}
     for name, f in fields.items():
         if name in values:
-            arguments[name] = _decode(hints[name], values[name], _join(path, name))
+            arguments[name] = _decode(hints[name], values[name], _join(path, name), whole)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{_join(path, name)}: missing, and it has no default")
-        elif name in required:
+    for name in getattr(cls, "saved", ()) if whole else ():
+        if name not in values:
             raise ConfigError(f"{_join(path, name)}: missing, and every saved configuration has it")
     return cls(**arguments)
 
@@ -99,10 +99,10 @@ def _encode(value: Any) -> Any:
     raise TypeError(f"a configuration field cannot hold a {type(value).__name__}: {value!r}")
 
 
-def _decode(hint: Any, value: object, path: str) -> Any:
+def _decode(hint: Any, value: object, path: str, whole: bool) -> Any:
     kind = without_bounds(hint)
     if dataclasses.is_dataclass(kind) and not (value is None and kind is not hint):
-        return _build(cast("type[Any]", kind), value, path)
+        return _build(cast("type[Any]", kind), value, path, whole)
     converted = _converted(kind, value)
     found = fault(hint, converted)
     if found is not None:

@@ -19,7 +19,7 @@ from vla_rl.config.schedule import ScheduleConfig
 
 
 @dataclass(frozen=True)
-class TrainConfig(Config):
+class TrainConfig(Config, saved=("env", "policy", "ppo", "run")):
     """Everything `vla-rl train` needs. Saved, resolved, as config.json in the run folder."""
 
     algorithm: str = "ppo"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from vla_rl.config import DemosConfig, SFTConfig, TrainConfig, UserError
+from vla_rl.config import DemosConfig, PolicyConfig, SFTConfig, TrainConfig, UserError
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.serialize import differences, to_json
 from vla_rl.recipes.demos import collect_demos
@@ -21,26 +21,47 @@ from vla_rl.recipes.presets import preset
 from vla_rl.recipes.sft import fine_tune
 from vla_rl.recipes.train_ppo import train
 from vla_rl.report.page.write import write_report
-from vla_rl.runtime.files import cannot_write, read_json, write_json
+from vla_rl.runtime.files import (
+    cannot_write,
+    read_json,
+    require_writable,
+    write_json,
+    write_text,
+)
 from vla_rl.runtime.progress import console, note
 from vla_rl.runtime.run_folder import QUICKSTART_RUN
+from vla_rl.runtime.signals import Stopped
 
 LIMITS = ("episodes", "minutes")
 """What a quickstart may be given anew when it goes on."""
+EPISODES = 10_000
+"""Of practice, where neither the quickstart nor its preset says how many."""
 REQUEST = "quickstart.json"
 """What the quickstart in a folder was asked for."""
 
 
-def quickstart(config: QuickstartConfig) -> Path | None:
-    """Run every step that is still to do. Returns the path of the report, None if practice was interrupted.
+def quickstart(config: QuickstartConfig) -> Path:
+    """Run every step that is still to do. Returns the path of the report.
 
-    Raises UserError where `config.out` cannot be written, or holds a quickstart with other settings.
+    Raises UserError where `config.out` cannot be written, or holds a quickstart with other settings, and `Stopped`, a
+    KeyboardInterrupt, where a signal ended it.
     """
-    out = Path(config.out)
+    out = require_writable(Path(config.out), "folder")
     base = preset(config.preset)
+    if config.episodes is None:
+        config = replace(config, episodes=base.schedule.episodes or EPISODES)
     if config.force:
         shutil.rmtree(out, ignore_errors=True)
     _begin(config, out)
+    try:
+        return _run_steps(config, base, out)
+    except Stopped as stopped:
+        raise Stopped(
+            stopped.number, f"stopped by {stopped.signal_name}; the same quickstart command goes on"
+        ) from stopped
+
+
+def _run_steps(config: QuickstartConfig, base: TrainConfig, out: Path) -> Path:
     demos, sft, ppo = out / "demos", out / "sft", out / QUICKSTART_RUN
 
     if not (demos / "meta" / "info.json").is_file():
@@ -53,10 +74,10 @@ def quickstart(config: QuickstartConfig) -> Path | None:
         _timed("1/4 expert demonstrations", lambda: collect_demos(demonstrations))
 
     if not (sft / "policy" / "config.json").is_file():
-        shutil.rmtree(sft, ignore_errors=True)  # a fine-tuning that was interrupted
         tuning = SFTConfig(
             dataset=str(demos),
             out=str(sft),
+            policy=PolicyConfig(scratch=base.policy.scratch),
             action_chunk=base.env.action_chunk,
             epochs=config.sft_epochs,
             validation_fraction=1 / (config.demos_per_task + 1),
@@ -70,12 +91,8 @@ def quickstart(config: QuickstartConfig) -> Path | None:
         _timed("3/4 practice: online PPO", lambda: train(practice, resume))
 
     report = out / "report.html"
-    if not (ppo / "eval" / "after-sampled.json").is_file():
-        note("The same command goes on with practice, and then writes the report.")
-        return None
-    shutil.copyfile(
-        sft / "metrics.jsonl", ppo / "sft.jsonl"
-    )  # the report shows the fine-tuning too
+    # the report shows the fine-tuning too
+    write_text(ppo / "sft.jsonl", (sft / "metrics.jsonl").read_text(encoding="utf-8"))
     _timed("4/4 report", lambda: write_report(ppo, report))
     note(f"Report: {report}  (open it in a browser)")
     return report

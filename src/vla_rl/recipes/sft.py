@@ -9,9 +9,9 @@ repeat: every frame once, its image shifted by a few pixels -> cross-entropy on 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,17 @@ from vla_rl.data.demonstrations import (
     action_chunks,
     load_demonstrations,
 )
+from vla_rl.envs.registry import robots
 from vla_rl.policies.policy import Policy
 from vla_rl.policies.registry import POLICIES, SCRATCH, load_policy
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.external import read_json
-from vla_rl.runtime.files import whole_folder, write_json
-from vla_rl.runtime.progress import Reporter, console, progress
-from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, Run
+from vla_rl.runtime.files import require_writable, whole_folder, write_json
+from vla_rl.runtime.progress import Reporter, note, progress
+from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN
 from vla_rl.runtime.seeding import generator, seed_everything
+from vla_rl.runtime.signals import StopRequest, graceful_stop
+from vla_rl.training.epoch_state import EpochState, fingerprint, is_unfinished, open_epochs
 
 SMALL_MODEL = 20_000_000
 """Weights up to which a model is small."""
@@ -48,11 +51,12 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
     """Fine-tune on `config.dataset` and return the folder of the policy, `<out>/policy`.
 
     `evaluate`, where given, is called after the last epoch, and its result logged as success. The result depends on
-    the configuration alone (bit for bit on one kind of CPU). Raises UserError for a dataset that is missing,
-    empty, damaged or of another action size, for an `out` that is in use, and when the loss diverges.
+    the configuration alone (bit for bit on one kind of CPU); one that was stopped or killed goes on with the same
+    configuration. Raises UserError for a dataset that is missing, empty, damaged or of another action size, for an
+    `out` that is in use, and when the loss diverges, and `Stopped`, a KeyboardInterrupt, where a signal ended it.
     """
-    out = Path(config.out)
-    require_unused(out)
+    out = require_writable(Path(config.out), "folder")
+    is_unfinished(out, config, out / "policy")
     seed_everything(config.seed)
     environment = environment_of(Path(config.dataset))
     demos = load_demonstrations(
@@ -61,6 +65,7 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
         image_size=config.image_size,
         image_fit=config.image_fit,
         scratch=next(folder for folder in out.absolute().parents if folder.is_dir()),
+        normalised_robots=robots(),
     )
     policy = build_policy(config, demos)
     tokens = policy.encode_actions(
@@ -71,32 +76,32 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
     )
     steps = config.epochs * num_batches(len(training), config.batch_size)
     learner = SFT(policy, config, steps)
-    say = console().print
-    say(
+    note(
         f"{len(training)} training, {len(validation)} validation samples of {demos.num_episodes} episodes"
     )
     with (
-        Run.create(out.parent, out.name, config, sys.argv) as run,
+        open_epochs(out, config, out / "policy") as run,
+        graceful_stop("this batch") as stop,
         use_threads(torch_threads(policy)),
-        progress("fine-tuning", total=steps) as bar,
     ):
-        for epoch in range(1, config.epochs + 1):
-            # 1. every frame once, in a new order, its image shifted a little
-            rng = generator(config.seed, "sft", "epoch", epoch)
-            metrics: dict[str, float] = {"epoch": epoch}
-            metrics |= train_epoch(learner, demos, tokens, training, rng, bar, epoch)
+        state = EpochState(run, learner, "sft", {"tokens": fingerprint(tokens.cpu().numpy())})
+        state.restore()
+        with progress("fine-tuning", total=steps, start=learner.steps) as bar:
+            for epoch in range(state.epoch, config.epochs + 1):
+                # 1. every frame once, in a new order, its image shifted a little
+                train_epoch(state, learner, demos, tokens, training, bar, stop)
 
-            # 2. what the held-out episodes say
-            if len(validation):
-                metrics["sft/validation_loss"] = validation_loss(learner, demos, tokens, validation)
-            if evaluate is not None and epoch == config.epochs:
-                metrics["sft/success"] = evaluate(policy, epoch)
-            run.log(epoch, metrics)
-        with whole_folder(out / "policy") as folder:
-            policy.save(folder)
+                # 2. what the held-out episodes say
+                asked = evaluate if epoch == config.epochs else None
+                measure = partial(held_out_metrics, learner, demos, tokens, validation, asked)
+                state.log_epoch(measure, stop)
         if environment is not None:
             write_json(out / ENVIRONMENT_OF_RUN, environment)
-    say("  ".join(f"{name.removeprefix('sft/')} {value:.3g}" for name, value in metrics.items()))
+        with whole_folder(out / "policy") as folder:
+            policy.save(folder)
+        state.finish()
+        stop.end(f"stopped by {stop.signal_name}; the fine-tuning is complete")
+    note("  ".join(f"{k.removeprefix('sft/')} {v:.3g}" for k, v in state.logged.items()))
     return out / "policy"
 
 
@@ -104,6 +109,22 @@ def environment_of(dataset: Path) -> dict[str, Any] | None:
     """Where the demonstrations were played, if the dataset says so: the policy is evaluated there, too."""
     path = dataset / ENVIRONMENT_FILE
     return read_json(path, inside=dataset) if path.is_file() else None
+
+
+def held_out_metrics(
+    learner: SFT,
+    demos: Demonstrations,
+    tokens: Int64[Tensor, "F K"],
+    validation: Int64[np.ndarray, " V"],
+    evaluate: Evaluate | None,
+) -> dict[str, float]:
+    """Loss on the frames `validation`, if there are any, and success in simulation where it is asked for."""
+    metrics: dict[str, float] = {}
+    if len(validation):
+        metrics["sft/validation_loss"] = validation_loss(learner, demos, tokens, validation)
+    if evaluate is not None:
+        metrics["sft/success"] = evaluate(learner.policy, learner.config.epochs)
+    return metrics
 
 
 def validation_loss(
@@ -118,28 +139,24 @@ def validation_loss(
 
 
 def train_epoch(
+    state: EpochState,
     learner: SFT,
     demos: Demonstrations,
     tokens: Int64[Tensor, "F K"],
     training: Int64[np.ndarray, " T"],
-    rng: np.random.Generator,
     bar: Reporter,
-    epoch: int,
-) -> dict[str, float]:
-    """One pass over the frames `training`; returns the means of what the updates report."""
-    history: list[dict[str, float]] = []
-    for rows in epoch_batches(training, learner.config.batch_size, rng):
+    stop: StopRequest,
+) -> None:
+    """What is left of a pass over the frames `training`; where it led to is saved."""
+    rng = generator(learner.config.seed, "sft", "epoch", state.epoch)
+    batches = epoch_batches(training, learner.config.batch_size, rng)
+    for rows in state.left(batches, rng):
         seen = demos.observation(rows)
         shifted = random_shift(seen.images, learner.config.random_shift, rng)
-        history.append(learner.update(replace(seen, images=shifted), tokens[rows]))
-        bar.advance(1, epoch=epoch, loss=history[-1]["loss"])
-    return {f"sft/{key}": float(np.mean([h[key] for h in history])) for key in history[0]}
-
-
-def require_unused(out: Path) -> None:
-    """Raise UserError if the run folder holds anything: a policy is never overwritten."""
-    if out.exists() and (out.is_file() or any(path.name != ".lock" for path in out.iterdir())):
-        raise UserError(f"{out} exists and is not empty: give another --out, or remove it")
+        reported = learner.update(replace(seen, images=shifted), tokens[rows])
+        bar.advance(1, epoch=state.epoch, loss=reported["loss"])
+        state.done(reported, stop)
+    state.save()
 
 
 def torch_threads(policy: Policy) -> int:

@@ -5,7 +5,7 @@
              -> score: sparse success plus the process reward of each turn
              -> advantages: GAE over turns; a success ends the return, and so does the horizon (or it bootstraps)
              -> improve: critic, then epochs of the clipped objective on action tokens
-             -> remember: metrics, checkpoint, evaluation on every (task, initial state) once
+             -> log: metrics, checkpoint, evaluation on every (task, initial state) once
 
 One process and its simulator workers, CPU or GPU:   vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy
 """
@@ -22,10 +22,11 @@ from vla_rl.algorithms.registry import build_learner
 from vla_rl.config import TrainConfig
 from vla_rl.curriculum import Outcomes, TaskSampler
 from vla_rl.distributed import SingleProcess, World
-from vla_rl.envs import ProcessVectorEnv, split_initial_states
+from vla_rl.envs import make_vector_env, split_initial_states
 from vla_rl.policies.registry import with_micro_batch
 from vla_rl.recipes.refresh_reward import refresh_reward_model
 from vla_rl.rewards.registry import build_reward
+from vla_rl.rewards.simulator_reward import dense_reward_max
 from vla_rl.rollout import Collector, rollout_metrics
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.memory import keep_freed_memory
@@ -39,7 +40,8 @@ from vla_rl.training.state import TrainState, open_training_run, policy_of_run
 def train(config: TrainConfig, resume: Path | None = None, world: World = SingleProcess()) -> Path:
     """Improve `config.policy.checkpoint` by practice; returns the run folder.
 
-    `resume` is the folder of a run to go on with (its own, saved config is then expected in `config`).
+    `resume` is the folder of a run to go on with (its own, saved config is then expected in `config`). Ctrl-C, SIGTERM
+    and SIGHUP end it after the current iteration: everything is saved, then `Stopped`, a KeyboardInterrupt, is raised.
     """
     run = open_training_run(config, resume, world)
     seed_everything(config.run.seed)
@@ -52,20 +54,23 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
         run,
         graceful_stop("this iteration") as stop,
         use_threads(config.run.torch_threads),
-        ProcessVectorEnv(config.env) as envs,
+        make_vector_env(config.env) as envs,
     ):
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         curriculum = TaskSampler(config.curriculum, envs.tasks, train_states, config.run.seed)
         outcomes = Outcomes(curriculum, world)
         collector = Collector(
             policy, envs, curriculum.draw_one, outcomes.observe, config.run.seed,
-            ask_simulator=config.reward.asks_simulator,
+            dense_reward_max=dense_reward_max(config),
         )  # fmt: skip
         state = TrainState(
             run, policy, learner, reward_function, curriculum, collector, config.run.save_every, world
         )  # fmt: skip
-        if not state.restore():
-            evaluate_before_or_after("before", run, policy, envs, config, world)
+        if state.restore():
+            # one that a kill cut short
+            stop.run(lambda: evaluate_during(state, envs, config, unless_done=True))
+        else:
+            stop.run(lambda: evaluate_before_or_after("before", run, policy, envs, config, world))
             collector.start()
 
         with share_progress("PPO", state.progress(config.schedule)) as bar:
@@ -94,17 +99,18 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                     losses = learner.update(batch, state.iteration, state.progress(config.schedule))
                 seconds = collected.seconds | {"learn": time.perf_counter() - learning}
 
-                # 5. remember
+                # 5. log, checkpoint, evaluate
                 metrics = losses | curriculum.metrics() | reward_function.metrics()
                 metrics |= rollout_metrics(
                     collected, dense_rewards, seconds, time.perf_counter() - started, envs
                 )
                 state.advance(metrics, time.perf_counter() - started)
                 bar.reach(state.progress(config.schedule), **state.headline(metrics))
-                evaluate_during(state.iteration, run, policy, envs, collector, config, world)
+                stop.run(lambda: evaluate_during(state, envs, config))
+        state.save()
         if state.finished(config.schedule):
-            evaluate_before_or_after("after", run, policy, envs, config, world)
-        state.save_and_say_how_to_go_on(stop)
+            stop.run(lambda: evaluate_before_or_after("after", run, policy, envs, config, world))
+        state.say_how_to_go_on(stop)
     return run.folder
 
 

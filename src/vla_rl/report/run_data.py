@@ -25,6 +25,7 @@ from vla_rl.config.errors import UserError
 from vla_rl.config.old_names import renamed
 from vla_rl.config.training import TrainConfig
 from vla_rl.functional.intervals import wilson_interval
+from vla_rl.runtime.external import path_inside
 
 Stage = Literal["before", "after"]
 Mode = Literal["greedy", "sampled"]
@@ -184,13 +185,13 @@ def read_run(folder: Path) -> Run:
             "Name the run's own folder, for example runs/quickstart."
         )
     problems: list[str] = []
-    config = _read_config(folder / "config.json", problems)
-    info = _read_object(folder / "run.json", problems)
-    metrics = _read_table(folder / "metrics.jsonl", "iteration", problems)
-    sft = _read_table(folder / "sft.jsonl", "epoch", problems)
+    config = _read_config(folder, "config.json", problems)
+    info = _read_object(folder, "run.json", problems)
+    metrics = _read_table(folder, "metrics.jsonl", "iteration", problems)
+    sft = _read_table(folder, "sft.jsonl", "epoch", problems)
     evaluations: dict[tuple[Stage, Mode], Evaluation] = {}
     for (stage, mode), file in _evaluation_files(folder).items():
-        raw = _read_object(file, problems)
+        raw = _read_object(folder, f"eval/{file.name}", problems)
         if raw:
             evaluations[stage, mode] = _evaluation(stage, mode, file, raw, problems)
     videos = [video for stage in STAGES for video in _videos(folder, stage, problems)]
@@ -215,7 +216,7 @@ def _evaluation_files(folder: Path) -> dict[tuple[Stage, Mode], Path]:
 def _during(folder: Path, problems: list[str]) -> Iterable[tuple[int, Rate]]:
     for file in sorted((folder / "eval").glob("iteration-*.json")):
         number = file.stem.removeprefix("iteration-")
-        overall = _read_object(file, problems).get("overall")
+        overall = _read_object(folder, f"eval/{file.name}", problems).get("overall")
         if number.isascii() and number.isdigit() and isinstance(overall, dict):
             yield int(number), _rate(overall)
 
@@ -243,7 +244,10 @@ def _missing(
             yield f"No usable eval/videos/{stage}: there are no images from {stage} training."
 
 
-def _read_object(file: Path, problems: list[str]) -> dict[str, Any]:
+def _read_object(folder: Path, name: str, problems: list[str]) -> dict[str, Any]:
+    file = folder / name
+    if not _is_inside(folder, name, problems):
+        return {}
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -257,18 +261,31 @@ def _read_object(file: Path, problems: list[str]) -> dict[str, Any]:
     return value
 
 
-def _read_config(file: Path, problems: list[str]) -> dict[str, Any]:
+def _read_config(folder: Path, name: str, problems: list[str]) -> dict[str, Any]:
     """The settings under their present names."""
-    config = _read_object(file, problems)
+    config = _read_object(folder, name, problems)
     try:
         return renamed(TrainConfig, config)
     except UserError as error:
-        problems.append(f"{file.name}: {error}.")
+        problems.append(f"{name}: {error}.")
         return config
 
 
-def _read_table(file: Path, index: str, problems: list[str]) -> Table:
+def _is_inside(folder: Path, name: str, problems: list[str]) -> bool:
+    """Whether `name` is the run's own: what a link out of its folder leads to must not end up in its report."""
+    try:
+        path_inside(folder, name, source=folder, remedy="")
+    except UserError:
+        problems.append(f"{name} is a link that leads out of the run's folder, and was left out.")
+        return False
+    return True
+
+
+def _read_table(folder: Path, name: str, index: str, problems: list[str]) -> Table:
     """Rows by `index`; of rows with the same index (a resumed run) the last one counts."""
+    file = folder / name
+    if not _is_inside(folder, name, problems):
+        return Table(np.zeros(0, dtype=np.int64))
     rows: dict[int, dict[str, Any]] = {}
     damaged = 0
     try:
@@ -364,7 +381,8 @@ def _episodes(value: Any) -> Iterable[EpisodeResult]:
 def _videos(folder: Path, stage: Stage, problems: list[str]) -> Iterable[Video]:
     home = folder / "eval" / "videos" / stage
     index = home / "index.json"
-    if not index.is_file():
+    inside = f"eval/videos/{stage}"
+    if not index.is_file() or not _is_inside(folder, f"{inside}/index.json", problems):
         return
     try:
         rows = json.loads(index.read_text(encoding="utf-8"))
@@ -378,6 +396,8 @@ def _videos(folder: Path, stage: Stage, problems: list[str]) -> Iterable[Video]:
         file = present.get(str(row.get("file")))
         if file is None:
             problems.append(f"eval/videos/{stage} lacks {row.get('file')}, which its index names.")
+            continue
+        if not _is_inside(folder, f"{inside}/{file.name}", problems):
             continue
         yield Video(
             stage=stage,

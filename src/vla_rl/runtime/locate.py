@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.config import EnvConfig, UserError
-from vla_rl.config.errors import ConfigError
 from vla_rl.config.serialize import from_json
 from vla_rl.runtime.bases import ADAPTER_CONFIG_FILE
 from vla_rl.runtime.external import fault
 from vla_rl.runtime.files import read_json
 from vla_rl.runtime.hub import hidden_id, hub_id
 from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, training_run
+from vla_rl.runtime.run_policy import policy_of_run
 
 OFT_PARTS = ("action_head*", "proprio_projector*", "noisy_action_projector*", "vision_backbone*")
 OFT_ADAPTER = "lora_adapter"
@@ -43,15 +43,9 @@ def locate_policy(checkpoint: Path) -> tuple[Path, EnvConfig | None]:
     env = next(
         (found for f in (checkpoint, *checkpoint.parents[:3]) if (found := _env_of_run(f))), None
     )
-    if (checkpoint / "checkpoints").is_dir():
-        saved = sorted((checkpoint / "checkpoints").glob("iteration-*/policy"))
-        if not saved:
-            raise UserError(
-                f"{checkpoint} is a run without a checkpoint yet: let it train, or give a policy folder"
-            )
-        return saved[-1], env
-    if (checkpoint / "policy" / "config.json").is_file():
-        return checkpoint / "policy", env
+    found = policy_of_run(checkpoint)
+    if found is not None:
+        return found, env
     if any((checkpoint / name).is_file() for name in ("config.json", ADAPTER_CONFIG_FILE)):
         return checkpoint, env
     refuse_oft(checkpoint)
@@ -100,15 +94,10 @@ def _env_of_run(folder: Path) -> EnvConfig | None:
         return None
     kind = read_json(folder / "run.json").get("config_type")
     saved = read_json(path)
-    if kind == "TrainConfig" and "env" not in saved:
+    if not saved or (kind == "TrainConfig" and "env" not in saved):
         raise fault(path, "", 'the key "env" of a training run', saved, remedy="")
     return _env(saved["env"], path, "env") if "env" in saved else None
 
 
 def _env(saved: Any, path: Path, key: str) -> EnvConfig:
-    if not isinstance(saved, dict) or not isinstance(saved.get("suite"), str):
-        raise fault(path, key, 'an environment with the key "suite"', saved, remedy="")
-    try:
-        return from_json(EnvConfig, saved, key)
-    except ConfigError as error:
-        raise UserError(f"{path}: {error}") from error
+    return from_json(EnvConfig, saved, key, source=path)

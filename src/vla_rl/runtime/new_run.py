@@ -45,7 +45,7 @@ def _take_over(
     held = FolderLock(folder)
     try:
         entries = list(folder.iterdir())
-        if any(map(_holds_something, entries)):
+        if any(map(holds_something, entries)):
             raise UserError(
                 f"{folder} exists and holds a run: go on with `vla-rl train --resume {folder}`, "
                 "or choose another name"
@@ -70,7 +70,7 @@ def _take_over(
     return lock
 
 
-def _holds_something(path: Path) -> bool:
+def holds_something(path: Path) -> bool:
     """Whether `path`, in a run folder, is more than what a run leaves that failed before its first iteration."""
     if path.is_symlink() or path.is_dir():
         return True

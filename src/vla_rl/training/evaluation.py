@@ -11,9 +11,9 @@ from vla_rl.evaluation.practised import apart
 from vla_rl.evaluation.result import evaluate_policy, summary
 from vla_rl.evaluation.videos import record_videos
 from vla_rl.policies.policy import Policy
-from vla_rl.rollout import Collector
 from vla_rl.runtime.files import write_json
 from vla_rl.runtime.run_folder import Run
+from vla_rl.training.state import TrainState
 
 
 def evaluate_before_or_after(
@@ -48,21 +48,22 @@ def evaluate_before_or_after(
 
 
 def evaluate_during(
-    iteration: int,
-    run: Run,
-    policy: Policy,
-    envs: VectorEnv,
-    collector: Collector,
-    config: TrainConfig,
-    world: World = SingleProcess(),
+    state: TrainState, envs: VectorEnv, config: TrainConfig, *, unless_done: bool = False
 ) -> None:
-    """Every `run.eval_every` iterations: evaluate greedily, then put every running episode back where it was."""
-    if config.run.eval_every == 0 or iteration % config.run.eval_every != 0:
+    """Every `run.eval_every` iterations: evaluate greedily, then put every running episode back where it was.
+
+    unless_done: not where the result of this iteration is there already.
+    """
+    iteration = state.iteration
+    if config.run.eval_every == 0 or iteration == 0 or iteration % config.run.eval_every != 0:
         return
-    running = collector.state_dict()
+    file = state.run.eval_folder / f"iteration-{iteration:06d}.json"
+    if unless_done and file.is_file():
+        return
+    running = state.collector.state_dict()
     label = f"evaluate iteration {iteration}"
-    result, records = evaluate_policy(policy, envs, config.env, config.eval, label)
+    result, records = evaluate_policy(state.policy, envs, config.env, config.eval, label)
     result["practice"] = apart(records, config.env, summary)
-    if world.rank == 0:
-        write_json(run.eval_folder / f"iteration-{iteration:06d}.json", result)
-    collector.load_state_dict(running)
+    if state.world.rank == 0:
+        write_json(file, result)
+    state.collector.load_state_dict(running)

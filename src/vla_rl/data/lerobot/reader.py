@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float64, Int64, UInt8
 
 from vla_rl.config.errors import UserError, nearest
@@ -165,11 +164,14 @@ class LeRobotReader:
         first = entry.first_frame - self._file_start[entry.data_file]
         start, stop = first + int(rows[0]), first + int(rows[-1]) + 1
         stored = self._file(entry.data_file).read(camera, start, stop)
-        chosen = stored.take(pa.array(rows - rows[0])).to_pylist()
-        names = [f"{camera!r}, episode {episode}, frame {row}" for row in rows]
-        return np.stack(
-            [self._decode_stored(*pair, feature) for pair in zip(chosen, names, strict=True)]
-        )
+        result = np.empty((len(rows), *feature.shape), np.uint8)
+        for target, row in zip(result, rows, strict=True):
+            # one at a time: all rows may repeat one large value
+            item = stored[int(row - rows[0])].as_py()
+            target[:] = self._decode_stored(
+                item, f"{camera!r}, episode {episode}, frame {row}", feature
+            )
+        return result
 
     def episode(self, index: int, *, pictures: bool = True) -> dict[str, Any]:
         """Every feature of one episode, shapes (L, ...), and its `task` text. Pictures are uint8 (L, H, W, 3)."""

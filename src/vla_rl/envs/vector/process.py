@@ -23,9 +23,10 @@ from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest
-from vla_rl.envs.benchmark import no_dense_reward
 from vla_rl.envs.env import EpisodesLostError, Snapshot
 from vla_rl.envs.registry import make_envs as make_suite_envs
+from vla_rl.envs.registry import no_dense_reward
+from vla_rl.envs.rendering.egl import drawing_devices
 from vla_rl.envs.vector.shared_memory import SlotArrays, anonymous_file
 from vla_rl.envs.vector.worker import MakeEnvs, WorkerSetup
 from vla_rl.envs.vector.worker_process import (
@@ -35,7 +36,6 @@ from vla_rl.envs.vector.worker_process import (
     WorkerSilentError,
 )
 from vla_rl.runtime.cpus import available_cpus
-from vla_rl.runtime.provenance import gpu_names
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
 _log = logging.getLogger(__name__)
@@ -57,11 +57,11 @@ class ProcessVectorEnv:
         self.infrastructure_errors = 0
         self._config, self._make_envs = config, make_envs
         self._num_workers = min(config.num_workers or available_cpus(), config.num_envs)
-        self._num_gpus = len(gpu_names())
+        self._egl_devices = drawing_devices()
         self._memory = anonymous_file()
         self._workers: list[WorkerProcess] = []
         self._closed = False
-        self._patience = config.step_timeout  # seconds
+        self._patience = 1.0  # times config.step_timeout
         self._ticket = 0
         self._outstanding: list[dict[int, list[int]]] = [{} for _ in range(self._num_workers)]
         self._pending: set[int] = set()  # slots with a result to be waited for
@@ -95,9 +95,9 @@ class ProcessVectorEnv:
 
     def _new_worker(self, worker: int) -> WorkerProcess:
         slots = tuple(range(worker, self.num_envs, self._num_workers))
-        gpus = self._num_gpus
+        devices = self._egl_devices
         setup = WorkerSetup(self._make_envs, self._config, slots, self._memory)
-        return WorkerProcess(setup, worker % gpus if gpus > 1 else None)
+        return WorkerProcess(setup, devices[worker % len(devices)] if devices else None)
 
     # -- posting -------------------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ class ProcessVectorEnv:
     def _collect(self, worker: int) -> object:
         """Take the worker's next answer, or recover it. Returns the answer."""
         try:
-            _, ticket, answer = self._workers[worker].receive(self._patience)
+            _, ticket, answer = self._workers[worker].receive(self._step_timeout())
         except WorkerLostError as error:
             self._recover(worker, error)
             return None
@@ -238,11 +238,16 @@ class ProcessVectorEnv:
         except WorkerLostError as again:
             self._recover(worker, again)
 
+    def _step_timeout(self) -> float:
+        """Seconds of silence that are allowed by now."""
+        longest = max(self._config.start_timeout, self._config.step_timeout)
+        return min(self._patience * self._config.step_timeout, longest)
+
     def _allow_more_time(self) -> str:
         """Twice as long from now on: what hangs for ever still ends, what is slow gets on."""
-        longest = max(self._config.start_timeout, self._config.step_timeout)
-        self._patience = min(2 * self._patience, longest)
-        return f". If it was merely slow, raise env.step_timeout; {self._patience:g} seconds are allowed from now on"
+        self._patience *= 2
+        allowed = f"{self._step_timeout():g} seconds are allowed from now on"
+        return f". If it was merely slow, raise env.step_timeout; {allowed}"
 
     # -- snapshots -----------------------------------------------------------------------------------
 

@@ -38,19 +38,23 @@ class WorkerSilentError(WorkerLostError):
 class WorkerProcess:
     """One running worker. Every method but `close` may raise WorkerLostError."""
 
+    _start_timeout = 0.0  # seconds
+    _loading = False  # whether it has said so last
+
     def __init__(self, setup: WorkerSetup, egl_device: int | None = None) -> None:
-        """`egl_device` is the GPU to draw on, where there are several; the user's own choice goes before it."""
+        """`egl_device` is EGL's number of the GPU to draw on, if one is chosen; the user's own goes before it."""
         environment = dict(os.environ)
         environment.update(dict.fromkeys(_ONE_THREAD, "1"))
         environment.setdefault("LP_NUM_THREADS", "0")
         if egl_device is not None:
             environment.setdefault("MUJOCO_EGL_DEVICE_ID", str(egl_device))
         self._child = Child(serve, environment=environment, descriptors=(setup.memory,))
+        self._connection = self._child.connection
         self._start_timeout = setup.config.start_timeout
         self._loading = True
         self._since = time.monotonic()
         try:
-            self._child.connection.send(setup)
+            self._connection.send(setup)
         except OSError:
             pass  # it died at once; `wait_ready` will say how
         except BaseException:  # a factory that cannot be pickled, for one
@@ -71,7 +75,7 @@ class WorkerProcess:
         if idle:
             self._since = time.monotonic()
         try:
-            self._child.connection.send((command, ticket, work))
+            self._connection.send((command, ticket, work))
         except OSError as error:
             raise WorkerLostError(self._child.obituary()) from error
 
@@ -84,10 +88,10 @@ class WorkerProcess:
             allowed = max(timeout, self._start_timeout) if self._loading else timeout
             remaining = self._since + allowed - time.monotonic()
             # poll also wakes up when the other end is closed; an answer that waits already is read even if late
-            if not self._child.connection.poll(max(0.0, remaining)):
+            if not self._connection.poll(max(0.0, remaining)):
                 raise WorkerSilentError(allowed, self._loading)
             try:
-                message = self._child.connection.recv()
+                message = self._connection.recv()
             except (EOFError, OSError) as error:
                 raise WorkerLostError(self._child.obituary()) from error
             self._since = time.monotonic()

@@ -241,7 +241,7 @@ def load_network(
     if wanted is None:
         return Network(model, description, kinds)
     # checked before memory is taken for adapters of that size
-    tensors = None if stored is None else read_own_adapters(folder, description.model, stored)
+    tensors = own_adapters(source)
     lora.add_adapters(model, wanted)
     if tensors is not None:
         lora.load_adapter_state(model, tensors)
@@ -261,6 +261,14 @@ def read_own_adapters(folder: Path, model: ModelConfig, settings: LoraConfig) ->
         }
     files.check_fit(tensors, wanted, file, "these adapters")
     return tensors
+
+
+def own_adapters(source: Source) -> dict[str, Tensor] | None:
+    """The adapters that a checkpoint of ours keeps apart from its base; None where it has none."""
+    settings = source.description.lora
+    if settings is None:
+        return None
+    return read_own_adapters(source.folder, source.description.model, settings)
 
 
 def critic_file(source: Source) -> Path:

@@ -1,0 +1,318 @@
+"""An option that has no effect is said: for every field of every command it is known when it counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vla_rl.cli import main
+from vla_rl.cli.arguments import EvalArguments
+from vla_rl.cli.commands import COMMANDS
+from vla_rl.cli.fields import options_of
+from vla_rl.config import (
+    AblationConfig,
+    DemosConfig,
+    ExportConfig,
+    RewardEvalConfig,
+    RewardLabelConfig,
+    RewardModelConfig,
+    SFTConfig,
+    TrainConfig,
+)
+from vla_rl.config.effects import EFFECTS, without_effect
+from vla_rl.config.search import ScalingConfig
+from vla_rl.recipes.presets import PRESETS
+
+CONFIGS: dict[str, Any] = {
+    type(config).__name__: config
+    for config in (
+        TrainConfig(),
+        SFTConfig(),
+        DemosConfig(),
+        RewardModelConfig(),
+        RewardLabelConfig("x"),
+        RewardEvalConfig("x"),
+        EvalArguments(Path("x")),
+        ScalingConfig("x"),
+        ExportConfig("x"),
+        AblationConfig(),
+    )
+}
+UNCONDITIONAL = {
+    "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
+    "ReportArguments", "FilmArguments", "DoctorArguments",
+}  # fmt: skip
+"""Configurations of commands all of whose options always count."""
+
+_ENV = (
+    "env.{suite,image_size,action_repeat,action_chunk,horizon,num_envs,num_workers,initial_states,held_out,"
+    "camera,mesh_faces,settle_steps,step_timeout,start_timeout,max_restarts}"
+)
+ALWAYS = {
+    "TrainConfig": (
+        "algorithm", _ENV,
+        "policy.{checkpoint,scratch,base,unnorm_key,dtype,images,gripper,lora,activation_checkpointing,device}",
+        "policy.critic.{kind,time_fraction}",
+        "schedule.{iterations,minutes,episodes}", "rollout.{turns,temperature}",
+        "optimizer.{learning_rate,adam_beta2,adam_eps,weight_decay,warmup_steps,final_learning_rate,max_grad_norm}",
+        "ppo.{epochs,minibatch,micro_batch,critic_learning_rate,gamma,gae_lambda,value_lambda,time_limit_is_terminal,"
+        "ratio,clip_low,clip_high,dual_clip,target_kl,entropy_coef,kl_coef,self_imitation_coef,normalize_advantages,"
+        "critic_max_grad_norm,value_loss,critic_warmup_until_explained,recompute_log_probs,logprob_tolerance}",
+        "reward.{kind,model}", "curriculum.{mode,window,prior}", "eval.{split,episodes_per_task,seed,videos}",
+        "run.{name,root,seed,save_every,keep,eval_every,torch_threads,tensorboard,wandb}",
+    ),
+    "SFTConfig": (
+        "{dataset,camera,image_size,image_fit,out,action_chunk,epochs,batch_size,micro_batch,learning_rate,"
+        "weight_decay,warmup_steps,random_shift,validation_fraction,max_grad_norm,seed}",
+        "policy.{checkpoint,scratch,lora,activation_checkpointing,device}",
+    ),
+    "DemosConfig": (_ENV, "{out,episodes_per_task,noise,image_format,seed}"),
+    "RewardModelConfig": (
+        "{datasets,out,start,prompt,positive_answer,negative_answer,sees_actions,history,camera,image_size,"
+        "held_out_tasks,validation_fraction,mismatched_share,epochs,batch_size,micro_batch,learning_rate,weight_decay,"
+        "warmup_steps,max_grad_norm,random_shift,device,seed}",
+        "labels.scheme",
+    ),
+    "RewardLabelConfig": ("{out,action_chunk,plot}", "labels.scheme"),
+    "RewardEvalConfig": ("{datasets,out,bins,resamples}",),
+    "EvalArguments": (
+        "protocol.{suite,split,episodes_per_task,temperature,videos}",
+        "{horizon,unnorm_key,base,dtype,best_of,json,workers}",
+    ),
+    "ScalingConfig": (
+        "search.{mode,temperature,greedy_first}", "protocol.{suite,split,episodes_per_task,seed}",
+        "{sizes,choosers,out,bootstrap,workers}",
+    ),
+    "ExportConfig": ("{out,merged,adapter,base,unnorm_key}",),
+    "AblationConfig": (
+        "{preset,checkpoint,reward_kind,reward_model,out,cells,seeds,minutes,parallel,cores,episodes_per_task}",
+    ),
+}  # fmt: skip
+"""Fields that count whatever else is set. A new field belongs here or into the table of `vla_rl.config.effects`."""
+
+
+def expanded(patterns: tuple[str, ...]) -> set[str]:
+    """`{a,b}` and `group.{a,b}` as the fields they stand for."""
+    found: set[str] = set()
+    for pattern in patterns:
+        group, brace, names = pattern.partition("{")
+        found |= {group + name for name in names.rstrip("}").split(",")} if brace else {pattern}
+    return found
+
+
+def conditional(name: str) -> set[str]:
+    return {field for effect in EFFECTS[name] for field in effect.fields}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_of_every_field_it_is_known_when_it_counts(name: str) -> None:
+    config = CONFIGS[name]
+    fields = {option.attributes for option in options_of(type(config), config)}
+    groups = {
+        field for field in conditional(name) if any(f.startswith(f"{field}.") for f in fields)
+    }
+    covered = {f for f in fields if f in conditional(name) or f.rpartition(".")[0] in groups}
+    assert expanded(ALWAYS[name]) | covered == fields
+    assert expanded(ALWAYS[name]) & covered == set()
+    # what the table names exists: an adapter's settings are a field only where there is one
+    assert conditional(name) - groups - fields <= {"lora"}
+
+
+def test_the_configurations_of_all_commands_are_looked_at() -> None:
+    used = {entry.config.__name__ for entry in COMMANDS.values()}
+    assert used == CONFIGS.keys() | UNCONDITIONAL
+    assert EFFECTS.keys() == CONFIGS.keys()
+
+
+def changed(config: Any, settings: dict[str, Any]) -> Any:
+    for path, value in settings.items():
+        group, _, rest = path.partition(".")
+        inner = changed(getattr(config, group), {rest: value}) if rest else value
+        config = replace(config, **{group: inner})
+    return config
+
+
+SHARED, SEPARATE = {"policy.critic.kind": "shared"}, {"policy.critic.kind": "separate"}
+MODEL, REFRESHED = {"reward.model": "x"}, {"reward.model": "x", "reward.refresh_every": 5}
+SIMULATOR = {"reward.kind": "simulator"}
+CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
+    # configuration, fields, what is said, without effect where, with effect where
+    ("TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "cpu"}, {"policy.device": "cuda:1"}),
+    ("TrainConfig", "run.threads", "warning", {"policy.device": "cuda"}, {"policy.device": "cpu"}),
+    ("TrainConfig", "policy.critic.width", "error", SHARED, SEPARATE),
+    ("TrainConfig", "policy.critic.detach ppo.value_clip ppo.value_coef", "error", SEPARATE, SHARED),
+    ("TrainConfig", "ppo.value_coef", "error", SHARED | {"policy.critic.detach": True}, SHARED),
+    ("TrainConfig", "ppo.critic_first_epochs ppo.critic_replay", "error", SHARED, SEPARATE),
+    ("TrainConfig", "ppo.critic_epochs", "error", SHARED | {"ppo.critic_warmup": 0}, SHARED),
+    ("TrainConfig", "ppo.critic_epochs", "error", SHARED | {"ppo.critic_warmup": 0}, SEPARATE),
+    ("TrainConfig", "ppo.critic_warmup", "warning", {"schedule.iterations": 2}, {"schedule.iterations": 3}),
+    ("TrainConfig", "ppo.kl_estimator", "warning", {"ppo.kl_coef": 0.0}, {"ppo.kl_coef": 0.1}),
+    ("TrainConfig", "reward.weight reward.form reward.limit reward.normalize", "error", {}, MODEL),
+    ("TrainConfig", "reward.weight reward.form reward.limit reward.normalize", "error", {}, SIMULATOR),
+    ("TrainConfig", "reward.limit", "error", MODEL | {"reward.form": "progress"}, MODEL),
+    ("TrainConfig", "reward.refresh_every", "error", SIMULATOR, MODEL),
+    ("TrainConfig", "reward.refresh_episodes reward.refresh_epochs", "error", MODEL, REFRESHED),
+    ("TrainConfig", "curriculum.tau", "error", {"curriculum.mode": "levels"}, {"curriculum.mode": "frontier"}),
+    ("TrainConfig", "curriculum.floor", "error", {"curriculum.mode": "uniform"}, {"curriculum.mode": "levels"}),
+    (
+        "TrainConfig", "curriculum.level_threshold curriculum.level_window curriculum.level_share", "error",
+        {"curriculum.mode": "frontier"}, {"curriculum.mode": "levels"},
+    ),
+    ("TrainConfig", "eval.suite", "error", {"eval.suite": "mt10"}, {"eval.suite": "mt5"}),
+    ("TrainConfig", "eval.temperature", "error", {"run.eval_every": 0}, {"run.eval_every": 10}),
+    (
+        "SFTConfig", "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper", "error", {},
+        {"policy.checkpoint": "x"},
+    ),
+    ("SFTConfig", "policy.critic.kind policy.critic.width policy.decode_graphs", "warning", {}, {}),
+    *(
+        (name, "labels.num_segments labels.failure_peak labels.failure_end labels.positive_progress", "error", {},
+         {"labels.scheme": "segments"})
+        for name in ("RewardModelConfig", "RewardLabelConfig")
+    ),
+    *(
+        (name, "labels.gripper labels.window labels.margin labels.ends_are_key labels.failure_share", "error",
+         {"labels.scheme": "segments"}, {})
+        for name in ("RewardModelConfig", "RewardLabelConfig")
+    ),
+    ("RewardModelConfig", "backbone lora.rank all_weights", "error", {"start": "x"}, {"backbone": "y"}),
+    ("RewardModelConfig", "action_coef", "error", {"backbone": "y"}, {}),
+    ("RewardModelConfig", "dtype", "error", {}, {"backbone": "y"}),
+    ("RewardModelConfig", "action_chunk", "error", {"action_coef": 0.0}, {"action_coef": 0.0, "sees_actions": True}),
+    ("RewardModelConfig", "action_chunk", "error", {"backbone": "y"}, {}),
+    ("RewardModelConfig", "threads", "warning", {"device": "cuda:0"}, {"device": "auto"}),
+    ("RewardLabelConfig", "max_plots", "error", {}, {"plot": True}),
+    ("RewardEvalConfig", "seed", "warning", {"resamples": 0}, {}),
+    ("EvalArguments", "mode chooser reward_model lookahead success_ahead", "error", {}, {"best_of": 2}),
+    ("EvalArguments", "lookahead success_ahead", "error", {"best_of": 2, "mode": "refine"}, {"best_of": 2}),
+    ("EvalArguments", "success_ahead", "error", {"best_of": 2, "chooser": "random"}, {"best_of": 2}),
+    ("EvalArguments", "reward_model", "error", {"best_of": 2, "chooser": "simulator"}, {"best_of": 2}),
+    ("EvalArguments", "videos_out", "error", {}, {"protocol.videos": 1}),
+    ("EvalArguments", "protocol.seed", "warning", {}, {"protocol.temperature": 1.0}),
+    ("EvalArguments", "protocol.seed", "warning", {}, {"best_of": 4}),
+    (
+        "ScalingConfig", "search.best_of search.chooser search.success_ahead protocol.temperature protocol.videos",
+        "error", {}, {},
+    ),
+    ("ScalingConfig", "search.lookahead search.execute", "error", {"search.mode": "action"}, {}),
+    ("ScalingConfig", "search.reward_model", "error", {"choosers": ("random",)}, {"choosers": ("reward-model-alone",)}),
+    ("ExportConfig", "dtype shard_gigabytes", "error", {"adapter": True}, {"merged": True}),
+    ("AblationConfig", "iterations", "error", {"minutes": 1.0}, {}),
+]  # fmt: skip
+NEVER = {
+    "SFTConfig": ("policy.critic", "policy.decode_graphs"),
+    "ScalingConfig": ("search", "protocol"),
+}
+"""Of these the table says that they never count: there is no example of the opposite."""
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "severity", "ignored", "counted"),
+    CASES,
+    ids=[f"{c[0]}-{c[1]}" for c in CASES],
+)
+def test_what_does_not_count_is_said_and_what_counts_is_not(
+    name: str, fields: str, severity: str, ignored: dict[str, Any], counted: dict[str, Any]
+) -> None:
+    options = {field: f"--{field.replace('_', '-')}" for field in fields.split()}
+    for field, option in options.items():
+        found = without_effect(changed(CONFIGS[name], ignored), {field: option})
+        assert [f.severity for f in found] == [severity]
+        assert found[0].message.startswith(f"{option} has no effect: ")
+        if ignored != counted:
+            assert without_effect(changed(CONFIGS[name], counted), {field: option}) == []
+
+
+def test_every_line_of_the_table_has_an_example() -> None:
+    seen = {
+        (name, effect.because)
+        for name, fields, _, ignored, _ in CASES
+        for effect in EFFECTS[name]
+        for field in fields.split()
+        if any(field == f or field.startswith(f"{f}.") for f in effect.fields)
+        and not effect.counts(changed(CONFIGS[name], ignored))
+    }
+    assert {(name, effect.because) for name in EFFECTS for effect in EFFECTS[name]} == seen
+
+
+def test_what_is_the_same_for_several_options_is_said_once() -> None:
+    given = {
+        "reward.weight": "--reward.weight",
+        "ppo.value_clip": "--ppo.value-clip",
+        "reward.form": "--reward.form",
+    }
+    weight, clip = without_effect(TrainConfig(), given)
+    assert weight.message.startswith(
+        "--reward.weight and --reward.form have no effect: success is the only reward"
+    )
+    assert clip.message.startswith("--ppo.value-clip has no effect: ")
+
+
+def test_what_says_the_same_as_the_default_is_worth_no_more_than_a_line() -> None:
+    (finding,) = without_effect(
+        TrainConfig(), {"ppo.value_clip": "--ppo.value-clip"}, lambda _: False
+    )
+    assert finding.severity == "warning"
+
+
+def test_a_preset_has_no_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert PRESETS["metaworld-mt5-paper"].ppo.kl_coef == 0
+    for name in ("metaworld-mt5-paper", "libero-goal-openvla-7b"):
+        with pytest.raises(SystemExit):
+            main(["train", name, "--print-config"])
+        assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        (
+            "train --ppo.value-clip 0.2",
+            2,
+            "train: --ppo.value-clip has no effect: the value loss is clipped",
+        ),
+        ("train --ppo.value-clip 0", 0, "train: --ppo.value-clip has no effect"),
+        ("train metaworld-mt5-paper --ppo.value-clip 0.3", 0, ""),
+        ("train --eval.suite mt10", 2, "train: --eval.suite has no effect"),
+        ("train --reward.no-normalize", 0, "train: --reward.no-normalize has no effect"),
+        ("train --reward.judge x --reward.weight 0.4", 0, "--reward.judge"),
+        (
+            "eval x --reward-model y",
+            2,
+            "eval: --reward-model has no effect: without --best-of 2 or more",
+        ),
+        ("eval x --judge y", 2, "eval: --reward-model has no effect"),
+        ("eval x --lookahead 5 --mode action", 2, "--lookahead and --mode have no effect"),
+        ("eval x --seed 3", 0, "eval: --seed has no effect: greedy play draws nothing"),
+        ("eval x --best-of 4 --lookahead 5 --reward-model y", 0, ""),
+        ("sft --policy.critic.width 8", 0, "sft: --policy.critic.width has no effect"),
+        (
+            "sft --policy.gripper openvla",
+            2,
+            "sft: --policy.gripper has no effect: policy.checkpoint is empty",
+        ),
+        (
+            "reward train --start x --lora.rank 4 --backbone y",
+            2,
+            "--lora.rank has no effect: the reward model given with start",
+        ),
+    ],
+)
+def test_the_command_line_says_it(
+    capsys: pytest.CaptureFixture[str], line: str, code: int, said: str
+) -> None:
+    words = [*line.split(), "--print-config"]
+    if code == 0:
+        with pytest.raises(SystemExit) as leaving:
+            main(words)
+        assert leaving.value.code == 0
+    else:
+        assert main(words) == code
+    printed = capsys.readouterr()
+    assert (printed.out == "") == (code == 2)
+    assert said in printed.err
+    about_names = printed.err.count(" is called ")
+    assert printed.err.count("\n") - about_names == (1 if "effect" in said else 0)
