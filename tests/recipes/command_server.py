@@ -100,9 +100,7 @@ class CommandServer:
         mark = uuid.uuid4().hex
         out = self._folder / f"{mark}.txt"
         assert self._process.stdin is not None
-        self._process.stdin.write(
-            json.dumps({"argv": argv, "mark": mark, "out": str(out)}) + "\n"
-        )
+        self._process.stdin.write(json.dumps({"argv": argv, "mark": mark, "out": str(out)}) + "\n")
         self._process.stdin.flush()
         return Command(self, self.receive()["pid"], mark, out)
 
@@ -139,9 +137,7 @@ def _register_preset() -> None:
     base = preset("metaworld-mt5")
     PRESETS[PRESET] = replace(
         base,
-        env=replace(
-            base.env, suite=SUITE, image_size=SIZE, num_envs=4, num_workers=2, horizon=4
-        ),
+        env=replace(base.env, suite=SUITE, image_size=SIZE, num_envs=4, num_workers=2, horizon=4),
         schedule=replace(base.schedule, iterations=4),
         rollout=replace(base.rollout, turns=4),
         ppo=replace(base.ppo, critic_warmup=1, minibatch=8, critic_warmup_until_explained=False),

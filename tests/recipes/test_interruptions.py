@@ -132,9 +132,7 @@ class Case:
     """How to go on, where it is not the same command."""
 
 
-TRAIN = (
-    f"train {PRESET} --policy.checkpoint {{course}}/policy --run.root {{out}} --run.name run"
-)
+TRAIN = f"train {PRESET} --policy.checkpoint {{course}}/policy --run.root {{out}} --run.name run"
 CASES = {
     "demos": Case(
         f"demos {' '.join(ENV)} --episodes-per-task 6 --out {{out}}", of_dataset
@@ -168,7 +166,8 @@ QUICK = ("demos", "sft", "train", "ablate")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
 )
 def test_killed_at_any_moment_and_given_again_it_comes_to_the_same(
     name: str, server: CommandServer, course: Path, tmp_path: Path
