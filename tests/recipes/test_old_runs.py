@@ -42,7 +42,11 @@ def test_a_configuration_under_the_names_of_before_says_the_same(old: Path) -> N
     config = read_config(old / "train", TrainConfig)
     assert config.reward.asks_simulator
     assert config.ppo.self_imitation_coef == 0.25
-    assert (config.env.suite, config.env.horizon, config.run.name) == ("mt1:drawer-close", 8, "train")
+    assert (config.env.suite, config.env.horizon, config.run.name) == (
+        "mt1:drawer-close",
+        8,
+        "train",
+    )
 
 
 def test_a_training_run_goes_on_from_its_checkpoint(
