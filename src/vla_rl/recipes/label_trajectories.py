@@ -50,6 +50,7 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
     The dataset depends on the configuration alone. Raises UserError if the folder exists, if there is no such policy,
     or if the split has fewer initial states than asked for.
     """
+    writer = TrajectoryWriter(config.out, config.image_format)
     keep_freed_memory()
     folder, trained_in = locate_policy(Path(config.checkpoint))
     suite = config.suite or (trained_in or EnvConfig()).suite
@@ -62,7 +63,7 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
     env = replace(env, num_workers=config.workers or env.num_workers)
     specs = training_specs(env, config.episodes_per_task, config.seed)
     with (
-        TrajectoryWriter(config.out, config.image_format) as writer,
+        writer,
         use_threads(1),
         ProcessVectorEnv(env) as envs,
         progress("trajectories", total=len(specs)) as bar,
