@@ -149,8 +149,10 @@ class Episode:
 class Rollout:
     """A window of M turns in N environments, as the learner needs it.
 
-    Episodes run across window edges: the next window goes on where this one stopped. `final_values`
-    is V of the true final observation where a turn ended its episode by the time limit, 0 elsewhere;
+    Episodes run across window edges: the next window goes on where this one stopped. Or every episode is played
+    to its end; an environment without another one to play is then idle for the rest of the window.
+
+    `final_values` is V of the true final observation where a turn ended its episode by the time limit, 0 elsewhere;
     `next_values` is V of the observation that follows the window.
     """
 
@@ -159,6 +161,12 @@ class Rollout:
     tasks: tuple[str, ...]  # the suite's tasks, in order
     instructions: tuple[str, ...]  # one per task of the suite
     initial_states: Int64[np.ndarray, "M N"]
+    episode_ids: Int64[np.ndarray, "M N"]
+    """Which episode the turn belongs to: its number in the run, -1 where the environment was idle. An episode that
+    was lost with its simulator and is played again has another number then."""
+    group_ids: Int64[np.ndarray, "M N"]
+    """Which group the episode belongs to: those drawn together from one initial state, to be compared with each other.
+    An episode drawn alone is a group of its own. -1 where the environment was idle."""
     proprio: Float32[np.ndarray, "M N P"]
     time_fraction: Float32[np.ndarray, "M N"]
     tokens: Int64[np.ndarray, "M N K"]
@@ -171,7 +179,8 @@ class Rollout:
     next_values: Float32[np.ndarray, " N"]
     next_images: UInt8[np.ndarray, "N H W 3"]  # what follows the window
     succeeded: Bool[np.ndarray, "M N"]  # of an episode that succeeded in this window
-    valid: Bool[np.ndarray, "M N"]  # false where a crashed simulator left a turn without an outcome
+    valid: Bool[np.ndarray, "M N"]
+    """False where a crashed simulator left a turn without an outcome, and where an environment was idle."""
     temperature: float  # the sampler's
     simulator_rewards: Float32[np.ndarray, "M N"] | None = None
     """The simulator's own dense reward after each turn, 0..1, NaN where it could not be had; None unless asked for."""
@@ -183,7 +192,8 @@ class Rollout:
 
     @property
     def num_turns(self) -> int:
-        return int(self.rewards.size)
+        """Turns that were played."""
+        return int((self.episode_ids >= 0).sum())
 
     def flat_observation(self) -> Observation:
         """All turns as one batch, window-major: sample b = m * N + n."""

@@ -84,14 +84,14 @@ def test_probabilities_sum_to_1_above_the_floor(mode: str, floor: float):
         probabilities = curriculum.probabilities()
         assert probabilities.dtype == np.float64
         assert probabilities.sum() == pytest.approx(1.0, abs=1e-12)
-        assert probabilities.min() >= floor - 1e-15
+        assert probabilities.min() >= floor - 1e-12
 
 
 def test_success_is_the_mean_of_the_window_and_the_prior_before():
     curriculum = sampler(window=4, prior=0.3)
-    assert curriculum.successes().tolist() == [0.3, 0.3]
+    assert curriculum.successes().tolist() == pytest.approx([0.3, 0.3])
     play(curriculum, "window", "----+++-")
-    assert curriculum.successes().tolist() == [0.3, 0.75]
+    assert curriculum.successes().tolist() == pytest.approx([0.3, 0.75])
     metrics = curriculum.metrics()
     assert metrics["curriculum/success/window"] == 0.75
     assert "curriculum/success/drawer" not in metrics  # nothing was measured
@@ -99,7 +99,7 @@ def test_success_is_the_mean_of_the_window_and_the_prior_before():
 
 def test_metrics_known():
     metrics = sampler("uniform", tasks=tuple("abcd")).metrics()
-    assert metrics["curriculum/p/c"] == 0.25
+    assert metrics["curriculum/p/c"] == pytest.approx(0.25)
     assert metrics["curriculum/entropy"] == pytest.approx(math.log(4))
     assert sampler("levels", floor=0.0).metrics()["curriculum/entropy"] == 0.0
     assert sampler("levels").metrics()["curriculum/level"] == 1.0
@@ -248,3 +248,15 @@ def test_user_mistakes_are_explained():
 def test_config_refuses_numbers_out_of_range(bad: dict[str, Any]):
     with pytest.raises(ConfigError, match=f"curriculum.{next(iter(bad))}: expected"):
         CurriculumConfig(**bad)
+
+
+def test_a_group_is_one_draw_several_times() -> None:
+    one, other = (
+        TaskSampler(CurriculumConfig(), ["a", "b"], np.arange(4, dtype=np.int64), 0)
+        for _ in range(2)
+    )
+    groups = [one.draw_group(3) for _ in range(6)]
+    assert groups == [[spec] * 3 for spec in other.draw(6)]
+    assert one.state_dict() == other.state_dict()
+    with pytest.raises(ConfigError, match="at least one episode, got 0"):
+        one.draw_group(0)

@@ -70,6 +70,8 @@ def play(policy: OpenVLAPolicy, iteration: int, turns: int = 5, envs: int = 6) -
         tasks=("task",),
         instructions=("go on",),
         initial_states=np.zeros(shape, np.int64),
+        episode_ids=np.zeros(shape, np.int64),
+        group_ids=np.zeros(shape, np.int64),
         proprio=np.zeros((*shape, 4), np.float32),
         time_fraction=rng.random(shape, dtype=np.float32),
         tokens=np.zeros((*shape, 4), np.int64),

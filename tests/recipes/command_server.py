@@ -152,13 +152,6 @@ def serve() -> None:
     import torch
     import torch._dynamo
 
-    import vla_rl.recipes.ablate
-    import vla_rl.recipes.evaluate_reward
-    import vla_rl.recipes.export
-    import vla_rl.recipes.label_trajectories
-    import vla_rl.recipes.quickstart
-    import vla_rl.recipes.test_time_scaling
-    import vla_rl.recipes.train_reward
     from vla_rl.cli import main
 
     torch.set_num_threads(1)

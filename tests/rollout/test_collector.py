@@ -1,18 +1,17 @@
 """The actor-environment loop on environments whose answers are known, without simulators."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
-from vla_rl.config import CurriculumConfig, EnvConfig, PolicyConfig, tiny_model
+from vla_rl.algorithms.advantages import compute_advantages
+from vla_rl.config import CurriculumConfig, EnvConfig, PPOConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.envs.env import EpisodesLostError
 from vla_rl.envs.known_answers import ChainEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.evaluation.episodes import play_each_once
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.policies import OpenVLAPolicy
 from vla_rl.rollout import Collector
 from vla_rl.types import EpisodeSpec, StepResult
 
@@ -21,15 +20,7 @@ HORIZON = 6
 
 @pytest.fixture(scope="module")
 def policy() -> OpenVLAPolicy:
-    model = replace(tiny_model(32), action_bins=8)
-    return OpenVLAPolicy.create(
-        model,
-        ChainEnv.instructions,
-        identity_statistics("test", 4),
-        action_dim=4,
-        action_chunk=1,
-        config=PolicyConfig(device="cpu"),
-    )
+    return narrow_policy(ChainEnv.instructions)
 
 
 def chain(num_envs: int, cls: type = SerialVectorEnv):
@@ -80,7 +71,12 @@ def test_the_simulators_own_reward_is_of_the_state_after_a_turn(policy: OpenVLAP
     with chain(4) as envs:
         sampler = TaskSampler(CurriculumConfig(), envs.tasks, np.arange(5, dtype=np.int64), 0)
         collector = Collector(
-            policy, envs, sampler.draw_one, sampler.observe, 0, ask_simulator=True
+            policy,
+            envs,
+            sampler.draw_one,
+            sampler.observe,
+            0,
+            dense_reward_max=ChainEnv.DENSE_REWARD_MAX,
         )
         collector.start()
         rollout = collector.collect(20, 1.0, 0).rollout
@@ -105,7 +101,14 @@ def test_a_simulator_lost_while_it_is_asked_ends_nothing(policy: OpenVLAPolicy):
 
     envs = chain(4, Losing)
     sampler = TaskSampler(CurriculumConfig(), envs.tasks, np.arange(5, dtype=np.int64), 0)
-    collector = Collector(policy, envs, sampler.draw_one, sampler.observe, 0, ask_simulator=True)
+    collector = Collector(
+        policy,
+        envs,
+        sampler.draw_one,
+        sampler.observe,
+        0,
+        dense_reward_max=ChainEnv.DENSE_REWARD_MAX,
+    )
     collector.start()
     rollout = collector.collect(6, 1.0, 0).rollout
     assert np.isnan(rollout.simulator_rewards).all()
@@ -198,6 +201,158 @@ def test_crashed_episode_is_played_again_and_never_counted(policy: OpenVLAPolicy
     assert rollout.initial_states[3, 1] == rollout.initial_states[2, 1]
     assert rollout.time_fraction[3, 1] == 0.0
     assert len(observed) == (rollout.terminated | rollout.truncated).sum()
+
+
+def test_turns_are_numbered_by_episode_across_windows(policy: OpenVLAPolicy):
+    collector, _, _ = collector_of(policy, chain(4))
+    windows = [collector.collect(9, 1.0, 0), collector.collect(9, 1.0, 1)]
+    ids, ended = (
+        np.concatenate([getattr(w.rollout, name) for w in windows])
+        for name in ("episode_ids", "ended")
+    )
+    # an environment's number changes after the last turn of an episode, and then only
+    assert np.array_equal(ids[1:] != ids[:-1], ended[:-1])
+    assert sorted(np.unique(ids)) == list(range(len(np.unique(ids))))
+    finished = [episode for w in windows for episode in w.finished]
+    for episode in finished:
+        turns = ids == episode.number
+        assert turns.sum() == episode.turns
+        assert len(np.flatnonzero(turns.any(0))) == 1, "an episode stays in its environment"
+    groups = np.concatenate([w.rollout.group_ids for w in windows])
+    assert len({(e, g) for e, g in zip(ids.flat, groups.flat, strict=True)}) == len(np.unique(ids))
+    assert len(np.unique(groups)) == len(np.unique(ids)), "drawn alone, each is a group of its own"
+
+
+def test_numbers_go_on_after_a_resume_and_in_checkpoints_that_have_none(policy: OpenVLAPolicy):
+    first, drawn, _ = collector_of(policy, chain(4))
+    first.collect(9, 1.0, 0)
+    saved, tasks = first.state_dict(), drawn.state_dict()
+    expected = first.collect(9, 1.0, 1).rollout
+    for state in (saved, {"slots": saved["slots"]}):
+        again, sampler, _ = collector_of(policy, chain(4))
+        again.load_state_dict(state)
+        sampler.load_state_dict(tasks)
+        rollout = again.collect(9, 1.0, 1).rollout
+        assert np.array_equal(rollout.images[0], expected.images[0])
+        if "numbers" in state:
+            assert np.array_equal(rollout.episode_ids, expected.episode_ids)
+            assert np.array_equal(rollout.group_ids, expected.group_ids)
+        else:
+            assert rollout.episode_ids[0].tolist() == [0, 1, 2, 3]
+            assert len(np.unique(rollout.episode_ids)) == 4 + rollout.ended[:-1].sum()
+
+
+def groups_of(sampler: TaskSampler, groups: int, size: int) -> list[list[EpisodeSpec]]:
+    return [sampler.draw_group(size) for _ in range(groups)]
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 4, 20])
+def test_groups_are_played_to_the_end_of_every_episode(policy: OpenVLAPolicy, num_envs: int):
+    """Known answers: the chain gives every reward its length and every failure the horizon's."""
+    sampler = TaskSampler(CurriculumConfig(), ("chain",), np.arange(5, dtype=np.int64), 0)
+    observed: list[bool] = []
+    collector = Collector(
+        policy, chain(num_envs), sampler.draw_one, lambda task, success: observed.append(success), 0
+    )
+    groups = groups_of(sampler, 4, 3)
+    collected = collector.collect_episodes(groups, 1.0, 0)
+    rollout, ids = collected.rollout, collected.rollout.episode_ids
+    assert [e.spec for e in sorted(collected.finished, key=lambda e: e.number)] == [
+        spec for group in groups for spec in group
+    ]
+    assert sorted(e.number for e in collected.finished) == list(range(12))
+    assert len(observed) == 12
+    assert np.array_equal(rollout.valid, ids >= 0)
+    for episode in collected.finished:
+        turns, slots = np.nonzero(ids == episode.number)
+        assert len(turns) == episode.turns
+        assert set(turns) == set(range(turns[0], turns[-1] + 1))
+        assert rollout.time_fraction[turns[0], slots[0]] == 0.0
+        assert rollout.ended[turns[-1], slots[0]]
+        assert (rollout.terminated | rollout.truncated)[turns, slots].sum() == 1
+        assert (rollout.succeeded[turns, slots] == episode.success).all()
+        assert (rollout.group_ids[turns, slots] == episode.group).all()
+        assert episode.group == episode.number // 3
+        assert (rollout.initial_states[turns, slots] == episode.spec.initial_state).all()
+        if not episode.success:
+            assert episode.turns == HORIZON
+    assert rollout.num_turns == sum(e.turns for e in collected.finished)
+    assert (ids >= 0).any(1).all(), "the window has rows in which nobody plays"
+    assert not rollout.next_values.any()
+    assert not rollout.images[ids < 0].any()
+
+
+def test_members_of_a_group_play_differently(policy: OpenVLAPolicy):
+    sampler = TaskSampler(CurriculumConfig(), ("chain",), np.arange(5, dtype=np.int64), 0)
+    collector = Collector(policy, chain(4), sampler.draw_one, sampler.observe, 0)
+    rollout = collector.collect_episodes([sampler.draw_group(4)], 1.0, 0).rollout
+    first = rollout.tokens[0]
+    assert len({tuple(row) for row in first}) > 1
+    assert all(np.array_equal(image, rollout.images[0, 0]) for image in rollout.images[0])
+
+
+def test_the_same_seed_plays_the_same_groups_and_the_next_window_others(policy: OpenVLAPolicy):
+    def windows() -> list[np.ndarray]:
+        sampler = TaskSampler(CurriculumConfig(), ("chain",), np.arange(5, dtype=np.int64), 0)
+        collector = Collector(policy, chain(3), sampler.draw_one, sampler.observe, 0)
+        return [
+            collector.collect_episodes(groups_of(sampler, 2, 2), 1.0, i).rollout.tokens
+            for i in range(2)
+        ]
+
+    first, again = windows(), windows()
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert first[0].shape != first[1].shape or not np.array_equal(first[0], first[1])
+
+
+def test_an_attempt_that_is_lost_counts_for_nothing_and_its_episode_is_played_again(
+    policy: OpenVLAPolicy,
+):
+    sampler = TaskSampler(CurriculumConfig(), ("chain",), np.arange(5, dtype=np.int64), 0)
+    envs = chain(2, CrashingEnv)
+    collector = Collector(policy, envs, sampler.draw_one, sampler.observe, 0)
+    groups = [[EpisodeSpec("chain", 0)] * 2]
+    collected = collector.collect_episodes(groups, 1.0, 0)
+    rollout = collected.rollout
+    assert envs.infrastructure_errors == 1
+    assert {(e.number, e.group) for e in collected.finished} == {(0, 0), (2, 0)}
+    assert (rollout.episode_ids[:3, 1] == 1).all(), "lost in its third turn"
+    assert not rollout.valid[rollout.episode_ids == 1].any()
+    again = rollout.episode_ids == 2
+    assert rollout.valid[again].all()
+    assert rollout.time_fraction[again][0] == 0.0
+    assert (rollout.initial_states[again] == 0).all()
+
+
+def test_a_window_of_groups_can_be_saved_and_learned_from(policy: OpenVLAPolicy):
+    """Nothing of it is left running: the saved state starts from nothing."""
+    sampler = TaskSampler(CurriculumConfig(), ("chain",), np.arange(5, dtype=np.int64), 0)
+    collector = Collector(policy, chain(3), sampler.draw_one, sampler.observe, 0)
+    first = collector.collect_episodes(groups_of(sampler, 2, 3), 1.0, 0)
+    saved, tasks = collector.state_dict(), sampler.state_dict()
+    expected = collector.collect_episodes(groups_of(sampler, 2, 3), 1.0, 1).rollout
+    collector.load_state_dict(saved)
+    sampler.load_state_dict(tasks)
+    again = collector.collect_episodes(groups_of(sampler, 2, 3), 1.0, 1).rollout
+    for name in ("tokens", "episode_ids", "group_ids", "images"):
+        assert np.array_equal(getattr(again, name), getattr(expected, name)), name
+    assert again.episode_ids[again.valid].min() == len(first.finished)
+    ppo = PPOConfig(normalize_advantages=False, gamma=1.0, gae_lambda=1.0, value_lambda=1.0)
+    batch = compute_advantages(first.rollout, np.zeros_like(first.rollout.rewards), ppo)
+    assert len(batch) == first.rollout.num_turns
+    outcome = first.rollout.succeeded[first.rollout.valid].astype(np.float32)
+    np.testing.assert_allclose(batch.value_targets.numpy(), outcome, atol=1e-6)
+
+
+def test_windows_and_groups_do_not_mix(policy: OpenVLAPolicy):
+    collector, sampler, _ = collector_of(policy, chain(2))
+    with pytest.raises(RuntimeError, match="still running"):
+        collector.collect_episodes([sampler.draw_group(2)], 1.0, 0)
+    idle = Collector(policy, chain(2), sampler.draw_one, sampler.observe, 0)
+    with pytest.raises(RuntimeError, match="call start"):
+        idle.collect(3, 1.0, 0)
+    with pytest.raises(ValueError, match="no episodes"):
+        idle.collect_episodes([], 1.0, 0)
 
 
 @pytest.mark.parametrize("num_envs", [1, 2, 3, 8])

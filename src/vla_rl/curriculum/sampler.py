@@ -95,6 +95,11 @@ class TaskSampler:
         task = int(np.searchsorted(cumulative, place, side="right"))
         return EpisodeSpec(self.tasks[task], self._next_state(task))
 
+    def draw_group(self, size: int) -> list[EpisodeSpec]:
+        """One draw, `size` times: episodes from the same initial state, to be compared with each other."""
+        require(size >= 1, f"a group needs at least one episode, got {size}")
+        return [self.draw_one()] * size
+
     def observe(self, task: str, success: bool) -> None:
         """Note how an episode ended. A crashed simulator is no outcome: never report one here."""
         if task not in self._index:

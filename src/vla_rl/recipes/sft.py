@@ -27,6 +27,7 @@ from vla_rl.data.demonstrations import (
     action_chunks,
     load_demonstrations,
 )
+from vla_rl.envs.registry import robots
 from vla_rl.policies.policy import Policy
 from vla_rl.policies.registry import POLICIES, SCRATCH, load_policy
 from vla_rl.runtime.devices import use_threads
@@ -64,6 +65,7 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
         image_size=config.image_size,
         image_fit=config.image_fit,
         scratch=next(folder for folder in out.absolute().parents if folder.is_dir()),
+        normalised_robots=robots(),
     )
     policy = build_policy(config, demos)
     tokens = policy.encode_actions(

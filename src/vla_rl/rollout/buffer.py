@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,6 +20,24 @@ class FinishedEpisode:
     spec: EpisodeSpec
     success: bool
     turns: int
+    number: int  # as in `Rollout.episode_ids`
+    group: int  # as in `Rollout.group_ids`
+
+
+@dataclass
+class Playing:
+    """The episode that an environment plays, as far as it has come."""
+
+    spec: EpisodeSpec
+    number: int  # as in `Rollout.episode_ids`
+    group: int  # as in `Rollout.group_ids`
+    turns: int = 0
+    window_start: int = 0  # its first turn inside the window
+    actions: list[list[int]] = field(default_factory=list)  # tokens so far, to replay on resume
+
+
+_EMPTY = {"episode_ids": -1, "group_ids": -1, "simulator_rewards": np.nan}
+"""What stands in an array where nothing was played; 0 in the others."""
 
 
 class RolloutBuffer:
@@ -41,12 +59,14 @@ class RolloutBuffer:
         self.time_fraction = np.zeros((m, n), np.float32)
         self.task_ids = np.zeros((m, n), np.int64)
         self.initial_states = np.zeros((m, n), np.int64)
+        self.episode_ids = np.full((m, n), -1, np.int64)
+        self.group_ids = np.full((m, n), -1, np.int64)
         self.tokens = np.zeros((m, n, num_tokens), np.int64)
         self.log_probs = np.zeros((m, n, num_tokens), np.float32)
         self.values = np.zeros((m, n), np.float32)
         self.rewards = np.zeros((m, n), np.float32)
         self.terminated, self.truncated = np.zeros((m, n), bool), np.zeros((m, n), bool)
-        self.succeeded, self.valid = np.zeros((m, n), bool), np.ones((m, n), bool)
+        self.succeeded, self.valid = np.zeros((m, n), bool), np.zeros((m, n), bool)
         self.simulator_rewards = np.full((m, n), np.nan, np.float32) if ask_simulator else None
         self.simulator_steps = 0
         self.finished: list[FinishedEpisode] = []
@@ -60,14 +80,17 @@ class RolloutBuffer:
         observation: Observation,
         output: PolicyOutput,
         tokens: Int64[np.ndarray, "S K"],
-        specs: list[EpisodeSpec],
+        episodes: list[Playing],
     ) -> None:
         """Keep what the policy saw and said."""
+        specs = [episode.spec for episode in episodes]
         self.images[turn, slots] = observation.images
         self.proprio[turn, slots] = observation.proprio
         self.time_fraction[turn, slots] = observation.time_fraction
         self.task_ids[turn, slots] = [self.tasks.index(spec.task) for spec in specs]
         self.initial_states[turn, slots] = [spec.initial_state for spec in specs]
+        self.episode_ids[turn, slots] = [episode.number for episode in episodes]
+        self.group_ids[turn, slots] = [episode.group for episode in episodes]
         self.tokens[turn, slots] = tokens
         self.log_probs[turn, slots] = output.log_probs.float().cpu().numpy()
         if output.values is not None:  # zeros for a policy without a critic
@@ -85,17 +108,45 @@ class RolloutBuffer:
             self._cut += [(turn, int(slots[row])) for row in cut]
             self._cut_observations.append(result.observation.select(cut))
 
-    def finish_episode(self, slot: int, start: int, end: int, episode: FinishedEpisode) -> None:
+    def finish_episode(
+        self, slot: int, start: int, end: int, episode: Playing, success: bool
+    ) -> None:
         """Mark the turns start..end of `slot` with how their episode ended."""
-        self.succeeded[start : end + 1, slot] = episode.success
-        self.finished.append(episode)
+        self.succeeded[start : end + 1, slot] = success
+        self.finished.append(
+            FinishedEpisode(episode.spec, success, episode.turns, episode.number, episode.group)
+        )
 
-    def finish(self, policy: Policy, following: Observation, temperature: float) -> Rollout:
-        """Value what follows the window and the true final observations, and freeze the arrays."""
+    def drop_episode(self, slot: int, start: int, end: int) -> None:
+        """Take the turns start..end of `slot` for lost: their episode has no outcome."""
+        self.valid[start : end + 1, slot] = False
+
+    def grow(self) -> None:
+        """Make room for as many turns again."""
+        for name in self._per_turn():
+            array = getattr(self, name)
+            setattr(self, name, np.concatenate([array, np.full_like(array, _EMPTY.get(name, 0))]))
+
+    def trim(self, num_turns: int) -> None:
+        """Keep the first `num_turns` turns alone."""
+        for name in self._per_turn():
+            setattr(self, name, getattr(self, name)[:num_turns].copy())
+
+    def _per_turn(self) -> list[str]:
+        return [name for name, value in vars(self).items() if isinstance(value, np.ndarray)]
+
+    @property
+    def num_turns(self) -> int:
+        return len(self.rewards)
+
+    def finish(self, policy: Policy, following: Observation | None, temperature: float) -> Rollout:
+        """Value what follows the window, if anything does, and the true final observations; freeze the arrays."""
         final_values, next_values = np.zeros_like(self.values), np.zeros_like(self.values[0])
+        next_images = np.zeros_like(self.images[0]) if following is None else following.images
         if isinstance(policy, ValuePolicy):
             with torch.no_grad():
-                next_values = policy.values(following).float().cpu().numpy()
+                if following is not None:
+                    next_values = policy.values(following).float().cpu().numpy()
                 if self._cut:
                     values = policy.values(Observation.concatenate(self._cut_observations))
                     turns, slots = zip(*self._cut, strict=True)
@@ -106,6 +157,8 @@ class RolloutBuffer:
             tasks=self.tasks,
             instructions=self.instructions,
             initial_states=self.initial_states,
+            episode_ids=self.episode_ids,
+            group_ids=self.group_ids,
             proprio=self.proprio,
             time_fraction=self.time_fraction,
             tokens=self.tokens,
@@ -116,7 +169,7 @@ class RolloutBuffer:
             truncated=self.truncated,
             final_values=final_values,
             next_values=next_values,
-            next_images=following.images,
+            next_images=next_images,
             succeeded=self.succeeded,
             valid=self.valid,
             temperature=temperature,

@@ -8,32 +8,21 @@ gives the same rollout to the bit, with any number of worker processes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64
 
-from vla_rl.envs.env import DENSE_REWARD_MAX, EpisodesLostError, VectorEnv
+from vla_rl.envs.env import EpisodesLostError, VectorEnv
 from vla_rl.policies.policy import Policy
-from vla_rl.rollout.buffer import FinishedEpisode, RolloutBuffer
+from vla_rl.rollout.buffer import FinishedEpisode, Playing, RolloutBuffer
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation, Rollout, StepResult
-
-
-@dataclass
-class SlotState:
-    """What one environment is playing."""
-
-    spec: EpisodeSpec
-    turns: int = 0  # of the running episode
-    window_start: int = 0  # first turn of the running episode inside the window
-    actions: list[list[int]] = field(
-        default_factory=list
-    )  # action tokens so far, to replay on resume
 
 
 @dataclass(frozen=True)
@@ -51,6 +40,8 @@ class Collector:
 
     `draw` gives the next episode (the curriculum), `observe` is told how each one ended. Crashed episodes
     are played again and never observed.
+
+    `collect_episodes` plays given episodes to their end instead, in a window as long as that takes.
     """
 
     def __init__(
@@ -60,9 +51,11 @@ class Collector:
         draw: Callable[[], EpisodeSpec],
         observe: Callable[[str, bool], None],
         seed: int,
-        ask_simulator: bool = False,
+        dense_reward_max: float | None = None,
     ) -> None:
-        """`ask_simulator`: also ask the simulator for its own dense reward after each turn (privileged)."""
+        """`dense_reward_max`: also ask the simulator for its own dense reward after each turn (privileged), and divide
+        it by this number, what a solved task gives (`Benchmark.dense_reward_max`). None: it is not asked.
+        """
         self.policy, self.envs, self.draw, self.observe, self.seed = (
             policy,
             envs,
@@ -70,113 +63,192 @@ class Collector:
             observe,
             seed,
         )
-        self.ask_simulator = ask_simulator
-        self.task_index = {task: i for i, task in enumerate(envs.tasks)}
+        self.dense_reward_max = dense_reward_max
         half = (envs.num_envs + 1) // 2
         slots = np.arange(envs.num_envs)
         self.groups = [group for group in (slots[:half], slots[half:]) if len(group)]
-        self.slots: list[SlotState] = []
-        self.current: list[Observation] = []  # per group: what its slots see now
+        self.playing: dict[int, Playing] = {}  # by slot
+        self.members = [group[:0] for group in self.groups]  # per group: the slots that play
+        self.current: list[Observation] = []  # per group: what those see now
+        self.started, self.groups_started = 0, 0  # episodes and groups of them, in the whole run
 
     def start(self) -> None:
         """Start a first episode in every environment."""
-        self.slots = [SlotState(self.draw()) for _ in range(self.envs.num_envs)]
+        self.playing = {slot: self._drawn() for slot in range(self.envs.num_envs)}
         self._reset_all()
 
+    def _drawn(self) -> Playing:
+        """The next episode that the curriculum draws, a group of its own."""
+        self.groups_started += 1
+        return self._episode(self.draw(), self.groups_started - 1)
+
+    def _episode(self, spec: EpisodeSpec, group: int) -> Playing:
+        self.started += 1
+        return Playing(spec, self.started - 1, group)
+
     def _reset_all(self) -> None:
-        for group in self.groups:
-            self.envs.post_reset(list(group), [self.slots[i].spec for i in group])
-        self.current = [self._wait_until_reset(group).observation for group in self.groups]
+        """Start what is in `playing`."""
+        self.members = [
+            group[[int(slot) in self.playing for slot in group]] for group in self.groups
+        ]
+        for slots in self.members:
+            if len(slots):
+                self.envs.post_reset(list(slots), [self.playing[i].spec for i in slots])
+        self.current = [
+            self._wait_until_reset(slots).observation if len(slots) else _NOTHING_SEEN
+            for slots in self.members
+        ]
 
     def collect(self, num_turns: int, temperature: float, iteration: int) -> Collected:
         """Play `num_turns` turns in every environment."""
-        num_tokens = self.policy.action_chunk * self.policy.action_dim
-        window = RolloutBuffer(
-            num_turns, self.envs, num_tokens, self.current[0], self.ask_simulator
-        )
-        for state in self.slots:
-            state.window_start = 0
-        clock = _Clock()
+        if len(self.playing) < self.envs.num_envs:
+            raise RuntimeError(
+                "some environments have no episode to go on with: call start() first"
+            )
+        run = self._open(num_turns, self._drawn)
+        window, clock = run.window, run.clock
         uniforms = generator(self.seed, "rollout", iteration).random(
             (num_turns, self.envs.num_envs, window.num_tokens), dtype=np.float32
         )
         for turn in range(num_turns):
-            for index, group in enumerate(self.groups):
+            for index in range(len(self.groups)):
                 if turn > 0:
-                    self._receive(index, window, turn - 1, clock)
-                self._act(index, window, turn, temperature, uniforms[turn, group], clock)
+                    self._receive(index, run, turn - 1)
+                self._act(index, run, turn, temperature, uniforms[turn])
         for index in range(len(self.groups)):
-            self._receive(index, window, num_turns - 1, clock)
+            self._receive(index, run, num_turns - 1)
         clock.switch("infer")
         rollout = window.finish(self.policy, Observation.concatenate(self.current), temperature)
         return Collected(rollout, window.finished, window.simulator_steps, clock.stop())
 
+    def collect_episodes(
+        self, groups: Sequence[Sequence[EpisodeSpec]], temperature: float, iteration: int
+    ) -> Collected:
+        """Play groups of episodes, each to its end, in their order; then every environment is idle.
+
+        An attempt that is lost with its simulator counts for nothing, and its episode is played again. Nothing follows
+        the window: `next_values` and `next_images` of the rollout are zeros.
+        """
+        if self.playing:
+            raise RuntimeError("episodes of a window before are still running")
+        waiting = deque(
+            self._episode(spec, self.groups_started + number)
+            for number, group in enumerate(groups)
+            for spec in group
+        )
+        if not waiting:
+            raise ValueError("there are no episodes to play")
+        self.groups_started += len(groups)
+        slots = range(min(self.envs.num_envs, len(waiting)))
+        self.playing = {slot: waiting.popleft() for slot in slots}
+        self._reset_all()
+        run = self._open(
+            self.envs.horizon, lambda: waiting.popleft() if waiting else None, to_the_end=True
+        )
+        window, rng = run.window, generator(self.seed, "rollout", iteration)
+        turn = 0
+        while self.playing:
+            if turn == window.num_turns:
+                window.grow()
+            uniforms = rng.random((self.envs.num_envs, window.num_tokens), dtype=np.float32)
+            for index in range(len(self.groups)):
+                if turn > 0:
+                    self._receive(index, run, turn - 1)
+                self._act(index, run, turn, temperature, uniforms)
+            turn += 1
+        window.trim(int((window.episode_ids >= 0).any(1).sum()))
+        run.clock.switch("infer")
+        rollout = window.finish(self.policy, None, temperature)
+        return Collected(rollout, window.finished, window.simulator_steps, run.clock.stop())
+
+    def _open(
+        self, num_turns: int, following: Callable[[], Playing | None], to_the_end: bool = False
+    ) -> _Run:
+        for episode in self.playing.values():
+            episode.window_start = 0
+        num_tokens = self.policy.action_chunk * self.policy.action_dim
+        seen = next(seen for seen in self.current if len(seen))
+        window = RolloutBuffer(
+            num_turns, self.envs, num_tokens, seen, self.dense_reward_max is not None
+        )
+        return _Run(window, following, _Clock(), to_the_end)
+
     def _act(
         self,
         index: int,
-        window: RolloutBuffer,
+        run: _Run,
         turn: int,
         temperature: float,
-        uniforms: Float32[np.ndarray, "S K"],
-        clock: _Clock,
+        uniforms: Float32[np.ndarray, "N K"],
     ) -> None:
-        group = self.groups[index]
+        slots, clock = self.members[index], run.clock
+        if not len(slots):
+            return
         clock.switch("infer")
-        output = self.policy.act(self.current[index], temperature, uniforms)
+        output = self.policy.act(self.current[index], temperature, uniforms[slots])
         actions = self.policy.decode_actions(output.tokens)
         clock.switch("other")
-        self.envs.post_step(list(group), actions)
+        self.envs.post_step(list(slots), actions)
         tokens = output.tokens.cpu().numpy()
-        window.record_decision(
-            turn, group, self.current[index], output, tokens, [self.slots[i].spec for i in group]
-        )
-        for row, slot in enumerate(group):
-            self.slots[slot].actions.append(tokens[row].tolist())
+        episodes = [self.playing[i] for i in slots]
+        run.window.record_decision(turn, slots, self.current[index], output, tokens, episodes)
+        for row, episode in enumerate(episodes):
+            episode.actions.append(tokens[row].tolist())
 
-    def _receive(self, index: int, window: RolloutBuffer, turn: int, clock: _Clock) -> None:
-        """Take the outcome of `turn` and give every ended slot its next episode."""
-        group = self.groups[index]
+    def _receive(self, index: int, run: _Run, turn: int) -> None:
+        """Take the outcome of `turn` and give every slot whose episode ended the next one, if there is one."""
+        slots, window, clock = self.members[index], run.window, run.clock
+        if not len(slots):
+            return
         clock.switch("simulate")
-        result = self.envs.wait(list(group))
+        result = self.envs.wait(list(slots))
         clock.switch("other")
-        window.record_outcome(turn, group, result)
+        window.record_outcome(turn, slots, result)
         if window.simulator_rewards is not None:  # before any reset
-            window.simulator_rewards[turn, group] = self._simulator_rewards(group, result.lost)
+            window.simulator_rewards[turn, slots] = self._simulator_rewards(slots, result.lost)
         restarted: list[int] = []
-        for row, slot in enumerate(group):
-            state = self.slots[slot]
-            state.turns += 1
-            ended = bool(result.terminated[row] or result.truncated[row])
-            if result.lost[row]:
-                self.slots[slot] = SlotState(state.spec, window_start=turn + 1)
-            elif ended:
-                success = bool(result.terminated[row])
-                self.observe(state.spec.task, success)
-                window.finish_episode(
-                    slot,
-                    state.window_start,
-                    turn,
-                    FinishedEpisode(state.spec, success, state.turns),
-                )
-                self.slots[slot] = SlotState(self.draw(), window_start=turn + 1)
-            if result.lost[row] or ended:
-                restarted.append(row)
-        self.current[index] = result.observation
+        for row, slot in enumerate(int(slot) for slot in slots):
+            self.playing[slot].turns += 1
+            if result.lost[row] or result.terminated[row] or result.truncated[row]:
+                following = self._end(slot, run, turn, result, row)
+                del self.playing[slot]
+                if following is not None:
+                    following.window_start = turn + 1
+                    self.playing[slot] = following
+                    restarted.append(row)
+        seen = result.observation
         if restarted:
-            slots = [int(group[row]) for row in restarted]
-            self.envs.post_reset(slots, [self.slots[i].spec for i in slots])
+            fresh_slots = [int(slots[row]) for row in restarted]
+            self.envs.post_reset(fresh_slots, [self.playing[i].spec for i in fresh_slots])
             clock.switch("simulate")
-            fresh = self._wait_until_reset(slots).observation
+            fresh = self._wait_until_reset(fresh_slots).observation
             clock.switch("other")
-            self.current[index] = _replace_rows(result.observation, restarted, fresh)
+            seen = _replace_rows(seen, restarted, fresh)
+        going_on = [row for row, slot in enumerate(slots) if slot in self.playing]
+        if len(going_on) < len(slots):
+            self.members[index], seen = slots[going_on], seen.select(going_on)
+        self.current[index] = seen
+
+    def _end(self, slot: int, run: _Run, turn: int, result: StepResult, row: int) -> Playing | None:
+        """Note how the slot's episode ended; returns what it plays next."""
+        episode = self.playing[slot]
+        if result.lost[row]:
+            if run.to_the_end:
+                run.window.drop_episode(slot, episode.window_start, turn)
+            return self._episode(episode.spec, episode.group)
+        success = bool(result.terminated[row])
+        self.observe(episode.spec.task, success)
+        run.window.finish_episode(slot, episode.window_start, turn, episode, success)
+        return run.following()
 
     def _simulator_rewards(
-        self, group: Int64[np.ndarray, " S"], lost: Bool[np.ndarray, " S"]
+        self, slots: Int64[np.ndarray, " S"], lost: Bool[np.ndarray, " S"]
     ) -> Float32[np.ndarray, " S"]:
-        rewards = np.full(len(group), np.nan, np.float32)
+        assert self.dense_reward_max is not None
+        rewards = np.full(len(slots), np.nan, np.float32)
         with suppress(EpisodesLostError):  # they come back as lost on the next turn
-            asked = self.envs.dense_rewards([int(slot) for slot in group[~lost]])
-            rewards[~lost] = np.clip(asked / DENSE_REWARD_MAX, 0, 1)
+            asked = self.envs.dense_rewards([int(slot) for slot in slots[~lost]])
+            rewards[~lost] = np.clip(asked / self.dense_reward_max, 0, 1)
         return rewards
 
     def _wait_until_reset(self, slots: Any) -> StepResult:
@@ -185,7 +257,7 @@ class Collector:
         result = self.envs.wait(slots)
         while result.lost.any():
             again = [slots[row] for row in np.flatnonzero(result.lost)]
-            self.envs.post_reset(again, [self.slots[i].spec for i in again])
+            self.envs.post_reset(again, [self.playing[i].spec for i in again])
             fresh = self.envs.wait(again)
             rows = [slots.index(i) for i in again]
             lost = result.lost.copy()
@@ -204,7 +276,12 @@ class Collector:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON: each slot's episode and the actions played in it so far; enough to rebuild it exactly."""
-        return {"slots": [[s.spec.task, s.spec.initial_state, [*s.actions]] for s in self.slots]}
+        slots = [self.playing.get(slot) for slot in range(self.envs.num_envs)]
+        return {
+            "slots": [e and [e.spec.task, e.spec.initial_state, [*e.actions]] for e in slots],
+            "numbers": [e and [e.number, e.group] for e in slots],
+            "started": [self.started, self.groups_started],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Rebuild every running episode: reset it and play its actions again (simulators are deterministic)."""
@@ -213,23 +290,50 @@ class Collector:
             raise ValueError(
                 f"saved with {len(rows)} environments, now there are {self.envs.num_envs}"
             )
-        self.slots = [
-            SlotState(EpisodeSpec(task, int(i)), len(actions), 0, [list(a) for a in actions])
-            for task, i, actions in rows
-        ]
+        # runs of before did not number their episodes
+        numbers = state.get("numbers", [[slot, slot] for slot in range(len(rows))])
+        self.started, self.groups_started = state.get("started", [len(rows), len(rows)])
+        self.playing = {
+            slot: Playing(
+                EpisodeSpec(row[0], int(row[1])),
+                number=number[0],
+                group=number[1],
+                turns=len(row[2]),
+                actions=[*row[2]],
+            )
+            for slot, (row, number) in enumerate(zip(rows, numbers, strict=True))
+            if row is not None
+        }
         self._reset_all()
-        for turn in range(max((s.turns for s in self.slots), default=0)):
-            behind = [i for i, s in enumerate(self.slots) if s.turns > turn]
-            tokens = torch.tensor([self.slots[i].actions[turn] for i in behind])
+        for turn in range(max((e.turns for e in self.playing.values()), default=0)):
+            behind = [slot for slot, e in self.playing.items() if e.turns > turn]
+            tokens = torch.tensor([self.playing[i].actions[turn] for i in behind])
             self.envs.post_step(behind, self.policy.decode_actions(tokens))
             result = self.envs.wait(behind)
-            for index, group in enumerate(self.groups):
-                members = {int(slot): row for row, slot in enumerate(group)}
+            for index, slots in enumerate(self.members):
+                members = {int(slot): row for row, slot in enumerate(slots)}
                 pairs = [(members[slot], row) for row, slot in enumerate(behind) if slot in members]
                 if pairs:
                     target, source = [p[0] for p in pairs], [p[1] for p in pairs]
                     fresh = result.observation.select(source)
                     self.current[index] = _replace_rows(self.current[index], target, fresh)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One window in the making."""
+
+    window: RolloutBuffer
+    following: Callable[[], Playing | None]
+    """The next episode to play; None where there is no other."""
+    clock: _Clock
+    to_the_end: bool = False
+    """Every episode of the window is played to its end, or counts for nothing."""
+
+
+_NOTHING_SEEN = Observation(
+    np.zeros((0, 1, 1, 3), np.uint8), (), np.zeros((0, 1), np.float32), np.zeros(0, np.float32)
+)
 
 
 def _replace_rows(base: Observation, rows: list[int], fresh: Observation) -> Observation:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vla_rl.config.errors import UserError
+from vla_rl.runtime.extras import need
 from vla_rl.runtime.files import whole_file
 
 _CODECS = ("libx264", "libopenh264")  # the second one is what LGPL builds of FFmpeg carry
@@ -95,20 +96,18 @@ def filmstrip(
 
 def jpeg(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     """An RGB image as a JPEG file. Raises UserError where Pillow is missing."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise UserError("Still images need Pillow: pip install 'vla-rl[report]'.") from error
+    need("PIL", purpose="a still image")
+    from PIL import Image
+
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=82)
     return buffer.getvalue()
 
 
 def _import_av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise UserError("Videos need PyAV: pip install 'vla-rl[report]'.") from error
+    need("av", purpose="a video")
+    import av
+
     return av
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
-from vla_rl.config.errors import UserError
 from vla_rl.functional import Reliability
 from vla_rl.report.figures.saving import save_figure
+from vla_rl.runtime.extras import need
 from vla_rl.runtime.video import write_video
 
 FILM_COLUMNS = 10
@@ -138,10 +138,9 @@ def _columns(length: int) -> list[int]:
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("Plots need matplotlib: pip install 'vla-rl[report]'.") from error
+    need("matplotlib", purpose="a plot")
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
