@@ -150,6 +150,7 @@ def serve() -> None:
     """Import what commands need, then fork one for each line that comes in."""
     # the slow part of every command
     import torch
+    import torch._dynamo
 
     from vla_rl.cli import main
 
