@@ -15,8 +15,16 @@ from vla_rl.cli.arguments import EvalArguments
 from vla_rl.cli.commands import parse_command
 from vla_rl.cli.fields import options_of
 from vla_rl.cli.training import DEFAULT_PRESET, train_request
-from vla_rl.config import DemosConfig, LoraConfig, ScheduleConfig, TrainConfig, UserError
+from vla_rl.config import (
+    AblationConfig,
+    DemosConfig,
+    LoraConfig,
+    ScheduleConfig,
+    TrainConfig,
+    UserError,
+)
 from vla_rl.config.bounds import bounds_in_words, declared
+from vla_rl.config.search import ScalingConfig
 from vla_rl.config.serialize import from_json
 from vla_rl.recipes.presets import PRESETS, SUMMARIES, preset
 from vla_rl.runtime.run_folder import Run
@@ -66,6 +74,39 @@ def test_options_of_before_work_and_say_how_they_are_called_now(
     assert request(f"--resume {finished} --ppo.iterations 99")[0].schedule.iterations == 99
     told = "vla-rl train: --ppo.iterations is called --schedule.iterations now\n"
     assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("train", "--reward.judge runs/reward", "--reward.model runs/reward"),
+        ("train", "--reward.judge=runs/reward", "--reward.model runs/reward"),
+        ("train", "--reward.judge simulator", "--reward.kind simulator"),
+        ("train", "--reward.judge=simulator --run.seed 3", "--reward.kind simulator --run.seed 3"),
+        ("train", "--reward.model simulator", "--reward.kind simulator"),
+        ("ablate", "--judge simulator", "--reward-kind simulator"),
+        ("ablate", "--judge runs/reward", "--reward-model runs/reward"),
+        (
+            "eval",
+            "x --best-of 2 --chooser judge --judge a",
+            "x --best-of 2 --chooser reward-model --reward-model a",
+        ),
+        ("test-time", "x --choosers judge random", "x --choosers reward-model random"),
+        ("test-time", "x --search.judge a", "x --search.reward-model a"),
+    ],
+)
+def test_the_reward_model_was_called_a_judge(
+    command: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cls = {
+        "train": TrainConfig, "ablate": AblationConfig, "eval": EvalArguments, "test-time": ScalingConfig,
+    }[command]  # fmt: skip
+    found = parse_command(cls, old.split(), command)
+    told = capsys.readouterr().err.splitlines()
+    assert found == parse_command(cls, new.split(), command)
+    assert capsys.readouterr().err == ""
+    assert told
+    assert all(line.startswith(f"vla-rl {command}: ") and line.endswith(" now") for line in told)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -170,6 +170,7 @@ def test_new_adapters_on_merged_ones_refer_to_the_fine_tuned_policy(
     start = OpenVLAPolicy.from_checkpoint(tmp_path / "adapter", settings())
     policy = OpenVLAPolicy.from_checkpoint(tmp_path / "adapter", settings(LORA))
     torch.testing.assert_close(log_probs(policy), log_probs(start), atol=1e-5, rtol=0)
+    policy.keep_reference()
     shake(policy.model)
     assert (log_probs(policy) - log_probs(start)).abs().max() > 0.1
     reference = policy.reference_log_probs(OBSERVATION, TOKENS)
@@ -178,6 +179,9 @@ def test_new_adapters_on_merged_ones_refer_to_the_fine_tuned_policy(
     assert not (tmp_path / "run" / "model.safetensors").exists()
     back = OpenVLAPolicy.from_checkpoint(tmp_path / "run", settings(LORA))
     assert torch.equal(log_probs(back), log_probs(policy))
+    back.keep_reference(tmp_path / "adapter")  # as a resumed run does
+    reference = back.reference_log_probs(OBSERVATION, TOKENS)
+    torch.testing.assert_close(reference, log_probs(start), atol=1e-5, rtol=0)
 
 
 def test_a_base_that_has_moved_is_given(base: Path, tmp_path: Path, trained: OpenVLAPolicy) -> None:

@@ -54,7 +54,7 @@ def check(room: Path, kind: str) -> Policy | None:
     return policy
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.sampled_from(JSON_FILES), json_damage)
 def test_wrong_values_are_refused_or_harmless(
     room: Path, file: tuple[str, str], damage: JsonDamage
@@ -67,7 +67,7 @@ def test_wrong_values_are_refused_or_harmless(
             assert np.isfinite(policy.decode_actions(tokens)).all()
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.sampled_from(FILES), byte_damage)
 def test_damaged_bytes_are_refused_or_load(
     room: Path, file: tuple[str, str], damage: ByteDamage

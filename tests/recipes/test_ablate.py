@@ -43,7 +43,9 @@ def test_every_cell_differs_from_the_whole_in_one_thing(name: str) -> None:
 
 
 def test_runs_of_a_seed_start_alike_and_have_places_of_their_own() -> None:
-    config = AblationConfig(checkpoint="policy", reward_model="judge", parallel=2, cores=3, out="o")
+    config = AblationConfig(
+        checkpoint="policy", reward_model="runs/reward", parallel=2, cores=3, out="o"
+    )
     runs = [planned_run(config, cell, seed) for cell in CELLS for seed in range(3)]
     assert len({run.run.name for run in runs}) == len(runs)
     for run in runs:
@@ -51,6 +53,12 @@ def test_runs_of_a_seed_start_alike_and_have_places_of_their_own() -> None:
     assert {run.run.seed for run in runs} == {0, 1, 2}
     timed = planned_run(replace(config, minutes=8), "full", 0)
     assert (timed.schedule.minutes, timed.schedule.iterations) == (8, 100_000)
+
+
+def test_the_simulators_reward_is_taken_apart_like_a_reward_models() -> None:
+    config = AblationConfig(checkpoint="policy", reward_kind="simulator")
+    kinds = {c: planned_run(config, c, 0).reward.chosen_kind for c in ("full", "no-reward")}
+    assert kinds == {"full": "simulator", "no-reward": "success"}
 
 
 def pretend(run: TrainConfig, successes: list[int]) -> None:

@@ -56,7 +56,7 @@ def config(dataset, out, **changes) -> RewardModelConfig:
 @pytest.fixture(scope="module")
 def run(dataset, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "reward"
-    assert train_reward(config(dataset, out)) == out / "judge"
+    assert train_reward(config(dataset, out)) == out / "reward_model"
     return out
 
 

@@ -122,10 +122,12 @@ _DRAWN = Effect(
     lambda c: c.env.suite.partition(":")[0] != "toy",
     "the toy benchmark has neither cameras nor meshes",
 )
-_FROM_NOTHING = Effect(
-    _named("policy", "base unnorm_key dtype images gripper"),
-    lambda c: bool(c.policy.checkpoint),
-    "policy.checkpoint is empty, so the tiny policy is built from nothing and these are its own",
+_LOADED = _named("policy", "base unnorm_key dtype images gripper")
+_FROM_SCRATCH = "the policy is built from scratch, not loaded; these are its own"
+_SCRATCH = Effect(
+    ("policy.scratch",),
+    lambda c: not c.policy.checkpoint,
+    "the policy is loaded from policy.checkpoint; leave out one of the two",
 )
 _DECODE_GRAPHS = Effect(
     ("policy.decode_graphs",),
@@ -150,6 +152,8 @@ _LABELS = (
     ),
 )
 _TRAIN = (
+    _SCRATCH,
+    Effect(_LOADED, lambda c: c.policy.checkpoint or not c.policy.scratch, _FROM_SCRATCH),
     _SETTLE,
     _DRAWN,
     _DECODE_GRAPHS,
@@ -249,7 +253,8 @@ _TRAIN = (
     ),
 )
 _SFT = (
-    _FROM_NOTHING,
+    _SCRATCH,
+    Effect(_LOADED, lambda c: bool(c.policy.checkpoint), _FROM_SCRATCH),
     Effect(
         ("policy.critic",),
         lambda c: False,

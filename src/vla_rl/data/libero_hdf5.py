@@ -40,6 +40,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from vla_rl.config.errors import UserError, nearest, require
 from vla_rl.data.demonstrations import ACTION, IMAGE, STATE
+from vla_rl.data.inspection import inspect
 from vla_rl.data.lerobot import Feature, LeRobotWriter, camera, vector
 from vla_rl.data.resizing import resize
 from vla_rl.runtime.external import Phrase, check_array, fault, files_inside
@@ -307,6 +308,7 @@ def _opened(path: Path) -> Iterator[Any]:
             raise UserError(
                 f"expected an HDF5 file, got {path}: it is another kind of file, or empty. {REMEDY}"
             )
+        inspect("hdf5", path)
         with h5py.File(path, "r") as file:
             data = _inside(path, file, "data")
             if not isinstance(data, h5py.Group):

@@ -114,7 +114,7 @@ class Policy(Protocol):
     def reference_log_probs(
         self, observation: Observation, tokens: Int64[Tensor, "N K"], temperature: float = 1.0
     ) -> Float[Tensor, "N K"]:
-        """The frozen initial policy's log-probs (adapter off, or the kept copy), no gradients."""
+        """The frozen initial policy's log-probs, no gradients; other threads may evaluate the policy meanwhile."""
         ...
 
     def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]:

@@ -58,7 +58,7 @@ PAPER = {
 def cell_config(config: TrainConfig, cell: str) -> TrainConfig:
     """`config` changed in the one thing that `cell` is about."""
     if cell == "no-reward":
-        return replace(config, reward=replace(config.reward, model=""))
+        return replace(config, reward=replace(config.reward, kind="auto", model=""))
     if cell == "no-curriculum":
         return replace(config, curriculum=replace(config.curriculum, mode="uniform"))
     if cell == "temperature":
@@ -82,9 +82,12 @@ def ablate(config: AblationConfig) -> Path:
             "ablate: needs a policy to start from: --checkpoint runs/sft/policy (from `vla-rl sft` or a quickstart)"
         )
     require_writable(Path(config.out), "folder")
-    cells = [cell for cell in config.cells if cell != "no-reward" or config.reward_model]
+    rewarded = planned_run(config, "full", 0).reward.chosen_kind != "success"
+    cells = [cell for cell in config.cells if cell != "no-reward" or rewarded]
     if len(cells) < len(config.cells):
-        note("no --reward-model was given: all runs are without a process reward")
+        note(
+            "neither --reward-model nor --reward-kind was given: all runs are without a dense reward"
+        )
     runs = {(c, s): planned_run(config, c, s) for s in range(config.seeds) for c in cells}
     for run in runs.values():
         _require_same(run)
@@ -126,7 +129,7 @@ def planned_run(config: AblationConfig, cell: str, seed: int) -> TrainConfig:
             minutes=config.minutes,
             iterations=100_000 if config.minutes > 0 else config.iterations,
         ),
-        reward=replace(base.reward, model=config.reward_model),
+        reward=replace(base.reward, kind=config.reward_kind, model=config.reward_model),
         eval=replace(base.eval, episodes_per_task=config.episodes_per_task, videos=0),
         run=replace(
             base.run,

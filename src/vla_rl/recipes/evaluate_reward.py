@@ -1,5 +1,4 @@
-"""How good a reward model is: on episodes it was not trained on, on tasks it has never seen, and on instructions that do
-not fit.
+"""How good a reward model is: on episodes it was not trained on, on new tasks, and on instructions that do not fit.
 
 vla-rl reward eval runs/reward
 vla-rl reward score runs/reward runs/play --episode 3 --out reward.png
@@ -65,7 +64,7 @@ Result = dict[str, Any]
 def evaluate_reward(config: RewardEvalConfig) -> Result:
     """Measure a reward model; writes evaluation.json and reliability.png into `config.out` and returns the former.
 
-    Raises UserError where the reward model is none, its training data have changed, or the episodes hold one class only.
+    Raises UserError where the reward model is none, its training data have changed, or there is one class only.
     """
     folder = reward_model_folder(config.reward_model)
     out = require_writable(

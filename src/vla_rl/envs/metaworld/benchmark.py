@@ -40,7 +40,7 @@ def _instructions(suite: str) -> tuple[str, ...]:
 
 METAWORLD = Benchmark(
     title="Meta-World",
-    suites=("mt1", *metaworld_tasks.SUITES),
+    suites=(*metaworld_tasks.SUITES, "mt1"),
     suites_in_words="mt1:<task>, mt5, mt10 or mt50",
     task_names=metaworld_tasks.suite_tasks,
     instructions=_instructions,

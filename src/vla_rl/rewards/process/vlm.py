@@ -1,7 +1,8 @@
 """The reward model on any image-text model of Hugging Face, with adapters. The paper's authors take Qwen2-VL-2B.
 
-It is loaded through AutoModelForImageTextToText and AutoProcessor, from a folder or the hub. Weights are safetensors, and
-no code of the repository is ever run. The model's own chat template makes the conversation; the token after it is the answer.
+It is loaded through AutoModelForImageTextToText and AutoProcessor, from a folder or the hub. Weights are safetensors,
+and no code of the repository is ever run. The model's own chat template makes the conversation; the token after it is
+the answer.
 """
 
 from __future__ import annotations
