@@ -214,6 +214,7 @@ def test_every_preset_has_a_line_in_the_help_and_the_papers_numbers_are_the_pape
         ),
         ("eval x --tempratur 1", ["no option --tempratur", "'--temperature'"]),
         ("report", ["RUN is missing"]),
+        ("test-time x --sizes 1 x", ["--sizes: no list of its kind: '1', 'x'"]),
         ("demos --noise -1", ["demos: noise: expected a number of at least 0, got -1.0"]),
         ("sft --epochs x", ["--epochs: expected a whole number, got 'x'"]),
         ("quickstart --minutes 0", ["quickstart: minutes: expected a number above 0, got 0.0"]),
