@@ -49,7 +49,7 @@ UNCONDITIONAL = {
 
 _ENV = (
     "env.{suite,image_size,action_repeat,action_chunk,horizon,num_envs,num_workers,initial_states,held_out,"
-    "step_timeout,start_timeout,max_restarts}"
+    "camera,mesh_faces,settle_steps,step_timeout,start_timeout,max_restarts}"
 )
 ALWAYS = {
     "TrainConfig": (
@@ -138,11 +138,8 @@ def changed(config: Any, settings: dict[str, Any]) -> Any:
 SHARED, SEPARATE = {"policy.critic.kind": "shared"}, {"policy.critic.kind": "separate"}
 MODEL, REFRESHED = {"reward.model": "x"}, {"reward.model": "x", "reward.refresh_every": 5}
 SIMULATOR = {"reward.kind": "simulator"}
-LIBERO = {"env.held_out": 10, "env.initial_states": 50, "env.suite": "libero-goal"}
 CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     # configuration, fields, what is said, without effect where, with effect where
-    ("TrainConfig", "env.settle_steps", "error", {}, LIBERO),
-    ("TrainConfig", "env.camera env.mesh_faces", "error", {"env.suite": "toy"}, {}),
     ("TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "cpu"}, {"policy.device": "cuda:1"}),
     ("TrainConfig", "run.threads", "warning", {"policy.device": "cuda"}, {"policy.device": "cpu"}),
     ("TrainConfig", "policy.critic.width", "error", SHARED, SEPARATE),
@@ -178,8 +175,6 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         {"policy.checkpoint": "x"},
     ),
     ("SFTConfig", "policy.critic.kind policy.critic.width policy.decode_graphs", "warning", {}, {}),
-    ("DemosConfig", "env.settle_steps", "error", {}, LIBERO),
-    ("DemosConfig", "env.camera", "error", {"env.suite": "toy:reach"}, {}),
     *(
         (name, "labels.num_segments labels.failure_peak labels.failure_end labels.positive_progress", "error", {},
          {"labels.scheme": "segments"})

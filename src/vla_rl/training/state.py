@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,8 @@ def open_training_run(
             "policy.checkpoint is empty: PPO improves a pretrained policy. Make one with `vla-rl demos` and "
             "`vla-rl sft`, then give its folder, e.g. --policy.checkpoint runs/sft/policy. The preset toy needs none"
         )
-    return Run.create(config.run.root, config.run.name, config, sys.argv, packages, **sinks)
+    name = config.run.name or f"{config.env.suite.partition(':')[0]}-{datetime.now():%Y%m%d-%H%M%S}"
+    return Run.create(config.run.root, name, config, sys.argv, packages, **sinks)
 
 
 def policy_of_run(config: TrainConfig, run: Run) -> Policy:

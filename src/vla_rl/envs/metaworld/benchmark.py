@@ -63,6 +63,7 @@ METAWORLD = Benchmark(
     laptop_defaults=_env,
     eval_defaults=EvalDefaults(split="held-out", episodes_per_task=30),
     dense_reward_max=10.0,
+    ignores=("settle_steps",),
     task_of_instruction=lambda text: _BY_INSTRUCTION.get(text, text),
     installation=Installation(
         module="metaworld",
