@@ -54,7 +54,7 @@ _ENV = (
 ALWAYS = {
     "TrainConfig": (
         "algorithm", _ENV,
-        "policy.{checkpoint,scratch,base,unnorm_key,dtype,images,gripper,lora,activation_checkpointing,device}",
+        "policy.{checkpoint,lora,activation_checkpointing,device}",
         "policy.critic.{kind,time_fraction}",
         "schedule.{iterations,minutes,episodes}", "rollout.{turns,temperature}",
         "optimizer.{learning_rate,adam_beta2,adam_eps,weight_decay,warmup_steps,final_learning_rate,max_grad_norm}",
@@ -67,7 +67,7 @@ ALWAYS = {
     "SFTConfig": (
         "{dataset,camera,image_size,image_fit,out,action_chunk,epochs,batch_size,micro_batch,learning_rate,"
         "weight_decay,warmup_steps,random_shift,validation_fraction,max_grad_norm,seed}",
-        "policy.{checkpoint,scratch,lora,activation_checkpointing,device}",
+        "policy.{checkpoint,lora,activation_checkpointing,device}",
     ),
     "DemosConfig": (_ENV, "{out,episodes_per_task,noise,image_format,seed}"),
     "RewardModelConfig": (
@@ -163,6 +163,13 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("TrainConfig", "eval.suite", "error", {"eval.suite": "mt10"}, {"eval.suite": "mt5"}),
     ("TrainConfig", "eval.temperature", "error", {"run.eval_every": 0}, {"run.eval_every": 10}),
+    (
+        "TrainConfig", "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper", "error",
+        {"policy.scratch": "mini"}, {"policy.checkpoint": "x"},
+    ),
+    *(
+        (name, "policy.scratch", "error", {"policy.checkpoint": "x"}, {}) for name in ("TrainConfig", "SFTConfig")
+    ),
     (
         "SFTConfig", "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper", "error", {},
         {"policy.checkpoint": "x"},
@@ -292,7 +299,7 @@ def test_a_preset_has_no_say(capsys: pytest.CaptureFixture[str]) -> None:
         (
             "sft --policy.gripper openvla",
             2,
-            "sft: --policy.gripper has no effect: policy.checkpoint is empty",
+            "sft: --policy.gripper has no effect: the policy is built from scratch",
         ),
         (
             "reward train --start x --lora.rank 4 --backbone y",
