@@ -20,6 +20,7 @@ from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.gradients import Tally, ThreadedGradients
 from vla_rl.algorithms.learner import (
     TrainingDivergedError,
+    finite,
     require_finite_step,
     require_finite_weights,
 )
@@ -27,6 +28,9 @@ from vla_rl.algorithms.minibatches import minibatches
 from vla_rl.config import OptimizerConfig
 from vla_rl.functional import clipped_surrogate, kl_estimate, surrogate_statistics, turn_mean
 from vla_rl.policies.policy import Evaluation, Policy
+
+LAST_LOOK = 32
+"""Turns on which the policy is looked at after an update, unless a micro-batch says how many fit."""
 
 
 class PolicyUpdateSettings(Protocol):
@@ -130,7 +134,10 @@ class PolicyUpdate:
         return batch, max(differences)
 
     def improve(self, batch: Batch, order: torch.Generator, progress: float) -> dict[str, float]:
-        """Several epochs over the batch; stops early at `target_kl`."""
+        """Several epochs over the batch; stops early at `target_kl`.
+
+        Raises TrainingDivergedError where a number on the way is not finite, or what the policy says in the end.
+        """
         settings, tally = self.settings, Tally()
         steps = 0
         for rows in minibatches(
@@ -143,7 +150,18 @@ class PolicyUpdate:
             stats |= self.step(stats["losses/policy"], progress)
             tally.add(stats)
             steps += 1
+        self._require_finite_policy(batch)
         return tally.means() | {"losses/policy_steps": float(steps)}
+
+    def _require_finite_policy(self, batch: Batch) -> None:
+        """Finite weights can be so large that nothing else is; without a further step nobody would notice."""
+        rows = torch.arange(len(batch))[: self.settings.micro_batch or LAST_LOOK]
+        broken = not finite([self._log_probs(batch, rows)])
+        if self.gradients.world.any(broken):
+            raise TrainingDivergedError(
+                f"the policy's log-probs are not finite after the update (learning rate {self.rates.learning_rate:g}): "
+                "lower the learning rate"
+            )
 
     def backward(self, batch: Batch, rows: Int64[Tensor, " b"]) -> dict[str, float]:
         """Gradients of one minibatch; returns its statistics."""
