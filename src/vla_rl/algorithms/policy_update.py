@@ -10,7 +10,7 @@ arXiv:2505.18719, section 3.2). Where the advantages A come from is not its busi
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int64
@@ -25,45 +25,12 @@ from vla_rl.algorithms.learner import (
     require_finite_weights,
 )
 from vla_rl.algorithms.minibatches import minibatches
-from vla_rl.config import OptimizerConfig
+from vla_rl.config import OptimizerConfig, PPOConfig
 from vla_rl.functional import clipped_surrogate, kl_estimate, surrogate_statistics, turn_mean
 from vla_rl.policies.policy import Evaluation, Policy
 
 LAST_LOOK = 32
 """Turns on which the policy is looked at after an update, unless a micro-batch says how many fit."""
-
-
-class PolicyUpdateSettings(Protocol):
-    """What the update reads of an algorithm's configuration; `PPOConfig` says what each is."""
-
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def minibatch(self) -> int: ...
-    @property
-    def micro_batch(self) -> int: ...
-    @property
-    def ratio(self) -> Literal["token", "action"]: ...
-    @property
-    def clip_low(self) -> float: ...
-    @property
-    def clip_high(self) -> float: ...
-    @property
-    def dual_clip(self) -> float: ...
-    @property
-    def target_kl(self) -> float: ...
-    @property
-    def entropy_coef(self) -> float: ...
-    @property
-    def kl_coef(self) -> float: ...
-    @property
-    def kl_estimator(self) -> Literal["k1", "k2", "k3"]: ...
-    @property
-    def self_imitation_coef(self) -> float: ...
-    @property
-    def recompute_log_probs(self) -> bool: ...
-    @property
-    def logprob_tolerance(self) -> float: ...
 
 
 class JointCritic(Protocol):
@@ -92,7 +59,7 @@ class PolicyUpdate:
     def __init__(
         self,
         policy: Policy,
-        settings: PolicyUpdateSettings,
+        settings: PPOConfig,
         optimizer: OptimizerConfig,
         gradients: ThreadedGradients,
         joint_critic: JointCritic | None = None,
