@@ -1,7 +1,7 @@
 # The verbs of this repository. `make` alone lists them. Continuous integration calls `make test`.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart setup setup-dev test check format bench docs clean
+.PHONY: help quickstart setup setup-dev test check format bench docs docs-config clean
 
 BIN := .venv/bin
 # Handed on: make quickstart ARGS="--minutes 2", make test ARGS="tests/functional"
@@ -35,6 +35,9 @@ format: setup-dev  ## let ruff mend and format the sources
 bench: setup-dev  ## simulator frames/s and memory; decoding against transformers
 	$(BIN)/python benchmarks/envs.py
 	$(BIN)/python benchmarks/decode.py
+
+docs-config:  ## write docs/configuration.md again, after a change to an option
+	@$(BIN)/python -m vla_rl.cli.reference docs/configuration.md
 
 docs:  ## build the documentation into site/
 	@bash scripts/setup.sh docs

@@ -137,6 +137,7 @@ def test_one_half_is_collected_while_the_other_works():
     np.testing.assert_allclose(second.observation.time_fraction, 0)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_misuse_is_told_apart():
     with ProcessVectorEnv(CONFIG, make_chain_envs) as envs:
         with pytest.raises(RuntimeError, match="post_reset first"):
@@ -319,11 +320,11 @@ def test_ctrl_c_is_the_parents_alone():
 
 
 @pytest.mark.parametrize(
-    ("gpus", "chosen", "expected"),
-    [(2, None, ["0", "1", "0"]), (1, None, [None] * 3), (2, "5", ["5"] * 3)],
+    ("drawing", "chosen", "expected"),
+    [([3, 1], None, ["3", "1", "3"]), ([], None, [None] * 3), ([0, 1], "5", ["5"] * 3)],
 )
-def test_workers_draw_on_the_gpus_in_turn(monkeypatch, gpus, chosen, expected):
-    monkeypatch.setattr("vla_rl.envs.vector.process.gpu_names", lambda: ["a GPU"] * gpus)
+def test_workers_draw_on_the_gpus_in_turn(monkeypatch, drawing, chosen, expected):
+    monkeypatch.setattr("vla_rl.envs.vector.process.drawing_devices", lambda: drawing)
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
     if chosen is not None:
         monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", chosen)

@@ -12,7 +12,6 @@ from vla_rl.envs.vector import worker, worker_process
 from vla_rl.envs.vector.shared_memory import SlotArrays
 from vla_rl.types import EpisodeSpec
 
-
 START = 10.0  # seconds that loading a task may take
 
 

@@ -43,7 +43,9 @@ def test_every_cell_differs_from_the_whole_in_one_thing(name: str) -> None:
 
 
 def test_runs_of_a_seed_start_alike_and_have_places_of_their_own() -> None:
-    config = AblationConfig(checkpoint="policy", reward_model="judge", parallel=2, cores=3, out="o")
+    config = AblationConfig(
+        checkpoint="policy", reward_model="runs/reward", parallel=2, cores=3, out="o"
+    )
     runs = [planned_run(config, cell, seed) for cell in CELLS for seed in range(3)]
     assert len({run.run.name for run in runs}) == len(runs)
     for run in runs:
@@ -51,6 +53,12 @@ def test_runs_of_a_seed_start_alike_and_have_places_of_their_own() -> None:
     assert {run.run.seed for run in runs} == {0, 1, 2}
     timed = planned_run(replace(config, minutes=8), "full", 0)
     assert (timed.schedule.minutes, timed.schedule.iterations) == (8, 100_000)
+
+
+def test_the_simulators_reward_is_taken_apart_like_a_reward_models() -> None:
+    config = AblationConfig(checkpoint="policy", reward_kind="simulator")
+    kinds = {c: planned_run(config, c, 0).reward.chosen_kind for c in ("full", "no-reward")}
+    assert kinds == {"full": "simulator", "no-reward": "success"}
 
 
 def pretend(run: TrainConfig, successes: list[int]) -> None:
@@ -124,16 +132,9 @@ def test_mistakes_are_named() -> None:
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AblationConfig:
     """The default preset in small, and a fresh policy to start from."""
-    from vla_rl.config import PolicyConfig, tiny_model
     from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
-    from vla_rl.policies import OpenVLAPolicy, identity_statistics
 
-    policy = tmp_path / "policy"
-    statistics = identity_statistics("metaworld", 4)
-    words = tuple(INSTRUCTIONS.values())
-    OpenVLAPolicy.create(tiny_model(), words, statistics, 4, 2, PolicyConfig(device="cpu")).save(
-        policy
-    )
+    policy = saved_policy(tmp_path / "policy", tuple(INSTRUCTIONS.values()))
     base = preset("metaworld-mt5")
     reduced = replace(
         base,

@@ -19,7 +19,7 @@ from vla_rl.envs.defaults import (
 )
 from vla_rl.envs.libero.benchmark import LIBERO
 from vla_rl.envs.metaworld.benchmark import METAWORLD
-from vla_rl.envs.registry import benchmark, is_libero, task_names
+from vla_rl.envs.registry import benchmark, task_names
 from vla_rl.evaluation.result import initial_states_of
 from vla_rl.recipes.presets import PRESETS, SUMMARIES, preset
 
@@ -115,8 +115,8 @@ def test_a_robot_of_another_benchmark_is_refused() -> None:
 def test_suites_and_their_benchmarks() -> None:
     assert benchmark("mt1:reach") is benchmark("mt50") is METAWORLD
     assert benchmark("libero-90:12") is benchmark("libero-spatial-lan") is LIBERO
-    assert is_libero("libero-10:0,2")
-    assert not is_libero("mt1:libero-10")
+    assert benchmark("libero-10:0,2") is LIBERO
+    assert benchmark("mt1:libero-10") is METAWORLD
     assert task_names("mt1:reach") == ("reach",)
     with pytest.raises(ConfigError, match=r"unknown LIBERO suite 'libero-spatail'.*libero-spatial"):
         benchmark("libero-spatail")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,10 +33,6 @@ from vla_rl.rewards.process.tiny import TinyProcessRewardModel
 from vla_rl.rewards.trajectory_files import save_trajectories
 from vla_rl.runtime.video import read_video
 
-# pytest finds modules beside a test file alone
-sys.path.append(str(Path(__file__).parents[1] / "rewards"))
-from toy_trajectories import TASKS, episodes, trajectory
-
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
@@ -56,7 +50,7 @@ def config(dataset, out, **changes) -> RewardModelConfig:
 @pytest.fixture(scope="module")
 def run(dataset, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "reward"
-    assert train_reward(config(dataset, out)) == out / "judge"
+    assert train_reward(config(dataset, out)) == out / "reward_model"
     return out
 
 
@@ -130,8 +124,11 @@ def test_shares_in_threads_learn_what_one_learns(dataset):
         learner = RewardModelLearner(reward_model, settings, 10)
         numbers.append([learner.update(batch)["loss"] for _ in range(3)])
         learner.close()
-    np.testing.assert_allclose(numbers[1], numbers[0], rtol=1e-3)
-    np.testing.assert_allclose(numbers[2], numbers[0], rtol=1e-3)
+    first, *others = np.array(numbers)
+    for other in others:
+        assert other[0] == pytest.approx(first[0], rel=1e-5)
+        # Adam divides by a gradient's size: where that is rounding alone, so is the step
+        np.testing.assert_allclose(other, first, rtol=1e-2)
 
 
 @pytest.mark.parametrize("spoilt", [False, True])

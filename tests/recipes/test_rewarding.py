@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from builders.policies import saved_policy
 from vla_rl.config import (
     DemosConfig,
     EnvConfig,
@@ -19,10 +20,9 @@ from vla_rl.config import (
     RewardModelConfig,
     TrainConfig,
     UserError,
-    tiny_model,
 )
 from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.policies import OpenVLAPolicy
 from vla_rl.recipes.demos import collect_demos
 from vla_rl.recipes.train_ppo import train
 from vla_rl.recipes.train_reward import train_reward
@@ -40,12 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(folder: Path) -> Path:
-    statistics = identity_statistics("metaworld", 4)
-    made = OpenVLAPolicy.create(
-        tiny_model(), (INSTRUCTIONS[TASK],), statistics, 4, 2, PolicyConfig(device="cpu")
-    )
-    made.save(folder / "policy")
-    return folder / "policy"
+    return saved_policy(folder / "policy", (INSTRUCTIONS[TASK],))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +53,7 @@ def reward_model(folder: Path) -> Path:
     return train_reward(config)
 
 
-def training(policy: Path, root: Path, reward_model: Path, **reward: object) -> TrainConfig:
+def training(policy: Path, root: Path, reward_model: Path | None, **reward: object) -> TrainConfig:
     config = TrainConfig()
     return replace(
         config,
@@ -67,7 +62,9 @@ def training(policy: Path, root: Path, reward_model: Path, **reward: object) -> 
         schedule=replace(config.schedule, iterations=3),
         rollout=replace(config.rollout, turns=6),
         ppo=replace(config.ppo, minibatch=12, critic_warmup=1),
-        reward=ProcessRewardConfig(model=str(reward_model), **reward),  # type: ignore[arg-type]
+        reward=ProcessRewardConfig(
+            model="" if reward_model is None else str(reward_model), **reward
+        ),  # type: ignore[arg-type]
         eval=replace(config.eval, episodes_per_task=1),
         run=replace(config.run, name="run", root=str(root), save_every=1, tensorboard=False),
     )
@@ -99,8 +96,7 @@ def test_a_reward_model_that_does_not_fit_is_refused(
 
 def test_the_simulator_in_place_of_a_reward_model(policy: Path, tmp_path: Path) -> None:
     """Its reward is paid, and a stopped run goes on as if it had not been."""
-    simulator = Path("simulator")
-    settings = training(policy, tmp_path / "whole", simulator)
+    settings = training(policy, tmp_path / "whole", None, kind="simulator")
     settings = replace(settings, schedule=replace(settings.schedule, iterations=2))
     whole = train(settings)
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
@@ -138,13 +134,13 @@ def test_a_refreshed_reward_model_is_found_again(
     assert all(line["rollout/return_dense"] != 0 for line in lines)
     assert all(line["rollout/success_rate"] <= 1 for line in lines)
     # two refreshes, the second on the first's episodes too, and each reward model another one
-    runs = sorted((whole / "scores").iterdir())
+    runs = sorted((whole / "reward_models").iterdir())
     assert [run.name for run in runs] == ["iteration-000001", "iteration-000002"]
     second = json.loads((runs[1] / "model" / "config.json").read_text())
     assert [Path(name).parent.name for name in second["datasets"][1:]] == [run.name for run in runs]
     assert second["start"] == str(runs[0] / "model")
     reward_models = [
-        load_file(next((run / "model" / "judge").glob("*.safetensors"))) for run in runs
+        load_file(next((run / "model" / "reward_model").glob("*.safetensors"))) for run in runs
     ]
     assert any(
         not np.array_equal(reward_models[0][name], reward_models[1][name])

@@ -262,12 +262,21 @@ def test_segments_of_a_success_rise_to_one():
     assert labels.key_frames.tolist() == [1, 3, 5, 7, 9]
 
 
-def test_segments_of_a_failure_rise_to_a_half_and_fall_to_a_quarter():
-    labels = labels_of(trajectory([1.0] * 10, success=False), SEGMENTS)
-    np.testing.assert_allclose(
-        labels.progress, np.repeat([1 / 6, 2 / 6, 0.5, 0.25, 0.25], 2), rtol=1e-6
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        (5, [0.1, 0.2, 0.25, 0.25, 0.25]),  # the source's
+        (4, [0.125, 0.25, 0.25, 0.25]),
+        (2, [0.25, 0.25]),
+        (1, [0.25]),
+    ],
+)
+def test_segments_of_a_failure_rise_half_as_fast_and_stay_at_a_quarter(parts, expected):
+    labels = labels_of(
+        trajectory([1.0] * 2 * parts, success=False), replace(SEGMENTS, num_segments=parts)
     )
-    assert signs(labels) == "-" * 10
+    np.testing.assert_allclose(labels.progress, np.repeat(expected, 2), rtol=1e-6)
+    assert signs(labels) == "-" * 2 * parts
 
 
 def test_fewer_decisions_than_segments_make_fewer_segments():

@@ -1,99 +1,33 @@
-"""The process reward in the loop: shaping that pays progress alone, bounds that hold, and the simulator as a scorer."""
+"""The dense reward in the loop: what the forms pay, what a stopped run needs, and the simulator as a scorer."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
+from toy_rollouts import HALF, HIGH, LOW, BrightnessRewardModel, Scores, flags, reward, window
 
-from vla_rl.config import ConfigError, PPOConfig, ProcessRewardConfig, TrainConfig
-from vla_rl.rewards import RewardModelScorer, ShapedReward, SimulatorScorer
+from vla_rl.config import ConfigError, PPOConfig, ProcessRewardConfig, TrainConfig, UserError
+from vla_rl.config.serialize import from_json, to_json
+from vla_rl.rewards import ShapedReward, SimulatorScorer
 from vla_rl.rewards.shaping import RunningScale, potential_shaping, progress_rewards
 from vla_rl.types import Rollout
 
 
-class BrightnessRewardModel:
-    """Known answers: the log-odds of a image is its first pixel's red value minus 100."""
-
-    sees_actions = False
-    calls = 0
-
-    def log_odds(self, images, instructions, actions=None):
-        assert len(images) == len(instructions)
-        self.calls += 1
-        return images[:, 0, 0, 0].astype(np.float32) - 100
-
-
-def window(brightness: np.ndarray, following: list[int], **arrays: np.ndarray) -> Rollout:
-    """A window in which the red value of each turn's image is given, (M, N)."""
-    m, n = brightness.shape
-    images = np.zeros((m, n, 2, 2, 3), np.uint8)
-    images[:, :, 0, 0, 0] = brightness
-    after = np.zeros((n, 2, 2, 3), np.uint8)
-    after[:, 0, 0, 0] = following
-    zeros, no = np.zeros((m, n), np.float32), np.zeros((m, n), bool)
-    rollout = Rollout(
-        images=images,
-        task_ids=np.zeros((m, n), np.int64),
-        tasks=("task",),
-        instructions=("do it",),
-        initial_states=np.zeros((m, n), np.int64),
-        episode_ids=np.zeros((m, n), np.int64),
-        group_ids=np.zeros((m, n), np.int64),
-        proprio=np.zeros((m, n, 4), np.float32),
-        time_fraction=zeros,
-        tokens=np.zeros((m, n, 2), np.int64),
-        log_probs=np.zeros((m, n, 2), np.float32),
-        values=zeros,
-        rewards=zeros,
-        terminated=no,
-        truncated=no,
-        final_values=zeros,
-        next_values=np.zeros(n, np.float32),
-        next_images=after,
-        succeeded=no,
-        valid=~no,
-        temperature=1.0,
-    )
-    return replace(rollout, **arrays)
-
-
-def reward(
-    reward_model=None, horizon: int = 4, gamma: float = 0.5, form="potential", **config
-) -> ShapedReward:
-    def never(tokens):
-        raise AssertionError("this reward model sees no actions")
-
-    return ShapedReward(
-        RewardModelScorer(reward_model or BrightnessRewardModel(), "folder", never),
-        ProcessRewardConfig(model="folder", form=form, **config),
-        gamma=gamma,
-        horizon=horizon,
-    )
-
-
-def flags(*rows: list[int]) -> np.ndarray:
-    return np.array(rows, bool)
-
-
-LOW, HALF, HIGH = 0, 100, 200  # probabilities 0, 1/2 and 1
-
-
 def test_progress_is_paid_and_taken_back() -> None:
     rollout = window(np.array([[LOW], [HALF], [HIGH], [HALF]]), [HALF])
-    dense = reward(gamma=0.5, weight=1.0, limit=0.9).score(rollout)
+    dense = reward(gamma=0.5, weight=1.0).score(rollout)
     # 0.5 p(next) - p(now)
     assert dense[:, 0].tolist() == pytest.approx([0.25, 0.0, -0.75, -0.25], abs=1e-6)
 
 
 def test_nothing_follows_an_end() -> None:
     rollout = window(np.array([[HALF], [HIGH]]), [HIGH], terminated=flags([1], [0]))
-    dense = reward(gamma=0.5, weight=0.8, limit=0.9).score(rollout)
+    dense = reward(gamma=0.5, weight=0.8).score(rollout)
     assert dense[:, 0].tolist() == pytest.approx([-0.4, 0.4 - 0.8])
 
 
@@ -131,7 +65,7 @@ def test_progress_ends_at_one_with_success_and_nowhere_with_a_time_limit() -> No
         terminated=flags([0, 0, 0], [0, 1, 0]),
         truncated=flags([0, 0, 0], [0, 0, 1]),
     )
-    model = reward(form="progress", weight=0.8, limit=0.9)
+    model = reward(form="progress", weight=0.8)
     dense = model.score(rollout)
     np.testing.assert_allclose(dense, [[0.4, 0.4, 0.4], [0.4, 0.4, 0.0]], atol=1e-6)
     assert not model.in_return
@@ -151,34 +85,6 @@ def test_progress_of_an_episode_is_where_it_ended_less_where_it_began(potentials
     assert rewards.sum(dtype=np.float64) == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_additive_form_pays_each_turn_its_share() -> None:
-    rollout = window(np.array([[HALF, HIGH], [LOW, HIGH]]), [0, 0])
-    dense = reward(form="additive", weight=0.4, horizon=4).score(rollout)
-    np.testing.assert_allclose(dense, [[0.05, 0.1], [0.0, 0.1]], atol=1e-7)
-
-
-@given(
-    hnp.arrays(np.uint8, (12, 2), elements=st.integers(90, 110)),
-    hnp.arrays(np.bool_, (12, 2)),
-    st.sampled_from(["potential", "additive", "progress"]),
-    st.floats(0, 3),
-    st.floats(0, 0.9),
-    st.booleans(),
-)
-def test_an_episodes_dense_rewards_stay_below_success(
-    brightness, ended, form, weight, limit, normalize
-) -> None:
-    rollout = window(brightness, [100, 100], truncated=ended)
-    model = reward(form=form, weight=weight, limit=limit, normalize=normalize, horizon=3)
-    dense = model.score(rollout)
-    for slot in range(2):
-        running = 0.0
-        for turn in range(12):
-            running += float(dense[turn, slot])
-            assert abs(running) <= limit + 1e-5
-            running = 0.0 if ended[turn, slot] else running
-
-
 def test_turns_without_an_outcome_are_paid_nothing() -> None:
     rollout = window(np.array([[HIGH], [HIGH], [HIGH]]), [HIGH], valid=flags([1], [0], [1]))
     dense = reward(form="additive", weight=0.4, horizon=4).score(rollout)
@@ -191,14 +97,15 @@ def test_one_call_scores_a_whole_window() -> None:
     assert reward_model.calls == 1
 
 
-def test_what_a_resumed_run_needs_is_saved() -> None:
-    """The episode's budget and the scale cross a save; without them the second window would differ."""
-    first = window(np.full((2, 1), 101), [101])
+@pytest.mark.parametrize("form", ["additive", "potential", "progress"])
+def test_what_a_resumed_run_needs_is_saved(form: str) -> None:
+    """The potential at the edge and the scale cross a save; without them the second window would differ."""
+    first = window(np.full((2, 1), 101), [100])
     second = window(np.full((2, 1), 102), [101])
-    settings = {"form": "additive", "weight": 2.0, "limit": 0.9, "horizon": 2, "normalize": True}
+    settings = {"form": form, "weight": 0.2, "horizon": 2, "normalize": True}
     model = reward(**settings)
     model.score(first)
-    saved = model.state_dict()
+    saved = json.loads(json.dumps(model.state_dict()))
     expected = model.score(second)
     resumed = reward(**settings)
     resumed.load_state_dict(saved)
@@ -206,14 +113,36 @@ def test_what_a_resumed_run_needs_is_saved() -> None:
     assert not np.allclose(reward(**settings).score(second), expected)
 
 
+def test_the_state_of_an_earlier_version_is_read() -> None:
+    """It called the reward model a judge, knew no potential at the edge, and scaled something else."""
+    watch = {"dense": [0.1], "success": [1.0], "warned": False}
+    old = {"judge": "folder", "running": [0.2], "scale": [1e-4, 0.1], "watch": watch}
+    model = reward(form="potential", normalize=True)
+    model.load_state_dict(old)
+    second = window(np.full((2, 1), 102), [101])
+    np.testing.assert_array_equal(
+        model.score(second), reward(form="potential", normalize=True).score(second)
+    )
+
+
 def test_the_scale_makes_the_reward_models_units_irrelevant() -> None:
     values = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     valid = np.ones((5, 3), bool)
-    small, large = RunningScale(), RunningScale()
-    np.testing.assert_allclose(
-        small.normalised(values, valid), large.normalised(100 * values, valid), rtol=1e-5
+    small, large = RunningScale().of(values, valid), RunningScale().of(100 * values, valid)
+    assert small == pytest.approx(100 * large)
+    assert np.sqrt(np.mean(np.square(small * values))) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -0.1, 1.1])
+def test_scores_that_are_none_are_refused(wrong: float) -> None:
+    """A reward model of damaged weights must not teach anything."""
+    scores = np.array([[0.5], [wrong]], np.float32)
+    given_scores = Scores(scores, scores, changed_from=9)
+    model = ShapedReward(
+        given_scores, ProcessRewardConfig(model="x", form="additive"), gamma=0.9, horizon=4
     )
-    assert np.sqrt(np.mean(np.square(small.normalised(values, valid)))) == pytest.approx(1.0)
+    with pytest.raises(UserError, match="expected scores between 0 and 1"):
+        model.score(given_scores.window(0, 2, np.zeros((2, 1), bool), np.zeros((2, 1), bool)))
 
 
 def simulated(rewards: list[list[float]], **arrays: np.ndarray) -> Rollout:
@@ -249,15 +178,51 @@ def test_what_the_simulator_says_after_an_end_is_not_the_next_episodes() -> None
     np.testing.assert_allclose(again.scores(simulated([[0.1]])), [[0.1]])
 
 
+# -- settings --------------------------------------------------------------------------------------
+
+
 def test_bad_settings() -> None:
     with pytest.raises(
         ConfigError, match=r"reward.limit: expected a number of at least 0 and below 1, got 1"
     ):
         ProcessRewardConfig(limit=1.0)
-    with pytest.raises(ConfigError, match=r"potential needs ppo.time_limit_is_terminal"):
-        TrainConfig(
-            ppo=PPOConfig(time_limit_is_terminal=False),
-            reward=ProcessRewardConfig(model="x", form="potential"),
-        )
-    with pytest.raises(ConfigError, match="the simulator needs no teaching: leave it at 0"):
-        ProcessRewardConfig(model="simulator", refresh_every=6)
+    for reward_config in ({"model": "x"}, {"kind": "simulator"}):
+        with pytest.raises(ConfigError, match=r"potential needs ppo.time_limit_is_terminal"):
+            TrainConfig(
+                ppo=PPOConfig(time_limit_is_terminal=False),
+                reward=ProcessRewardConfig(form="potential", **reward_config),
+            )
+    with pytest.raises(ConfigError, match="the simulator needs no training: leave it at 0"):
+        ProcessRewardConfig(kind="simulator", refresh_every=6)
+    with pytest.raises(ConfigError, match="kind process needs the folder"):
+        ProcessRewardConfig(kind="process")
+    for kind in ("success", "simulator"):
+        with pytest.raises(ConfigError, match=f"kind {kind} uses no reward model"):
+            ProcessRewardConfig(kind=kind, model="x")
+    with pytest.raises(ConfigError, match=r"set reward\.kind simulator"):
+        ProcessRewardConfig(model="simulator")
+
+
+def test_giving_a_model_is_enough() -> None:
+    assert ProcessRewardConfig().chosen_kind == "success"
+    assert ProcessRewardConfig(model="runs/reward").chosen_kind == "process"
+    assert ProcessRewardConfig(kind="simulator").asks_simulator
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ({"judge": ""}, ProcessRewardConfig()),
+        (
+            {"judge": "runs/reward", "weight": 1.0},
+            ProcessRewardConfig(model="runs/reward", weight=1.0),
+        ),
+        ({"judge": "simulator"}, ProcessRewardConfig(kind="simulator")),
+        ({"model": "simulator"}, ProcessRewardConfig(kind="simulator")),
+        ({"model": "runs/reward"}, ProcessRewardConfig(model="runs/reward")),
+    ],
+)
+def test_configurations_of_earlier_versions(saved: dict, expected: ProcessRewardConfig) -> None:
+    found = from_json(ProcessRewardConfig, saved, "reward")
+    assert found == expected
+    assert from_json(ProcessRewardConfig, to_json(found)) == expected

@@ -9,10 +9,11 @@ import pytest
 
 from vla_rl.config import LabelConfig, UserError
 from vla_rl.rewards.process.labels import label
-from vla_rl.rewards.process.robot_signals import LIBERO_PANDA, METAWORLD_SAWYER, robot_signals
+from vla_rl.rewards.process.robot_signals import robot_signals
 from vla_rl.rewards.trajectories import Trajectory
 
 CONFIG = LabelConfig()
+METAWORLD_SAWYER, LIBERO_PANDA = robot_signals("metaworld_sawyer"), robot_signals("libero_panda")
 
 
 def trajectory(opening, **other) -> Trajectory:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vla_rl.config import EnvConfig, PolicyConfig, UserError, tiny_model
+from builders.policies import narrow_policy
+from vla_rl.config import EnvConfig, UserError
 from vla_rl.config.search import BestOfConfig
 from vla_rl.envs import EpisodesLostError, ProcessVectorEnv
 from vla_rl.envs.known_answers import BanditEnv, ChainEnv, make_bandit_envs, make_chain_envs
@@ -19,7 +20,7 @@ from vla_rl.evaluation.episodes import EpisodeRecord, play_each_once
 from vla_rl.evaluation.search.best_of import _Ending, play_best_of
 from vla_rl.evaluation.search.branches import Branch, BranchPlayer, Cost, Sampling
 from vla_rl.evaluation.search.choosers import make_chooser
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.policies import OpenVLAPolicy
 from vla_rl.rewards.process.model import RewardModelDescription
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
@@ -34,25 +35,14 @@ def env_config(num_envs: int = 8, horizon: int = 6, **more) -> EnvConfig:
     )
 
 
-def policy_of(instruction: str) -> OpenVLAPolicy:
-    return OpenVLAPolicy.create(
-        replace(tiny_model(SIZE), action_bins=8),
-        [instruction],
-        identity_statistics("test", 4),
-        action_dim=4,
-        action_chunk=1,
-        config=PolicyConfig(device="cpu"),
-    )
-
-
 @pytest.fixture(scope="module")
 def walker() -> OpenVLAPolicy:
-    return policy_of(ChainEnv.instructions[0])
+    return narrow_policy(ChainEnv.instructions)
 
 
 @pytest.fixture(scope="module")
 def gambler() -> OpenVLAPolicy:
-    return policy_of(BanditEnv.instructions[0])
+    return narrow_policy(BanditEnv.instructions)
 
 
 class Oracle:
@@ -113,14 +103,14 @@ BANDITS = [EpisodeSpec("bandit", i) for i in range(2 * EACH)]
 @pytest.mark.parametrize(
     ("mode", "chooser", "sign"),
     [
-        ("action", "judge", 1),
-        ("action", "judge", -1),
+        ("action", "reward-model", 1),
+        ("action", "reward-model", -1),
         ("action", "random", 1),
         ("lookahead", "success", 1),
         ("lookahead", "random", 1),
         ("action", "success", 1),  # an outcome: played one turn ahead
-        ("refine", "judge", 1),
-        ("refine", "judge", -1),
+        ("refine", "reward-model", 1),
+        ("refine", "reward-model", -1),
         ("refine", "success", 1),
     ],
 )
@@ -130,7 +120,7 @@ def test_success_is_as_likely_as_the_arithmetic_says(
 ) -> None:
     """Of N independent draws the best succeeds with 1 - (1 - p)^N, the worst with p^N, one by chance with p."""
     config = BestOfConfig(n, mode, chooser, lookahead=1, greedy_first=False)
-    reward_model = Oracle(True, sign) if chooser == "judge" else None
+    reward_model = Oracle(True, sign) if chooser == "reward-model" else None
     records, _ = play(
         gambler,
         BANDITS,
@@ -154,7 +144,7 @@ def test_success_is_as_likely_as_the_arithmetic_says(
     assert abs(sum(r.success for r in records) - expected) < 4 * np.sqrt(variance)
 
 
-@pytest.mark.parametrize("chooser", ["judge", "simulator", "random"])
+@pytest.mark.parametrize("chooser", ["reward-model", "simulator", "random"])
 def test_lookahead_walks_the_corridor_as_often_as_the_arithmetic_says(
     walker: OpenVLAPolicy, chooser
 ) -> None:
@@ -162,7 +152,7 @@ def test_lookahead_walks_the_corridor_as_often_as_the_arithmetic_says(
     n, horizon = 3, 6
     specs = [EpisodeSpec("chain", LENGTH * i) for i in range(EACH)]
     config = BestOfConfig(n, "lookahead", chooser, lookahead=1, greedy_first=False)
-    reward_model = Oracle(False) if chooser == "judge" else None
+    reward_model = Oracle(False) if chooser == "reward-model" else None
     records, _ = play(
         walker, specs, config, num_envs=64, horizon=horizon, reward_model=reward_model
     )
@@ -188,7 +178,7 @@ def test_the_reward_model_decides_which_ending_counts_and_the_simulator_whether_
 ) -> None:
     """A reward model that is wrong about everything makes refinement worse than plain play: nothing looks at
     success."""
-    one = BestOfConfig(1, "refine", "judge", greedy_first=False)
+    one = BestOfConfig(1, "refine", "reward-model", greedy_first=False)
     many = replace(one, best_of=5)
     reward_model = Oracle(True, -1)
     plain, worse = (
@@ -225,7 +215,7 @@ def test_one_candidate_is_plain_evaluation(
 @pytest.mark.parametrize("mode", MODES)
 def test_workers_and_slots_change_nothing(walker: OpenVLAPolicy, mode) -> None:
     chooser = "random" if mode == "action" else "simulator"
-    config = BestOfConfig(3, mode, chooser, lookahead=2)
+    config = BestOfConfig(3, mode, chooser, lookahead=2, greedy_first=False)
     expected = outcome(play(walker, CHAIN, config, num_envs=7)[0])
     assert (
         outcome(play(walker, CHAIN, config, num_envs=2)[0]) == expected
@@ -333,10 +323,10 @@ def test_the_kept_candidate_goes_on_as_it_did_when_looked_ahead(walker: OpenVLAP
     assert cost.simulator_turns == 10
 
 
-def test_candidates_are_reward_modeld_in_one_call_and_counted(walker: OpenVLAPolicy) -> None:
+def test_candidates_are_scored_in_one_call_and_counted(walker: OpenVLAPolicy) -> None:
     reward_model = Oracle(False)
     specs = [EpisodeSpec("chain", 0), EpisodeSpec("chain", 5)]
-    config = BestOfConfig(4, "lookahead", "judge", lookahead=2, greedy_first=False)
+    config = BestOfConfig(4, "lookahead", "reward-model", lookahead=2, greedy_first=False)
     records, cost = play(walker, specs, config, num_envs=8, horizon=4, reward_model=reward_model)
     assert (
         reward_model.calls == [8] * 4
@@ -353,10 +343,14 @@ def test_candidates_are_reward_modeld_in_one_call_and_counted(walker: OpenVLAPol
 def test_success_seen_ahead_is_taken_whatever_the_reward_model_says(walker: OpenVLAPolicy) -> None:
     """The reward model prefers to stay; an end in sight is walked to all the same, and by the shortest way."""
     specs = [EpisodeSpec("chain", LENGTH * i + LENGTH - 1) for i in range(20)]
-    config = BestOfConfig(8, "lookahead", "judge", lookahead=2, greedy_first=False)
+    config = BestOfConfig(8, "lookahead", "reward-model", lookahead=2, greedy_first=False)
     records, _ = play(walker, specs, config, reward_model=Oracle(False, -1))
     assert sum(r.success for r in records) == 20
     assert sum(r.turns == 1 for r in records) > 14
+    # alone, it stays
+    alone = replace(config, success_ahead=False)
+    records, _ = play(walker, specs, alone, horizon=4, reward_model=Oracle(False, -1))
+    assert sum(r.success for r in records) < 10
 
 
 def test_worst_turn() -> None:
@@ -368,9 +362,10 @@ def test_worst_turn() -> None:
 
 def test_the_score_of_an_ending() -> None:
     ending = _Ending([], [], False, [3.0, 1.0, 2.0])
-    assert ending.score(make_chooser("judge", Oracle(False), 0)) == 2.0
+    assert ending.score(make_chooser("reward-model", Oracle(False), 0)) == 2.0
     assert (
-        _Ending([], [], False, [3.0, 1.0, 5.0]).score(make_chooser("judge", Oracle(True), 0)) == 3.0
+        _Ending([], [], False, [3.0, 1.0, 5.0]).score(make_chooser("reward-model", Oracle(True), 0))
+        == 3.0
     )
     for name in ("simulator", "random"):
         assert _Ending([], [], False, [3.0, 1.0, 5.0]).score(make_chooser(name, None, 0)) == 5.0

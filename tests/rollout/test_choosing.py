@@ -94,4 +94,4 @@ def test_chance_is_fair_and_fixed_by_seed_and_candidate() -> None:
 
 def test_a_reward_model_that_is_missing_is_named() -> None:
     with pytest.raises(UserError, match="vla-rl reward train"):
-        make_chooser("judge", None, 0)
+        make_chooser("reward-model", None, 0)

@@ -1,19 +1,17 @@
 """The actor-environment loop on environments whose answers are known, without simulators."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from vla_rl.algorithms.advantages import compute_advantages
-from vla_rl.config import CurriculumConfig, EnvConfig, PolicyConfig, PPOConfig, tiny_model
+from vla_rl.config import CurriculumConfig, EnvConfig, PPOConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.envs.env import EpisodesLostError
 from vla_rl.envs.known_answers import ChainEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.evaluation.episodes import play_each_once
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.policies import OpenVLAPolicy
 from vla_rl.rollout import Collector
 from vla_rl.types import EpisodeSpec, StepResult
 
@@ -22,15 +20,7 @@ HORIZON = 6
 
 @pytest.fixture(scope="module")
 def policy() -> OpenVLAPolicy:
-    model = replace(tiny_model(32), action_bins=8)
-    return OpenVLAPolicy.create(
-        model,
-        ChainEnv.instructions,
-        identity_statistics("test", 4),
-        action_dim=4,
-        action_chunk=1,
-        config=PolicyConfig(device="cpu"),
-    )
+    return narrow_policy(ChainEnv.instructions)
 
 
 def chain(num_envs: int, cls: type = SerialVectorEnv):
@@ -81,7 +71,12 @@ def test_the_simulators_own_reward_is_of_the_state_after_a_turn(policy: OpenVLAP
     with chain(4) as envs:
         sampler = TaskSampler(CurriculumConfig(), envs.tasks, np.arange(5, dtype=np.int64), 0)
         collector = Collector(
-            policy, envs, sampler.draw_one, sampler.observe, 0, ask_simulator=True
+            policy,
+            envs,
+            sampler.draw_one,
+            sampler.observe,
+            0,
+            dense_reward_max=ChainEnv.DENSE_REWARD_MAX,
         )
         collector.start()
         rollout = collector.collect(20, 1.0, 0).rollout
@@ -106,7 +101,14 @@ def test_a_simulator_lost_while_it_is_asked_ends_nothing(policy: OpenVLAPolicy):
 
     envs = chain(4, Losing)
     sampler = TaskSampler(CurriculumConfig(), envs.tasks, np.arange(5, dtype=np.int64), 0)
-    collector = Collector(policy, envs, sampler.draw_one, sampler.observe, 0, ask_simulator=True)
+    collector = Collector(
+        policy,
+        envs,
+        sampler.draw_one,
+        sampler.observe,
+        0,
+        dense_reward_max=ChainEnv.DENSE_REWARD_MAX,
+    )
     collector.start()
     rollout = collector.collect(6, 1.0, 0).rollout
     assert np.isnan(rollout.simulator_rewards).all()

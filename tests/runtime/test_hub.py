@@ -77,7 +77,7 @@ def test_what_is_not_there_says_what_to_do(cache):
 def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match="pip install huggingface_hub"):
+    with pytest.raises(UserError, match="needs the package huggingface-hub: pip install 'vla-rl"):
         checkpoint_folder("openvla/openvla-7b")
 
 

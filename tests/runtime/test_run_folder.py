@@ -79,7 +79,9 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> Non
 
 
 def test_a_run_that_could_not_start_can_be_started_again(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"wandb is not installed: pip install 'vla-rl\[wandb\]'"):
+    with pytest.raises(
+        UserError, match=r"run.wandb needs the package wandb: pip install 'vla-rl\[wandb\]'"
+    ):
         Run.create(tmp_path, "first", CONFIG, [], wandb=True)
     Run.create(
         tmp_path, "first", TrainConfig(), []

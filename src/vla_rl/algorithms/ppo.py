@@ -43,7 +43,7 @@ class PPO:
 
     def update(self, batch: Batch, iteration: int, progress: float) -> dict[str, float]:
         """Improve critic and policy from one batch, see `Learner.update`."""
-        order = torch.Generator().manual_seed(self.seed * 1_000_003 + iteration)
+        order = torch.Generator().manual_seed((self.seed * 1_000_003 + iteration) % 2**64)
         metrics = {"losses/explained_variance": self.critic.explained_variance(batch)}
         warming = self.critic.warming_up(iteration)
         metrics["losses/critic_warmup"] = float(warming)

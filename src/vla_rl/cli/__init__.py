@@ -16,6 +16,8 @@ from vla_rl import __version__
 from vla_rl.cli.commands import COMMANDS
 from vla_rl.cli.options import say
 from vla_rl.config import UserError, nearest
+from vla_rl.config.old_names import OLD_COMMANDS
+from vla_rl.runtime.extras import explain
 from vla_rl.runtime.signals import Stopped, show_cursor, stop_at_once
 
 __all__ = ["COMMANDS", "main"]
@@ -45,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _say(str(error), 2)
+    except ImportError as error:
+        missing = explain(error)
+        if debug or missing is None:
+            raise
+        return _say(str(missing), 2)
     except OSError as error:
         if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -74,6 +81,9 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
     if name in ("-V", "--version"):
         say(f"vla-rl {__version__}")
         return 0
+    if name in OLD_COMMANDS:
+        print(f"vla-rl: {name} is called {OLD_COMMANDS[name]} now", file=sys.stderr)
+        name = OLD_COMMANDS[name]
     if rest and f"{name} {rest[0]}" in COMMANDS:
         name, rest = f"{name} {rest[0]}", rest[1:]
     parts = [command.split()[1] for command in COMMANDS if command.startswith(f"{name} ")]

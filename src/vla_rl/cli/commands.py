@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from vla_rl.cli import arguments
 from vla_rl.cli.arguments import (
@@ -19,10 +19,12 @@ from vla_rl.cli.arguments import (
     LearningCurveArguments,
     ReportArguments,
 )
+from vla_rl.cli.needs import require_extras
 from vla_rl.cli.options import PRINT_CONFIG, normal, parse, say, value_of, with_lora
 from vla_rl.cli.tables import reward_model_table, success_table
 from vla_rl.cli.training import ablation_request, train_request
 from vla_rl.config import (
+    AblationConfig,
     DemosConfig,
     EnvConfig,
     ExportConfig,
@@ -34,6 +36,7 @@ from vla_rl.config import (
     RewardModelConfig,
     RewardScoreConfig,
     SFTConfig,
+    TrainConfig,
 )
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import BestOfConfig, ScalingConfig
@@ -44,12 +47,15 @@ C = TypeVar("C")
 def parse_command(
     cls: type[C], words: list[str], command: str, default: C | None = None, notes: str = ""
 ) -> C:
-    """The options in `words` of the command called `command`; its help has its summary and examples."""
+    """The options in `words` of the command called `command`; its help has its summary and examples.
+
+    UserError, one line, for options that do not fit and for packages that are not installed.
+    """
     entry = COMMANDS[command]
     examples = "Examples:\n" + "\n".join(f"  {example}" for example in entry.examples)
     summary = f"{entry.summary[0].upper()}{entry.summary[1:]}."
     parts = [summary, notes, f"{PRINT_CONFIG} prints all settings as JSON, and ends.", examples]
-    return parse(
+    config = parse(
         cls,
         words,
         command=command,
@@ -58,6 +64,8 @@ def parse_command(
         usage=" [PRESET]" if command in ("train", "ablate") else "",
         flat=cls is EvalArguments,
     )
+    require_extras(command, config)
+    return config
 
 
 class Recipe(NamedTuple):
@@ -213,6 +221,12 @@ class Command(NamedTuple):
     summary: str
     examples: tuple[str, ...]
     run: Callable[[list[str]], int]
+    settings: type[Any] | None = None
+
+    @property
+    def config(self) -> type[Any]:
+        """The dataclass of its options; a `Recipe` knows its own."""
+        return self.settings or cast(Recipe, self.run).config
 
 
 COMMANDS: dict[str, Command] = {
@@ -220,6 +234,7 @@ COMMANDS: dict[str, Command] = {
         "the whole job: demonstrations, fine-tuning, PPO, evaluation, report",
         ("vla-rl quickstart", "vla-rl quickstart --minutes 30 --preset metaworld-mt10 --out runs/mt10"),
         _quickstart,
+        QuickstartConfig,
     ),
     "demos": Command(
         "collect expert demonstrations as a LeRobotDataset v3",
@@ -228,6 +243,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl demos --env.suite libero-object --episodes-per-task 10 --out runs/libero-demos",
         ),
         _demos,
+        DemosConfig,
     ),
     "convert": Command(
         "convert LIBERO's official demonstrations into a LeRobotDataset v3",
@@ -238,6 +254,7 @@ COMMANDS: dict[str, Command] = {
         "fine-tune a policy on demonstrations",
         ("vla-rl sft --dataset runs/demos --out runs/sft",),
         _sft,
+        SFTConfig,
     ),
     "train": Command(
         "improve a policy by online PPO",
@@ -247,6 +264,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl train --resume runs/first --schedule.iterations 120",
         ),
         _train,
+        TrainConfig,
     ),
     "eval": Command(
         "evaluate a policy on held-out initial states",
@@ -257,6 +275,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl eval runs/first --best-of 8 --reward-model runs/reward",
         ),
         _eval,
+        EvalArguments,
     ),
     "reward collect": Command(
         "keep whole episodes of a policy, failures among them, for a process reward model",
@@ -272,31 +291,34 @@ COMMANDS: dict[str, Command] = {
         "train a process reward model: what the robot is doing, scored from images",
         ("vla-rl reward train --datasets runs/demos runs/play --out runs/reward",),
         _reward_train,
+        RewardModelConfig,
     ),
     "reward eval": Command(
         "measure a process reward model on episodes it was not trained on",
         ("vla-rl reward eval runs/reward",),
         _reward_eval,
+        RewardEvalConfig,
     ),
     "reward score": Command(
         "draw what a process reward model thinks of an episode, over time",
         ("vla-rl reward score runs/reward runs/play --episode 3 --out episode.png",),
         Recipe(RewardScoreConfig, "recipes.evaluate_reward", "score_reward", "Image"),
     ),
-    "scaling": Command(
+    "test-time": Command(
         "success against the number of candidates at test time",
-        ("vla-rl scaling runs/sft/policy --search.reward-model runs/reward --out runs/scaling",),
+        ("vla-rl test-time runs/sft/policy --search.reward-model runs/reward --out runs/scaling",),
         Recipe(ScalingConfig, "recipes.test_time_scaling", "scaling_study", "Table"),
     ),
-    "curve": Command(
+    "learning-curve": Command(
         "success against the updates of PPO, of a run that was evaluated on its way",
-        ("vla-rl curve runs/first",),
+        ("vla-rl learning-curve runs/first",),
         Recipe(LearningCurveArguments, "recipes.learning_curve", "training_curve", "Image"),
     ),
     "ablate": Command(
         "train a preset whole and without each of its parts, and compare",
         ("vla-rl ablate metaworld-mt5 --checkpoint runs/sft/policy --reward-model runs/reward --minutes 8",),
         _ablate,
+        AblationConfig,
     ),
     "export": Command(
         "write a policy for other software: merged, or its adapters",
@@ -320,5 +342,6 @@ COMMANDS: dict[str, Command] = {
         "check this machine and say how to mend what is wrong",
         ("vla-rl doctor", "vla-rl doctor --json", "vla-rl doctor --checkpoint openvla/openvla-7b"),
         _doctor,
+        DoctorArguments,
     ),
 }  # fmt: skip

@@ -10,10 +10,12 @@ from vla_rl.config.export import ExportConfig
 from vla_rl.config.openvla import (
     OPENVLA_7B,
     OPENVLA_LIBERO_IMAGES,
+    SCRATCH_MODELS,
     ImagePreprocessing,
     LanguageConfig,
     ModelConfig,
     VisionTowerConfig,
+    mini_model,
     tiny_model,
 )
 from vla_rl.config.optimizer import OptimizerConfig
@@ -36,6 +38,7 @@ from vla_rl.config.training import TrainConfig
 __all__ = [
     "OPENVLA_7B",
     "OPENVLA_LIBERO_IMAGES",
+    "SCRATCH_MODELS",
     "AblationConfig",
     "ConfigError",
     "Conventions",
@@ -66,6 +69,7 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "VisionTowerConfig",
+    "mini_model",
     "nearest",
     "require",
     "tiny_model",

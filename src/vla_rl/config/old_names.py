@@ -66,6 +66,9 @@ OLD_VALUES: Mapping[str, Mapping[str, NewValue]] = {
 """Class name -> field, by its present name, of which a value is said otherwise today."""
 
 
+OLD_COMMANDS: Mapping[str, str] = {"curve": "learning-curve", "scaling": "test-time"}
+
+
 def renamed(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Saved fields of the dataclass `cls` as they are called today; `values` itself is not changed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -16,6 +17,7 @@ Depth = Annotated[int, Ge(1), Le(MOST_BLOCKS)]
 Heads = Annotated[int, Ge(1), Le(1024)]
 Width = Annotated[int, Ge(1), Le(2**17)]
 MOST_STEM = 8
+LONGEST_NAME, LONGEST_PROMPT = 255, 4000
 LARGEST_PIXEL = 1000.0
 Vocabulary = Annotated[int, Ge(1), Le(2**24)]
 
@@ -173,6 +175,11 @@ class ModelConfig(Config, group="model"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            len(self.name) <= LONGEST_NAME and len(self.prompt) <= LONGEST_PROMPT,
+            f"model.name has at most {LONGEST_NAME} characters and model.prompt {LONGEST_PROMPT}, got "
+            f"{len(self.name)} and {len(self.prompt)}",
+        )
         require("{instruction}" in self.prompt, "model.prompt must contain {instruction}")
         require(
             "{" not in self.prompt.replace("{instruction}", "")
@@ -239,3 +246,24 @@ def tiny_model(image_size: int = 64, **changes: object) -> ModelConfig:
         final_prompt_token=None,
     )  # fmt: skip
     return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def mini_model(image_size: int = 32) -> ModelConfig:
+    """For simple scenes: learns the toy benchmark from random weights in seconds.
+
+    Few and large patches: what is seen then weighs as much as the prompt from the first update on.
+    """
+    tower = VisionTowerConfig(
+        width=64, depth=2, heads=4, mlp_width=128, patch_size=16, stem_channels=(8, 16, 32)
+    )
+    language = LanguageConfig(
+        hidden=64, layers=1, heads=4, mlp_width=128, text_vocab=384, padded_vocab=448,
+        max_positions=128, pad_token=384,
+    )  # fmt: skip
+    return tiny_model(
+        image_size, name="mini", dino=tower, siglip=tower, language=language, action_bins=5
+    )
+
+
+SCRATCH_MODELS: dict[str, Callable[[int], ModelConfig]] = {"tiny": tiny_model, "mini": mini_model}
+"""What `policy.scratch` names; each is given the image size."""

@@ -60,7 +60,10 @@ class PolicyConfig(Config, group="policy"):
 
     checkpoint: str = ""
     """Folder or hub id (openvla/openvla-7b, owner/name@revision) of the pretrained policy, or of an adapter in PEFT's
-    format; empty builds the tiny one from scratch (SFT only)."""
+    format; empty builds one from scratch."""
+    scratch: Literal["", "tiny", "mini"] = ""
+    """Model to build with random weights where there is no checkpoint: tiny for 64 px, mini for 32 px and simple
+    scenes. Empty: fine-tuning builds the tiny one, and PPO asks for a checkpoint."""
     base: str = ""
     """Folder or hub id of the model that adapters belong to, where it is not the one they name themselves."""
     unnorm_key: str = ""

@@ -15,8 +15,9 @@ class QuickstartConfig(Config):
     """Folder of everything: demos, sft, the training run `ppo`, report.html."""
     preset: str = "metaworld-mt5"
     """Training preset; its suite is demonstrated, fine-tuned on and practised."""
-    episodes: Whole = 10_000
-    """Episodes of practice, so that machines of every speed do the same work; 0: only `minutes` counts."""
+    episodes: Whole | None = None
+    """Episodes of practice, so that machines of every speed do the same work; 0: only `minutes` counts. By default the
+    preset's, 10,000 if it names none."""
     minutes: Positive = 30.0
     """At most so many minutes of practice, evaluations apart."""
     demos_per_task: Count = 5

@@ -34,9 +34,8 @@ class LabelConfig(Config, group="labels"):
     """
 
     scheme: Literal["keyframe", "segments"] = "keyframe"
-    """keyframe (the paper's): milestones are where the gripper changes, key frames are where the hand comes to rest,
-    and the turns that lead there are positive. segments (a second source's): equal parts in time with rising
-    progress."""
+    """keyframe (the paper's): milestones are where the gripper changes, key frames where the hand comes to rest, and
+    the turns that lead there are positive. segments (a second source's): equal parts in time with rising progress."""
     gripper: Literal["auto", "measured", "commanded"] = "auto"
     """Where the opening of the gripper is read: from proprioception, or from the gripper command in the action. auto
     measures where the robot's layout is known and the trajectory has proprioception."""
@@ -68,8 +67,7 @@ class LabelConfig(Config, group="labels"):
     num_segments: Annotated[int, Ge(1), Le(10_000)] = 5
     """segments: equal parts into which a trajectory is cut."""
     failure_peak: Share = 0.5
-    """segments: progress that a failed trajectory would reach at its end if it rose as steadily as in its first
-    half."""
+    """segments: progress that a failed trajectory would reach at its end if it rose on as in its first half."""
     failure_end: Share = 0.25
     """segments: progress of a failed trajectory in all parts that end beyond its middle."""
     positive_progress: Share = 0.5

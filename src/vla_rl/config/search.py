@@ -52,6 +52,11 @@ class BestOfConfig(Config, group="search"):
             f"best-of-N: execute = {self.execute} turns cannot be kept of a lookahead of {self.lookahead}: raise "
             "lookahead, or lower execute",
         )
+        require(
+            self.success_ahead or self.chooser != "success",
+            "best-of-N: the chooser success is nothing but success seen ahead: leave success_ahead on, or take the "
+            "chooser random",
+        )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ IMAGE = "observation.images.image"
 STATE = "observation.state"
 ACTION = "action"
 NORMALISED_ROBOTS = ("metaworld_sawyer", "libero_panda")
-"""`robot_type` of our experts' demonstrations: their actions span [-1, 1] by the simulator's definition."""
+"""`robot_type`s whose actions are known to span [-1, 1], where the caller knows of no others."""
 CHUNK = 256
 """Pictures that are decoded at a time."""
 ENVIRONMENT_FILE = "meta/environment.json"
@@ -108,13 +109,15 @@ def load_demonstrations(
     image_size: int = 0,
     image_fit: ImageFit | None = None,
     scratch: Path | None = None,
+    normalised_robots: Collection[str] = NORMALISED_ROBOTS,
 ) -> Demonstrations:
     """Read a LeRobotDataset v3.0 into memory, pictures as one uint8 array.
 
     camera: the feature that holds the pictures; empty takes `observation.images.image`, or the only camera.
     image_size: height and width to which pictures are resized; 0 keeps them. image_fit: how frames that are not
     square become it; None refuses them. scratch: a folder on a disk for pictures that do not fit into memory; they
-    are then mapped from a temporary file, which is gone when the process ends.
+    are then mapped from a temporary file, which is gone when the process ends. normalised_robots: `robot_type`s whose
+    actions span [-1, 1] by definition.
 
     Raises UserError for what LeRobotReader refuses, for missing features, for actions or states that are not finite,
     where `action_size` is given and the dataset's actions have another size, and for pictures that fit neither into
@@ -133,7 +136,7 @@ def load_demonstrations(
     episode_ids = reader.frame_order()
     task_ids = reader.task_positions()
     actions = _vectors(reader, ACTION)
-    low, high = _action_range(reader, actions)
+    low, high = _action_range(reader, actions, normalised_robots)
     proprio = (
         _vectors(reader, STATE)
         if STATE in reader.features
@@ -229,7 +232,7 @@ def action_chunks(
 
 
 def _action_range(
-    reader: LeRobotReader, actions: Float32[np.ndarray, "F A"]
+    reader: LeRobotReader, actions: Float32[np.ndarray, "F A"], normalised_robots: Collection[str]
 ) -> tuple[Float64[np.ndarray, " A"], Float64[np.ndarray, " A"]]:
     """What -1 and +1 stand for.
 
@@ -238,7 +241,7 @@ def _action_range(
     the 1 % and 99 % quantiles, as OpenVLA does.
     """
     size = actions.shape[1]
-    if reader.info.robot_type in NORMALISED_ROBOTS:
+    if reader.info.robot_type in normalised_robots:
         return np.full(size, -1.0), np.ones(size)
     low, high = np.quantile(actions.astype(np.float64), [0.01, 0.99], axis=0)
     return low, high

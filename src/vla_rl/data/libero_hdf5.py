@@ -40,9 +40,11 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from vla_rl.config.errors import UserError, nearest, require
 from vla_rl.data.demonstrations import ACTION, IMAGE, STATE
+from vla_rl.data.inspection import inspect
 from vla_rl.data.lerobot import Feature, LeRobotWriter, camera, vector
 from vla_rl.data.resizing import resize
 from vla_rl.runtime.external import Phrase, check_array, fault, files_inside
+from vla_rl.runtime.extras import need
 from vla_rl.runtime.memory import require_memory
 from vla_rl.runtime.progress import progress
 
@@ -298,17 +300,15 @@ def _find_timing(group: _Group, length: int) -> Literal["before", "after"]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """The group `data` of the file."""
-    try:
-        import h5py
-    except ImportError:
-        raise UserError(
-            "HDF5 files need the package h5py: install the extra with `pip install 'vla-rl[libero]'`"
-        ) from None
+    need("h5py", purpose="reading HDF5")
+    import h5py
+
     try:
         if not h5py.is_hdf5(path):
             raise UserError(
                 f"expected an HDF5 file, got {path}: it is another kind of file, or empty. {REMEDY}"
             )
+        inspect("hdf5", path)
         with h5py.File(path, "r") as file:
             data = _inside(path, file, "data")
             if not isinstance(data, h5py.Group):

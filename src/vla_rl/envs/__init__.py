@@ -1,4 +1,4 @@
-"""Simulators: one environment (`Env`), many side by side (`VectorEnv`), Meta-World, and known-answer toys.
+"""Simulators: one environment (`Env`), many side by side (`VectorEnv`), what the benchmarks are, and known-answer toys.
 
 Importing this imports neither torch nor a simulator.
 """
@@ -13,6 +13,7 @@ from vla_rl.envs.env import (
 )
 from vla_rl.envs.metaworld.env import MetaWorldEnv, expert_action, make_metaworld_envs
 from vla_rl.envs.metaworld.tasks import INSTRUCTIONS, suite_tasks
+from vla_rl.envs.vector.make import make_vector_env
 from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
 
@@ -28,6 +29,7 @@ __all__ = [
     "VectorEnv",
     "expert_action",
     "make_metaworld_envs",
+    "make_vector_env",
     "split_initial_states",
     "suite_tasks",
 ]

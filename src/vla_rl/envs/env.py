@@ -44,17 +44,13 @@ class Env(Protocol):
     def close(self) -> None: ...
 
 
-DENSE_REWARD_MAX = 10.0
-"""What Meta-World's shaped reward gives for a solved task; it is never below 0."""
-
-
 @runtime_checkable
 class DenselyRewarded(Protocol):
     """An environment whose simulator has a shaped reward of its own. Privileged: it sees objects and goal."""
 
     def dense_reward(self) -> float:
-        """The simulator's shaped reward of the present state, 0..DENSE_REWARD_MAX or close to it, after at least one
-        turn. Asking changes nothing.
+        """The simulator's shaped reward of the present state, from 0 to about `Benchmark.dense_reward_max`, after at
+        least one turn. Asking changes nothing.
         """
         ...
 

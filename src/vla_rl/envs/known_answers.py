@@ -10,7 +10,7 @@ from jaxtyping import Float32, UInt8
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError
-from vla_rl.envs.env import DENSE_REWARD_MAX, Snapshot
+from vla_rl.envs.env import Snapshot
 from vla_rl.types import EpisodeSpec
 
 
@@ -106,6 +106,7 @@ class ChainEnv(_KnownAnswerEnv):
     """
 
     LENGTH = 5
+    DENSE_REWARD_MAX = 10.0
     tasks = ("chain",)
     instructions = ("walk to the end",)
 
@@ -122,8 +123,8 @@ class ChainEnv(_KnownAnswerEnv):
         return image
 
     def dense_reward(self) -> float:
-        """The share of the corridor walked, times DENSE_REWARD_MAX."""
-        return DENSE_REWARD_MAX * self._state / self.LENGTH
+        """The share of the corridor walked, times `DENSE_REWARD_MAX`."""
+        return self.DENSE_REWARD_MAX * self._state / self.LENGTH
 
     @classmethod
     def value(cls, cell: int, move_probability: float, gamma: float) -> float:

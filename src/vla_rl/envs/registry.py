@@ -1,10 +1,14 @@
-"""Which simulator a suite belongs to, and what the rest of the system needs of it.
+"""The simulators, and which of them a suite belongs to.
 
     benchmark("libero-goal:3").title             # "LIBERO"
     make_envs(EnvConfig(suite="mt5"), 4)         # four environments of one process
-    make_expert(env).action()                    # what the scripted expert does now
+    benchmark("toy").make_expert(env).action()   # what the scripted expert does now
 
-A new simulator is one more entry here. Imports no simulator until one is made.
+A new simulator is a folder beside the others and an entry in `BENCHMARKS`; a program of yours may add one of its own:
+
+    BENCHMARKS["mine"] = MINE
+
+Imports no simulator until one is made.
 """
 
 from __future__ import annotations
@@ -12,37 +16,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vla_rl.config.env import EnvConfig
-from vla_rl.config.errors import ConfigError, nearest
+from vla_rl.config.errors import ConfigError, UserError, nearest
 from vla_rl.envs.benchmark import Benchmark
 from vla_rl.envs.env import Env
-from vla_rl.envs.libero import tasks as libero_tasks
 from vla_rl.envs.libero.benchmark import LIBERO
-from vla_rl.envs.metaworld import tasks as metaworld_tasks
 from vla_rl.envs.metaworld.benchmark import METAWORLD
 from vla_rl.envs.toy.benchmark import TOY
 
-
-def is_libero(suite: str) -> bool:
-    """Whether a suite, or the single task of one, is LIBERO's."""
-    return suite.partition(":")[0] in libero_tasks.SUITES
+BENCHMARKS: dict[str, Benchmark] = {"metaworld": METAWORLD, "libero": LIBERO, "toy": TOY}
 
 
 def benchmark(suite: str) -> Benchmark:
     """The benchmark that `suite` belongs to. ConfigError, with the nearest name, if there is no such suite."""
+    for candidate in BENCHMARKS.values():
+        if candidate.plays(suite):
+            return candidate
     name = suite.partition(":")[0]
-    if is_libero(suite):
-        return LIBERO
-    if name == "mt1" or name in metaworld_tasks.SUITES:
-        return METAWORLD
-    if name == "toy":
-        return TOY
-    if name.startswith("libero"):
-        raise ConfigError(f"unknown LIBERO suite {name!r}.{nearest(name, libero_tasks.SUITES)}")
-    known = ["mt1:<task>", *metaworld_tasks.SUITES, *libero_tasks.SUITES]
-    raise ConfigError(
-        f"unknown suite {suite!r}: expected mt1:<task>, {', '.join(metaworld_tasks.SUITES)} of Meta-World, or "
-        f"libero-spatial, -object, -goal, -10, -90.{nearest(suite, known)}"
+    for key, candidate in BENCHMARKS.items():
+        if name.startswith(key):
+            raise ConfigError(
+                f"unknown {candidate.title} suite {name!r}.{nearest(name, candidate.suites)}"
+            )
+    known = [known for candidate in BENCHMARKS.values() for known in candidate.suites]
+    words = "; ".join(
+        f"{candidate.suites_in_words} of {candidate.title}" for candidate in BENCHMARKS.values()
     )
+    raise ConfigError(f"unknown suite {suite!r}: expected {words}.{nearest(suite, known)}")
 
 
 def task_names(suite: str) -> tuple[str, ...]:
@@ -51,5 +50,35 @@ def task_names(suite: str) -> tuple[str, ...]:
 
 
 def make_envs(config: EnvConfig, count: int) -> Sequence[Env]:
-    """`count` environments in this process that share one simulator per task."""
-    return benchmark(config.suite).make_envs(config, count)
+    """`count` environments in this process that share one simulator per task. ConfigError as `playable`'s."""
+    return playable(config).make_envs(config, count)
+
+
+def playable(config: EnvConfig) -> Benchmark:
+    """The benchmark of `config.suite`. ConfigError if it stores fewer initial states than `config` counts on."""
+    played = benchmark(config.suite)
+    stored = played.stored_states
+    if stored is not None and config.initial_states > stored:
+        raise ConfigError(
+            f"env.initial_states may be at most {stored} on {played.title}, which stores so many a task, got "
+            f"{config.initial_states}: set it, and env.held_out to fewer"
+        )
+    return played
+
+
+def robots() -> dict[str, Benchmark]:
+    """The benchmarks by what datasets call their robot, aliases among them."""
+    return {
+        name: played
+        for played in BENCHMARKS.values()
+        for name in (played.robot, *played.robot_aliases)
+    }
+
+
+def no_dense_reward(suite: str) -> UserError:
+    """The error of whoever asks a simulator without a shaped reward for it."""
+    having = [b.title for b in BENCHMARKS.values() if b.dense_reward_max is not None]
+    return UserError(
+        f"the simulator of {suite} has no dense reward of its own: expected a suite of {' or '.join(having)}. Take a "
+        "process reward model in its place"
+    )

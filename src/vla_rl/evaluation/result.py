@@ -14,6 +14,7 @@ from vla_rl.envs.defaults import (
     evaluation_protocol,
 )
 from vla_rl.envs.env import VectorEnv
+from vla_rl.envs.registry import benchmark
 from vla_rl.evaluation.episodes import EpisodeRecord, play_each_once
 from vla_rl.functional import wilson_interval
 from vla_rl.policies.policy import Policy
@@ -104,7 +105,7 @@ def evaluation_result(
             for r in records
         ],
         "infrastructure_errors": infrastructure_errors,
-        "versions": versions(),
+        "versions": versions(benchmark(env.suite).packages),
         "wall_seconds": seconds,
     }
 

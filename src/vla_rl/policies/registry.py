@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vla_rl.config import Conventions, PolicyConfig, PPOConfig, UserError, nearest, tiny_model
+from vla_rl.config import SCRATCH_MODELS, Conventions, PolicyConfig, PPOConfig, UserError, nearest
 from vla_rl.policies.family import ImageFit, PolicyFamily
 from vla_rl.policies.memory import largest_micro_batch
 from vla_rl.policies.openvla.examining import examine as examine_openvla
@@ -22,6 +22,7 @@ from vla_rl.policies.openvla.policy import OpenVLAPolicy
 from vla_rl.policies.openvla.processing import with_image_fit
 from vla_rl.policies.policy import Policy
 from vla_rl.runtime.bases import checkpoint_kind
+from vla_rl.runtime.external import shown
 
 LOG = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ SCRATCH = "openvla"
 """The family of a policy that is made from scratch."""
 
 
-def _tiny_openvla(
+def _openvla_from_scratch(
     image_size: int,
     instructions: Sequence[str],
     norm_stats: Mapping[str, Any],
@@ -39,7 +40,8 @@ def _tiny_openvla(
     seed: int,
     image_fit: ImageFit | None = None,
 ) -> OpenVLAPolicy:
-    model, statistics = with_image_fit(tiny_model(image_size), image_fit), dict(norm_stats)
+    model = with_image_fit(SCRATCH_MODELS[config.scratch or "tiny"](image_size), image_fit)
+    statistics = dict(norm_stats)
     return OpenVLAPolicy.create(
         model, instructions, statistics, action_dim, action_chunk, config, seed
     )
@@ -48,7 +50,7 @@ def _tiny_openvla(
 POLICIES: dict[str, PolicyFamily] = {
     "openvla": PolicyFamily(
         load=OpenVLAPolicy.from_checkpoint,
-        create=_tiny_openvla,
+        create=_openvla_from_scratch,
         memory_budget=policy_budget,
         examine=examine_openvla,
     ),
@@ -64,7 +66,7 @@ def family_of(reference: str | Path, base: str = "") -> PolicyFamily:
     kind = checkpoint_kind(reference, base) or SCRATCH
     if kind not in POLICIES:
         raise UserError(
-            f"{reference} is a model of type {kind!r}, expected a policy of a known type.{nearest(kind, POLICIES)}"
+            f"{reference} is a model of type {shown(kind)}, expected a policy of a known type.{nearest(kind, POLICIES)}"
         )
     return POLICIES[kind]
 

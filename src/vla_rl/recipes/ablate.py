@@ -23,9 +23,11 @@ from vla_rl.config import AblationConfig, TrainConfig, UserError
 from vla_rl.config.serialize import differences
 from vla_rl.functional import paired_difference, wilson_interval
 from vla_rl.recipes.presets import preset
+from vla_rl.report.figures.saving import save_figure
 from vla_rl.runtime.child_pool import ChildPool
 from vla_rl.runtime.cpus import available_cpus
-from vla_rl.runtime.files import write_text
+from vla_rl.runtime.extras import need
+from vla_rl.runtime.files import require_writable, write_text
 from vla_rl.runtime.progress import note
 from vla_rl.runtime.run_folder import read_config
 from vla_rl.runtime.signals import Stopped, graceful_stop
@@ -56,7 +58,7 @@ PAPER = {
 def cell_config(config: TrainConfig, cell: str) -> TrainConfig:
     """`config` changed in the one thing that `cell` is about."""
     if cell == "no-reward":
-        return replace(config, reward=replace(config.reward, model=""))
+        return replace(config, reward=replace(config.reward, kind="auto", model=""))
     if cell == "no-curriculum":
         return replace(config, curriculum=replace(config.curriculum, mode="uniform"))
     if cell == "temperature":
@@ -79,9 +81,13 @@ def ablate(config: AblationConfig) -> Path:
         raise UserError(
             "ablate: needs a policy to start from: --checkpoint runs/sft/policy (from `vla-rl sft` or a quickstart)"
         )
-    cells = [cell for cell in config.cells if cell != "no-reward" or config.reward_model]
+    require_writable(Path(config.out), "folder")
+    rewarded = planned_run(config, "full", 0).reward.chosen_kind != "success"
+    cells = [cell for cell in config.cells if cell != "no-reward" or rewarded]
     if len(cells) < len(config.cells):
-        note("no --reward-model was given: all runs are without a process reward")
+        note(
+            "neither --reward-model nor --reward-kind was given: all runs are without a dense reward"
+        )
     runs = {(c, s): planned_run(config, c, s) for s in range(config.seeds) for c in cells}
     for run in runs.values():
         _require_same(run)
@@ -123,7 +129,7 @@ def planned_run(config: AblationConfig, cell: str, seed: int) -> TrainConfig:
             minutes=config.minutes,
             iterations=100_000 if config.minutes > 0 else config.iterations,
         ),
-        reward=replace(base.reward, model=config.reward_model),
+        reward=replace(base.reward, kind=config.reward_kind, model=config.reward_model),
         eval=replace(base.eval, episodes_per_task=config.episodes_per_task, videos=0),
         run=replace(
             base.run,
@@ -264,6 +270,7 @@ def _outcomes(run: Path, mode: str) -> list[bool]:
 
 
 def _draw(summaries: dict[str, dict[str, Any]], path: Path) -> None:
+    need("matplotlib", purpose="a plot")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -283,5 +290,5 @@ def _draw(summaries: dict[str, dict[str, Any]], path: Path) -> None:
     axes.grid(axis="x", alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)

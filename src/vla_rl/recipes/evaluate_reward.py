@@ -1,5 +1,4 @@
-"""How good a reward model is: on episodes it was not trained on, on tasks it has never seen, and on instructions that do
-not fit.
+"""How good a reward model is: on episodes it was not trained on, on new tasks, and on instructions that do not fit.
 
 vla-rl reward eval runs/reward
 vla-rl reward score runs/reward runs/play --episode 3 --out reward.png
@@ -44,6 +43,7 @@ from vla_rl.report.figures.reward_model import (
     draw_scores,
     film_scores,
 )
+from vla_rl.report.figures.saving import require_figure
 from vla_rl.rewards.process.examples import Examples, Rows, build_examples, require_both_classes
 from vla_rl.rewards.process.labels import label
 from vla_rl.rewards.process.loading import load_reward_model, reward_model_folder
@@ -52,7 +52,7 @@ from vla_rl.rewards.process.model import TrainableRewardModel, probability
 from vla_rl.rewards.process.robot_signals import robot_signals
 from vla_rl.rewards.process.splits import split_of
 from vla_rl.rewards.trajectory_files import load_trajectories
-from vla_rl.runtime.files import cannot_write, write_json
+from vla_rl.runtime.files import require_writable, write_json
 from vla_rl.runtime.provenance import versions
 from vla_rl.runtime.run_folder import read_config
 from vla_rl.runtime.seeding import generator
@@ -64,9 +64,12 @@ Result = dict[str, Any]
 def evaluate_reward(config: RewardEvalConfig) -> Result:
     """Measure a reward model; writes evaluation.json and reliability.png into `config.out` and returns the former.
 
-    Raises UserError where the reward model is none, its training data have changed, or the episodes hold one class only.
+    Raises UserError where the reward model is none, its training data have changed, or there is one class only.
     """
     folder = reward_model_folder(config.reward_model)
+    out = require_writable(
+        Path(config.out) if config.out else folder.parent / "evaluation", "folder"
+    )
     reward_model = load_reward_model(folder)
     material = _material(config, reward_model)
     seen = material.examples.rows_of(material.seen)
@@ -93,7 +96,7 @@ def evaluate_reward(config: RewardEvalConfig) -> Result:
         diagrams["held-out tasks"] = reliability(
             probability(odds[known]), positive[known], config.bins
         )
-    _write(Path(config.out) if config.out else folder.parent / "evaluation", result, diagrams)
+    _write(out, result, diagrams)
     return result
 
 
@@ -300,10 +303,6 @@ def _number(value: float) -> float | None:
 
 
 def _write(folder: Path, result: Result, diagrams: dict[str, Reliability]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(cannot_write(folder, error)) from error
     for part, found in zip(("seen_tasks", "held_out_tasks"), diagrams.values(), strict=False):
         result[part]["reliability"] = {
             "edges": found.edges.tolist(),
@@ -321,6 +320,7 @@ def _write(folder: Path, result: Result, diagrams: dict[str, Reliability]) -> No
 
 def score_reward(config: RewardScoreConfig) -> Path:
     """Draw the reward model's probability over one episode above its images; returns the file."""
+    out = require_figure(Path(config.out), "mp4")
     reward_model = load_reward_model(config.reward_model)
     description = reward_model.description
     trajectories = load_trajectories(
@@ -353,11 +353,6 @@ def score_reward(config: RewardScoreConfig) -> Path:
         key_frames=labels.key_frames,
         milestones=labels.milestones,
     )
-    out = Path(config.out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draw = film_scores if out.suffix == ".mp4" else draw_scores
-        draw(out, scored_episode)
-    except OSError as error:
-        raise UserError(cannot_write(out, error)) from error
+    draw = film_scores if out.suffix.lower() == ".mp4" else draw_scores
+    draw(out, scored_episode)
     return out

@@ -14,7 +14,7 @@ from vla_rl.config import ExportConfig, PolicyConfig, UserError
 from vla_rl.policies.openvla.exporting import Savable, export_adapter, export_merged
 from vla_rl.policies.openvla.loading import find_source, stored_dtype
 from vla_rl.policies.registry import load_policy
-from vla_rl.runtime.files import whole_folder
+from vla_rl.runtime.files import require_writable, whole_folder
 from vla_rl.runtime.locate import locate_policy
 from vla_rl.training.epoch_state import require_unused
 
@@ -26,7 +26,7 @@ def export(config: ExportConfig) -> Path:
     15 GB of memory. Raises UserError for a policy that cannot be read, one without adapters where those are asked
     for, and an `out` that is in use or cannot be written.
     """
-    out = Path(config.out)
+    out = require_writable(Path(config.out), "folder")
     require_unused(out)
     folder = str(locate_policy(Path(config.checkpoint))[0])
     source = find_source(folder, config.base)

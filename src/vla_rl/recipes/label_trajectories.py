@@ -22,22 +22,21 @@ from vla_rl.config import (
     RewardLabelConfig,
     UserError,
 )
-from vla_rl.envs import ProcessVectorEnv, split_initial_states
-from vla_rl.envs.defaults import conventions, evaluation_env, require_same_robot
+from vla_rl.envs import make_vector_env, split_initial_states
+from vla_rl.envs.defaults import evaluation_env
 from vla_rl.envs.env import VectorEnv
 from vla_rl.envs.registry import task_names
 from vla_rl.evaluation.episodes import play_each_once
 from vla_rl.policies.policy import Policy
-from vla_rl.policies.registry import load_policy
+from vla_rl.recipes.loading import load_with_env
 from vla_rl.report.figures.labels import draw_labels
-from vla_rl.rewards.process.label_files import save_labels
+from vla_rl.rewards.process.label_files import require_no_labels, save_labels
 from vla_rl.rewards.process.labels import Labels, label
 from vla_rl.rewards.process.robot_signals import robot_signals
 from vla_rl.rewards.trajectories import Trajectory
 from vla_rl.rewards.trajectory_files import TrajectoryWriter, load_trajectories
 from vla_rl.rollout.recording import RecordingVectorEnv
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.locate import locate_policy
 from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import note, progress
 from vla_rl.runtime.seeding import generator
@@ -51,11 +50,7 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
     or if the split has fewer initial states than asked for.
     """
     keep_freed_memory()
-    folder, trained_in = locate_policy(Path(config.checkpoint))
-    suite = config.suite or (trained_in or EnvConfig()).suite
-    settings = PolicyConfig(checkpoint=str(folder))
-    policy = load_policy(folder, settings, conventions=conventions(suite))
-    require_same_robot(policy.action_dim, suite)
+    policy, suite, trained_in = load_with_env(config.checkpoint, PolicyConfig(), config.suite)
     env = evaluation_env(
         suite, trained_in, policy.image_size, policy.resizes_images, policy.action_chunk
     )
@@ -64,7 +59,7 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
     with (
         TrajectoryWriter(config.out, config.image_format) as writer,
         use_threads(1),
-        ProcessVectorEnv(env) as envs,
+        make_vector_env(env) as envs,
         progress("trajectories", total=len(specs)) as bar,
     ):
         successes: list[bool] = []
@@ -131,12 +126,16 @@ def label_dataset(config: RewardLabelConfig) -> Path:
     Raises UserError for a dataset that cannot be read or labelled, and if the folder exists.
     """
     folder = Path(config.out) if config.out else Path(config.dataset) / "labels"
+    require_no_labels(folder)
     trajectories = load_trajectories(config.dataset, action_chunk=config.action_chunk)
     labels = [label(t, config.labels, robot_signals(t.robot)) for t in trajectories]
-    save_labels(folder, trajectories, labels, config.labels, config.dataset)
+
+    def draw(partial: Path) -> None:
+        _draw(partial / "plots", trajectories, labels, config)
+
+    plots = draw if config.plot else None
+    save_labels(folder, trajectories, labels, config.labels, config.dataset, plots)
     note(counts(trajectories, labels))
-    if config.plot:
-        _draw(folder / "plots", trajectories, labels, config)
     return folder
 
 

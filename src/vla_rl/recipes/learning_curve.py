@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vla_rl.config import UserError
+from vla_rl.report.figures.saving import require_figure
 from vla_rl.report.figures.scaling import draw_training
 from vla_rl.report.run_data import read_run
 
@@ -16,7 +17,7 @@ def training_curve(run: Path, out: Path | None = None) -> Path:
 
     UserError if the run was evaluated fewer than two times.
     """
-    out = out or run / "curve.png"
+    out = require_figure(out or run / "curve.png")
     if not draw_training(read_run(run), out):
         raise UserError(
             f"{run} holds fewer than two evaluations: expected eval/iteration-*.json. Train with run.eval_every, "

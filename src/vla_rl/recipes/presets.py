@@ -13,6 +13,7 @@ from vla_rl.config import (
     LoraConfig,
     OptimizerConfig,
     PolicyConfig,
+    ProcessRewardConfig,
     RolloutConfig,
     RunConfig,
     ScheduleConfig,
@@ -134,7 +135,27 @@ def _libero_tiny(suite: str) -> TrainConfig:
     )
 
 
+def _toy() -> TrainConfig:
+    """The toy benchmark from random weights, in seconds: for a first look, for trying an idea out, for tests.
+
+    So few updates are enough because each turn is paid for the way it has come: the toy's own dense reward.
+    """
+    return TrainConfig(
+        env=benchmark_env("toy"),
+        policy=PolicyConfig(scratch="mini", device="cpu"),
+        schedule=ScheduleConfig(iterations=0, episodes=2500),
+        rollout=RolloutConfig(turns=10),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4),
+        ppo=replace(_OURS.ppo, minibatch=64, gamma=0.9, gae_lambda=0.3, critic_warmup=1),
+        reward=ProcessRewardConfig(kind="simulator", form="progress", weight=0.9, limit=0.9),
+        curriculum=CurriculumConfig(mode="uniform"),
+        eval=EvalConfig(episodes_per_task=25),
+        run=RunConfig(tensorboard=False),
+    )
+
+
 PRESETS: dict[str, TrainConfig] = {
+    "toy": _toy(),
     "metaworld-mt1": _on("mt1:drawer-open"),
     "metaworld-mt5": _OURS,
     "metaworld-mt10": _many_tasks("mt10", floor=0.02),
@@ -159,6 +180,7 @@ PRESETS: dict[str, TrainConfig] = {
 }
 
 SUMMARIES: dict[str, str] = {
+    "toy": "a first look: a drawn world, no simulator, no checkpoint, half a minute",
     "metaworld-mt1": "one Meta-World task; another one with --env.suite mt1:<task>",
     "metaworld-mt5": "five Meta-World tasks, our recipe (the quickstart's)",
     "metaworld-mt10": "the ten tasks of Meta-World's MT10",

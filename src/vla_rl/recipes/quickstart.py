@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from vla_rl.config import DemosConfig, SFTConfig, TrainConfig, UserError
+from vla_rl.config import DemosConfig, PolicyConfig, SFTConfig, TrainConfig, UserError
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.serialize import differences, to_json
 from vla_rl.recipes.demos import collect_demos
@@ -34,6 +34,8 @@ from vla_rl.runtime.signals import Stopped
 
 LIMITS = ("episodes", "minutes")
 """What a quickstart may be given anew when it goes on."""
+EPISODES = 10_000
+"""Of practice, where neither the quickstart nor its preset says how many."""
 REQUEST = "quickstart.json"
 """What the quickstart in a folder was asked for."""
 
@@ -46,6 +48,8 @@ def quickstart(config: QuickstartConfig) -> Path:
     """
     out = require_writable(Path(config.out), "folder")
     base = preset(config.preset)
+    if config.episodes is None:
+        config = replace(config, episodes=base.schedule.episodes or EPISODES)
     if config.force:
         shutil.rmtree(out, ignore_errors=True)
     _begin(config, out)
@@ -73,6 +77,7 @@ def _run_steps(config: QuickstartConfig, base: TrainConfig, out: Path) -> Path:
         tuning = SFTConfig(
             dataset=str(demos),
             out=str(sft),
+            policy=PolicyConfig(scratch=base.policy.scratch),
             action_chunk=base.env.action_chunk,
             epochs=config.sft_epochs,
             validation_fraction=1 / (config.demos_per_task + 1),

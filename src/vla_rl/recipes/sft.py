@@ -27,6 +27,7 @@ from vla_rl.data.demonstrations import (
     action_chunks,
     load_demonstrations,
 )
+from vla_rl.envs.registry import robots
 from vla_rl.policies.policy import Policy
 from vla_rl.policies.registry import POLICIES, SCRATCH, load_policy
 from vla_rl.runtime.devices import use_threads
@@ -64,6 +65,7 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
         image_size=config.image_size,
         image_fit=config.image_fit,
         scratch=next(folder for folder in out.absolute().parents if folder.is_dir()),
+        normalised_robots=robots(),
     )
     policy = build_policy(config, demos)
     tokens = policy.encode_actions(
@@ -92,14 +94,14 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
                 # 2. what the held-out episodes say
                 asked = evaluate if epoch == config.epochs else None
                 measure = partial(held_out_metrics, learner, demos, tokens, validation, asked)
-                metrics = state.log_epoch(measure, stop)
+                state.log_epoch(measure, stop)
         if environment is not None:
             write_json(out / ENVIRONMENT_OF_RUN, environment)
         with whole_folder(out / "policy") as folder:
             policy.save(folder)
         state.finish()
         stop.end(f"stopped by {stop.signal_name}; the fine-tuning is complete")
-    note("  ".join(f"{name.removeprefix('sft/')} {value:.3g}" for name, value in metrics.items()))
+    note("  ".join(f"{k.removeprefix('sft/')} {v:.3g}" for k, v in state.logged.items()))
     return out / "policy"
 
 

@@ -1,50 +1,44 @@
 """Test-time scaling: let the policy propose several times, and choose.
 
 vla-rl eval runs/quickstart --best-of 8 --mode lookahead --reward-model runs/reward --json result.json
-vla-rl scaling runs/quickstart --search.reward-model runs/reward --out runs/scaling
-vla-rl curve runs/first                                   (trained with --run.eval-every 10)
+vla-rl test-time runs/quickstart --search.reward-model runs/reward --out runs/scaling
+vla-rl learning-curve runs/first                                   (trained with --run.eval-every 10)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+from annotated_types import Ge, Len, MinLen
 
 from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, UserError
-from vla_rl.config.search import BestOfConfig, ChooserName, ScalingConfig
-from vla_rl.config.serialize import to_json
-from vla_rl.envs import ProcessVectorEnv
-from vla_rl.envs.benchmark import no_dense_reward
+from vla_rl.config.search import BestOfConfig, ChooserName, ScalingConfig, StudyChooser
+from vla_rl.config.serialize import differences, to_json
+from vla_rl.envs import make_vector_env
 from vla_rl.envs.env import VectorEnv
-from vla_rl.envs.registry import is_libero
+from vla_rl.envs.registry import benchmark, no_dense_reward
 from vla_rl.evaluation.episodes import EpisodeRecord
-from vla_rl.evaluation.result import evaluate_policy, evaluation_specs
+from vla_rl.evaluation.practised import apart
+from vla_rl.evaluation.result import evaluate_policy, evaluation_specs, summary
 from vla_rl.evaluation.search.best_of import play_best_of
 from vla_rl.evaluation.search.branches import Cost
 from vla_rl.evaluation.search.choosers import make_chooser
-from vla_rl.functional import paired_difference
-from vla_rl.functional.scaling import fit_log
+from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.fingerprint import fingerprint
 from vla_rl.policies.policy import Policy
 from vla_rl.recipes.evaluate import evaluate_checkpoint, policy_and_env
-from vla_rl.report.figures.scaling import ScalingCurve, draw_scaling
-from vla_rl.report.run_data import Rate
+from vla_rl.report.test_time import LABELS, PLAIN, write_study
 from vla_rl.rewards.process.loading import load_reward_model
-from vla_rl.rewards.process.model import ProcessRewardModel
+from vla_rl.rewards.process.model import ProcessRewardModel, TrainableRewardModel
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.files import read_json, write_json, write_text
+from vla_rl.runtime.external import fault, read_json
+from vla_rl.runtime.files import require_writable, write_json
 from vla_rl.runtime.progress import note
 from vla_rl.types import EpisodeSpec
-
-LABELS = {
-    "judge": "process reward model",
-    "simulator": "the simulator's dense reward (privileged)",
-    "success": "success seen ahead, else chance",
-    "random": "chance",
-}
 
 
 def evaluate_best_of(
@@ -75,24 +69,22 @@ def evaluate_best_of(
     )
 
 
-def reward_model_of(search: BestOfConfig, suite: str) -> ProcessRewardModel | None:
+def reward_model_of(search: BestOfConfig, suite: str) -> TrainableRewardModel | None:
     """The reward model that `search` needs, if it needs one. UserError for what cannot be chosen by on this suite."""
-    if search.chooser == "simulator" and is_libero(suite):
+    if search.chooser == "simulator" and benchmark(suite).dense_reward_max is None:
         raise no_dense_reward(suite)
-    if search.chooser != "judge" or search.best_of == 1:
+    if search.chooser != "reward-model" or search.best_of == 1:
         return None
     if not search.reward_model:
         raise UserError(
             "choosing by a process reward model needs its folder: --reward-model runs/reward (from `vla-rl reward "
-            "train`). "
-            "Without one there are --chooser random, success and simulator"
+            "train`). Without one there are --chooser random, success and simulator"
         )
     reward_model = load_reward_model(search.reward_model)
     if search.mode == "action" and not reward_model.sees_actions:
         raise UserError(
-            f"mode action needs a reward model that sees actions, the one in {search.reward_model} sees images "
-            f"alone: train one "
-            "with --sees-actions, or choose --mode lookahead"
+            f"mode action needs a reward model that sees actions, the one in {search.reward_model} sees images alone: "
+            "train one with --sees-actions, or choose --mode lookahead"
         )
     return reward_model
 
@@ -137,59 +129,101 @@ def evaluate_search(
 # --------------------------------------------------------------------------------------------------
 # Success against N
 
+WAYS: dict[StudyChooser, tuple[ChooserName, bool]] = {
+    "reward-model-alone": ("reward-model", False),
+    "success": ("success", True),
+    "reward-model": ("reward-model", True),
+    "simulator": ("simulator", True),
+    "random": ("random", True),
+}
+"""What the study compares -> chooser, and whether success seen ahead is taken without asking it."""
+
 
 def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
-    """Evaluate with every number of candidates and every chooser; write the table and the image.
+    """Evaluate with every number of candidates and every chooser; write the table and the picture.
 
-    Evaluations that the folder holds already are taken from there, so that a study that was stopped goes on. Returns
-    the path of scaling.md.
+    Plain play is evaluated as well, greedy and sampled. Evaluations that the folder holds already are taken from there,
+    so that a study that was stopped goes on; UserError for one of another policy, reward model or setting. Returns the
+    path of scaling.md.
     """
-    out = Path(config.out)
-    policy, env, _ = policy_and_env(
+    out = require_writable(Path(config.out), "folder")
+    policy, env, trained_in = policy_and_env(
         Path(config.checkpoint), config.protocol.suite, env, PolicyConfig(), config.workers, 0
     )
     choosers, reward_model = available_choosers(config, env.suite)
     (out / "evaluations").mkdir(parents=True, exist_ok=True)
-    sizes = sorted(config.sizes)
-    results: dict[tuple[ChooserName, int], dict[str, Any]] = {}
-    with use_threads(1), ProcessVectorEnv(env) as envs:
-        for size in sizes:
-            for chooser in choosers:
-                chosen_by = config.search.reward_model if chooser == "judge" else ""
-                search = replace(
-                    config.search, chooser=chooser, best_of=size, reward_model=chosen_by
+    made_by = {"policy": fingerprint_of_policy(policy), "environment": to_json(env)}
+    scored_by = None if reward_model is None else fingerprint_of_reward_model(reward_model)
+    results: dict[tuple[str, int], dict[str, Any]] = {}
+    with use_threads(1), make_vector_env(env) as envs:
+        for name, search in planned_searches(config, choosers):
+            asks_model = search.chooser == "reward-model"
+            origin = made_by | {"reward_model": scored_by if asks_model else None}
+            file = out / "evaluations" / f"{name}-{search.best_of}.json"
+            result = stored_evaluation(file, config, search, env, origin)
+            if result is None:
+                result, records = evaluate_search(
+                    policy, envs, env, config.protocol, search, reward_model
                 )
-                name = "plain-1" if size == 1 else f"{chooser}-{size}"
-                file = out / "evaluations" / f"{name}.json"
-                result = stored_evaluation(file, config, search, env)
-                if result is None:
-                    result, _ = evaluate_search(
-                        policy, envs, env, config.protocol, search, reward_model
-                    )
-                    result["checkpoint"] = config.checkpoint
-                    write_json(file, result)
-                results[chooser, size] = result
-    return write_study(config, choosers, sizes, results)
+                result |= {"checkpoint": config.checkpoint, "origin": origin}
+                result["practice"] = apart(records, trained_in, summary)
+                write_json(file, result)
+            results[name, search.best_of] = result
+    return write_study(config, results)
+
+
+def planned_searches(
+    config: ScalingConfig, choosers: Sequence[StudyChooser]
+) -> Iterator[tuple[str, BestOfConfig]]:
+    """Every evaluation of a study, the cheap ones first: what it is called, and how it is played."""
+    for name in PLAIN:
+        # whoever chooses, with one candidate there is nothing to choose
+        yield (
+            name,
+            replace(
+                config.search,
+                best_of=1,
+                chooser="random",
+                reward_model="",
+                greedy_first=name == "greedy",
+            ),
+        )
+    for size in sorted(set(config.sizes) - {1}):
+        for name in choosers:
+            chooser, success_ahead = WAYS[name]
+            folder = config.search.reward_model if chooser == "reward-model" else ""
+            yield (
+                name,
+                replace(
+                    config.search,
+                    best_of=size,
+                    chooser=chooser,
+                    success_ahead=success_ahead,
+                    reward_model=folder,
+                ),
+            )
 
 
 def available_choosers(
     config: ScalingConfig, suite: str
-) -> tuple[list[ChooserName], ProcessRewardModel | None]:
-    """The choosers that can be had, and the reward model if it is one of them."""
-    chosen: list[ChooserName] = []
-    reward_model: ProcessRewardModel | None = None
-    for chooser in config.choosers:
-        search = replace(config.search, chooser=chooser, best_of=max(config.sizes))
-        if (chooser == "judge" and not search.reward_model) or (
-            chooser == "simulator" and is_libero(suite)
-        ):
-            why = (
-                "no reward model was given" if chooser == "judge" else "LIBERO has no dense reward"
-            )
-            note(f"left out: choosing by {LABELS[chooser]}, as {why}")
+) -> tuple[list[StudyChooser], TrainableRewardModel | None]:
+    """The choosers that can be had, and the reward model if one of them asks it."""
+    chosen: list[StudyChooser] = []
+    reward_model: TrainableRewardModel | None = None
+    for name in _distinct(config):
+        chooser, _ = WAYS[name]
+        missing = ""
+        if chooser == "reward-model" and not config.search.reward_model:
+            missing = "no reward model was given"
+        if chooser == "simulator" and benchmark(suite).dense_reward_max is None:
+            missing = f"{benchmark(suite).title} has no dense reward"
+        if missing:
+            note(f"left out: choosing by {LABELS[name]}, as {missing}")
             continue
-        reward_model = reward_model_of(search, suite) or reward_model
-        chosen.append(chooser)
+        if chooser == "reward-model" and reward_model is None:
+            search = replace(config.search, chooser=chooser, best_of=max(*config.sizes, 2))
+            reward_model = reward_model_of(search, suite)
+        chosen.append(name)
     if not chosen:
         raise UserError(
             f"scaling: none of the choosers {', '.join(config.choosers)} can be had on {suite}: give a reward model "
@@ -198,136 +232,119 @@ def available_choosers(
     return chosen, reward_model
 
 
+def _distinct(config: ScalingConfig) -> list[StudyChooser]:
+    """The choosers of a study. Only lookahead sees success ahead: elsewhere the reward model is always alone."""
+    wanted: Sequence[StudyChooser] = config.choosers
+    if config.search.mode != "lookahead":
+        wanted = ["reward-model-alone" if name == "reward-model" else name for name in wanted]
+    return list(dict.fromkeys(wanted))
+
+
+def fingerprint_of_policy(policy: OpenVLAPolicy) -> str:
+    """The policy's content: weights, sizes, image preprocessing, action statistics and tokenizer."""
+    description = policy.description
+    statistics = description.norm_stats[policy.unnorm_key]
+    facts = {
+        "model": to_json(description.model),
+        "action": [policy.action_dim, policy.action_chunk],
+        "statistics": statistics,
+    }
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return fingerprint(policy.model, text, policy.processor.tokenizer.to_str())
+
+
+def fingerprint_of_reward_model(reward_model: TrainableRewardModel) -> str:
+    """The reward model's content: weights, and what it was trained for."""
+    return fingerprint(reward_model.model, json.dumps(to_json(reward_model.description)))
+
+
+@dataclass(frozen=True)
+class _Episode:
+    task: str
+    initial_state: int
+    success: bool
+
+
+@dataclass(frozen=True)
+class _Overall:
+    successes: Annotated[int, Ge(0)]
+    episodes: Annotated[int, Ge(1)]
+    interval: Annotated[list[float], Len(2, 2)]
+    mean_turns: float
+
+
+@dataclass(frozen=True)
+class _Cost:
+    per_turn: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What is needed of an evaluation in the study's folder."""
+
+    suite: str
+    horizon: int
+    seed: int
+    tasks: dict[str, Any]
+    overall: _Overall
+    episodes: Annotated[list[_Episode], MinLen(1)]
+    search: dict[str, Any]
+    cost: _Cost
+    origin: dict[str, Any] | None = None
+
+
 def stored_evaluation(
-    file: Path, config: ScalingConfig, search: BestOfConfig, env: EnvConfig
+    file: Path,
+    config: ScalingConfig,
+    search: BestOfConfig,
+    env: EnvConfig,
+    origin: dict[str, Any],
 ) -> dict[str, Any] | None:
     """What an earlier study left in `file`, if it did; UserError if it was evaluated otherwise."""
     if not file.is_file():
         return None
-    stored = read_json(file)
-    asked: dict[str, Any] = {
-        "checkpoint": config.checkpoint,
-        "suite": env.suite,
-        "horizon": env.horizon,
-        "seed": config.protocol.seed,
-        "episodes": [
-            [spec.task, spec.initial_state]
-            for spec in evaluation_specs(env, config.protocol, list(stored.get("tasks", {})))
-        ],
-    }
-    found = {name: stored.get(name) for name in asked}
-    found["episodes"] = [[e["task"], e["initial_state"]] for e in stored.get("episodes", [])]
-    wanted, kept = to_json(search), dict(stored.get("search", {}))
-    if search.best_of == 1:  # the same whoever chooses
-        kept |= {name: wanted[name] for name in ("chooser", "reward_model", "lookahead", "mode")}
-    different = [name for name, value in asked.items() if found[name] != value]
-    different += [f"search.{name}" for name, value in wanted.items() if kept.get(name) != value]
-    if different:
+    remedy = "Remove it, or choose another folder (--out)."
+    stored = read_json(file, _Stored, remedy=remedy)
+    if stored.origin is None:
         raise UserError(
-            f"{file} was evaluated with another {', '.join(different)}: choose another folder (--out) or remove it"
+            f"{file} does not say of which weights it is, as evaluations of earlier versions do not. {remedy}"
         )
-    return stored
-
-
-def write_study(
-    config: ScalingConfig,
-    choosers: Sequence[ChooserName],
-    sizes: Sequence[int],
-    results: dict[tuple[ChooserName, int], dict[str, Any]],
-) -> Path:
-    """scaling.json, scaling.md and scaling.png in the study's folder."""
-    out, search = Path(config.out), config.search
-    curves, rows, fits = [], [], {}
-    for chooser in choosers:
-        own = {size: results[chooser, size] for size in sizes}
-        outcomes = np.array([outcomes_of(result) for result in own.values()])
-        fit = (
-            fit_log(sizes, outcomes, resamplings=config.bootstrap, seed=config.protocol.seed)
-            if len(sizes) > 1
-            else None
-        )
-        rates = {size: _rate(result) for size, result in own.items()}
-        curves.append(ScalingCurve(chooser, LABELS[chooser], rates, fit))
-        fits[chooser] = None if fit is None else fit._asdict()
-        for size, result, outcome in zip(sizes, own.values(), outcomes, strict=True):
-            gain = paired_difference(outcomes[0].tolist(), outcome.tolist())
-            rows.append(_row(chooser, size, rates[size], result, gain if size > sizes[0] else None))
-    about = f"{'/'.join(Path(config.checkpoint).parts[-2:])}, mode {search.mode}"
-    if search.mode == "lookahead":
-        about += f", {search.lookahead} turns ahead, {search.execute} kept"
-    about += f", temperature {search.temperature:g}"
-    write_json(out / "scaling.json", {"config": to_json(config), "fits": fits, "rows": rows})
-    draw_scaling(curves, f"Best of N: {about}", out / "scaling.png")
-    return write_table(out / "scaling.md", about, curves, rows, search.greedy_first)
-
-
-def outcomes_of(result: dict[str, Any]) -> list[bool]:
-    """Success of each episode, in an order that every evaluation of a study shares."""
-    episodes = sorted(result["episodes"], key=lambda e: (e["task"], e["initial_state"]))
-    return [bool(episode["success"]) for episode in episodes]
-
-
-def _rate(result: dict[str, Any]) -> Rate:
-    overall = result["overall"]
-    low, high = overall["interval"]
-    return Rate(overall["successes"], overall["episodes"], low, high, overall["mean_turns"])
-
-
-def _row(chooser: str, size: int, rate: Rate, result: dict[str, Any], gain: Any) -> dict[str, Any]:
-    return {
-        "chooser": chooser,
-        "best_of": size,
-        "success": rate.rate,
-        "interval": [rate.low, rate.high],
-        "gain": None if gain is None else [gain.mean, gain.low, gain.high],
-        "cost_per_turn": result["cost"]["per_turn"],
-    }
-
-
-def write_table(
-    path: Path,
-    about: str,
-    curves: Sequence[ScalingCurve],
-    rows: Sequence[dict[str, Any]],
-    greedy_first: bool,
-) -> Path:
-    """The study as Markdown."""
-    episodes = next(iter(curves[0].rates.values())).episodes
-    first = "the first candidate is greedy" if greedy_first else "all candidates are sampled"
-    lines = [
-        f"# Best of N: {about}\n",
-        f"{episodes} episodes each, {first}; success with Wilson 95 % intervals, gain over the smallest N paired by "
-        "episode. Cost is for each turn that was kept.\n",
-        "| chosen by | N | success | gain | policy: prefills, chunks | simulated turns | scored | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+    specs = evaluation_specs(env, config.protocol, list(stored.tasks))
+    pairs = [
+        ("seed", stored.seed, config.protocol.seed),
+        (
+            "episodes",
+            [(e.task, e.initial_state) for e in stored.episodes],
+            [tuple(s) for s in specs],
+        ),
     ]
-    for row in rows:
-        low, high = (100 * end for end in row["interval"])
-        gain = "" if row["gain"] is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(
-            *(100 * value for value in row["gain"])
-        )  # fmt: skip
-        cost = row["cost_per_turn"]
-        lines.append(
-            f"| {LABELS[row['chooser']]} | {row['best_of']} | {100 * row['success']:.1f} % [{low:.1f}, {high:.1f}] "
-            f"| {gain} | {cost['prefills']:.1f}, {cost['action_chunks']:.1f} | {cost['simulator_turns']:.1f} "
-            f"| {cost['scored']:.1f} | {cost['seconds']:.3f} |"
+    different = [name for name, found, asked in pairs if found != asked]
+    different += _changed("", _decisive(stored.origin), _decisive(origin))
+    # the folder of the reward model may be another one: its content counts, and is part of the origin
+    kept, wanted = stored.search | {"reward_model": ""}, to_json(search) | {"reward_model": ""}
+    different += _changed("search.", kept, wanted)
+    if different:
+        raise UserError(f"{file} was evaluated with another {', '.join(different)}. {remedy}")
+    missing = sorted(COSTS - set(stored.cost.per_turn))
+    if missing:
+        raise fault(
+            file, "cost.per_turn", f"the keys {', '.join(missing)}", stored.cost.per_turn, remedy
         )
-    fitted = [curve for curve in curves if curve.fit is not None]
-    if fitted:
-        lines += [
-            "\nsuccess = a + b log2 N, in points; weighted by binomial variance, errors from a bootstrap over "
-            "episodes (95 %)\n",
-            "| chosen by | a | b, per doubling of N |",
-            "|---|---|---|",
-        ]
-        for curve in fitted:
-            fit = curve.fit
-            assert fit is not None
-            lines.append(
-                f"| {curve.label} | {100 * fit.intercept:.1f} ± {100 * fit.intercept_error:.1f} "
-                f"| {100 * fit.slope:+.2f} ± {100 * fit.slope_error:.2f} "
-                f"[{100 * fit.slope_low:+.2f}, {100 * fit.slope_high:+.2f}] |"
-            )
-    lines.append("\n![success against the number of candidates](scaling.png)")
-    write_text(path, "\n".join(lines) + "\n")
-    return path
+    return read_json(file, remedy=remedy)
+
+
+COSTS = frozenset({"prefills", "action_chunks", "simulator_turns", "scored", "seconds"})
+INDECISIVE = ("num_envs", "num_workers", "step_timeout", "max_restarts")
+"""Settings of an environment that change no outcome."""
+
+
+def _decisive(origin: dict[str, Any]) -> dict[str, Any]:
+    played = origin.get("environment")
+    if not isinstance(played, dict):
+        return origin
+    kept = {name: value for name, value in played.items() if name not in INDECISIVE}
+    return origin | {"environment": kept}
+
+
+def _changed(prefix: str, found: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    return [f"{prefix}{name}" for name in differences(found, asked)]

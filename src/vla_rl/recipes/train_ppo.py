@@ -22,10 +22,11 @@ from vla_rl.algorithms.registry import build_learner
 from vla_rl.config import TrainConfig
 from vla_rl.curriculum import Outcomes, TaskSampler
 from vla_rl.distributed import SingleProcess, World
-from vla_rl.envs import ProcessVectorEnv, split_initial_states
+from vla_rl.envs import make_vector_env, split_initial_states
 from vla_rl.policies.registry import with_micro_batch
 from vla_rl.recipes.refresh_reward import refresh_reward_model
 from vla_rl.rewards.registry import build_reward
+from vla_rl.rewards.simulator_reward import dense_reward_max
 from vla_rl.rollout import Collector, rollout_metrics
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.memory import keep_freed_memory
@@ -53,14 +54,14 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
         run,
         graceful_stop("this iteration") as stop,
         use_threads(config.run.torch_threads),
-        ProcessVectorEnv(config.env) as envs,
+        make_vector_env(config.env) as envs,
     ):
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         curriculum = TaskSampler(config.curriculum, envs.tasks, train_states, config.run.seed)
         outcomes = Outcomes(curriculum, world)
         collector = Collector(
             policy, envs, curriculum.draw_one, outcomes.observe, config.run.seed,
-            ask_simulator=config.reward.asks_simulator,
+            dense_reward_max=dense_reward_max(config),
         )  # fmt: skip
         state = TrainState(
             run, policy, learner, reward_function, curriculum, collector, config.run.save_every, world

@@ -10,9 +10,8 @@ repeat: every labelled turn once, and some images under another task's instructi
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -46,25 +45,27 @@ from vla_rl.rewards.process.splits import (
 from vla_rl.rewards.trajectories import Trajectory
 from vla_rl.rewards.trajectory_files import load_trajectories
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.files import whole_folder
+from vla_rl.runtime.files import require_writable, whole_folder
 from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import note, progress
 from vla_rl.runtime.run_folder import Run
 from vla_rl.runtime.seeding import generator, seed_everything
-from vla_rl.training.epoch_state import require_unused
+from vla_rl.runtime.signals import StopRequest, graceful_stop
+from vla_rl.training.epoch_state import EpochState, fingerprint, is_unfinished, open_epochs
 
 
 def train_reward(config: RewardModelConfig) -> Path:
     """Train a reward model and return its folder, `<out>/reward_model`.
 
-    The result depends on the configuration alone (bit for bit on one kind of CPU). Raises UserError for datasets that
-    are missing, empty, damaged or do not fit together, for labels of one class only, for a backbone that is no
-    image-text model, for an `out` that is in use, and when the loss diverges.
+    The result depends on the configuration alone (bit for bit on one kind of CPU); one that was stopped or killed goes
+    on with the same configuration. Raises UserError for datasets that are missing, empty, damaged or do not fit
+    together, for labels of one class only, for a backbone that is no image-text model, for an `out` that is in use, and
+    when the loss diverges, and `Stopped`, a KeyboardInterrupt, where a signal ended it.
     """
     keep_freed_memory()
     config = config.resolved()
-    out = Path(config.out)
-    require_unused(out)
+    out = require_writable(Path(config.out), "folder")
+    is_unfinished(out, config, out / REWARD_MODEL_FOLDER)
     seed_everything(config.seed)
     trajectories = read_trajectories(config)
     examples = build_examples(trajectories, config.labels, config.history, config.sees_actions)
@@ -80,13 +81,17 @@ def train_reward(config: RewardModelConfig) -> Path:
     if config.mismatched_share and mismatches.never_denied:
         note(undeniable(mismatches))
     with (
-        Run.create(out.parent, out.name, config, sys.argv) as run,
+        open_epochs(out, config, out / REWARD_MODEL_FOLDER) as run,
+        graceful_stop("this batch") as stop,
         use_threads(1 if config.is_tiny else 0),
     ):
         write_split(out, split, trajectories, parent)
-        metrics = _learn(run, config, reward_model, examples, mismatches, validation)
+        state = _learn(run, config, reward_model, examples, mismatches, validation, stop)
         with whole_folder(out / REWARD_MODEL_FOLDER) as folder:
             reward_model.save(folder)
+        state.finish()
+        stop.end(f"stopped by {stop.signal_name}; the reward model is complete")
+    metrics = state.logged
     note("  ".join(f"{k.removeprefix('reward/')} {v:.3g}" for k, v in metrics.items()))
     return out / REWARD_MODEL_FOLDER
 
@@ -98,24 +103,24 @@ def _learn(
     examples: Examples,
     mismatches: Mismatches,
     validation: Rows,
-) -> dict[str, float]:
-    """All epochs; logs each and returns the metrics of the last one."""
+    stop: StopRequest,
+) -> EpochState:
+    """All epochs that are left; logs each."""
     examples_an_epoch = len(mismatches.rows) + mismatched_count(config, mismatches)
     steps = config.epochs * num_batches(examples_an_epoch, config.batch_size)
     learner = RewardModelLearner(reward_model, config, steps)
-    metrics: dict[str, float] = {}
-    with progress("reward model", total=steps) as bar:
-        for epoch in range(1, config.epochs + 1):
-            started, history = time.perf_counter(), []
-            for batch in epoch_of(config, examples, mismatches, epoch):
-                history.append(learner.update(batch))
-                bar.advance(1, epoch=epoch, loss=history[-1]["loss"])
-            metrics = {f"reward/{k}": float(np.mean([h[k] for h in history])) for k in history[0]}
-            metrics |= {"epoch": epoch, "reward/seconds": time.perf_counter() - started}
-            metrics |= validate(reward_model, examples, validation)
-            run.log(epoch, metrics)
-    learner.close()
-    return metrics
+    data = fingerprint(mismatches.rows, examples.positive, examples.actions)
+    state = EpochState(run, learner, "reward", {"examples": data})
+    state.restore()
+    with closing(learner), progress("reward model", total=steps, start=learner.steps) as bar:
+        for epoch in range(state.epoch, config.epochs + 1):
+            for batch in state.left(epoch_of(config, examples, mismatches, epoch)):
+                reported = learner.update(batch)
+                bar.advance(1, epoch=epoch, loss=reported["loss"])
+                state.done(reported, stop)
+            state.save()
+            state.log_epoch(lambda: validate(reward_model, examples, validation), stop)
+    return state
 
 
 # --------------------------------------------------------------------------------------------------

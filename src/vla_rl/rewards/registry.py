@@ -25,5 +25,6 @@ def build_reward(config: TrainConfig, policy: Policy) -> RewardFunction:
     """What `config.reward` asks for. ConfigError for an unknown kind, UserError for what does not fit the policy."""
     kind = config.reward.chosen_kind
     if kind not in REWARDS:
-        raise ConfigError(f"there is no reward.kind {kind!r}.{nearest(kind, ['auto', *REWARDS])}")
+        known = nearest(kind, ["auto", *REWARDS])
+        raise ConfigError(f"there is no reward.kind {config.reward.kind!r}.{known}")
     return REWARDS[kind](config, policy)

@@ -11,8 +11,8 @@ nor the curriculum.
 
 Additive. Paying every turn and ending the pay with success would make success costly: where w p / H > 1 - g, one more
 turn of waiting is worth more than finishing now. So success counts as an absorbing state with the best score, in which
-the rest of the episode is spent (Kostrikov et al. 2019, arXiv 1809.02925). Finishing is then worth at least as much as any
-other way to go on from the same turn: it pays success undiscounted, and the best score for all turns that are left.
+the rest of the episode is spent (Kostrikov et al. 2019, arXiv 1809.02925). Finishing is then worth at least as much as
+any other way to go on from the same turn: it pays success undiscounted, and the best score for all turns that are left.
 
 Potential. Discounted over an episode it adds up to -Phi(o_0), whatever was done in it: for any weight the policies are
 ranked as by success alone (Ng, Harada, Russell 1999, theorem 1). So it is never clipped, which would break the sum. An
@@ -219,7 +219,7 @@ def additive_rewards(
     *,
     endless: bool,
 ) -> Float32[np.ndarray, "M N"]:
-    """Score / horizon for every turn; on the turn of a success the best score for all turns that were left.
+    """Each turn is paid score / horizon; the turn of a success the best score for all turns that were left.
 
     Args:
         scores: 0..1, of each turn.

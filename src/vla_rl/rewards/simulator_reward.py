@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vla_rl.config import TrainConfig
-from vla_rl.envs.benchmark import no_dense_reward
-from vla_rl.envs.registry import is_libero
+from vla_rl.envs.registry import benchmark, no_dense_reward
 from vla_rl.policies.policy import Policy
 from vla_rl.rewards.shaping import ShapedReward, shaped
 from vla_rl.types import Rollout
@@ -56,6 +55,18 @@ class SimulatorScorer:
 
 def simulator_reward(config: TrainConfig, policy: Policy) -> ShapedReward:
     """`reward.kind simulator`. UserError for a simulator without a dense reward of its own."""
-    if is_libero(config.env.suite):
-        raise no_dense_reward(config.env.suite)
+    dense_reward_max(config)
     return shaped(SimulatorScorer(), config)
+
+
+def dense_reward_max(config: TrainConfig) -> float | None:
+    """What the simulator's own dense reward gives for a solved task; None where `config.reward` does not ask for it.
+
+    UserError if it asks for it and the simulator has none.
+    """
+    if not config.reward.asks_simulator:
+        return None
+    most = benchmark(config.env.suite).dense_reward_max
+    if most is None:
+        raise no_dense_reward(config.env.suite)
+    return most

@@ -1,11 +1,9 @@
-"""Whole episodes as the reward model's data: read from datasets, written to them, cut out of rollout windows.
+"""Whole episodes as the reward model's data, and how they are cut out of rollout windows.
 
-    load_trajectories("runs/demos")                       # demonstrations: all successes
-    save_trajectories("runs/play", trajectories)          # a LeRobotDataset v3, failures among them
     cutter = EpisodeCutter(policy, env)                   # practice: episodes run on across window edges
     trajectories = cutter.add(rollout)
 
-Cutting windows needs numpy alone; pyarrow is imported where a dataset is touched, since practice has to run without it.
+Datasets of them are read and written by trajectory_files.py.
 """
 
 from __future__ import annotations
@@ -160,7 +158,3 @@ def trajectories_of(
     """The whole episodes in consecutive windows, those across their edges among them."""
     cutter = EpisodeCutter(policy, env)
     return [trajectory for rollout in rollouts for trajectory in cutter.add(rollout)]
-
-
-# --------------------------------------------------------------------------------------------------
-# Datasets

@@ -6,22 +6,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Gt, Le, MaxLen, MinLen
 
 from vla_rl.config.errors import UserError
-from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
+from vla_rl.envs.registry import robots
 from vla_rl.rewards.trajectories import Origin, Trajectory
-from vla_rl.runtime.files import read_json
+from vla_rl.runtime.external import Phrase, fault, read_json
+from vla_rl.runtime.files import require_writable
 
 ACTION_CHUNK = "action_chunk"
-
-
+INITIAL_STATE = "initial_state"
+SUCCESS = "next.success"
 DETAILS = "meta/trajectories.json"
-
-
 FORMAT = 1
+REMEDY = "Copy the dataset again, or collect the trajectories again."
 
 
 def load_trajectories(
@@ -29,99 +30,131 @@ def load_trajectories(
 ) -> list[Trajectory]:
     """Read the episodes of a LeRobotDataset v3.0: demonstrations, or what `save_trajectories` wrote.
 
-    An episode succeeded if `next.success` says so in its last frame; without that feature all did, as demonstrations
-    do. action_chunk: actions a turn; 0 takes those stored, one for demonstrations. There every
-    frame is a turn, with the actions that follow it as far as the chunk goes. camera, image_size: as for
-    `load_demonstrations`.
+    An episode succeeded if `next.success` says so in its last frame. Without that feature all did, as demonstrations
+    do. action_chunk: actions a turn; 0 takes those stored, one for demonstrations. Of demonstrations every frame is a
+    turn, with the actions that follow it as far as the chunk goes. camera, image_size: as for `load_demonstrations`.
 
-    Raises UserError for what the dataset reader refuses, and for trajectories that hold another chunk than asked for.
+    Raises UserError for what the dataset reader refuses, for details that are damaged or of another dataset, and for
+    trajectories that hold another chunk than asked for.
     """
-    from vla_rl.data.demonstrations import action_chunks, load_demonstrations
+    from vla_rl.data.demonstrations import load_demonstrations
     from vla_rl.data.lerobot import LeRobotReader
 
     demos = load_demonstrations(folder, camera=camera, image_size=image_size)
     reader = LeRobotReader(folder)
-    details = _Details.read(reader.folder, len(reader.episodes))
-    if ACTION_CHUNK in reader.features:
-        chunks = reader.column(ACTION_CHUNK).reshape(len(demos), -1, demos.actions.shape[1])
-    else:
-        chunks = action_chunks(demos.actions, demos.episode_ids, action_chunk or 1)
-    if ACTION_CHUNK in reader.features and action_chunk not in (0, chunks.shape[1]):
-        raise UserError(
-            f"{folder} holds turns of {chunks.shape[1]} actions each, {action_chunk} were asked for: leave it out, "
-            "or collect trajectories of a policy that decides so many"
-        )
-    states = _column(reader, "initial_state", np.full(len(demos), -1))
-    successes = _column(reader, "next.success", np.ones(len(demos), bool))
+    details = _read_details(reader.folder, len(reader.episodes))
+    chunks = _chunks(reader, demos, action_chunk)
+    states = _whole_numbers(reader, INITIAL_STATE, np.full(len(demos), -1))
+    successes = _whole_numbers(reader, SUCCESS, np.ones(len(demos), bool))
     robot = reader.info.robot_type or ""
-    trajectories = []
+    trajectories: list[Trajectory] = []
     for entry in reader.episodes:
         rows = slice(entry.first_frame, entry.first_frame + entry.length)
         instruction = demos.instructions[int(demos.task_ids[entry.first_frame])]
-        described = details.episodes[entry.index] if details.episodes else {}
+        described = details.episodes[entry.index] if details else None
         trajectories.append(
             Trajectory(
                 images=demos.images[rows],
                 proprio=demos.proprio[rows],
                 actions=np.ascontiguousarray(chunks[rows], dtype=np.float32),
                 instruction=instruction,
-                task=described.get("task") or _task_of(instruction, robot),
+                task=described.task if described else _task_of(instruction, robot),
                 initial_state=int(states[entry.first_frame]),
                 success=bool(successes[rows][-1]),
-                source=cast(Origin, described.get("source", "expert")),
-                turn_seconds=details.turn_seconds or 1.0 / reader.fps,
+                source=described.source if described else "expert",
+                turn_seconds=details.seconds if details else 1.0 / reader.fps,
                 robot=robot,
             )
         )
     return trajectories
 
 
-def _column(reader: Any, name: str, otherwise: np.ndarray) -> np.ndarray:
-    return reader.column(name) if name in reader.features else otherwise
+def _chunks(reader: Any, demos: Any, action_chunk: int) -> np.ndarray:
+    """The actions of every turn, (F, C, A). UserError for stored chunks that do not fit."""
+    from vla_rl.data.demonstrations import action_chunks
+
+    if ACTION_CHUNK not in reader.features:
+        return action_chunks(demos.actions, demos.episode_ids, action_chunk or 1)
+    size = demos.actions.shape[1]
+    stored = reader.finite_column(ACTION_CHUNK).reshape(len(demos), -1)
+    if stored.dtype.kind != "f" or stored.shape[1] % size:
+        found = Phrase(f"{stored.shape[1]} of type {stored.dtype}")
+        expected = f"whole actions of {size} numbers each"
+        raise fault(reader.folder, ACTION_CHUNK, expected, found, REMEDY)
+    chunks = stored.reshape(len(demos), -1, size)
+    if action_chunk not in (0, chunks.shape[1]):
+        raise UserError(
+            f"{reader.folder} holds turns of {chunks.shape[1]} actions each, {action_chunk} were asked for: leave it "
+            "out, or collect trajectories of a policy that decides so many"
+        )
+    return chunks
+
+
+def _whole_numbers(reader: Any, name: str, otherwise: np.ndarray) -> np.ndarray:
+    """A column of one whole number or truth value a frame; `otherwise` where there is none."""
+    if name not in reader.features:
+        return otherwise
+    feature = reader.feature(name)
+    values = reader.finite_column(name) if feature.numeric else np.zeros(0)
+    if values.shape != otherwise.shape or values.dtype.kind not in "biu":
+        found = Phrase(f"{feature.dtype} of shape {feature.shape}")
+        expected = "one whole number, or true or false, a frame"
+        raise fault(reader.folder, name, expected, found, REMEDY)
+    return values
 
 
 def _task_of(instruction: str, robot: str) -> str:
     """The task's short name where the dataset does not tell: by what the benchmark calls this instruction."""
-    if robot == "metaworld_sawyer":
-        by_text = {text: task for task, text in INSTRUCTIONS.items()}
-        return by_text.get(instruction, instruction)
-    return instruction.replace(" ", "_") if robot in ("libero_panda", "panda") else instruction
+    played = robots().get(robot)
+    return played.task_of_instruction(instruction) if played is not None else instruction
+
+
+# --------------------------------------------------------------------------------------------------
+# meta/trajectories.json: what the dataset format has no place for
+
+_Seconds = Annotated[float, Gt(0), Le(3600)]
+
+
+@dataclass(frozen=True)
+class _Episode:
+    task: Annotated[str, MinLen(1), MaxLen(1000)]
+    source: Origin
 
 
 @dataclass(frozen=True)
 class _Details:
-    """meta/trajectories.json: what the dataset format has no place for. Empty for demonstrations."""
+    format: int
+    episodes: list[_Episode]
+    turn_seconds: _Seconds | None = None
+    """Exact, where the format's frames a second are a whole number."""
+    decision_seconds: _Seconds | None = None
+    """Its name before."""
 
-    turn_seconds: float = 0.0  # exact, where the format's frames a second are a whole number
-    episodes: tuple[dict[str, str], ...] = ()  # {"task": ..., "source": ...}
+    @property
+    def seconds(self) -> float:
+        found = self.turn_seconds or self.decision_seconds
+        assert found is not None, "checked when it was read"
+        return found
 
-    @staticmethod
-    def read(folder: Path, count: int) -> _Details:
-        path = folder / DETAILS
-        if not path.is_file():
-            return _Details()
-        raw = read_json(path)
-        try:
-            if raw["format"] != FORMAT:
-                raise UserError(f"{path}: expected format {FORMAT}, got {raw['format']}")
-            details = _Details(
-                float(raw["turn_seconds"]),
-                tuple({"task": e["task"], "source": e["source"]} for e in raw["episodes"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is damaged: {error!r}") from error
-        if len(details.episodes) != count or any(
-            e["source"] not in ("expert", "policy") for e in details.episodes
-        ):
-            raise UserError(
-                f"{path} does not belong to this dataset: expected {count} episodes of expert or policy, got "
-                f"{len(details.episodes)}"
-            )
-        return details
 
-    def to_json(self) -> dict[str, Any]:
-        episodes = list(self.episodes)
-        return {"format": FORMAT, "turn_seconds": self.turn_seconds, "episodes": episodes}
+def _read_details(folder: Path, count: int) -> _Details | None:
+    """None for a dataset without them, as demonstrations are."""
+    path = folder / DETAILS
+    if not path.is_file():
+        return None
+    details = read_json(path, _Details, inside=folder, remedy=REMEDY)
+    if details.format != FORMAT:
+        raise fault(path, "format", str(FORMAT), details.format, REMEDY)
+    if details.turn_seconds is None and details.decision_seconds is None:
+        raise fault(path, "", 'the key "turn_seconds"', Phrase("none"), REMEDY)
+    if len(details.episodes) != count:
+        found = Phrase(f"{len(details.episodes)}: it does not belong to this dataset")
+        raise fault(path, "episodes", f"{count} episodes, as in the dataset", found, REMEDY)
+    return details
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing
 
 
 @dataclass
@@ -166,6 +199,7 @@ class TrajectoryWriter:
             raise UserError(
                 f"{self.folder} exists already: a dataset is never overwritten. Choose another folder or remove it."
             )
+        require_writable(Path(self.folder), "folder")
 
     def __enter__(self) -> TrajectoryWriter:
         return self
@@ -184,9 +218,13 @@ class TrajectoryWriter:
             self._writer.__exit__(kind, error, trace)
             return
         assert self._shape is not None
-        details = _Details(self._shape.turn_seconds, tuple(self._episodes))
+        details = {
+            "format": FORMAT,
+            "turn_seconds": self._shape.turn_seconds,
+            "episodes": self._episodes,
+        }
         with self._writer:
-            self._writer.add_json(DETAILS, details.to_json())
+            self._writer.add_json(DETAILS, details)
 
     def add(self, trajectory: Trajectory) -> None:
         """Append one episode."""
@@ -207,8 +245,8 @@ class TrajectoryWriter:
             ACTION: trajectory.actions[:, 0],
             "next.reward": success.astype(np.float32),
             "next.done": last,
-            "next.success": success,
-            "initial_state": np.full(length, trajectory.initial_state),
+            SUCCESS: success,
+            INITIAL_STATE: np.full(length, trajectory.initial_state),
         }
         if shape.proprio:
             columns[STATE] = trajectory.proprio

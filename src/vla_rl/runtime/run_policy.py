@@ -57,5 +57,5 @@ def _no_policy(folder: Path) -> str:
             f"{folder} is a fine-tuning that is not finished: the same `vla-rl sft` command goes on"
         )
     if kind == "RewardModelConfig":
-        return f"{folder} is the run of a reward model and holds no policy: give a run of `vla-rl train` or `vla-rl sft`"
+        return f"{folder} is the run of a reward model and holds no policy: give a run of `vla-rl train` or `sft`"
     return f"{folder} is a run without a checkpoint yet: let it train, or give a policy folder"

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vla_rl.config.errors import UserError
+from vla_rl.runtime.extras import need
+from vla_rl.runtime.files import whole_file
 
 _CODECS = ("libx264", "libopenh264")  # the second one is what LGPL builds of FFmpeg carry
 _BT709 = 1  # ITU-T H.273: colour primaries, transfer and matrix of HD video
@@ -25,8 +27,8 @@ def write_video(path: Path, frames: Sequence[UInt8[np.ndarray, "H W 3"]], fps: f
 
     H.264 with halved chroma needs even sizes: an odd height or width is padded by repeating its
     last row or column. Colours are tagged as BT.709, so that players do not have to guess.
-    Raises UserError where PyAV is missing or has no H.264 encoder, ValueError on no frames, on a
-    frame of another shape, or on `fps` that is not positive.
+    Raises UserError where PyAV is missing or has no H.264 encoder and where the file cannot be written,
+    ValueError on no frames, on a frame of another shape, or on `fps` that is not positive.
     """
     if not len(frames):
         raise ValueError("a video needs at least one frame, got none")
@@ -40,7 +42,10 @@ def write_video(path: Path, frames: Sequence[UInt8[np.ndarray, "H W 3"]], fps: f
             raise ValueError(f"frame {number}: expected uint8 in 0..255, got {frame.dtype}")
     av = _import_av()
     padding = ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0))
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with (
+        whole_file(path) as aside,
+        av.open(str(aside), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
         stream = container.add_stream(
             _encoder(av), rate=Fraction(fps).limit_denominator(1000), options={"crf": "20"}
         )
@@ -91,20 +96,18 @@ def filmstrip(
 
 def jpeg(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     """An RGB image as a JPEG file. Raises UserError where Pillow is missing."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise UserError("Still images need Pillow: pip install 'vla-rl[report]'.") from error
+    need("PIL", purpose="a still image")
+    from PIL import Image
+
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=82)
     return buffer.getvalue()
 
 
 def _import_av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise UserError("Videos need PyAV: pip install 'vla-rl[report]'.") from error
+    need("av", purpose="a video")
+    import av
+
     return av
 
 

@@ -1,6 +1,6 @@
 """A training over epochs that can be stopped at any batch and goes on bit for bit: fine-tuning, reward models.
 
-    with open_epochs(out, config, result=out / "policy") as run, graceful_stop() as stop:   # new, or one that was stopped
+    with open_epochs(out, config, result=out / "policy") as run, graceful_stop() as stop:
         state = EpochState(run, learner, "sft", data)
         state.restore()
         for epoch in range(state.epoch, epochs + 1):
@@ -18,9 +18,11 @@ What is saved are the trained weights, not a policy: the model itself is made ag
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -111,20 +113,25 @@ class EpochState:
     """How far the training is: the epoch, its batches so far, and what the updates reported."""
 
     def __init__(self, run: Run, learner: EpochLearner, prefix: str, data: dict[str, Any]) -> None:
-        """`prefix` is that of the metrics; `data` (JSON) tells the data from others, with which a run does not go on."""
+        """prefix: that of the metrics. data: JSON that tells the data from others, with which a run does not go on."""
         self.run, self.learner, self.prefix = run, learner, prefix
         self.epoch, self.batches = 1, 0
-        self._data = data
+        self.logged: dict[str, float] = {}
+        """Metrics of the epoch that was logged last."""
+        self._data, self._started = data, time.perf_counter()
         self._history: list[dict[str, float]] = []
         self._rng: np.random.Generator | None = None
         self._saved_rng: dict[str, Any] | None = None
 
-    def left(self, batches: Sequence[B], rng: np.random.Generator) -> Iterator[B]:
-        """The batches of this epoch that are still to do; `rng` is put where it was after the others."""
-        if self._saved_rng is not None:
+    def left(self, batches: Iterable[B], rng: np.random.Generator | None = None) -> Iterator[B]:
+        """The batches of this epoch that are still to do.
+
+        rng: a generator that is drawn from for each batch, while it is done; it is put where the others left it.
+        """
+        if self._saved_rng is not None and rng is not None:
             restore_numpy_rng(rng, self._saved_rng)
-        self._rng, self._saved_rng = rng, None
-        yield from batches[self.batches :]
+        self._rng, self._saved_rng, self._started = rng, None, time.perf_counter()
+        return itertools.islice(batches, self.batches, None)
 
     def done(self, reported: dict[str, float], stop: StopRequest) -> None:
         """Count a batch, and keep what its update reported. Where a stop is requested, save and raise `Stopped`."""
@@ -134,22 +141,21 @@ class EpochState:
             self.save()
             self._end(stop)
 
-    def log_epoch(
-        self, measure: Callable[[], dict[str, float]], stop: StopRequest
-    ) -> dict[str, float]:
-        """Log and return what the updates of this epoch reported, on average, and what `measure` returns.
+    def log_epoch(self, measure: Callable[[], dict[str, float]], stop: StopRequest) -> None:
+        """Log what the updates of this epoch reported, on average, what `measure` returns, and the seconds.
 
         Measuring is given up where a stop is requested, and done again in the next sitting; then `Stopped` is raised.
         """
         metrics: dict[str, float] = {"epoch": self.epoch}
         for name in self._history[0] if self._history else ():
             metrics[f"{self.prefix}/{name}"] = float(np.mean([h[name] for h in self._history]))
+        seconds = time.perf_counter() - self._started
         stop.run(lambda: metrics.update(measure()))
         self._end(stop)
-        self.run.log(self.epoch, metrics)
+        self.run.log(self.epoch, metrics | {f"{self.prefix}/seconds": seconds})
+        self.logged = metrics
         self.epoch, self.batches = self.epoch + 1, 0
         self._history, self._rng = [], None
-        return metrics
 
     def _end(self, stop: StopRequest) -> None:
         stop.end(

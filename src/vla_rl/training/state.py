@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from vla_rl.config import ConfigError, ScheduleConfig, TrainConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.defaults import require_same_robot
+from vla_rl.envs.registry import benchmark
 from vla_rl.policies.policy import Policy
 from vla_rl.policies.registry import load_policy
 from vla_rl.rewards import RewardFunction
@@ -30,6 +32,7 @@ from vla_rl.runtime.run_folder import Run
 from vla_rl.runtime.seeding import restore_torch_rng, torch_rng_state
 from vla_rl.runtime.signals import StopRequest
 from vla_rl.runtime.trees import join_arrays, split_arrays
+from vla_rl.training.scratch import keep_reference, scratch_policy
 
 
 def open_training_run(
@@ -42,28 +45,31 @@ def open_training_run(
             f"training runs in one process, got {world.size}: simulators, draws of the curriculum and the run folder "
             "are not divided among processes"
         )
+    packages = benchmark(config.env.suite).packages
     sinks = {
         "keep": config.run.keep,
         "tensorboard": config.run.tensorboard,
         "wandb": config.run.wandb,
     }
     if resume is not None:
-        return Run.open(resume, sys.argv, config, **sinks)
-    if not config.policy.checkpoint:
+        return Run.open(resume, sys.argv, config, packages, **sinks)
+    if not (config.policy.checkpoint or config.policy.scratch):
         raise ConfigError(
             "policy.checkpoint is empty: PPO improves a pretrained policy. Make one with `vla-rl demos` and "
-            "`vla-rl sft`, then give its folder, e.g. --policy.checkpoint runs/sft/policy"
+            "`vla-rl sft`, then give its folder, e.g. --policy.checkpoint runs/sft/policy. The preset toy needs none"
         )
-    return Run.create(config.run.root, config.run.name, config, sys.argv, **sinks)
+    name = config.run.name or f"{config.env.suite.partition(':')[0]}-{datetime.now():%Y%m%d-%H%M%S}"
+    return Run.create(config.run.root, name, config, sys.argv, packages, **sinks)
 
 
 def policy_of_run(config: TrainConfig, run: Run) -> Policy:
     """The policy of the run's newest checkpoint, or the one to start from; KL is always to the latter."""
     saved = run.latest()
-    initial = Path(config.policy.checkpoint)
-    policy = load_policy(
-        saved / "policy" if saved else initial, config.policy, seed=config.run.seed
-    )
+    if saved is None and not config.policy.checkpoint:
+        policy = scratch_policy(config)
+    else:
+        source = saved / "policy" if saved else Path(config.policy.checkpoint)
+        policy = load_policy(source, config.policy, seed=config.run.seed)
     require_same_robot(policy.action_dim, config.env.suite)
     if not policy.resizes_images and policy.image_size != config.env.image_size:
         raise ConfigError(
@@ -76,7 +82,7 @@ def policy_of_run(config: TrainConfig, run: Run) -> Policy:
             f"{config.env.action_chunk}: set env.action_chunk, or fine-tune with that chunk"
         )
     if config.ppo.kl_coef > 0:
-        policy.keep_reference(initial if saved else None)
+        keep_reference(policy, config, resumed=saved is not None)
     return policy
 
 

@@ -16,13 +16,13 @@ from jaxtyping import Float32, UInt8
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, nearest
 from vla_rl.envs.env import Snapshot
-from vla_rl.envs.toy.drawing import Picture
+from vla_rl.envs.toy.drawing import VIEWS, draw
 from vla_rl.envs.toy.tasks import INSTRUCTIONS, suite_tasks
 from vla_rl.envs.toy.world import STEP, World
 from vla_rl.types import EpisodeSpec
 
-_PLACES = ("hand", "block", "grip")
-"""What of a world's places changes while it is played."""
+_PLACES = {"hand", "block", "grip"}
+"""What of a world's places changes while it is played; a world without a block has none."""
 
 
 class ToyEnv:
@@ -32,6 +32,11 @@ class ToyEnv:
     proprio_dim = 4
 
     def __init__(self, config: EnvConfig) -> None:
+        self._camera = config.camera or "wrist"
+        if self._camera not in VIEWS:
+            raise ConfigError(
+                f"the toy world has no camera {config.camera!r}.{nearest(config.camera, VIEWS)}"
+            )
         self.tasks = suite_tasks(config.suite)
         self.instructions = tuple(INSTRUCTIONS[task] for task in self.tasks)
         self.instruction = ""
@@ -41,7 +46,6 @@ class ToyEnv:
         self._spec: EpisodeSpec | None = None
         self._ended = False
         self._world: World | None = None
-        self._picture: Picture | None = None
 
     @property
     def world(self) -> World:
@@ -58,7 +62,6 @@ class ToyEnv:
                 f"{nearest(spec.task, self.tasks)}"
             )
         self._world = World.initial(spec.task, spec.initial_state)
-        self._picture = None
         self._spec, self._ended, self.turns = spec, False, 0
         self.instruction = INSTRUCTIONS[spec.task]
 
@@ -93,10 +96,8 @@ class ToyEnv:
         return float(success), success, truncated, steps
 
     def render(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The table from above."""
-        if self._picture is None:
-            self._picture = Picture(self.world, self._config.image_size)
-        return self._picture.draw(self.world)
+        """What the camera sees, upright RGB."""
+        return draw(self.world, self._camera, self._config.image_size)
 
     def proprio(self) -> Float32[np.ndarray, " 4"]:
         """The hand's place (m, 3) and the gripper's opening (0 closed .. 1 open)."""
@@ -112,7 +113,9 @@ class ToyEnv:
         """The episode so far, as arrays, numbers and strings; `restore` continues it, in any process."""
         world = self.world
         assert self._spec is not None
-        places = {name: getattr(world, name) for name in _PLACES}
+        places = {
+            name: getattr(world, name) for name in _PLACES if getattr(world, name) is not None
+        }
         return {
             "task": self._spec.task,
             "initial_state": int(self._spec.initial_state),
@@ -128,7 +131,7 @@ class ToyEnv:
         """Continue the episode of `snapshot`. ConfigError if its task is not in the suite."""
         self.reset(EpisodeSpec(str(snapshot["task"]), int(snapshot["initial_state"])))
         world = self.world
-        for name in _PLACES:
+        for name in _PLACES & snapshot.keys():
             setattr(world, name, complex(*snapshot[name]))
         world.height, world.opening = float(snapshot["height"]), float(snapshot["opening"])
         world.held = bool(snapshot["held"])
@@ -151,14 +154,14 @@ class ToyExpert:
         self._env = env
 
     def action(self) -> Float32[np.ndarray, " 4"]:
-        world, close = self._env.world, -1.0
-        if world.task in ("reach-red", "reach-blue"):
-            goal = world.target()
-        elif world.held:
+        world, goal, close = self._env.world, self._env.world.hand, -1.0
+        if world.disc is not None:
+            goal = world.disc
+        elif world.held and world.mat is not None:
             goal, close = world.mat - world.grip, 1.0
-        elif world.gap() < 0.02:
-            goal, close = world.hand, 1.0  # stand still while the fingers close
-        else:
+        elif world.held or world.gap() < 0.02:
+            close = 1.0  # stand still while the fingers close
+        elif world.block is not None:
             goal = world.block
         move = (goal - world.hand) / (
             STEP * self._env.action_repeat

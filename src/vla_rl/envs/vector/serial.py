@@ -10,9 +10,9 @@ import psutil
 from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
-from vla_rl.envs.benchmark import no_dense_reward
 from vla_rl.envs.env import DenselyRewarded, Snapshot
 from vla_rl.envs.registry import make_envs as make_suite_envs
+from vla_rl.envs.registry import no_dense_reward
 from vla_rl.envs.vector.shared_memory import SlotArrays
 from vla_rl.envs.vector.worker import MakeEnvs
 from vla_rl.types import EpisodeSpec, Observation, StepResult

@@ -11,9 +11,8 @@ workers or slots; N = 1 is plain evaluation, to the episode; and since the kept 
 looked ahead, a way to success that has been seen is not lost again.
 
 In `lookahead` a continuation in which the simulator reports success counts as the best of all, for every chooser but
-chance. In `refine` the reward model alone decides which ending counts, whether or not it was a success: otherwise
-this would
-be N attempts with the best one reported.
+chance, unless `success_ahead` is off. In `refine` the reward model alone decides which ending counts, whether or not it
+was a success: otherwise this would be N attempts with the best one reported.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def play_best_of(
 def succeeds_first(config: BestOfConfig) -> bool:
     """Whether a candidate that has reached success in the simulator is taken without asking the chooser."""
     if config.mode == "lookahead":
-        return config.chooser != "random"
+        return config.success_ahead and config.chooser != "random"
     return config.chooser in ("simulator", "success")
 
 

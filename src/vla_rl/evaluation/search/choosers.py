@@ -47,9 +47,8 @@ class Chooser(Protocol):
 class RewardModelChooser:
     """A process reward model's log-odds.
 
-    A reward model that sees actions is shown the images before the turn and its action; one that does not is shown
-    what the
-    turn has led to.
+    A reward model that sees actions is shown the images before the turn and the turn's action. One that does not is
+    shown what the turn has led to.
     """
 
     needs_dense_reward = False
@@ -115,14 +114,13 @@ class RandomChooser:
 def make_chooser(name: str, reward_model: ProcessRewardModel | None, seed: int) -> Chooser:
     """The chooser of `BestOfConfig.chooser`; "success" is chance where no candidate has succeeded.
 
-    UserError for "judge" without one.
+    UserError for "reward-model" without one.
     """
-    if name == "judge":
+    if name == "reward-model":
         if reward_model is None:
             raise UserError(
                 "choosing by a reward model needs one: expected the folder of a process reward model (`vla-rl reward "
-                "train`). "
-                "Without one choose by random, success or simulator"
+                "train`). Without one choose by random, success or simulator"
             )
         return RewardModelChooser(reward_model)
     return SimulatorChooser() if name == "simulator" else RandomChooser(seed)

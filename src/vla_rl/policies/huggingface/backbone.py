@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vla_rl.config import LoraConfig, UserError
+from vla_rl.runtime.extras import need
 from vla_rl.runtime.hub import hub_id
 
 
@@ -100,12 +101,9 @@ def _images_only(kind: type[Any]) -> type[Any]:
 
 def with_adapters(model: Any, config: LoraConfig, seed: int) -> Any:
     """Fresh float32 adapters on the language model's linear layers; if asked for, on all others but the output head."""
-    try:
-        import peft
-    except ImportError:
-        raise UserError(
-            "LoRA needs the package peft: install the extra with `pip install 'vla-rl[lora]'`"
-        ) from None
+    need("peft", purpose="LoRA")
+    import peft
+
     language = {id(module) for module in model.get_decoder().modules()}
     head = id(model.get_output_embeddings())
     names = [
@@ -162,10 +160,7 @@ def _attempt(reference: str, expected: str, load: Any) -> Any:
 
 
 def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise UserError(
-            "this reward model needs the package transformers: install the extra with `pip install 'vla-rl[lora]'`"
-        ) from None
+    need("transformers", purpose="this reward model")
+    import transformers
+
     return transformers

@@ -26,7 +26,7 @@ from vla_rl.policies.statistics_files import (
     read_statistics,
     statistics_of_config,
 )
-from vla_rl.runtime.external import parse_json, read_bytes, read_json, shown
+from vla_rl.runtime.external import parse_json, printable, read_bytes, read_json, shown
 from vla_rl.runtime.files import write_json
 
 S = TypeVar("S")
@@ -43,6 +43,7 @@ COMPANIONS = (
 )
 """What else an official folder holds and other software reads; copied, not interpreted."""
 MOST_BYTES = 16 * 2**20
+LONGEST_FAULT = 500
 MOST_ACTIONS = 1024
 """Numbers an action has, and actions of a turn."""
 
@@ -202,7 +203,8 @@ def _section(kind: type[S], section: Any, path: Path, key: str) -> S:
     try:
         return from_json(kind, values, key)
     except ConfigError as error:
-        raise UserError(f"{path}: {error}. Fix the file or copy the checkpoint again.") from error
+        said = printable(str(error)[:LONGEST_FAULT]).rstrip(".")
+        raise UserError(f"{path}: {said}. Fix the file or copy the checkpoint again.") from error
 
 
 def _dimension(norm_stats: dict[str, Any], otherwise: int = 7) -> int:
@@ -217,7 +219,10 @@ def _require_dimension(described: Checkpoint, path: Path) -> None:
     key = described.unnorm_key
     if not described.norm_stats or (key is None and len(described.norm_stats) > 1):
         return
-    found, statistics = select_statistics(described.norm_stats, key)
+    try:
+        found, statistics = select_statistics(described.norm_stats, key)
+    except UserError as error:
+        raise UserError(f"{path}: unnorm_key: {error}") from error
     if statistics.q01.size != described.action_dim:
         raise UserError(
             f"{path} says that actions have {described.action_dim} numbers, but the statistics of {shown(found)} have "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,7 +41,7 @@ from vla_rl.runtime.bases import (
     is_adapter_folder,
     named_base,
 )
-from vla_rl.runtime.external import path_inside
+from vla_rl.runtime.external import path_inside, shown
 from vla_rl.runtime.hub import checkpoint_folder, hidden_id, hub_id
 from vla_rl.runtime.locate import OFT_ADAPTER, refuse_oft
 
@@ -94,7 +95,7 @@ def find_source(reference: str | Path, base: str = "", depth: int = 0) -> Source
         raise UserError(
             f"{reference}: adapters name each other as their base in a circle: give policy.base"
         )
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(
             f"No checkpoint folder at {folder}: expected a folder with config.json, or the id of a hub repository "
             f"such as openvla/openvla-7b{hidden_id(reference)}"
@@ -112,12 +113,13 @@ def find_source(reference: str | Path, base: str = "", depth: int = 0) -> Source
 def _weights_of_base(folder: Path, named: str, base: str, depth: int) -> Weights:
     """The weights under adapters of our own format, in the place they name or where the user says they are."""
     named = _present(named, folder)
-    if hub_id(named) is None and Path(named).is_dir() and is_adapter_folder(Path(named)):
+    if hub_id(named) is None and os.path.isdir(named) and is_adapter_folder(Path(named)):
         return find_source(named, base, depth + 1).weights  # the merged kind: base is theirs
     found = base or named
     if hub_id(found) is None and not has_weights(Path(found)):
         raise UserError(
-            f"No model weights in {found}, the base of the adapters in {folder}: if it has moved, give policy.base"
+            f"No model weights in {shown(found)}, the base of the adapters in {folder}: if it has moved, give "
+            "policy.base"
         )
     return find_source(found, "", depth + 1).weights
 
@@ -125,9 +127,9 @@ def _weights_of_base(folder: Path, named: str, base: str, depth: int) -> Weights
 def _present(named: str, folder: Path) -> str:
     """`named` if it is there, else where adapter_config.json says, by a path that moved along with the folder."""
     named = find_base(named, folder)
-    if hub_id(named) is None and not Path(named).is_dir():
+    if hub_id(named) is None and not os.path.isdir(named):
         beside = named_base(folder) if (folder / ADAPTER_CONFIG_FILE).is_file() else ""
-        return beside if Path(beside).is_dir() else named
+        return beside if os.path.isdir(beside) else named
     return named
 
 
@@ -143,9 +145,10 @@ def _adapter_source(reference: str, folder: Path, base: str, depth: int) -> Sour
         raise UserError(
             f"{folder} holds adapters and does not say of which model (base_model_name_or_path): give policy.base"
         )
-    if not Path(named).is_dir() and hub_id(named) is None:
+    if not os.path.isdir(named) and hub_id(named) is None:
         raise UserError(
-            f"{folder} holds adapters of {named!r}, which is no folder here: give the model's folder as policy.base"
+            f"{folder} holds adapters of {shown(named)}, which is no folder here: give the model's folder as "
+            "policy.base"
         )
     inner = find_source(named, "", depth + 1)
     if inner.description.lora is not None:

@@ -11,21 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla_rl.config.errors import UserError
 from vla_rl.config.policy import LoraConfig
 from vla_rl.policies import kernels
 from vla_rl.policies.openvla.model import OpenVLA
+from vla_rl.runtime.extras import need
 
 ADAPTER = "default"
 
 
 def _peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise UserError(
-            "LoRA needs the package peft: install the extra with `pip install 'vla-rl[lora]'`"
-        ) from None
+    need("peft", purpose="LoRA")
+    import peft
+
     return peft
 
 

@@ -24,6 +24,7 @@ from vla_rl.functional import (
 )
 from vla_rl.policies.action_tokens import (
     ActionTokenizer,
+    dataset_name,
     gripper_from_libero,
     gripper_to_libero,
     select_statistics,
@@ -86,7 +87,7 @@ class OpenVLAPolicy(nn.Module):
         )
         if self.statistics.q01.size != description.action_dim:
             raise UserError(
-                f"Action statistics of {self.unnorm_key!r} have {self.statistics.q01.size} dimensions, the policy "
+                f"Action statistics of {dataset_name(self.unnorm_key)!r} have {self.statistics.q01.size} dimensions, the policy "
                 f"{description.action_dim}"
             )
         self.detach_values = False

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from vla_rl.config.errors import UserError, nearest
 from vla_rl.report.page.summary import practice_episodes
 from vla_rl.report.run_data import Run, Video, read_run
+from vla_rl.runtime.extras import need
 from vla_rl.runtime.files import cannot_write
 from vla_rl.runtime.run_folder import training_run
 from vla_rl.runtime.video import read_video
@@ -81,6 +82,7 @@ def _choose(run: Run, task: str) -> Pair:
 
 def _scaled(frames: Sequence[Frame], size: int) -> list[Any]:
     """Every second frame (videos have twenty a second) in the film's size."""
+    need("PIL", purpose="an animated image")
     from PIL import Image
 
     chosen = [*frames[:-1:2], frames[-1]]

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from vla_rl.config import LabelConfig, UserError
+from vla_rl.config import LabelConfig
+from vla_rl.report.figures.saving import save_figure
 from vla_rl.rewards.process.labels import Labels, speed_thresholds
 from vla_rl.rewards.process.robot_signals import RobotSignals
 from vla_rl.rewards.trajectories import Trajectory
+from vla_rl.runtime.extras import need
 
 WIDTH = 15.0  # inches, the margins included
 MOST_FRAMES = 16
@@ -51,7 +53,7 @@ def draw_labels(
         _draw_legend(figure, trajectory, config)
         axes[-1].set_xlim(0, columns * stride * trajectory.turn_seconds)
         axes[-1].set_xlabel("robot time, s")
-        figure.savefig(path, dpi=110)
+        save_figure(figure, path, dpi=110)
     finally:
         plt.close(figure)
 
@@ -226,12 +228,9 @@ def _rectangle(left: float, bottom: float, width: float, height: float, **style:
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError(
-            "Images of labels need matplotlib: pip install 'vla-rl[report]'."
-        ) from error
+    need("matplotlib", purpose="an image of labels")
+    import matplotlib
+
     matplotlib.use("Agg")  # files only: no window is opened, none is needed
     import matplotlib.pyplot as plt
 

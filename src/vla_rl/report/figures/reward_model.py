@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
-from vla_rl.config.errors import UserError
 from vla_rl.functional import Reliability
+from vla_rl.report.figures.saving import save_figure
+from vla_rl.runtime.extras import need
 from vla_rl.runtime.video import write_video
 
 FILM_COLUMNS = 10
@@ -60,7 +61,7 @@ def draw_reliability(path: Path, diagrams: Mapping[str, Reliability]) -> None:
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)
 
 
@@ -79,7 +80,7 @@ def draw_scores(path: Path, scored_episode: ScoredEpisode) -> None:
         image.imshow(scored_episode.images[at])
         image.set_title(f"{scored_episode.seconds[at]:.2f} s", fontsize=8)
         image.set_axis_off()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     plt.close(figure)
 
 
@@ -137,10 +138,9 @@ def _columns(length: int) -> list[int]:
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("Plots need matplotlib: pip install 'vla-rl[report]'.") from error
+    need("matplotlib", purpose="a plot")
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -1,19 +1,23 @@
-"""Images of success that grows: with the candidates at test time, and with the steps of training."""
+"""Pictures of success that grows: with the candidates at test time, and with the steps of training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vla_rl.config.errors import UserError
 from vla_rl.functional.scaling import LogFit
+from vla_rl.report.figures.saving import save_figure
 from vla_rl.report.run_data import Rate, Run
+from vla_rl.runtime.extras import need
 
-COLORS = {"judge": "C0", "simulator": "C2", "success": "C1", "random": "C7"}
+COLORS = {
+    "reward-model": "C0", "reward-model-alone": "C9", "simulator": "C2", "success": "C1", "random": "C7",
+}  # fmt: skip
+PLAIN_STYLES = ("--", ":")
 
 
 @dataclass(frozen=True)
@@ -26,17 +30,20 @@ class ScalingCurve:
     fit: LogFit | None
 
 
-def draw_scaling(curves: Sequence[ScalingCurve], title: str, path: Path) -> None:
-    """Success against N, logarithmic, with 95 % intervals and fitted lines, as a PNG."""
+def draw_scaling(
+    curves: Sequence[ScalingCurve], plain: Mapping[str, Rate], title: str, path: Path
+) -> None:
+    """Success against N, logarithmic, with 95 % intervals and fitted lines; plain play as level lines. A PNG."""
     sizes = sorted({size for curve in curves for size in curve.rates})
 
     def draw(axes: Any) -> None:
         axes.set_xscale("log", base=2)
+        for style, (label, rate) in zip(PLAIN_STYLES, plain.items(), strict=False):
+            axes.axhline(100 * rate.rate, color="0.4", linestyle=style, linewidth=1.2, label=label)
         for place, curve in enumerate(curves):
             color = COLORS.get(curve.chooser, f"C{place}")
-            shift = 1.03 ** (
-                place - (len(curves) - 1) / 2
-            )  # so that intervals do not hide each other
+            # so that intervals do not hide each other
+            shift = 1.03 ** (place - (len(curves) - 1) / 2)
             xs = np.array(sorted(curve.rates), dtype=np.float64) * shift
             _points(axes, xs, [curve.rates[n] for n in sorted(curve.rates)], color, curve.label)
             if curve.fit is not None:
@@ -94,10 +101,9 @@ def _points(axes: Any, xs: Any, rates: Sequence[Rate], color: str, label: str) -
 
 
 def _figure(draw: Callable[[Any], None], title: str, path: Path) -> None:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("Plots need matplotlib: pip install 'vla-rl[report]'.") from error
+    need("matplotlib", purpose="a plot")
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -108,6 +114,5 @@ def _figure(draw: Callable[[Any], None], title: str, path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)

@@ -13,7 +13,7 @@ from vla_rl import __version__
 from vla_rl.report.page import curves, sections
 from vla_rl.report.page import videos as films
 from vla_rl.report.run_data import Run, read_run
-from vla_rl.runtime.files import write_text
+from vla_rl.runtime.files import require_writable, write_text
 from vla_rl.runtime.run_folder import display_name, training_run
 
 
@@ -24,8 +24,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     the folder is said on the page.
     """
     target = run / "report.html" if out is None else out
+    require_writable(target, "file")
     page = render(read_run(training_run(run)))
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, page)
     return target
 

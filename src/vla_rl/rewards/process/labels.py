@@ -2,8 +2,8 @@
 
 `keyframe`, after VLA-RL (arXiv 2505.18719, section 3.3): cut the trajectory where the gripper's opening changes (the
 milestones), find in each segment where the hand comes to rest (the key frames), and call the turns that lead there
-positive. Everything else is negative: the other turns and those of failures (and, in `mismatched.py`, some seen with the
-instruction of another task).
+positive. Everything else is negative: the other turns and those of failures. `mismatched.py` adds turns seen with the
+instruction of another task.
 
 `segments`, after a second source: equal parts in time. Progress rises to 1 in successes. In failures it rises half as
 fast over their first half, and is a quarter from there on: .1 .2 .25 .25 .25 for five parts. Positive is what has more

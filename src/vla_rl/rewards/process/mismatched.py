@@ -1,7 +1,7 @@
 """Which images can be shown under another task's instruction as negatives.
 
-A reward model that has never seen an instruction denied looks at the image alone. So some of its negatives are images of
-one task under the instruction of another. They must not contradict what the other task teaches as positive: an
+A reward model that has never seen an instruction denied looks at the image alone. So some of its negatives are images
+of one task under the instruction of another. They must not contradict what the other task teaches as positive: an
 episode of "open the drawer" begins where "close the drawer" ends, and whoever grasps the bowl to put it on the stove
 looks like somebody who is about to put it on the plate.
 
@@ -26,68 +26,12 @@ from jaxtyping import Bool
 
 from vla_rl.rewards.process.examples import Examples, Rows
 
-FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "it",
-        "its",
-        "them",
-        "one",
-        "both",
-        "all",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "into",
-        "onto",
-        "inside",
-        "out",
-        "from",
-        "off",
-        "under",
-        "underneath",
-        "over",
-        "above",
-        "below",
-        "behind",
-        "beside",
-        "between",
-        "next",
-        "near",
-        "by",
-        "with",
-        "without",
-        "around",
-        "across",
-        "through",
-        "against",
-        "and",
-        "or",
-        "then",
-        "up",
-        "down",
-        "left",
-        "right",
-        "top",
-        "bottom",
-        "front",
-        "back",
-        "middle",
-        "center",
-        "centre",
-        "side",
-        "sideways",
-        "away",
-    ]
-)
+_FUNCTION_WORDS = """
+    a an the this that these those it its them one both all of in on at to into onto inside out from off under
+    underneath over above below behind beside between next near by with without around across through against
+    and or then up down left right top bottom front back middle center centre side sideways away
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 VERB_FOLLOWS = frozenset({"and", "then"})
 
 

@@ -7,8 +7,8 @@ What is read is never text but log p(positive answer) - log p(negative answer) a
 vocabulary; its sigmoid is the probability of the one against the other. Two backbones: the project's own tiny model
 class (`tiny`), and any image-text model of Hugging Face (`vlm`).
 
-On disk a reward model is a folder: reward_model.json says what it was trained for; the weights are safetensors; the tiny
-one has its tokenizer beside them, the others take their processor from the backbone.
+On disk a reward model is a folder. reward_model.json says what it was trained for, and the weights are safetensors. The
+tiny one has its tokenizer beside them; the others take their processor from the backbone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ OLD_REWARD_MODEL_FILE = "judge.json"
 """Its name before; such reward models still load."""
 FORMAT = 1
 REMEDY = "Copy the folder again, or train the reward model again."
+QUESTION = "a text with {instruction} in it and no other braces"
 Images = UInt8[np.ndarray, "B H W 3"] | UInt8[np.ndarray, "B F H W 3"]
 Actions = Float32[np.ndarray, "B C A"]
 
@@ -149,6 +150,9 @@ class ProcessRewardModel(Protocol):
 class TrainableRewardModel(ProcessRewardModel, Protocol):
     """A reward model that can be taught."""
 
+    model: Any
+    """Its network, an `nn.Module`."""
+
     @property
     def device(self) -> torch.device: ...
 
@@ -225,6 +229,11 @@ def description_file(folder: Path) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
+def is_question(prompt: str) -> bool:
+    """Whether a prompt is one to fill in: other braces would be obeyed by whoever formats it."""
+    return "{instruction}" in prompt and not set("{}") & set(prompt.replace("{instruction}", ""))
+
+
 @dataclass(frozen=True)
 class _Stored:
     format: int
@@ -244,9 +253,8 @@ def read_description(folder: Path) -> RewardModelDescription:
     if version != FORMAT:
         raise fault(path, "format", str(FORMAT), version, "Train the reward model again.")
     found = read_json(path, RewardModelDescription, inside=folder, remedy=REMEDY)
-    if "{instruction}" not in found.prompt or set("{}") & set(found.question("")):
-        expected = "a text with {instruction} in it and no other braces"
-        raise fault(path, "prompt", expected, found.prompt, REMEDY)
+    if not is_question(found.prompt):
+        raise fault(path, "prompt", QUESTION, found.prompt, REMEDY)
     if (found.action_chunk > 0) != (found.action_size > 0):
         expected = "0 exactly if action_chunk is 0"
         raise fault(path, "action_size", expected, found.action_size, REMEDY)

@@ -7,8 +7,8 @@ Where they stand in proprioception and action differs from robot to robot:
     libero_panda       proprio 0:3   fingers 6 and 7, 0 .. 0.08 m     action 6: -1 opens, +1 closes
     any other          -             -                                the action's last number, -1 opens, +1 closes
 
-LeRobot's LIBERO datasets call the same robot `panda`. Without proprioception the command stands in for the opening and
-the commanded displacement for the speed.
+Each benchmark states it for its robot (`Benchmark.robot_layout`). Without proprioception the command stands in for the
+opening and the commanded displacement for the speed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from vla_rl.config.errors import UserError
+from vla_rl.envs.benchmark import Benchmark
+from vla_rl.envs.registry import robots
 from vla_rl.rewards.trajectories import Trajectory
 
 Source = Literal["auto", "measured", "commanded"]
@@ -110,19 +112,19 @@ class RobotSignals:
             )
 
 
-METAWORLD_SAWYER = RobotSignals(
-    "metaworld_sawyer", 4, (0, 1, 2), ((3, 1.0),), 1.0, 4,
-    action_speed=0.8,  # an action of 1 moves the hand's target by 1 cm in each of 80 simulator steps a second
-)  # fmt: skip
-LIBERO_PANDA = RobotSignals(
-    "libero_panda", 8, (0, 1, 2), ((6, 1.0), (7, -1.0)), 0.08, 7,
-    action_speed=1.0,  # 5 cm in each of 20 control steps a second
-)  # fmt: skip
-ROBOTS = {
-    "metaworld_sawyer": METAWORLD_SAWYER,
-    "libero_panda": LIBERO_PANDA,
-    "panda": LIBERO_PANDA,
-}
+def signals_of(robot: str, played: Benchmark) -> RobotSignals:
+    """The signals of a benchmark's robot, which a dataset calls `robot`."""
+    layout = played.robot_layout
+    return RobotSignals(
+        robot,
+        played.proprio_dim,
+        layout.position,
+        layout.opening,
+        layout.stroke,
+        played.action_dim,
+        moves=layout.moves,
+        action_speed=layout.speed,
+    )
 
 
 def robot_signals(robot: str) -> RobotSignals:
@@ -131,4 +133,7 @@ def robot_signals(robot: str) -> RobotSignals:
     Of a robot that is not known only the action's conventions are assumed: displacement first, the gripper last. Its
     speeds are then in units of the action, not in m/s.
     """
-    return ROBOTS.get(robot, RobotSignals(robot or "unknown", 0, (), (), 1.0, 0))
+    known = robots()
+    if robot in known:
+        return signals_of(known[robot].robot, known[robot])
+    return RobotSignals(robot or "unknown", 0, (), (), 1.0, 0)

@@ -6,7 +6,7 @@ first images are the same, so apart they would give the answer away.
 A reward model that is trained further keeps the split of the one it started from. What that one learned from, or
 started from itself, never measures its successor. split.json says so on disk:
 
-    training, validation, held_out    the episodes of the datasets, in order: [number, task, initial state, who played, id]
+    training, validation, held_out    episodes of the datasets: [number, task, initial state, who played, id]
     ancestors                         episodes of earlier reward models that are not among them, for successors
 
 The id is made of an episode's instruction and actions: an episode is known again wherever its dataset lies.
@@ -101,8 +101,8 @@ def split_of(run: Path, trajectories: Sequence[Trajectory]) -> Split:
 
 def _changed(run: Path) -> UserError:
     return UserError(
-        f"the datasets of {run} have changed since the reward model was trained, so the held-out episodes cannot be told "
-        "from the others: put them back, or name datasets of its own to measure on"
+        f"the datasets of {run} have changed since the reward model was trained, so the held-out episodes cannot be "
+        "told from the others: put them back, or name datasets of its own to measure on"
     )
 
 
@@ -155,11 +155,13 @@ def split_episodes(
 ) -> Split:
     """By whole episodes, for every task alike; all episodes of one initial state on one side.
 
-    Where the initial state is not known, an episode is on its own. Of a task with n initial states round(fraction n) are
-    held out, at least one where there are two and the fraction is positive, never all. parent: of the reward model that
-    is trained further. Its sides are kept; what it does not know is split so that the shares come out as said, as far as
-    they can. Raises UserError for held-out tasks that do not exist or that the parent has learned, or when nothing
-    would be left.
+    Where the initial state is not known, an episode is on its own. Of a task with n initial states round(fraction n)
+    are held out, at least one where there are two and the fraction is positive, never all.
+
+    parent: The split of the reward model that is trained further. Its sides are kept. What it does not know is split so
+    that the shares come out as said, as far as they can.
+
+    Raises UserError for held-out tasks that do not exist or that the parent has learned, or when nothing would be left.
     """
     names = [(t.task, t.instruction) for t in trajectories]
     _require_tasks(names, held_out_tasks)
@@ -177,8 +179,8 @@ def split_episodes(
     training = ~validation & ~apart
     if not training.any():
         raise UserError(
-            "no episode is left to learn from: hold out fewer tasks, or add episodes that the reward model has not been "
-            "measured on"
+            "no episode is left to learn from: hold out fewer tasks, or add episodes that the reward model has not "
+            "been measured on"
             if parent
             else "all tasks are held out, nothing is left to learn from: hold out fewer"
         )
@@ -252,8 +254,8 @@ def _by_number(trajectories: Sequence[Trajectory], parent: StoredSplit | None) -
         there = 0 <= number < len(trajectories)
         if not there or list(_described(trajectories[number])[:3]) != described[:3]:
             raise UserError(
-                "the reward model to train further was trained on episodes without numbered initial states, so they can "
-                "only be told by their place: name its datasets first, in its order"
+                "the reward model to train further was trained on episodes without numbered initial states, so they "
+                "can only be told by their place: name its datasets first, in its order"
             )
         if side in SIDES:
             sides[number] = cast(Side, side)
@@ -264,7 +266,7 @@ def _require_new(
     trajectories: Sequence[Trajectory], apart: np.ndarray, sides: Sequence[Side | None]
 ) -> None:
     """UserError for a task that is to be held out although the parent has learned it."""
-    for i in np.flatnonzero(apart):
+    for i in np.flatnonzero(apart).tolist():
         if sides[i] == "training":
             raise UserError(
                 f"reward.held_out_tasks: {trajectories[i].task!r} was learned by the reward model that reward.start "

@@ -32,10 +32,12 @@ from vla_rl.policies.openvla.tokenizer import load_tokenizer
 from vla_rl.policies.prompts import Prompts
 from vla_rl.policies.safetensors_files import MODEL_FILE, save_tensors
 from vla_rl.rewards.process.model import (
+    QUESTION,
     REMEDY,
     Actions,
     Images,
     RewardModelDescription,
+    is_question,
     log_odds_in_parts,
     read_description,
     write_description,
@@ -236,9 +238,8 @@ def _read_model_config(folder: Path, description: RewardModelDescription) -> Mod
         raise UserError(
             f"{path} describes no model that can be built ({error}). {REMEDY}"
         ) from error
-    if config.prompt != description.prompt.lower():
-        expected = "the question that the reward model says it was trained with"
-        raise fault(path, "prompt", expected, config.prompt, REMEDY)
+    if not is_question(config.prompt):
+        raise fault(path, "prompt", QUESTION, config.prompt, REMEDY)
     if config.image_size != description.image_size:
         expected = f"{description.image_size}, as the reward model says of itself"
         raise fault(path, "image_size", expected, config.image_size, REMEDY)

@@ -1,7 +1,8 @@
 """The reward model on any image-text model of Hugging Face, with adapters. The paper's authors take Qwen2-VL-2B.
 
-It is loaded through AutoModelForImageTextToText and AutoProcessor, from a folder or the hub. Weights are safetensors, and
-no code of the repository is ever run. The model's own chat template makes the conversation; the token after it is the answer.
+It is loaded through AutoModelForImageTextToText and AutoProcessor, from a folder or the hub. Weights are safetensors,
+and no code of the repository is ever run. The model's own chat template makes the conversation; the token after it is
+the answer.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from vla_rl.rewards.process.model import (
     write_description,
 )
 from vla_rl.runtime.devices import resolve_device
+from vla_rl.runtime.extras import need
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PART = 8
@@ -125,6 +127,7 @@ class VlmProcessRewardModel:
         self, images: UInt8[np.ndarray, "B F H W 3"], questions: Sequence[str]
     ) -> dict[str, Tensor]:
         """Conversations of one user's message each, ready for the assistant's first token; padded on the left."""
+        need("PIL", purpose="this reward model")
         from PIL import Image
 
         frames = [[Image.fromarray(image) for image in seen] for seen in images]

@@ -119,8 +119,8 @@ def test_training_teaches_it_and_the_disk_keeps_it(backbone, tmp_path, all_weigh
     assert losses[-1] < 0.5 * losses[0]
     odds = reward_model.log_odds(images(), WORDS)
     assert ((probability(odds) > 0.5) == batch.positive).all()
-    reward_model.save(tmp_path / "judge")
-    kinds = {path.suffix for path in (tmp_path / "judge").iterdir()}
+    reward_model.save(tmp_path / "reward_model")
+    kinds = {path.suffix for path in (tmp_path / "reward_model").iterdir()}
     assert kinds <= {".json", ".safetensors"}
     back = load_reward_model(tmp_path, "cpu")
     np.testing.assert_allclose(back.log_odds(images(), WORDS), odds, atol=1e-5)
@@ -185,13 +185,13 @@ def test_answers_of_several_tokens_are_refused(backbone):
 
 
 def test_adapters_of_another_model_are_refused(backbone, copy, tmp_path):
-    VlmProcessRewardModel.create(config(copy)).save(tmp_path / "judge")
+    VlmProcessRewardModel.create(config(copy)).save(tmp_path / "reward_model")
     settings = json.loads((copy / "config.json").read_text())
     settings["text_config"]["num_hidden_layers"] = 1
     settings["text_config"]["layer_types"] = settings["text_config"]["layer_types"][:1]
     (copy / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="Was another model put in that place"):
-        load_reward_model(tmp_path / "judge", "cpu")
+        load_reward_model(tmp_path / "reward_model", "cpu")
     shutil.rmtree(copy)
     with pytest.raises(UserError, match="there is no folder"):
-        load_reward_model(tmp_path / "judge", "cpu")
+        load_reward_model(tmp_path / "reward_model", "cpu")

@@ -1,0 +1,71 @@
+"""What each command needs beside the light install, asked for before it begins its work.
+
+What a checkpoint turns out to need (LoRA, a download, the simulator it was trained in) is asked for when it is opened,
+which comes first in a command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from vla_rl.runtime.extras import need
+
+Modules = Callable[[Any], Iterable[str]]
+DATASETS = ("pyarrow", "av")
+VIDEOS = ("av",)
+SIMULATORS = {"Meta-World": ("metaworld", "mujoco"), "LIBERO": ("libero", "robosuite")}
+
+
+def _datasets(_: Any) -> Iterable[str]:
+    return DATASETS
+
+
+def _plots(_: Any) -> Iterable[str]:
+    return ("matplotlib",)
+
+
+def _simulator(suite: str) -> tuple[str, ...]:
+    from vla_rl.envs.registry import benchmark
+
+    return SIMULATORS.get(benchmark(suite).title, ())
+
+
+def _quickstart(config: Any) -> Iterable[str]:
+    from vla_rl.recipes.presets import preset
+
+    return (*_simulator(preset(config.preset).env.suite), *DATASETS, "PIL")
+
+
+def _train(config: Any) -> Iterable[str]:
+    videos = VIDEOS if config.eval.videos > 0 else ()
+    refresh = DATASETS if config.reward.refresh_every > 0 else ()
+    return (*_simulator(config.env.suite), *videos, *refresh)
+
+
+NEEDS: Mapping[str, Modules] = {
+    "quickstart": _quickstart,
+    "demos": lambda c: (*_simulator(c.env.suite), *DATASETS),
+    "convert": lambda _: (*DATASETS, "h5py"),
+    "sft": _datasets,
+    "train": _train,
+    "eval": lambda c: VIDEOS if c.protocol.videos > 0 else (),
+    "reward collect": _datasets,
+    "reward label": lambda c: (*DATASETS, *(("matplotlib",) if c.plot else ())),
+    "reward train": lambda c: (*DATASETS, *(() if c.is_tiny else ("transformers", "peft", "PIL"))),
+    "reward eval": lambda _: (*DATASETS, "matplotlib"),
+    "reward score": lambda _: (*DATASETS, "matplotlib"),
+    "test-time": _plots,
+    "learning-curve": _plots,
+    "ablate": _plots,
+    "export": lambda _: (),
+    "report": lambda _: (),
+    "film": lambda _: (*VIDEOS, "PIL"),
+    "doctor": lambda _: (),
+}
+"""Command -> modules, from its configuration."""
+
+
+def require_extras(command: str, config: Any) -> None:
+    """Raise UserError, naming the extras to install, unless `command` has all that it needs."""
+    need(*NEEDS[command](config), purpose=command)

@@ -1,0 +1,24 @@
+"""Many environments side by side: in processes of their own, or one after another where that is faster.
+
+with make_vector_env(EnvConfig(suite="mt5", num_envs=16)) as envs:
+    ...
+"""
+
+from __future__ import annotations
+
+from vla_rl.config.env import EnvConfig
+from vla_rl.envs.registry import playable
+from vla_rl.envs.vector.process import ProcessVectorEnv
+from vla_rl.envs.vector.serial import SerialVectorEnv
+
+
+def make_vector_env(config: EnvConfig) -> ProcessVectorEnv | SerialVectorEnv:
+    """`config.num_envs` environments of `config.suite`; the `VectorEnv` protocol, and a context manager.
+
+    A benchmark whose environments cost less than the way to another process plays in this one, unless `num_workers`
+    asks for processes. ConfigError for a suite that there is not, UserError where its simulator is not installed.
+    """
+    played = playable(config)
+    if played.in_process and config.num_workers == 0:
+        return SerialVectorEnv(config, played.make_envs)
+    return ProcessVectorEnv(config, played.make_envs)
