@@ -204,6 +204,28 @@ def test_not_a_number_stops_before_any_weight_changes():
     )
 
 
+def test_a_last_step_to_weights_too_large_to_use_is_noticed():
+    """No other step follows whose loss would tell."""
+    ppo = replace(FAST, epochs=1, minibatch=10_000)
+    practice = Practice(BanditEnv, 1, SEPARATE, ppo, learning_rate=1e30)
+    with pytest.raises(TrainingDivergedError, match="log-probs are not finite after the update"):
+        practice.improve()
+
+
+@pytest.mark.parametrize("part", ["policy", "critic"])
+def test_a_step_to_a_weight_that_is_not_finite_is_noticed(part: str):
+    practice = Practice(BanditEnv, 1, SEPARATE, replace(FAST, epochs=1, minibatch=10_000))
+    optimizer = getattr(practice.learner, part).optimizer
+
+    def spoil(*_: object) -> None:
+        with torch.no_grad():
+            optimizer.param_groups[0]["params"][-1].view(-1)[0] = float("inf")
+
+    optimizer.register_step_post_hook(spoil)
+    with pytest.raises(TrainingDivergedError, match=f"{part}'s weights are not finite"):
+        practice.improve()
+
+
 def test_target_kl_stops_the_epochs():
     ppo = replace(FAST, epochs=50, target_kl=0.01)
     practice = Practice(BanditEnv, 1, SEPARATE, ppo, learning_rate=1e-2)

@@ -158,7 +158,8 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("TrainConfig", "curriculum.tau", "error", {"curriculum.mode": "levels"}, {"curriculum.mode": "frontier"}),
     ("TrainConfig", "curriculum.floor", "error", {"curriculum.mode": "uniform"}, {"curriculum.mode": "levels"}),
     (
-        "TrainConfig", "curriculum.level_threshold curriculum.level_window curriculum.level_share", "error",
+        "TrainConfig",
+        "curriculum.levels curriculum.level_threshold curriculum.level_window curriculum.level_share", "error",
         {"curriculum.mode": "frontier"}, {"curriculum.mode": "levels"},
     ),
     ("TrainConfig", "eval.suite", "error", {"eval.suite": "mt10"}, {"eval.suite": "mt5"}),

@@ -132,6 +132,28 @@ def test_shares_in_threads_learn_what_one_learns(dataset):
         np.testing.assert_allclose(other, first, rtol=1e-2)
 
 
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_last_step_that_breaks_the_reward_model_is_noticed(dataset, spoilt):
+    rate = 1e-3 if spoilt else 1e30
+    settings = config(dataset, "x", learning_rate=rate, warmup_steps=0).resolved()
+    reward_model = TinyProcessRewardModel.create(settings, list(TASKS.values()), 32)
+    made = trajectory(0, True)
+    batch = RewardModelBatch(made.images[:, None], [made.instruction] * 6, made.actions, np.arange(6) > 2,
+                       np.ones(6, bool))  # fmt: skip
+    learner = RewardModelLearner(reward_model, settings, 1)
+
+    def spoil(*_):
+        with torch.no_grad():
+            learner.parameters[-1].view(-1)[0] = float("inf")
+
+    if spoilt:
+        learner.optimizer.register_step_post_hook(spoil)
+    how = "a weight is not finite" if spoilt else "loss nan after the last step"
+    with pytest.raises(UserError, match=f"diverged: {how}"):
+        learner.update(batch)
+    learner.close()
+
+
 def test_a_reward_model_that_diverges_is_said_to(dataset):
     settings = config(dataset, "x", learning_rate=1.0).resolved()
     reward_model = TinyProcessRewardModel.create(settings, list(TASKS.values()), 32)

@@ -169,6 +169,14 @@ def test_divergence_keeps_the_last_good_checkpoint_and_names_it(
     assert all(np.isfinite(w).all() for w in weights.values() if w.dtype.kind == "f")
 
 
+def test_divergence_in_the_last_step_of_a_run_saves_nothing(policy_folder: Path, tmp_path: Path):
+    config = small(policy_folder, tmp_path, iterations=1, critic_warmup=0, minibatch=1000, epochs=1)
+    config = replace(config, optimizer=replace(config.optimizer, learning_rate=1e30))
+    with pytest.raises(UserError, match=r"iteration 0: .*not finite.*no checkpoint had been saved"):
+        train(config)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_one_environment_and_a_horizon_of_one_turn(policy_folder: Path, tmp_path: Path):
     config = small(policy_folder, tmp_path, iterations=1, critic_warmup=0, turns=9, kl_coef=0.0)
     run = train(replace(config, env=replace(config.env, num_envs=1, horizon=1)))

@@ -176,7 +176,7 @@ class RewardModelConfig(Config, saved=("datasets", "labels")):
     """Examples per optimizer step; 0: 64 for the tiny backbone, 8 for any other."""
     micro_batch: Whole = 0
     """Examples per forward pass, gradients being accumulated over a batch; 0 takes the whole batch."""
-    learning_rate: NotNegative = 0.0
+    learning_rate: Annotated[float, Ge(0), Le(1e30)] = 0.0
     """Peak learning rate of AdamW; 0: 1e-3 for the tiny backbone, 1e-4 for any other (the authors')."""
     weight_decay: WeightDecay = 0.05
     """Decoupled weight decay of AdamW."""
