@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +13,19 @@ import pytest
 from vla_rl.cli import COMMANDS, main
 from vla_rl.cli.arguments import EvalArguments
 from vla_rl.cli.commands import parse_command
+from vla_rl.cli.fields import options_of
 from vla_rl.cli.training import DEFAULT_PRESET, train_request
 from vla_rl.config import (
     AblationConfig,
-    EvalConfig,
+    DemosConfig,
     LoraConfig,
     ScheduleConfig,
-    SFTConfig,
     TrainConfig,
     UserError,
 )
+from vla_rl.config.bounds import bounds_in_words, declared
 from vla_rl.config.search import ScalingConfig
+from vla_rl.config.serialize import from_json
 from vla_rl.recipes.presets import PRESETS, SUMMARIES, preset
 from vla_rl.runtime.run_folder import Run
 
@@ -283,11 +286,93 @@ def test_help_names_every_option_with_an_example(
     assert f"usage: vla-rl {command}" in text
     assert f"Examples:\n  vla-rl {command}" in text
     assert max(map(len, text.splitlines())) <= 100
-    classes = {"train": TrainConfig, "eval": EvalConfig, "sft": SFTConfig}
-    for cls, prefix in [(classes.get(command), "")]:
-        for field in dataclasses.fields(cls) if cls else ():
-            name = field.name.replace("_", "-")
-            assert f"--{prefix}{name}" in text
+    cls = COMMANDS[command].config
+    words = " ".join(text.replace("│", " ").replace("--no-", "--").split())
+    for option in options_of(cls, flat=cls is EvalArguments):
+        if option.field != "lora":  # shown where there are adapters
+            assert option.name.replace("no-", "", 1) in words.replace(".no-", ".")
+        bounds = bounds_in_words(declared(option.owner)[option.field])
+        assert not bounds or f"[{bounds}]" in words
+
+
+def test_help_shows_the_bounds_beside_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sft", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--epochs INT Passes over the training episodes. [at least 1] (default: 60)" in text
+    assert "[at least 0 and below 1] (default: 0.1)" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_all_settings_are_printed_as_json_and_nothing_is_done(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cls = COMMANDS[command].config
+    missing = dataclasses.MISSING
+    names = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is missing]
+    with pytest.raises(SystemExit) as leaving:
+        main([*command.split(), *names, "--print-config"])
+    assert leaving.value.code == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    settings = json.loads(printed.out)
+    assert settings.keys() == {field.name for field in dataclasses.fields(cls)}
+    assert [settings[name] for name in names] == names
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_printed_is_the_preset_with_the_options_and_can_be_read_back(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "metaworld-mt10", "--print-config", "--ppo.gamma=0.9", "--policy.lora"])
+    config = from_json(TrainConfig, json.loads(capsys.readouterr().out))
+    base = PRESETS["metaworld-mt10"]
+    assert config == replace(
+        base,
+        ppo=replace(base.ppo, gamma=0.9),
+        policy=replace(base.policy, lora=LoraConfig()),
+    )
+
+
+def test_what_would_be_refused_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "ppo.gamma: expected" in error(capsys, "train --print-config --ppo.gamma 7")
+    assert "'--print-config'" in error(capsys, "train --print-confg")
+
+
+def test_a_resumed_run_prints_its_own(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", str(finished), "--print-config", "--schedule.minutes", "3"])
+    settings = json.loads(capsys.readouterr().out)
+    assert (settings["run"]["seed"], settings["schedule"]["minutes"]) == (7, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("curve runs/none", "learning-curve"), ("scaling", "test-time")]
+)
+def test_a_command_of_before_works_and_names_the_new_one(
+    capsys: pytest.CaptureFixture[str], old: str, new: str
+) -> None:
+    assert main(old.split()) == 2  # for the run that is not there
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"vla-rl: {old.split()[0]} is called {new} now"
+    assert "runs/none" in second or second.startswith(f"vla-rl: {new}: CHECKPOINT is missing")
+    with pytest.raises(SystemExit) as leaving:
+        main([old.split()[0], "--help"])
+    assert leaving.value.code == 0
+    assert f"usage: vla-rl {new}" in capsys.readouterr().out
+
+
+def test_a_command_without_options_has_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr("vla_rl.cli.commands.require_extras", lambda *_: None)
+    monkeypatch.setattr("vla_rl.recipes.demos.collect_demos", given.append)
+    assert main(["demos"]) == 0
+    assert given == [DemosConfig()]
 
 
 @pytest.mark.parametrize(
@@ -298,6 +383,7 @@ def test_adapters_of_a_reward_model(
     monkeypatch: pytest.MonkeyPatch, words: str, rank: int | None
 ) -> None:
     given = []
+    monkeypatch.setattr("vla_rl.cli.commands.require_extras", lambda *_: None)
     monkeypatch.setattr("vla_rl.recipes.train_reward.train_reward", given.append)
     assert main(["reward", "train", *words.split()]) == 0
     assert (given[0].lora.rank if given[0].lora else None) == rank

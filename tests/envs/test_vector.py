@@ -137,6 +137,7 @@ def test_one_half_is_collected_while_the_other_works():
     np.testing.assert_allclose(second.observation.time_fraction, 0)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_misuse_is_told_apart():
     with ProcessVectorEnv(CONFIG, make_chain_envs) as envs:
         with pytest.raises(RuntimeError, match="post_reset first"):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_policies import make_observation, make_policy, sharpen
 
+from builders.policies import make_observation, make_policy, sharpen
 from vla_rl.config import LoraConfig, PolicyConfig, UserError, tiny_model
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.openvla.checkpoint import load_model

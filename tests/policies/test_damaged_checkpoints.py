@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_checkpoints import CPU, save_adapted, save_exported, save_official, save_own
-from tiny_policies import INSTRUCTIONS, make_observation
 
+from builders.policies import INSTRUCTIONS, make_observation
 from damage import ByteDamage, JsonDamage, byte_damage, changed, json_damage, load_or_user_error
 from vla_rl.config import UserError
 from vla_rl.diagnostics.checkpoint import examine_checkpoint

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tiny_policies import INSTRUCTIONS, make_observation, make_policy, sharpen
 
+from builders.policies import INSTRUCTIONS, make_observation, make_policy, sharpen
 from vla_rl.config import LoraConfig
 from vla_rl.policies import OpenVLAPolicy, kernels
 from vla_rl.policies.openvla import decoding

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_policies import make_observation, make_policy, sharpen
 
+from builders.policies import make_observation, make_policy, sharpen
 from vla_rl.config import LoraConfig, PolicyConfig, UserError
 from vla_rl.policies import OpenVLAPolicy
 

@@ -10,8 +10,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_policies import GOLDEN
 
+from builders.policies import GOLDEN
 from vla_rl.config import OPENVLA_7B
 from vla_rl.policies import ActionTokenizer, OpenVLA, select_statistics
 from vla_rl.policies.openvla.checkpoint import load_model

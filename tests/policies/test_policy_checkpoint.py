@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_policies import GOLDEN, INSTRUCTIONS, make_observation, make_policy
 
+from builders.policies import GOLDEN, INSTRUCTIONS, make_observation, make_policy
 from vla_rl.config import CriticConfig, PolicyConfig, UserError, tiny_model
 from vla_rl.policies import OpenVLAPolicy, build_tiny_tokenizer
 from vla_rl.policies.openvla.checkpoint import load_model

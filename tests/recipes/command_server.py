@@ -24,6 +24,7 @@ from types import TracebackType
 import psutil
 
 MARK = "VLA_RL_TEST_COMMAND"
+SUITE, SIZE = "toy:reach-red,grasp-block", 16
 PRESET = "tiny-toy"
 """A training preset that takes seconds; known to these processes alone."""
 
@@ -99,9 +100,7 @@ class CommandServer:
         mark = uuid.uuid4().hex
         out = self._folder / f"{mark}.txt"
         assert self._process.stdin is not None
-        self._process.stdin.write(
-            json.dumps({"argv": argv, "mark": mark, "out": str(out)}) + "\n"
-        )
+        self._process.stdin.write(json.dumps({"argv": argv, "mark": mark, "out": str(out)}) + "\n")
         self._process.stdin.flush()
         return Command(self, self.receive()["pid"], mark, out)
 
@@ -139,7 +138,7 @@ def _register_preset() -> None:
     PRESETS[PRESET] = replace(
         base,
         env=replace(
-            base.env, suite="toy:reach-red,grasp-block", num_envs=4, num_workers=2, horizon=4
+            base.env, suite=SUITE, image_size=SIZE, num_envs=4, num_workers=2, horizon=4
         ),
         schedule=replace(base.schedule, iterations=4),
         rollout=replace(base.rollout, turns=4),
@@ -154,13 +153,6 @@ def serve() -> None:
     # the slow part of every command
     import torch
 
-    import vla_rl.recipes.ablate
-    import vla_rl.recipes.evaluate_reward
-    import vla_rl.recipes.export
-    import vla_rl.recipes.label_trajectories
-    import vla_rl.recipes.quickstart
-    import vla_rl.recipes.test_time_scaling
-    import vla_rl.recipes.train_reward
     from vla_rl.cli import main
 
     torch.set_num_threads(1)

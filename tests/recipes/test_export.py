@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from builders.policies import saved_policy
 from vla_rl.cli import main
-from vla_rl.config import ConfigError, ExportConfig, LoraConfig, PolicyConfig, UserError, tiny_model
+from vla_rl.config import ConfigError, ExportConfig, LoraConfig, PolicyConfig, UserError
 from vla_rl.diagnostics.checkpoint import examine_checkpoint
 from vla_rl.diagnostics.machine import Check
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.openvla import examining
 from vla_rl.policies.openvla.loading import find_source
 from vla_rl.recipes.export import export
@@ -33,10 +34,7 @@ GOLDEN = Path(__file__).parents[1] / "data" / "openvla_a"
 
 
 def make(folder: Path) -> Path:
-    config = PolicyConfig(device="cpu")
-    stats = identity_statistics("metaworld", 4)
-    OpenVLAPolicy.create(tiny_model(), INSTRUCTIONS, stats, 4, 2, config, seed=1).save(folder)
-    return folder
+    return saved_policy(folder, INSTRUCTIONS, seed=1)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_server import PRESET, CommandServer
+from command_server import PRESET, SIZE, SUITE, CommandServer
 
 from vla_rl.config import PolicyConfig, tiny_model
 from vla_rl.config.openvla import LanguageConfig, VisionTowerConfig
@@ -27,8 +27,6 @@ from vla_rl.policies import identity_statistics
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
 from vla_rl.runtime.partial import read_name
 
-SUITE = "toy:reach-red,grasp-block"
-SIZE = 16
 ENV = ("--env.suite", SUITE, "--env.num-workers", "2", "--env.image-size", str(SIZE))
 # what differs between two runs of the same thing, and says nothing about its result
 TIMED = ("time/", "speed/", "memory/", "seconds", "wall_", "total/train_seconds", "versions")
@@ -135,8 +133,7 @@ class Case:
 
 
 TRAIN = (
-    f"train {PRESET} --policy.checkpoint {{course}}/policy --run.root {{out}} --run.name run "
-    f"--env.image-size {SIZE}"
+    f"train {PRESET} --policy.checkpoint {{course}}/policy --run.root {{out}} --run.name run"
 )
 CASES = {
     "demos": Case(
@@ -171,7 +168,8 @@ QUICK = ("demos", "sft", "train", "ablate")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
 )
 def test_killed_at_any_moment_and_given_again_it_comes_to_the_same(
     name: str, server: CommandServer, course: Path, tmp_path: Path

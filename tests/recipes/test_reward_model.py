@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,10 +32,6 @@ from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.tiny import TinyProcessRewardModel
 from vla_rl.rewards.trajectory_files import save_trajectories
 from vla_rl.runtime.video import read_video
-
-# pytest finds modules beside a test file alone
-sys.path.append(str(Path(__file__).parents[1] / "rewards"))
-from toy_trajectories import TASKS, episodes, trajectory
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +124,11 @@ def test_shares_in_threads_learn_what_one_learns(dataset):
         learner = RewardModelLearner(reward_model, settings, 10)
         numbers.append([learner.update(batch)["loss"] for _ in range(3)])
         learner.close()
-    np.testing.assert_allclose(numbers[1], numbers[0], rtol=1e-3)
-    np.testing.assert_allclose(numbers[2], numbers[0], rtol=1e-3)
+    first, *others = np.array(numbers)
+    for other in others:
+        assert other[0] == pytest.approx(first[0], rel=1e-5)
+        # Adam divides by a gradient's size: where that is rounding alone, so is the step
+        np.testing.assert_allclose(other, first, rtol=1e-2)
 
 
 def test_a_reward_model_that_diverges_is_said_to(dataset):

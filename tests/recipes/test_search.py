@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vla_rl.config import ConfigError, EnvConfig, EvalConfig, PolicyConfig, UserError, tiny_model
+from builders.policies import saved_policy
+from vla_rl.config import ConfigError, EnvConfig, EvalConfig, UserError, tiny_model
 from vla_rl.config.search import BestOfConfig, ScalingConfig
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.recipes.learning_curve import training_curve
 from vla_rl.recipes.test_time_scaling import (
     evaluate_best_of,
@@ -27,17 +27,7 @@ PROTOCOL = EvalConfig(episodes_per_task=2)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy")
-    policy = OpenVLAPolicy.create(
-        tiny_model(32),
-        ["close a drawer"],
-        identity_statistics("mt1", 4),
-        4,
-        2,
-        PolicyConfig(device="cpu"),
-    )
-    policy.save(folder)
-    return folder
+    return saved_policy(tmp_path_factory.mktemp("policy"), ["close a drawer"], model=tiny_model(32))
 
 
 @pytest.mark.sim

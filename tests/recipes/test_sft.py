@@ -162,10 +162,11 @@ def test_micro_batches_give_the_same_step(dataset):
     parts, _, _ = learner_and_batch(dataset, micro_batch=7)
     one, two = whole.update(seen, tokens), parts.update(seen, tokens)
     assert len(tokens) == 24
-    assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
     for a, b in zip(whole.parameters, parts.parameters, strict=True):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-3)
+        # sums in another order: rounding is a share of the largest entry, not of each
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-4 * a.grad.abs().max().item())
 
 
 def test_an_update_changes_the_policy_and_never_the_critic(dataset):

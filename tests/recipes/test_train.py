@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, TrainConfig, UserError, tiny_model
+from vla_rl.config import EnvConfig, EvalConfig, TrainConfig, UserError
 from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.recipes.evaluate import evaluate_checkpoint
 from vla_rl.recipes.train_ppo import train
 from vla_rl.runtime.locate import locate_policy
@@ -27,15 +26,7 @@ TASKS = ("drawer-close", "button-press-topdown")
 @pytest.fixture(scope="module")
 def policy_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("policy") / "policy"
-    OpenVLAPolicy.create(
-        tiny_model(),
-        [INSTRUCTIONS[task] for task in TASKS],
-        identity_statistics("metaworld", 4),
-        action_dim=4,
-        action_chunk=2,
-        config=PolicyConfig(device="cpu"),
-    ).save(folder)
-    return folder
+    return saved_policy(folder, [INSTRUCTIONS[task] for task in TASKS])
 
 
 def small(
