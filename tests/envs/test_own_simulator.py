@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ from vla_rl.config import (
 )
 from vla_rl.config.search import BestOfConfig
 from vla_rl.diagnostics import machine
+from vla_rl.envs.benchmark import Benchmark
 from vla_rl.envs.defaults import benchmark_env, conventions, evaluation_env, evaluation_protocol
 from vla_rl.envs.registry import BENCHMARKS, benchmark, no_dense_reward
 from vla_rl.envs.vector.make import make_vector_env
@@ -29,7 +34,32 @@ from vla_rl.rewards.simulator_reward import dense_reward_max
 from vla_rl.runtime.provenance import versions
 from vla_rl.types import EpisodeSpec
 
+DOCS = Path(__file__).parents[2] / "docs"
 SOURCES = Path(__file__).parents[2] / "src" / "vla_rl"
+
+
+PLAYED = """
+from dataclasses import replace
+import numpy as np
+from vla_rl import EpisodeSpec, collect_demos, laptop_env, make_vector_env
+from vla_rl.config import DemosConfig
+from vla_rl.data.lerobot import LeRobotReader
+
+if __name__ == "__main__":
+    solved = []
+    config = replace(laptop_env("slider"), num_envs=2, num_workers=1)
+    with make_vector_env(config) as envs:
+        envs.post_reset([0, 1], [EpisodeSpec("slide", 0), EpisodeSpec("slide", 1)])
+        envs.wait([0, 1])
+        for _ in range(8):
+            alive = [i for i in (0, 1) if i not in solved]
+            if alive:
+                envs.post_step(alive, np.stack([np.full((2, 2), 1 - 2 * i, np.float32) for i in alive]))
+                solved += [i for i, done in zip(alive, envs.wait(alive).terminated) if done]
+    demos = collect_demos(DemosConfig(env=laptop_env("slider"), out="demos", episodes_per_task=1))
+    print("demonstrations", len(LeRobotReader(demos).episodes), end=", ")
+    print("solved by initial states", sorted(solved))
+"""
 
 
 @pytest.fixture
@@ -107,3 +137,24 @@ def test_only_a_simulators_own_folder_knows_its_name() -> None:
         and any(word in path.read_text(encoding="utf-8") for word in suspicious)
     ]
     assert set(found) <= allowed
+
+
+def test_the_simulator_in_the_documentation_keeps_its_promises(tmp_path: Path) -> None:
+    """As it stands there, in a program of its own: checked, and played in a simulator process."""
+    page = (DOCS / "environments.md").read_text(encoding="utf-8")
+    module, program = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "slider.py").write_text(module)
+    (tmp_path / "program.py").write_text(f"{program}\n{PLAYED}")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(SOURCES.parent), str(tmp_path)])}
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "demonstrations 1, solved by initial states [0, 1]\n"
+
+
+def test_every_field_of_a_benchmark_is_in_the_documentation() -> None:
+    table = (DOCS / "environments.md").read_text(encoding="utf-8").partition("| field of")[2]
+    for field in fields(Benchmark):
+        assert re.search(rf"`{field.name}[`(]", table), field.name
