@@ -107,6 +107,10 @@ class Policy(Protocol):
         """Log-probs of given tokens and entropies, with gradients, in one teacher-forced pass."""
         ...
 
+    def fingerprint(self) -> str:
+        """Digest of all that decides its actions, the same wherever its checkpoint lies; see `fingerprint.py`."""
+        ...
+
     def keep_reference(self, folder: Path | str | None = None) -> None:
         """Fix the reference policy: the present weights, or those of a checkpoint when a run is resumed."""
         ...
