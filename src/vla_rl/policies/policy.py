@@ -153,10 +153,6 @@ class Policy(Protocol):
         """Write a checkpoint that `registry.load_policy` loads to the same bits."""
         ...
 
-    def fingerprint(self) -> str:
-        """A hash of what it plays by: weights, image preprocessing, action statistics and tokenizer."""
-        ...
-
 
 @runtime_checkable
 class Critic(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from vla_rl.config.errors import UserError
 from vla_rl.config.openvla import ModelConfig
 from vla_rl.config.policy import Conventions, PolicyConfig
-from vla_rl.config.serialize import to_json
 from vla_rl.functional import (
     action_log_softmax,
     entropy,
@@ -32,7 +30,6 @@ from vla_rl.policies.action_tokens import (
     select_statistics,
 )
 from vla_rl.policies.critic import CriticInput, build_critic
-from vla_rl.policies.fingerprint import fingerprint
 from vla_rl.policies.openvla import checkpoint as files
 from vla_rl.policies.openvla import lora
 from vla_rl.policies.openvla.config_files import Checkpoint
@@ -406,16 +403,6 @@ class OpenVLAPolicy(nn.Module):
 
     def critic_parameters(self) -> list[nn.Parameter]:
         return list(self.critic.parameters())
-
-    def fingerprint(self) -> str:
-        """Of the weights without the critic, sizes, image preprocessing, action statistics and tokenizer."""
-        facts = {
-            "model": to_json(self.description.model),
-            "action": [self.action_dim, self.action_chunk],
-            "statistics": vars(self.statistics),
-        }
-        text = json.dumps(facts, sort_keys=True, default=np.ndarray.tolist)
-        return fingerprint(self.model, text, self.processor.tokenizer.to_str())
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint, see `exporting`. Adapters go without a base that has a folder."""
