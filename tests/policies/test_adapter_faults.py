@@ -12,9 +12,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_checkpoints import CPU, LORA, edit, save_adapted, save_exported, save_official, save_own
-from tiny_policies import INSTRUCTIONS, make_observation
 
+from builders.checkpoints import (
+    CPU,
+    LORA,
+    edit,
+    save_adapted,
+    save_exported,
+    save_official,
+    save_own,
+)
+from builders.policies import INSTRUCTIONS, make_observation
 from vla_rl.config import Conventions, ExportConfig, ImagePreprocessing, PolicyConfig, UserError
 from vla_rl.diagnostics.checkpoint import examine_checkpoint
 from vla_rl.policies import OpenVLAPolicy
