@@ -45,8 +45,8 @@ from vla_rl.data.lerobot import Feature, LeRobotWriter, camera, vector
 from vla_rl.data.resizing import resize
 from vla_rl.runtime.external import Phrase, check_array, fault, files_inside
 from vla_rl.runtime.extras import need
-from vla_rl.runtime.memory import require_memory
 from vla_rl.runtime.files import require_writable
+from vla_rl.runtime.memory import require_memory
 from vla_rl.runtime.progress import progress
 
 WRIST_IMAGE = "observation.images.image2"
