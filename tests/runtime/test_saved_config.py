@@ -30,7 +30,7 @@ DAMAGE: list[tuple[bytes, str]] = [
 def run(tmp_path: Path) -> Path:
     """A training run with a checkpoint, as far as finding its policy goes."""
     with Run.create(tmp_path, "first", TrainConfig(env=EnvConfig(suite="mt10")), []) as started:
-        (started.folder / "checkpoints" / "iteration-000001" / "policy").mkdir(parents=True)
+        started.save(1, {}, {}, lambda policy: policy.mkdir())
         return started.folder
 
 
