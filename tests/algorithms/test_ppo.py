@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from builders.policies import narrow_policy
 from vla_rl.algorithms.advantages import compute_advantages
 from vla_rl.algorithms.learner import TrainingDivergedError
 from vla_rl.algorithms.minibatches import minibatches
@@ -42,15 +43,16 @@ class Practice:
         num_envs: int = 16,
         turns: int = 16,
         learning_rate: float = 1e-3,
+        seed: int = 0,
     ) -> None:
         env_config = EnvConfig(num_envs=num_envs, horizon=horizon, image_size=32, action_chunk=1)
         self.envs = SerialVectorEnv(
             env_config, lambda config, count: [env_class(config) for _ in range(count)]
         )
-        self.policy = small_policy(critic)
+        self.policy = narrow_policy([*BanditEnv.instructions, *ChainEnv.instructions], critic, seed)
         self.ppo, self.play = ppo, RolloutConfig(turns=turns)
         optimizer = OptimizerConfig(learning_rate=learning_rate, warmup_steps=4)
-        self.learner = PPO(self.policy, ppo, optimizer, critic, seed=0)
+        self.learner = PPO(self.policy, ppo, optimizer, critic, seed=seed)
         states = np.arange(10, dtype=np.int64)
         self.curriculum = TaskSampler(CurriculumConfig(), self.envs.tasks, states, seed=seed)
         self.collector = Collector(
