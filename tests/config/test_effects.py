@@ -54,7 +54,7 @@ _ENV = (
 ALWAYS = {
     "TrainConfig": (
         "algorithm", _ENV,
-        "policy.{checkpoint,scratch,base,unnorm_key,dtype,images,gripper,lora,activation_checkpointing,device}",
+        "policy.{checkpoint,lora,activation_checkpointing,device}",
         "policy.critic.{kind,time_fraction}",
         "schedule.{iterations,minutes,episodes}", "rollout.{turns,temperature}",
         "optimizer.{learning_rate,adam_beta2,adam_eps,weight_decay,warmup_steps,final_learning_rate,max_grad_norm}",
@@ -67,7 +67,7 @@ ALWAYS = {
     "SFTConfig": (
         "{dataset,camera,image_size,image_fit,out,action_chunk,epochs,batch_size,micro_batch,learning_rate,"
         "weight_decay,warmup_steps,random_shift,validation_fraction,max_grad_norm,seed}",
-        "policy.{checkpoint,scratch,lora,activation_checkpointing,device}",
+        "policy.{checkpoint,lora,activation_checkpointing,device}",
     ),
     "DemosConfig": (_ENV, "{out,episodes_per_task,noise,image_format,seed}"),
     "RewardModelConfig": (
@@ -164,6 +164,13 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("TrainConfig", "eval.suite", "error", {"eval.suite": "mt10"}, {"eval.suite": "mt5"}),
     ("TrainConfig", "eval.temperature", "error", {"run.eval_every": 0}, {"run.eval_every": 10}),
+    (
+        "TrainConfig", "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper", "error",
+        {"policy.scratch": "mini"}, {"policy.checkpoint": "x"},
+    ),
+    *(
+        (name, "policy.scratch", "error", {"policy.checkpoint": "x"}, {}) for name in ("TrainConfig", "SFTConfig")
+    ),
     (
         "SFTConfig", "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper", "error", {},
         {"policy.checkpoint": "x"},
@@ -277,6 +284,9 @@ def test_a_preset_has_no_say(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         ("train --ppo.value-clip 0", 0, "train: --ppo.value-clip has no effect"),
         ("train metaworld-mt5-paper --ppo.value-clip 0.3", 0, ""),
+        ("train --env.settle-steps 3", 2, "no effect: Meta-World makes nothing of it"),
+        ("demos --env.suite toy --env.mesh-faces 9", 2, "no effect: Toy makes nothing of it"),
+        ("demos --env.suite libero-goal --env.settle-steps 3", 0, ""),
         ("train --eval.suite mt10", 2, "train: --eval.suite has no effect"),
         ("train --reward.no-normalize", 0, "train: --reward.no-normalize has no effect"),
         ("train --reward.judge x --reward.weight 0.4", 0, "--reward.judge"),
@@ -293,7 +303,7 @@ def test_a_preset_has_no_say(capsys: pytest.CaptureFixture[str]) -> None:
         (
             "sft --policy.gripper openvla",
             2,
-            "sft: --policy.gripper has no effect: policy.checkpoint is empty",
+            "sft: --policy.gripper has no effect: the policy is built from scratch",
         ),
         (
             "reward train --start x --lora.rank 4 --backbone y",

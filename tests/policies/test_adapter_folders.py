@@ -239,7 +239,7 @@ def edited(folder: Path, **changes: object) -> None:
         ({"r": 8}, "expected rank 8"),
         ({"r": None}, "r: expected a whole number, got null"),
         ({"base_model_name_or_path": None}, "does not say of which model"),
-        ({"base_model_name_or_path": "a/b/c"}, "'a/b/c', which is no folder here"),
+        ({"base_model_name_or_path": "a/b/c"}, '"a/b/c", which is no folder here'),
     ],
 )
 def test_adapters_that_cannot_be_merged(
@@ -263,7 +263,7 @@ def test_adapters_of_another_model(base: Path, tmp_path: Path) -> None:
         OpenVLAPolicy.from_checkpoint(tmp_path / "adapter", settings())
     renamed = {name.replace("layers.0", "layers.7"): tensor for name, tensor in tensors.items()}
     save_file(renamed, file)
-    with pytest.raises(UserError, match=r"layers\.7\.self_attn\.q_proj\", which its base does not"):
+    with pytest.raises(UserError, match=r"layers\.7\.self_attn\.q_proj, which its base does not"):
         OpenVLAPolicy.from_checkpoint(tmp_path / "adapter", settings())
     odd = {name: tensor for name, tensor in tensors.items() if name != first}
     save_file(odd, file)

@@ -137,9 +137,7 @@ def _register_preset() -> None:
     base = preset("metaworld-mt5")
     PRESETS[PRESET] = replace(
         base,
-        env=replace(
-            base.env, suite=SUITE, image_size=SIZE, num_envs=4, num_workers=2, horizon=4
-        ),
+        env=replace(base.env, suite=SUITE, image_size=SIZE, num_envs=4, num_workers=2, horizon=4),
         schedule=replace(base.schedule, iterations=4),
         rollout=replace(base.rollout, turns=4),
         ppo=replace(base.ppo, critic_warmup=1, minibatch=8, critic_warmup_until_explained=False),
@@ -152,6 +150,7 @@ def serve() -> None:
     """Import what commands need, then fork one for each line that comes in."""
     # the slow part of every command
     import torch
+    import torch._dynamo
 
     from vla_rl.cli import main
 

@@ -132,6 +132,7 @@ def test_mistakes_are_named() -> None:
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AblationConfig:
     """The default preset in small, and a fresh policy to start from."""
+    from builders.policies import saved_policy
     from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
 
     policy = saved_policy(tmp_path / "policy", tuple(INSTRUCTIONS.values()))

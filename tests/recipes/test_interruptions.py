@@ -132,9 +132,7 @@ class Case:
     """How to go on, where it is not the same command."""
 
 
-TRAIN = (
-    f"train {PRESET} --policy.checkpoint {{course}}/policy --run.root {{out}} --run.name run"
-)
+TRAIN = f"train {PRESET} --policy.checkpoint {{course}}/policy --run.root {{out}} --run.name run"
 CASES = {
     "demos": Case(
         f"demos {' '.join(ENV)} --episodes-per-task 6 --out {{out}}", of_dataset

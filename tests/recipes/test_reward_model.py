@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from builders.trajectories import TASKS, episodes, trajectory
 from vla_rl.algorithms.reward_model import RewardModelBatch, RewardModelLearner, shift_sequences
 from vla_rl.algorithms.sft import shift_images
 from vla_rl.config import (

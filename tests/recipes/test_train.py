@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from builders.policies import saved_policy
 from vla_rl.config import EnvConfig, EvalConfig, TrainConfig, UserError
 from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
 from vla_rl.recipes.evaluate import evaluate_checkpoint

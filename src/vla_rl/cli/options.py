@@ -219,6 +219,7 @@ def _message_in(box: str) -> str:
 _REPHRASINGS: tuple[tuple[str, str], ...] = (
     (r"Error parsing (--\S+): could not convert string to float: (.*)", r"\1: expected a number, got \2"),
     (r"Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)", r"\1: expected a whole number, got \2"),
+    (r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*)\]", r"\1: no list of its kind: \2"),
     (r"Error parsing (--\S+): (.*)", r"\1: \2"),
     (r"Error parsing [\w.-]+: (.*)", r"\1"),
     (r"Missing value for argument '(--\S+)'.*", r"\1 needs a value"),

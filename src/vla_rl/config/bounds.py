@@ -8,7 +8,8 @@
     PPOConfig(epochs=0)   ConfigError: ppo.epochs: expected a whole number of at least 1, got 0
 
 Numbers must be finite, and whole numbers fit in 64 bits. Relations between fields are `require`d in `__post_init__`,
-after `super().__post_init__()`.
+after `super().__post_init__()`. pydantic understands the same annotations and checks what comes from outside
+(docs/decisions/013); here it would double what `--help` and every simulator process wait for.
 """
 
 from __future__ import annotations

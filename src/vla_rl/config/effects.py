@@ -116,10 +116,12 @@ def _on_gpu(config: Any) -> bool:
 # --------------------------------------------------------------------------------------------------
 # The table
 
-_FROM_NOTHING = Effect(
-    _named("policy", "base unnorm_key dtype images gripper"),
-    lambda c: bool(c.policy.checkpoint),
-    "policy.checkpoint is empty, so the tiny policy is built from nothing and these are its own",
+_LOADED = _named("policy", "base unnorm_key dtype images gripper")
+_FROM_SCRATCH = "the policy is built from scratch, not loaded; these are its own"
+_SCRATCH = Effect(
+    ("policy.scratch",),
+    lambda c: not c.policy.checkpoint,
+    "the policy is loaded from policy.checkpoint; leave out one of the two",
 )
 _DECODE_GRAPHS = Effect(
     ("policy.decode_graphs",),
@@ -144,6 +146,8 @@ _LABELS = (
     ),
 )
 _TRAIN = (
+    _SCRATCH,
+    Effect(_LOADED, lambda c: c.policy.checkpoint or not c.policy.scratch, _FROM_SCRATCH),
     _DECODE_GRAPHS,
     Effect(
         ("policy.critic.width",),
@@ -241,7 +245,8 @@ _TRAIN = (
     ),
 )
 _SFT = (
-    _FROM_NOTHING,
+    _SCRATCH,
+    Effect(_LOADED, lambda c: bool(c.policy.checkpoint), _FROM_SCRATCH),
     Effect(
         ("policy.critic",),
         lambda c: False,

@@ -285,8 +285,8 @@ class ProcessRewardConfig(Config, group="reward"):
 
     kind: str = "auto"
     """Where the dense reward comes from: one of REWARDS in rewards/registry.py. success: there is none. process: a
-    process reward model. simulator: Meta-World's own dense reward, which sees objects and goal; it is an upper bound
-    that shows whether a reward model could help at all. auto: process where a model is given, else success."""
+    process reward model. simulator: its own dense reward (Meta-World, toy), which sees objects and goal; it is an upper
+    bound that shows whether a reward model could help at all. auto: process where a model is given, else success."""
     model: str = ""
     """Folder of a process reward model (`vla-rl reward train`). Giving it is enough to use it."""
     weight: NotNegative = 0.3
