@@ -83,16 +83,20 @@ def test_options_of_before_work_and_say_how_they_are_called_now(
         ("train", "--reward.model simulator", "--reward.kind simulator"),
         ("ablate", "--judge simulator", "--reward-kind simulator"),
         ("ablate", "--judge runs/reward", "--reward-model runs/reward"),
-        ("eval", "x --chooser judge --judge a", "x --chooser reward-model --reward-model a"),
-        ("scaling", "x --choosers judge random", "x --choosers reward-model random"),
-        ("scaling", "x --search.judge a --search.chooser=judge", "x --search.reward-model a"),
+        ("eval", "x --best-of 2 --chooser judge --judge a", "x --best-of 2 --reward-model a"),
+        ("test-time", "x --choosers judge random", "x --choosers reward-model random"),
+        (
+            "test-time",
+            "x --search.judge a --bootstrap 200",
+            "x --search.reward-model a --bootstrap 200",
+        ),
     ],
 )
 def test_the_reward_model_was_called_a_judge(
     command: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cls = {
-        "train": TrainConfig, "ablate": AblationConfig, "eval": EvalArguments, "scaling": ScalingConfig,
+        "train": TrainConfig, "ablate": AblationConfig, "eval": EvalArguments, "test-time": ScalingConfig,
     }[command]  # fmt: skip
     found = parse_command(cls, old.split(), command)
     told = capsys.readouterr().err.splitlines()
