@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from builders.policies import narrow_policy
 from vla_rl.algorithms.advantages import compute_advantages
 from vla_rl.algorithms.learner import TrainingDivergedError
 from vla_rl.algorithms.minibatches import minibatches
@@ -42,15 +43,16 @@ class Practice:
         num_envs: int = 16,
         turns: int = 16,
         learning_rate: float = 1e-3,
+        seed: int = 0,
     ) -> None:
         env_config = EnvConfig(num_envs=num_envs, horizon=horizon, image_size=32, action_chunk=1)
         self.envs = SerialVectorEnv(
             env_config, lambda config, count: [env_class(config) for _ in range(count)]
         )
-        self.policy = small_policy(critic)
+        self.policy = narrow_policy([*BanditEnv.instructions, *ChainEnv.instructions], critic, seed)
         self.ppo, self.play = ppo, RolloutConfig(turns=turns)
         optimizer = OptimizerConfig(learning_rate=learning_rate, warmup_steps=4)
-        self.learner = PPO(self.policy, ppo, optimizer, critic, seed=0)
+        self.learner = PPO(self.policy, ppo, optimizer, critic, seed=seed)
         states = np.arange(10, dtype=np.int64)
         self.curriculum = TaskSampler(CurriculumConfig(), self.envs.tasks, states, seed=seed)
         self.collector = Collector(
@@ -200,6 +202,28 @@ def test_not_a_number_stops_before_any_weight_changes():
     assert all(
         torch.equal(a, b) for a, b in zip(before, practice.policy.policy_parameters(), strict=True)
     )
+
+
+def test_a_last_step_to_weights_too_large_to_use_is_noticed():
+    """No other step follows whose loss would tell."""
+    ppo = replace(FAST, epochs=1, minibatch=10_000)
+    practice = Practice(BanditEnv, 1, SEPARATE, ppo, learning_rate=1e30)
+    with pytest.raises(TrainingDivergedError, match="log-probs are not finite after the update"):
+        practice.improve()
+
+
+@pytest.mark.parametrize("part", ["policy", "critic"])
+def test_a_step_to_a_weight_that_is_not_finite_is_noticed(part: str):
+    practice = Practice(BanditEnv, 1, SEPARATE, replace(FAST, epochs=1, minibatch=10_000))
+    optimizer = getattr(practice.learner, part).optimizer
+
+    def spoil(*_: object) -> None:
+        with torch.no_grad():
+            optimizer.param_groups[0]["params"][-1].view(-1)[0] = float("inf")
+
+    optimizer.register_step_post_hook(spoil)
+    with pytest.raises(TrainingDivergedError, match=f"{part}'s weights are not finite"):
+        practice.improve()
 
 
 def test_target_kl_stops_the_epochs():

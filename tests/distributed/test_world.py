@@ -235,7 +235,7 @@ def test_every_rank_has_the_same_curriculum() -> None:
         outcomes = Outcomes(curriculum, world)
         for task, success in ended[world.rank]:
             outcomes.observe(task, success)
-        outcomes.exchange()
+        outcomes.end_window()
         return curriculum.successes().tolist()
 
     expected = sampler()
@@ -249,7 +249,7 @@ def test_alone_the_curriculum_hears_of_each_episode_at_once() -> None:
     outcomes = Outcomes(curriculum, SingleProcess())
     outcomes.observe("a", True)
     assert curriculum.successes().tolist() == [1.0]
-    outcomes.exchange()
+    outcomes.end_window()
     outcomes.observe("a", False)
     assert curriculum.successes().tolist() == [0.5]
 

@@ -235,6 +235,38 @@ def test_too_many_restarts_end_the_run():
         assert "the gearbox is full of sand" in str(error.value)
 
 
+def test_a_worker_that_was_only_slow_gets_more_time(caplog: pytest.LogCaptureFixture):
+    """Otherwise it would meet the same limit again and again on a busy machine, until the run ends."""
+    envs = started(replace(CONFIG, num_envs=1, num_workers=1, start_timeout=200.0))
+    with envs:
+        with_timeout(envs, 0.1)
+        for allowed in (0.2, 0.4):
+            envs.post_step([0], order(HANG))
+            with caplog.at_level(logging.WARNING):
+                assert envs.wait([0]).lost.all()
+            assert f"{allowed:g} seconds are allowed from now on" in caplog.records[-1].getMessage()
+            assert "raise env.step_timeout" in caplog.records[-1].getMessage()
+            envs.post_reset([0], [START])
+            envs.wait([0])
+        with_timeout(envs, 100.0)
+        assert envs._step_timeout() == 200.0  # never more than starting may take
+
+
+def test_a_crash_is_no_reason_for_more_time():
+    envs = started()
+    with envs:
+        envs.post_step([0], order(RAISE))
+        assert envs.wait([0]).lost.all()
+        assert envs._step_timeout() == CONFIG.step_timeout
+
+
+def test_a_worker_that_does_not_start_in_time_says_what_to_raise():
+    with pytest.raises(
+        UserError, match=r"no answer for 1e-09 seconds while it .*env\.start_timeout"
+    ):
+        ProcessVectorEnv(replace(CONFIG, start_timeout=1e-9), make_faulty_envs)
+
+
 def test_a_users_mistake_in_a_worker_is_not_retried():
     envs = started()
     with envs:
@@ -310,11 +342,13 @@ def test_workers_are_small_and_use_one_thread():
         assert envs.memory_bytes() < 2 * 80e6
 
 
-def test_ctrl_c_is_the_parents_alone():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_a_command_is_the_parents_alone(number: signal.Signals):
+    """Slurm, systemd and `docker stop` send SIGTERM to all processes: the iteration's episodes must not be lost."""
     envs = started()
     with envs:
         for pid in envs.worker_pids():
-            os.kill(pid, signal.SIGINT)
+            os.kill(pid, number)
         envs.post_step(range(5), order(0.0, 5))
         assert not envs.wait(range(5)).lost.any()
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -51,10 +52,8 @@ class Command:
         """Send a signal to the command, or to all processes of it at once, as batch systems do."""
         pids = [process.pid for process in marked(self.mark)] if everybody else [self.pid]
         for pid in pids:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, number)
-            except ProcessLookupError:
-                pass
 
     def output(self) -> str:
         return self.out.read_text(errors="replace")
@@ -137,9 +136,7 @@ def _register_preset() -> None:
     base = preset("metaworld-mt5")
     PRESETS[PRESET] = replace(
         base,
-        env=replace(
-            base.env, suite=SUITE, image_size=SIZE, num_envs=4, num_workers=2, horizon=4
-        ),
+        env=replace(base.env, suite=SUITE, image_size=SIZE, num_envs=4, num_workers=2, horizon=4),
         schedule=replace(base.schedule, iterations=4),
         rollout=replace(base.rollout, turns=4),
         ppo=replace(base.ppo, critic_warmup=1, minibatch=8, critic_warmup_until_explained=False),
@@ -152,6 +149,7 @@ def serve() -> None:
     """Import what commands need, then fork one for each line that comes in."""
     # the slow part of every command
     import torch
+    import torch._dynamo
 
     from vla_rl.cli import main
 

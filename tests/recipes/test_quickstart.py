@@ -8,6 +8,7 @@ import pytest
 
 from vla_rl.config import UserError
 from vla_rl.config.quickstart import QuickstartConfig
+from vla_rl.recipes.presets import PRESETS, preset
 from vla_rl.recipes.quickstart import quickstart
 from vla_rl.report.page.write import write_report
 from vla_rl.runtime.locate import locate_policy
@@ -19,10 +20,11 @@ def test_quickstart_from_nothing_to_a_report_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     usual = preset("metaworld-mt1")
-    few = replace(usual.ppo, turns=4, minibatch=16, critic_warmup=1)
+    few = replace(usual.ppo, minibatch=16, critic_warmup=1)
     small = replace(
         usual,
         env=replace(usual.env, num_envs=4, horizon=12),
+        rollout=replace(usual.rollout, turns=4),
         ppo=few,
     )
     monkeypatch.setitem(PRESETS, "metaworld-mt1", small)

@@ -212,6 +212,26 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(dataset, valu
     assert all(map(torch.equal, before, others))
 
 
+def test_a_last_step_to_weights_too_large_to_use_is_noticed(dataset):
+    learner, seen, tokens = learner_and_batch(dataset)
+    learner.config = replace(learner.config, learning_rate=1e30)
+    learner.steps = learner.total_steps - 1
+    with pytest.raises(UserError, match=r"the loss after the last step is nan.*nothing of it is"):
+        learner.update(seen, tokens)
+
+
+def test_a_step_to_a_weight_that_is_not_finite_is_noticed(dataset):
+    learner, seen, tokens = learner_and_batch(dataset)
+
+    def spoil(*_):
+        with torch.no_grad():
+            learner.parameters[-1].view(-1)[0] = float("inf")
+
+    learner.optimizer.register_step_post_hook(spoil)
+    with pytest.raises(UserError, match="diverged: a weight after the step is not finite"):
+        learner.update(seen, tokens)
+
+
 def test_a_gradient_that_is_not_finite_stops_before_any_weight_changes(dataset):
     learner, seen, tokens = learner_and_batch(dataset)
     before = [p.detach().clone() for p in learner.parameters]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from builders.policies import narrow_policy
 from vla_rl.algorithms.advantages import compute_advantages
 from vla_rl.config import CurriculumConfig, EnvConfig, PPOConfig
 from vla_rl.curriculum import TaskSampler

@@ -57,6 +57,8 @@ NotNegative = Annotated[float, Ge(0)]
 Temperature = Annotated[float, Ge(0.01), Le(100)]
 """Of sampling. Logits divided by less overflow."""
 TemperatureOrGreedy = Annotated[float, Ge(0.01), Le(100), OrZero()]
+LearningRate = Annotated[float, Gt(0), Le(1e30)]
+"""A step of more overflows in float32."""
 WeightDecay = Annotated[float, Ge(0), Le(1)]
 Pixels = Annotated[int, Ge(1), Le(4096)]
 PixelsOrStored = Annotated[int, Ge(0), Le(4096)]

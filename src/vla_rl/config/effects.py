@@ -223,7 +223,7 @@ _TRAIN = (
         "curriculum.mode uniform gives every task the same probability anyway",
     ),
     Effect(
-        _named("curriculum", "level_threshold level_window level_share"),
+        _named("curriculum", "levels level_threshold level_window level_share"),
         lambda c: c.curriculum.mode == "levels",
         "it belongs to curriculum.mode levels",
     ),

@@ -45,6 +45,7 @@ from vla_rl.data.lerobot import Feature, LeRobotWriter, camera, vector
 from vla_rl.data.resizing import resize
 from vla_rl.runtime.external import Phrase, check_array, fault, files_inside
 from vla_rl.runtime.extras import need
+from vla_rl.runtime.files import require_writable
 from vla_rl.runtime.memory import require_memory
 from vla_rl.runtime.progress import progress
 
@@ -97,6 +98,7 @@ def convert_libero_hdf5(
     Actions keep the simulator's convention: gripper -1 opens, +1 closes. Raises UserError, and writes nothing,
     for files that are missing, damaged or built otherwise.
     """
+    require_writable(Path(out), "folder")
     files = libero_files(source)
     require(image_size >= 0, f"image_size must be 0 (as stored) or positive, got {image_size}")
     sizes = [(image_size, image_size)] if image_size else [stored_size(path) for path in files]

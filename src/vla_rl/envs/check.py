@@ -67,10 +67,11 @@ def _statements(played: Benchmark, suite: str) -> Iterator[str]:
     columns = [*layout.position, *(column for column, _ in layout.opening)]
     if any(not 0 <= column < played.proprio_dim for column in columns):
         yield f"robot_layout names a column outside the {played.proprio_dim} of proprioception: {columns}"
-    try:
-        pickle.dumps(played.make_envs)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        yield f"make_envs should be a function of a module, since simulator processes get its name: {error}"
+    for name in ("make_envs", "make_expert"):
+        try:
+            pickle.dumps(getattr(played, name))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            yield f"{name} should be a function of a module, since simulator processes get its name: {error}"
 
 
 def _faces(played: Benchmark, config: EnvConfig, env: Env, other: Env) -> Iterator[str]:

@@ -237,10 +237,11 @@ def _require_sane(tensors: Mapping[str, Tensor], factor: float, file: Path) -> N
         if ".lora_A." not in name:
             continue
         partner = tensors[name.replace(".lora_A.", ".lora_B.")]
-        if factor * float(tensor.abs().max()) * float(partner.abs().max()) > LARGEST_PRODUCT:
+        largest = float(tensor.abs().max()), float(partner.abs().max())
+        if factor * largest[0] * largest[1] > LARGEST_PRODUCT:
             raise UserError(
-                f"{file}: {tensor_name(name)} and its partner hold weights of up to {float(tensor.abs().max()):.1g} and "
-                f"{float(partner.abs().max()):.1g}: they are damaged, or the run that wrote them diverged"
+                f"{file}: {tensor_name(name)} and its partner hold weights of up to {largest[0]:.1g} and "
+                f"{largest[1]:.1g}: they are damaged, or the run that wrote them diverged"
             )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
@@ -107,6 +107,10 @@ class Policy(Protocol):
         """Log-probs of given tokens and entropies, with gradients, in one teacher-forced pass."""
         ...
 
+    def fingerprint(self) -> str:
+        """Digest of all that decides its actions, the same wherever its checkpoint lies; see `fingerprint.py`."""
+        ...
+
     def keep_reference(self, folder: Path | str | None = None) -> None:
         """Fix the reference policy: the present weights, or those of a checkpoint when a run is resumed."""
         ...
@@ -145,12 +149,14 @@ class Policy(Protocol):
         """What the policy optimizer trains; never contains a critic parameter."""
         ...
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint that `registry.load_policy` loads to the same bits."""
+        ...
 
 
 @runtime_checkable
-class ValuePolicy(Policy, Protocol):
-    """A policy with a value function: its `act`, `propose` and `evaluate` give values as well."""
+class Critic(Protocol):
+    """What a policy with a value function has on top."""
 
     detach_values: bool
     """Set while nothing but the critic may learn: the value loss then stops at a shared trunk."""
@@ -160,3 +166,13 @@ class ValuePolicy(Policy, Protocol):
         ...
 
     def critic_parameters(self) -> list[torch.nn.Parameter]: ...
+
+
+@runtime_checkable
+class ValuePolicy(Policy, Critic, Protocol):
+    """A policy with a value function: its `act`, `propose` and `evaluate` give values as well."""
+
+
+def has_critic(policy: object) -> TypeGuard[ValuePolicy]:
+    """Whether the policy has a value function."""
+    return isinstance(policy, Critic)

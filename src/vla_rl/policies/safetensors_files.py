@@ -112,8 +112,8 @@ def _entry(name: str, fields: Any, file: Path, start: int) -> TensorEntry:
     dtype = DTYPES.get(kind) if isinstance(kind, str) else None
     if dtype is None:
         raise UserError(
-            f"{file}: {tensor_name(name)} is of type {shown(kind)}, expected weights of type {', '.join(DTYPES)}: quantised "
-            "weights are not supported, take the checkpoint in bfloat16 or float32"
+            f"{file}: {tensor_name(name)} is of type {shown(kind)}, expected weights of type {', '.join(DTYPES)}: "
+            "quantised weights are not supported, take the checkpoint in bfloat16 or float32"
         )
     entry = TensorEntry(file, dtype, tuple(shape), start + offsets[0])
     if offsets[1] - offsets[0] != entry.bytes:
@@ -181,15 +181,15 @@ def model_entries(folder: Path) -> dict[str, TensorEntry]:
     for name, shard in index.items():
         if name not in headers[shard]:
             raise UserError(
-                f"{index_file} says that {tensor_name(name)} is in {shard}, which does not hold it: index and shards are "
-                "of different checkpoints; copy all of one again"
+                f"{index_file} says that {tensor_name(name)} is in {shard}, which does not hold it: index and "
+                "shards are of different checkpoints; copy all of one again"
             )
     for shard, header in headers.items():
         unnamed = [name for name in header if index.get(name) != shard]
         if unnamed:
             raise UserError(
-                f"{paths[shard]} holds {tensor_name(unnamed[0])}, which {INDEX_FILE} does not place there: index and shards are of "
-                "different checkpoints; copy all of one again"
+                f"{paths[shard]} holds {tensor_name(unnamed[0])}, which {INDEX_FILE} does not place there: "
+                "index and shards are of different checkpoints; copy all of one again"
             )
     return {name: headers[shard][name] for name, shard in index.items()}
 
@@ -224,8 +224,8 @@ def stream_tensors(entries: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Te
             tensor = _read(stream, entry)
             if not all_finite(tensor):
                 raise UserError(
-                    f"{entry.file}: {tensor_name(name)} holds NaN or infinite weights: the run that wrote it diverged, or the file "
-                    "is damaged; take an earlier checkpoint or copy it again"
+                    f"{entry.file}: {tensor_name(name)} holds NaN or infinite weights: the run that wrote it "
+                    "diverged, or the file is damaged; take an earlier checkpoint or copy it again"
                 )
             yield name, tensor
     except OSError as error:

@@ -49,6 +49,7 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
     The dataset depends on the configuration alone. Raises UserError if the folder exists, if there is no such policy,
     or if the split has fewer initial states than asked for.
     """
+    writer = TrajectoryWriter(config.out, config.image_format)
     keep_freed_memory()
     policy, suite, trained_in = load_with_env(config.checkpoint, PolicyConfig(), config.suite)
     env = evaluation_env(
@@ -57,7 +58,7 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
     env = replace(env, num_workers=config.workers or env.num_workers)
     specs = training_specs(env, config.episodes_per_task, config.seed)
     with (
-        TrajectoryWriter(config.out, config.image_format) as writer,
+        writer,
         use_threads(1),
         make_vector_env(env) as envs,
         progress("trajectories", total=len(specs)) as bar,

@@ -27,7 +27,6 @@ from vla_rl.evaluation.result import evaluate_policy, evaluation_specs, summary
 from vla_rl.evaluation.search.best_of import play_best_of
 from vla_rl.evaluation.search.branches import Cost
 from vla_rl.evaluation.search.choosers import make_chooser
-from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.fingerprint import fingerprint
 from vla_rl.policies.policy import Policy
 from vla_rl.recipes.evaluate import evaluate_checkpoint, policy_and_env
@@ -152,7 +151,7 @@ def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
     )
     choosers, reward_model = available_choosers(config, env.suite)
     (out / "evaluations").mkdir(parents=True, exist_ok=True)
-    made_by = {"policy": fingerprint_of_policy(policy), "environment": to_json(env)}
+    made_by = {"policy": policy.fingerprint(), "environment": to_json(env)}
     scored_by = None if reward_model is None else fingerprint_of_reward_model(reward_model)
     results: dict[tuple[str, int], dict[str, Any]] = {}
     with use_threads(1), make_vector_env(env) as envs:
@@ -238,19 +237,6 @@ def _distinct(config: ScalingConfig) -> list[StudyChooser]:
     if config.search.mode != "lookahead":
         wanted = ["reward-model-alone" if name == "reward-model" else name for name in wanted]
     return list(dict.fromkeys(wanted))
-
-
-def fingerprint_of_policy(policy: OpenVLAPolicy) -> str:
-    """The policy's content: weights, sizes, image preprocessing, action statistics and tokenizer."""
-    description = policy.description
-    statistics = description.norm_stats[policy.unnorm_key]
-    facts = {
-        "model": to_json(description.model),
-        "action": [policy.action_dim, policy.action_chunk],
-        "statistics": statistics,
-    }
-    text = json.dumps(facts, sort_keys=True, default=str)
-    return fingerprint(policy.model, text, policy.processor.tokenizer.to_str())
 
 
 def fingerprint_of_reward_model(reward_model: TrainableRewardModel) -> str:

@@ -106,22 +106,25 @@ def find_source(reference: str | Path, base: str = "", depth: int = 0) -> Source
     description = read_checkpoint_config(folder)
     weights = Weights(folder)
     if description.base:
-        weights = _weights_of_base(folder, description.base, base, depth)
+        found, weights = _base_of(folder, description.base, base, depth)
+        description = replace(description, base=found)
     return Source(str(reference), folder, description, weights, folder / files.TOKENIZER_FILE)
 
 
-def _weights_of_base(folder: Path, named: str, base: str, depth: int) -> Weights:
-    """The weights under adapters of our own format, in the place they name or where the user says they are."""
+def _base_of(folder: Path, named: str, base: str, depth: int) -> tuple[str, Weights]:
+    """The base of adapters of our own format, in the place they name or where the user says it is."""
     named = _present(named, folder)
     if hub_id(named) is None and os.path.isdir(named) and is_adapter_folder(Path(named)):
-        return find_source(named, base, depth + 1).weights  # the merged kind: base is theirs
+        return named, find_source(named, base, depth + 1).weights  # the merged kind: base is theirs
     found = base or named
     if hub_id(found) is None and not has_weights(Path(found)):
         raise UserError(
             f"No model weights in {shown(found)}, the base of the adapters in {folder}: if it has moved, give "
             "policy.base"
         )
-    return find_source(found, "", depth + 1).weights
+    if hub_id(found) is None:
+        found = str(Path(found).resolve())
+    return found, find_source(found, "", depth + 1).weights
 
 
 def _present(named: str, folder: Path) -> str:
@@ -275,7 +278,10 @@ def critic_file(source: Source) -> Path:
 def open_tokenizer(source: Source) -> Tokenizer:
     """The checkpoint's tokenizer. Raises UserError if it is missing, damaged, or belongs to another model."""
     tokenizer = load_tokenizer(source.tokenizer)
-    Processor(source.description.model, tokenizer).prompt_ids(PROBE)
+    try:
+        Processor(source.description.model, tokenizer).prompt_ids(PROBE)
+    except UserError as error:
+        raise UserError(f"{source.tokenizer}: {error}") from error
     return tokenizer
 
 

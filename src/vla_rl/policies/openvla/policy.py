@@ -34,7 +34,7 @@ from vla_rl.policies.openvla import checkpoint as files
 from vla_rl.policies.openvla import lora
 from vla_rl.policies.openvla.config_files import Checkpoint
 from vla_rl.policies.openvla.decoding import TokenDecoder, record_cuda_graph
-from vla_rl.policies.openvla.exporting import save_policy
+from vla_rl.policies.openvla.exporting import fingerprint_of, save_policy
 from vla_rl.policies.openvla.loading import (
     find_source,
     load_network,
@@ -87,8 +87,8 @@ class OpenVLAPolicy(nn.Module):
         )
         if self.statistics.q01.size != description.action_dim:
             raise UserError(
-                f"Action statistics of {dataset_name(self.unnorm_key)!r} have {self.statistics.q01.size} dimensions, the policy "
-                f"{description.action_dim}"
+                f"Action statistics of {dataset_name(self.unnorm_key)!r} have {self.statistics.q01.size} dimensions, "
+                f"the policy {description.action_dim}"
             )
         self.detach_values = False
         self.critic_restored = False
@@ -407,3 +407,6 @@ class OpenVLAPolicy(nn.Module):
     def save(self, folder: Path) -> None:
         """Write the checkpoint, see `exporting`. Adapters go without a base that has a folder."""
         save_policy(self, folder)
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self)
