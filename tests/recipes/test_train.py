@@ -129,7 +129,7 @@ def test_signal_saves_and_says_how_to_go_on(policy_folder: Path, tmp_path: Path,
     run = tmp_path / "run"
     wait_for_iteration(run, 1, process)
     os.kill(process.pid, number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate()
     assert f"--resume {run}" in output
     assert "Traceback" not in output
     done = lines(run)[-1]["iteration"]
