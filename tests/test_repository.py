@@ -102,7 +102,7 @@ def test_sources_stay_short_and_have_telling_names():
 # Functions of more than MAX_FUNCTION_LINES lines, and why they are not split.
 LONG_FUNCTIONS = {
     ("train_ppo.py", "train"): "a recipe is read from top to bottom",
-    ("hf_config.py", "write_checkpoint_config"): "one file's contents, key by key",
+    ("config_files.py", "write_checkpoint_config"): "one file's contents, key by key",
     ("test_quickstart.py", "test_quickstart_from_nothing_to_a_report_and_again"): (
         "one quickstart takes half a minute, so everything about it is asked of the same one"
     ),

@@ -232,7 +232,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "quickstart": Command(
         "the whole job: demonstrations, fine-tuning, PPO, evaluation, report",
-        ("vla-rl quickstart", "vla-rl quickstart --preset metaworld-mt10 --episodes 40000 --minutes 60 --out runs/mt10"),
+        ("vla-rl quickstart", "vla-rl quickstart --preset metaworld-mt10 --episodes 40000 --out runs/mt10"),
         _quickstart,
         QuickstartConfig,
     ),
