@@ -69,3 +69,19 @@ def chromium() -> str:
         if path:
             return path
     pytest.skip(f"no browser: none of {', '.join(CHROMIUM_NAMES)} is on the path")
+
+
+@pytest.fixture(autouse=True)
+def shapes_checked() -> None:
+    """The first calls of each test are checked against their annotations."""
+    import shape_checks
+
+    shape_checks.begin_test()
+
+
+@pytest.fixture
+def shapes_unchecked(shapes_checked: None) -> None:
+    """For tests of what the package itself says to arrays that its annotations forbid."""
+    import shape_checks
+
+    shape_checks.stop()

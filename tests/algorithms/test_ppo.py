@@ -1,11 +1,13 @@
 """PPO against answers that are known: a bandit it must solve, a chain whose values are known, exact relations."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from builders.policies import narrow_policy
 from vla_rl.algorithms.advantages import compute_advantages
 from vla_rl.algorithms.learner import TrainingDivergedError
 from vla_rl.algorithms.minibatches import minibatches
@@ -15,41 +17,18 @@ from vla_rl.config import (
     CurriculumConfig,
     EnvConfig,
     OptimizerConfig,
-    PolicyConfig,
     PPOConfig,
     RolloutConfig,
-    tiny_model,
 )
 from vla_rl.curriculum import TaskSampler
 from vla_rl.envs.known_answers import BanditEnv, ChainEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.evaluation.episodes import play_each_once
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.rollout import Collector
 from vla_rl.types import EpisodeSpec
 
 SHARED = CriticConfig(kind="shared", time_fraction=False)
 SEPARATE = CriticConfig(kind="separate", time_fraction=True)
-
-
-def small_policy(critic: CriticConfig, seed: int = 0) -> OpenVLAPolicy:
-    model = tiny_model(32)
-    narrow = replace(
-        model,
-        dino=replace(model.dino, width=32, mlp_width=64, stem_channels=(8, 16, 16)),
-        siglip=replace(model.siglip, width=32, mlp_width=64, stem_channels=(8, 16, 16)),
-        language=replace(model.language, hidden=64, layers=1, mlp_width=128),
-        action_bins=8,
-    )
-    return OpenVLAPolicy.create(
-        narrow,
-        [BanditEnv.instructions[0], ChainEnv.instructions[0]],
-        identity_statistics("test", 4),
-        action_dim=4,
-        action_chunk=1,
-        config=PolicyConfig(critic=critic, device="cpu"),
-        seed=seed,
-    )
 
 
 class Practice:
@@ -64,19 +43,20 @@ class Practice:
         num_envs: int = 16,
         turns: int = 16,
         learning_rate: float = 1e-3,
+        seed: int = 0,
     ) -> None:
         env_config = EnvConfig(num_envs=num_envs, horizon=horizon, image_size=32, action_chunk=1)
         self.envs = SerialVectorEnv(
             env_config, lambda config, count: [env_class(config) for _ in range(count)]
         )
-        self.policy = small_policy(critic)
+        self.policy = narrow_policy([*BanditEnv.instructions, *ChainEnv.instructions], critic, seed)
         self.ppo, self.play = ppo, RolloutConfig(turns=turns)
         optimizer = OptimizerConfig(learning_rate=learning_rate, warmup_steps=4)
-        self.learner = PPO(self.policy, ppo, optimizer, critic, seed=0)
+        self.learner = PPO(self.policy, ppo, optimizer, critic, seed=seed)
         states = np.arange(10, dtype=np.int64)
-        self.curriculum = TaskSampler(CurriculumConfig(), self.envs.tasks, states, seed=0)
+        self.curriculum = TaskSampler(CurriculumConfig(), self.envs.tasks, states, seed=seed)
         self.collector = Collector(
-            self.policy, self.envs, self.curriculum.draw_one, self.curriculum.observe, seed=0
+            self.policy, self.envs, self.curriculum.draw_one, self.curriculum.observe, seed=seed
         )
         self.collector.start()
         self.iteration = 0
@@ -94,6 +74,22 @@ class Practice:
         self.iteration += 1
         return metrics
 
+    def practise_until(
+        self, wanted: Callable[[float], bool], sign: float = 1.0, at_most: int = 40
+    ) -> bool:
+        """Train until sampled play succeeds as often as wanted; half a dozen iterations do, how many is the seed's.
+
+        `sign` is that of the advantages.
+        """
+        for _ in range(at_most):
+            batch = self.batch()
+            if wanted(batch.succeeded.double().mean().item()):
+                return True
+            batch = replace(batch, advantages=sign * batch.advantages)
+            self.learner.update(batch, self.iteration, 0.0)
+            self.iteration += 1
+        return False
+
     def success(self, states: int = 10) -> float:
         specs = [EpisodeSpec(self.envs.tasks[0], i) for i in range(states)]
         return float(np.mean([r.success for r in play_each_once(self.policy, self.envs, specs)]))
@@ -105,22 +101,15 @@ FAST = PPOConfig(minibatch=64, epochs=2, critic_warmup=0, self_imitation_coef=0.
 @pytest.mark.parametrize("ratio", ["token", "action"])
 def test_bandit_is_solved_exactly_by_the_surrogate_alone(ratio: str):
     practice = Practice(BanditEnv, 1, SEPARATE, replace(FAST, ratio=ratio))
-    for _ in range(25):
-        practice.improve()
+    assert practice.practise_until(lambda rate: rate > 0.95)  # a random policy gets 0.5
     assert practice.success() == 1.0
-    assert practice.rollout().rewards.mean() > 0.9  # sampled, a random policy gets 0.5
 
 
 def test_bandit_is_not_solved_with_the_sign_of_the_advantage_turned():
     """The test above can fail: with the wrong sign the policy learns the wrong arm."""
     practice = Practice(BanditEnv, 1, SEPARATE, FAST)
-    for _ in range(15):
-        batch = practice.batch()
-        practice.learner.update(
-            replace(batch, advantages=-batch.advantages), practice.iteration, 0.0
-        )
-        practice.iteration += 1
-    assert practice.success() < 0.5
+    assert practice.practise_until(lambda rate: rate < 0.05, sign=-1.0)
+    assert practice.success() == 0.0
 
 
 @pytest.mark.parametrize("critic", [SHARED, SEPARATE], ids=["shared", "separate"])
@@ -129,9 +118,9 @@ def test_critic_learns_the_values_of_the_chain(critic: CriticConfig):
     ppo = replace(FAST, critic_warmup=1000, critic_learning_rate=3e-3, critic_epochs=4, gamma=0.9)
     practice = Practice(ChainEnv, 30, critic, ppo, turns=40)
     before = [p.detach().clone() for p in practice.policy.policy_parameters()]
-    for _ in range(12):
-        metrics = practice.improve()
-    assert metrics["losses/explained_variance"] > 0.5
+    explained = [practice.improve()["losses/explained_variance"] for _ in range(6)]
+    assert explained[0] < 0.1  # before anything is learned
+    assert max(explained[1:]) > 0.3
     after = practice.policy.policy_parameters()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -190,7 +179,10 @@ def test_gradient_of_a_minibatch_does_not_depend_on_micro_batches():
         whole.policy.policy_parameters(), parts.policy.policy_parameters(), strict=True
     ):
         if a.grad is not None:
-            torch.testing.assert_close(a.grad, b.grad, atol=2e-6, rtol=1e-3)
+            # a sum over 60 samples in another order: rounding is a share of the largest entry, not of each
+            torch.testing.assert_close(
+                a.grad, b.grad, rtol=0, atol=1e-4 * a.grad.abs().max().item()
+            )
 
 
 def test_sampler_and_learner_that_disagree_are_an_error():
@@ -212,6 +204,28 @@ def test_not_a_number_stops_before_any_weight_changes():
     )
 
 
+def test_a_last_step_to_weights_too_large_to_use_is_noticed():
+    """No other step follows whose loss would tell."""
+    ppo = replace(FAST, epochs=1, minibatch=10_000)
+    practice = Practice(BanditEnv, 1, SEPARATE, ppo, learning_rate=1e30)
+    with pytest.raises(TrainingDivergedError, match="log-probs are not finite after the update"):
+        practice.improve()
+
+
+@pytest.mark.parametrize("part", ["policy", "critic"])
+def test_a_step_to_a_weight_that_is_not_finite_is_noticed(part: str):
+    practice = Practice(BanditEnv, 1, SEPARATE, replace(FAST, epochs=1, minibatch=10_000))
+    optimizer = getattr(practice.learner, part).optimizer
+
+    def spoil(*_: object) -> None:
+        with torch.no_grad():
+            optimizer.param_groups[0]["params"][-1].view(-1)[0] = float("inf")
+
+    optimizer.register_step_post_hook(spoil)
+    with pytest.raises(TrainingDivergedError, match=f"{part}'s weights are not finite"):
+        practice.improve()
+
+
 def test_target_kl_stops_the_epochs():
     ppo = replace(FAST, epochs=50, target_kl=0.01)
     practice = Practice(BanditEnv, 1, SEPARATE, ppo, learning_rate=1e-2)
@@ -223,7 +237,7 @@ def test_kl_to_the_reference_keeps_the_policy_near_it():
     free, held = (Practice(BanditEnv, 1, SEPARATE, replace(FAST, kl_coef=c)) for c in (0.0, 5.0))
     for practice in (free, held):
         practice.policy.keep_reference()
-        for _ in range(8):
+        for _ in range(5):
             practice.improve()
         observation, tokens = practice.collector.current[0], torch.zeros(8, 4, dtype=torch.int64)
         with torch.no_grad():

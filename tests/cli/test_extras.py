@@ -171,3 +171,4 @@ def test_an_import_that_fails_elsewhere_is_explained(monkeypatch: pytest.MonkeyP
     assert explain(ModuleNotFoundError("No module named 'nmpy'", name="nmpy")) is None
     assert explain(ImportError("cannot import name")) is None
     assert install(["peft", "av"]) == "pip install 'vla-rl[data,lora]'"
+    assert install(["peft", "a_simulator"]) == "pip install 'vla-rl[lora]' a_simulator"

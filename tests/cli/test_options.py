@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +15,9 @@ from vla_rl.cli.commands import parse_command
 from vla_rl.cli.training import DEFAULT_PRESET, train_request
 from vla_rl.config import (
     AblationConfig,
-    EvalConfig,
+    DemosConfig,
     LoraConfig,
     ScheduleConfig,
-    SFTConfig,
     TrainConfig,
     UserError,
 )
@@ -83,13 +82,13 @@ def test_options_of_before_work_and_say_how_they_are_called_now(
         ("train", "--reward.model simulator", "--reward.kind simulator"),
         ("ablate", "--judge simulator", "--reward-kind simulator"),
         ("ablate", "--judge runs/reward", "--reward-model runs/reward"),
-        ("eval", "x --best-of 2 --chooser judge --judge a", "x --best-of 2 --reward-model a"),
-        ("test-time", "x --choosers judge random", "x --choosers reward-model random"),
         (
-            "test-time",
-            "x --search.judge a --bootstrap 200",
-            "x --search.reward-model a --bootstrap 200",
+            "eval",
+            "x --best-of 2 --chooser judge --judge a",
+            "x --best-of 2 --chooser reward-model --reward-model a",
         ),
+        ("test-time", "x --choosers judge random", "x --choosers reward-model random"),
+        ("test-time", "x --search.judge a", "x --search.reward-model a"),
     ],
 )
 def test_the_reward_model_was_called_a_judge(
@@ -215,6 +214,7 @@ def test_every_preset_has_a_line_in_the_help_and_the_papers_numbers_are_the_pape
         ),
         ("eval x --tempratur 1", ["no option --tempratur", "'--temperature'"]),
         ("report", ["RUN is missing"]),
+        ("test-time x --sizes 1 x", ["--sizes: no list of its kind: '1', 'x'"]),
         ("demos --noise -1", ["demos: noise: expected a number of at least 0, got -1.0"]),
         ("sft --epochs x", ["--epochs: expected a whole number, got 'x'"]),
         ("quickstart --minutes 0", ["quickstart: minutes: expected a number above 0, got 0.0"]),
@@ -275,23 +275,40 @@ def test_resume_of_a_missing_or_damaged_run_is_one_line(
     assert "config.json: expected valid JSON" in error(capsys, f"train --resume {finished}")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_names_every_option_with_an_example(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+def test_what_would_be_refused_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "ppo.gamma: expected" in error(capsys, "train --print-config --ppo.gamma 7")
+    assert "'--print-config'" in error(capsys, "train --print-confg")
+
+
+def test_a_resumed_run_prints_its_own(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", str(finished), "--print-config", "--schedule.minutes", "3"])
+    settings = json.loads(capsys.readouterr().out)
+    assert (settings["run"]["seed"], settings["schedule"]["minutes"]) == (7, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("curve runs/none", "learning-curve"), ("scaling", "test-time")]
+)
+def test_a_command_of_before_works_and_names_the_new_one(
+    capsys: pytest.CaptureFixture[str], old: str, new: str
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    assert main(old.split()) == 2  # for the run that is not there
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"vla-rl: {old.split()[0]} is called {new} now"
+    assert "runs/none" in second or second.startswith(f"vla-rl: {new}: CHECKPOINT is missing")
     with pytest.raises(SystemExit) as leaving:
-        main([*command.split(), "--help"])
+        main([old.split()[0], "--help"])
     assert leaving.value.code == 0
-    text = capsys.readouterr().out
-    assert f"usage: vla-rl {command}" in text
-    assert f"Examples:\n  vla-rl {command}" in text
-    assert max(map(len, text.splitlines())) <= 100
-    classes = {"train": TrainConfig, "eval": EvalConfig, "sft": SFTConfig}
-    for cls, prefix in [(classes.get(command), "")]:
-        for field in dataclasses.fields(cls) if cls else ():
-            name = field.name.replace("_", "-")
-            assert f"--{prefix}{name}" in text
+    assert f"usage: vla-rl {new}" in capsys.readouterr().out
+
+
+def test_a_command_without_options_has_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr("vla_rl.cli.commands.require_extras", lambda *_: None)
+    monkeypatch.setattr("vla_rl.recipes.demos.collect_demos", given.append)
+    assert main(["demos"]) == 0
+    assert given == [DemosConfig()]
 
 
 @pytest.mark.parametrize(
@@ -302,24 +319,10 @@ def test_adapters_of_a_reward_model(
     monkeypatch: pytest.MonkeyPatch, words: str, rank: int | None
 ) -> None:
     given = []
+    monkeypatch.setattr("vla_rl.cli.commands.require_extras", lambda *_: None)
     monkeypatch.setattr("vla_rl.recipes.train_reward.train_reward", given.append)
     assert main(["reward", "train", *words.split()]) == 0
     assert (given[0].lora.rank if given[0].lora else None) == rank
-
-
-def test_the_help_of_a_preset_shows_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = {}
-    for name in ("metaworld-mt5", "metaworld-mt5-paper"):
-        with pytest.raises(SystemExit):
-            main(["train", name, "--help"])
-        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        found = re.search(r"--rollout\.temperature FLOAT .*?\(default: ([\d.]+)\)", text)
-        assert found is not None
-        shown[name] = float(found[1])
-    assert shown == {
-        "metaworld-mt5": PRESETS["metaworld-mt5"].rollout.temperature,
-        "metaworld-mt5-paper": 1.5,
-    }
 
 
 def test_version_and_overview(capsys: pytest.CaptureFixture[str]) -> None:

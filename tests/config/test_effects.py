@@ -10,7 +10,7 @@ import pytest
 
 from vla_rl.cli import main
 from vla_rl.cli.arguments import EvalArguments
-from vla_rl.cli.commands import COMMANDS, Recipe
+from vla_rl.cli.commands import COMMANDS
 from vla_rl.cli.fields import options_of
 from vla_rl.config import (
     AblationConfig,
@@ -49,12 +49,12 @@ UNCONDITIONAL = {
 
 _ENV = (
     "env.{suite,image_size,action_repeat,action_chunk,horizon,num_envs,num_workers,initial_states,held_out,"
-    "step_timeout,start_timeout,max_restarts}"
+    "camera,mesh_faces,settle_steps,step_timeout,start_timeout,max_restarts}"
 )
 ALWAYS = {
     "TrainConfig": (
         "algorithm", _ENV,
-        "policy.{checkpoint,base,unnorm_key,dtype,images,gripper,lora,activation_checkpointing,device}",
+        "policy.{checkpoint,lora,activation_checkpointing,device}",
         "policy.critic.{kind,time_fraction}",
         "schedule.{iterations,minutes,episodes}", "rollout.{turns,temperature}",
         "optimizer.{learning_rate,adam_beta2,adam_eps,weight_decay,warmup_steps,final_learning_rate,max_grad_norm}",
@@ -122,18 +122,7 @@ def test_of_every_field_it_is_known_when_it_counts(name: str) -> None:
 
 
 def test_the_configurations_of_all_commands_are_looked_at() -> None:
-    used = {
-        "SFTConfig",
-        "TrainConfig",
-        "EvalArguments",
-        "RewardModelConfig",
-        "RewardEvalConfig",
-        "DemosConfig",
-    }
-    used |= {"AblationConfig", "QuickstartConfig", "DoctorArguments"}
-    used |= {
-        entry.run.config.__name__ for entry in COMMANDS.values() if isinstance(entry.run, Recipe)
-    }
+    used = {entry.config.__name__ for entry in COMMANDS.values()}
     assert used == CONFIGS.keys() | UNCONDITIONAL
     assert EFFECTS.keys() == CONFIGS.keys()
 
@@ -149,11 +138,8 @@ def changed(config: Any, settings: dict[str, Any]) -> Any:
 SHARED, SEPARATE = {"policy.critic.kind": "shared"}, {"policy.critic.kind": "separate"}
 MODEL, REFRESHED = {"reward.model": "x"}, {"reward.model": "x", "reward.refresh_every": 5}
 SIMULATOR = {"reward.kind": "simulator"}
-LIBERO = {"env.held_out": 10, "env.initial_states": 50, "env.suite": "libero-goal"}
 CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     # configuration, fields, what is said, without effect where, with effect where
-    ("TrainConfig", "env.settle_steps", "error", {}, LIBERO),
-    ("TrainConfig", "env.camera env.mesh_faces", "error", {"env.suite": "toy"}, {}),
     ("TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "cpu"}, {"policy.device": "cuda:1"}),
     ("TrainConfig", "run.threads", "warning", {"policy.device": "cuda"}, {"policy.device": "cpu"}),
     ("TrainConfig", "policy.critic.width", "error", SHARED, SEPARATE),
@@ -172,18 +158,24 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("TrainConfig", "curriculum.tau", "error", {"curriculum.mode": "levels"}, {"curriculum.mode": "frontier"}),
     ("TrainConfig", "curriculum.floor", "error", {"curriculum.mode": "uniform"}, {"curriculum.mode": "levels"}),
     (
-        "TrainConfig", "curriculum.level_threshold curriculum.level_window curriculum.level_share", "error",
+        "TrainConfig",
+        "curriculum.levels curriculum.level_threshold curriculum.level_window curriculum.level_share", "error",
         {"curriculum.mode": "frontier"}, {"curriculum.mode": "levels"},
     ),
     ("TrainConfig", "eval.suite", "error", {"eval.suite": "mt10"}, {"eval.suite": "mt5"}),
     ("TrainConfig", "eval.temperature", "error", {"run.eval_every": 0}, {"run.eval_every": 10}),
     (
+        "TrainConfig", "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper", "error",
+        {"policy.scratch": "mini"}, {"policy.checkpoint": "x"},
+    ),
+    *(
+        (name, "policy.scratch", "error", {"policy.checkpoint": "x"}, {}) for name in ("TrainConfig", "SFTConfig")
+    ),
+    (
         "SFTConfig", "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper", "error", {},
         {"policy.checkpoint": "x"},
     ),
     ("SFTConfig", "policy.critic.kind policy.critic.width policy.decode_graphs", "warning", {}, {}),
-    ("DemosConfig", "env.settle_steps", "error", {}, LIBERO),
-    ("DemosConfig", "env.camera", "error", {"env.suite": "toy:reach"}, {}),
     *(
         (name, "labels.num_segments labels.failure_peak labels.failure_end labels.positive_progress", "error", {},
          {"labels.scheme": "segments"})
@@ -292,6 +284,9 @@ def test_a_preset_has_no_say(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         ("train --ppo.value-clip 0", 0, "train: --ppo.value-clip has no effect"),
         ("train metaworld-mt5-paper --ppo.value-clip 0.3", 0, ""),
+        ("train --env.settle-steps 3", 2, "no effect: Meta-World makes nothing of it"),
+        ("demos --env.suite toy --env.mesh-faces 9", 2, "no effect: Toy makes nothing of it"),
+        ("demos --env.suite libero-goal --env.settle-steps 3", 0, ""),
         ("train --eval.suite mt10", 2, "train: --eval.suite has no effect"),
         ("train --reward.no-normalize", 0, "train: --reward.no-normalize has no effect"),
         ("train --reward.judge x --reward.weight 0.4", 0, "--reward.judge"),
@@ -308,7 +303,7 @@ def test_a_preset_has_no_say(capsys: pytest.CaptureFixture[str]) -> None:
         (
             "sft --policy.gripper openvla",
             2,
-            "sft: --policy.gripper has no effect: policy.checkpoint is empty",
+            "sft: --policy.gripper has no effect: the policy is built from scratch",
         ),
         (
             "reward train --start x --lora.rank 4 --backbone y",

@@ -217,19 +217,3 @@ def test_fields_of_before_load_where_they_are_now() -> None:
 def test_a_field_of_before_that_has_no_place(saved: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_json(TrainConfig, saved)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "share"),
-    [
-        (ScheduleConfig(iterations=10), 0.2),
-        (ScheduleConfig(iterations=10, minutes=2), 0.5),
-        (ScheduleConfig(iterations=10, minutes=2, episodes=40), 0.75),
-        (ScheduleConfig(iterations=0, minutes=10), 0.1),
-        (ScheduleConfig(iterations=0, episodes=20), 1.0),
-    ],
-)
-def test_progress_is_the_largest_share_of_the_limits(
-    schedule: ScheduleConfig, share: float
-) -> None:
-    assert schedule.progress(iterations=2, seconds=60.0, episodes=30) == pytest.approx(share)

@@ -69,7 +69,7 @@ def test_the_floor_mixes_with_the_uniform_distribution():
     play(curriculum, "window", "--")
     q = math.e / (1 + math.e)
     assert p(curriculum) == pytest.approx([0.1 + 0.8 * (1 - q), 0.1 + 0.8 * q])
-    curriculum = sampler("levels", tasks=("a", "b", "c", "d"), floor=0.05)
+    curriculum = sampler("levels", tasks=("a", "b", "c", "d"), floor=0.05, levels=4)
     assert p(curriculum) == pytest.approx([0.85, 0.05, 0.05, 0.05])
 
 
@@ -84,61 +84,126 @@ def test_probabilities_sum_to_1_above_the_floor(mode: str, floor: float):
         probabilities = curriculum.probabilities()
         assert probabilities.dtype == np.float64
         assert probabilities.sum() == pytest.approx(1.0, abs=1e-12)
-        assert probabilities.min() >= floor - 1e-15
+        assert probabilities.min() >= floor - 1e-12
 
 
 def test_success_is_the_mean_of_the_window_and_the_prior_before():
     curriculum = sampler(window=4, prior=0.3)
-    assert curriculum.successes().tolist() == [0.3, 0.3]
+    assert curriculum.successes().tolist() == pytest.approx([0.3, 0.3])
     play(curriculum, "window", "----+++-")
-    assert curriculum.successes().tolist() == [0.3, 0.75]
+    assert curriculum.successes().tolist() == pytest.approx([0.3, 0.75])
     metrics = curriculum.metrics()
     assert metrics["curriculum/success/window"] == 0.75
     assert "curriculum/success/drawer" not in metrics  # nothing was measured
+    assert metrics["curriculum/success_mean"] == 0.75, (
+        "a task that was not played counts for nothing"
+    )
+    assert np.isnan(curriculum.measured()[0])
+    play(curriculum, "drawer", "----")
+    assert curriculum.metrics()["curriculum/success_mean"] == pytest.approx(0.375)
+    assert "curriculum/success_mean" not in sampler("uniform").metrics()
 
 
 def test_metrics_known():
     metrics = sampler("uniform", tasks=tuple("abcd")).metrics()
-    assert metrics["curriculum/p/c"] == 0.25
+    assert metrics["curriculum/p/c"] == pytest.approx(0.25)
     assert metrics["curriculum/entropy"] == pytest.approx(math.log(4))
     assert sampler("levels", floor=0.0).metrics()["curriculum/entropy"] == 0.0
     assert sampler("levels").metrics()["curriculum/level"] == 1.0
 
 
-def test_levels_open_in_order_of_success():
+def batch(curriculum: TaskSampler, **outcomes: str) -> None:
+    """One iteration's episodes by task."""
+    for task, letters in outcomes.items():
+        play(curriculum, task, letters)
+    curriculum.end_batch()
+
+
+def test_levels_hold_several_tasks_and_open_from_easy_to_hard():
     curriculum = sampler(
-        "levels", tuple("abcd"), floor=0.0, level_window=4, level_threshold=0.7, level_share=0.7
-    )
+        "levels", tuple("abcdef"), floor=0.0, levels=3, level_window=2, level_threshold=0.7, level_share=0.7
+    )  # fmt: skip
     play(
-        curriculum, "c", "++"
-    )  # measured before training: c is easiest, then the unplayed (0.5), then b
+        curriculum, "d", "++"
+    )  # measured before training: d is the easiest, b the hardest, the rest is unplayed
     play(curriculum, "b", "-")
     curriculum.draw_one()
-    assert p(curriculum) == [0, 0, 1, 0]
-    play(curriculum, "c", "+-++-")  # 3 of the last 4 was passed at the fourth
-    assert p(curriculum) == pytest.approx([0.7, 0, 0.3, 0])
-    play(curriculum, "c", "----")  # levels never close
-    play(curriculum, "a", "--++")  # 2 of 4 is not enough
-    play(
-        curriculum, "b", "++++++"
-    )  # not the current level: opens nothing, but makes b the next one
-    assert p(curriculum) == pytest.approx([0.7, 0, 0.3, 0])
-    play(curriculum, "a", "+")  # now 3 of the last 4
-    assert p(curriculum) == pytest.approx([0.15, 0.7, 0.15, 0])
-    play(curriculum, "b", "+++")  # the window starts anew with the level
-    assert p(curriculum)[1] == pytest.approx(0.7)
-    play(curriculum, "b", "+")
-    assert p(curriculum) == pytest.approx([0.1, 0.1, 0.1, 0.7])
-    play(curriculum, "d", "++++")  # the last one stays current
-    assert p(curriculum) == pytest.approx([0.1, 0.1, 0.1, 0.7])
+    assert p(curriculum) == [0.5, 0, 0, 0.5, 0, 0]
+    assert curriculum.metrics()["curriculum/level"] == 1
+    batch(curriculum, a="+++-", d="++++")  # 7 of 8
+    assert p(curriculum) == [0.5, 0, 0, 0.5, 0, 0], "one batch rate of two"
+    batch(curriculum, a="-", d="++++-")  # 4 of 6: the mean of the two rates is 0.77
+    # 0.7 over the two new ones, 0.3 over all four open ones
+    assert p(curriculum) == pytest.approx([0.075, 0, 0.425, 0.075, 0.425, 0])
+    assert curriculum.metrics()["curriculum/level"] == 2
+    batch(curriculum, a="--", c="+", e="+")
+    batch(curriculum, c="-", e="+", b="+++", f="++")  # (1 + 1/2) / 2; b and f are not of the level
+    assert curriculum.metrics()["curriculum/level"] == 3
+    assert p(curriculum) == pytest.approx([0.05, 0.4, 0.05, 0.05, 0.05, 0.4])
+    for _ in range(3):
+        batch(curriculum, b="+", f="+")  # the last one stays current
+    assert p(curriculum) == pytest.approx([0.05, 0.4, 0.05, 0.05, 0.05, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "levels", "sizes"), [(5, 3, [2, 2, 1]), (10, 3, [4, 3, 3]), (2, 3, [1, 1]), (4, 1, [4])]
+)  # fmt: skip
+def test_levels_are_of_about_equal_size(tasks: int, levels: int, sizes: list[int]):
+    names = tuple("abcdefghij"[:tasks])
+    curriculum = sampler("levels", names, floor=0.0, levels=levels, level_window=1)
+    curriculum.draw_one()
+    opened = [sum(q > 0 for q in p(curriculum))]
+    for _ in range(5):
+        batch(curriculum, **dict.fromkeys(names, "+"))
+        opened.append(sum(q > 0 for q in p(curriculum)))
+    assert [size for size in np.diff([0, *opened]) if size] == sizes
 
 
 def test_a_level_must_pass_its_threshold_not_meet_it():
-    for outcomes, opened in (("+++++++---", 1.0), ("++++++++--", 2.0)):
-        curriculum = sampler("levels", level_window=10, level_threshold=0.7)
+    for outcomes, opened in (("+++-", 1.0), ("++++", 2.0)):
+        curriculum = sampler("levels", level_window=2, level_threshold=0.75)
         curriculum.draw_one()
-        play(curriculum, "drawer", outcomes)
+        batch(curriculum, drawer="+++-")
+        batch(curriculum, drawer=outcomes)
         assert curriculum.metrics()["curriculum/level"] == opened
+
+
+def test_a_level_is_passed_by_ten_batches_and_not_by_luck_with_ten_episodes():
+    """At a true rate of 0.5, ten episodes pass 0.7 soon by chance; the mean of ten batch rates does not."""
+    rng = np.random.default_rng(0)
+    curriculum = sampler("levels", tuple("abc"))
+    curriculum.draw_one()
+    for _ in range(60):
+        batch(curriculum, a="".join(rng.choice(["+", "-"], 20)))
+        assert curriculum.metrics()["curriculum/level"] == 1.0
+    batches = 0
+    while curriculum.metrics()["curriculum/level"] == 1.0 and batches < 20:
+        batch(curriculum, a="".join(rng.choice(["+", "-"], 20, p=[0.95, 0.05])))
+        batches += 1
+    assert 4 <= batches <= 10, "the rates of the last ten batches count, no older ones"
+
+
+def test_a_batch_without_an_episode_of_the_level_has_no_rate():
+    curriculum = sampler("levels", level_window=2)
+    curriculum.draw_one()
+    batch(curriculum, drawer="++")
+    for _ in range(5):
+        batch(curriculum, window="++")
+        assert curriculum.metrics()["curriculum/level"] == 1.0
+    batch(curriculum, drawer="+")
+    assert curriculum.metrics()["curriculum/level"] == 2.0
+
+
+def test_levels_of_a_run_of_before_go_on():
+    """Each level was one task then, and advanced by episodes."""
+    curriculum = sampler("levels", tuple("abcd"), floor=0.0, level_window=1)
+    saved = curriculum.state_dict()
+    del saved["level_rates"], saved["level_batch"]
+    curriculum.load_state_dict(saved | {"levels": [2, 0], "level_results": [1, 0]})
+    assert p(curriculum) == pytest.approx([0.85, 0, 0.15, 0])
+    batch(curriculum, a="+")
+    # the third of three levels takes all that is left
+    assert p(curriculum) == pytest.approx([0.075, 0.425, 0.075, 0.425])
 
 
 def test_levels_start_with_the_given_order_when_nothing_is_known():
@@ -161,6 +226,7 @@ def test_a_task_without_probability_is_never_drawn():
     curriculum = sampler("levels", tuple("abc"), floor=0.0, level_share=1.0, level_window=1)
     curriculum.draw_one()
     play(curriculum, "a", "+")
+    curriculum.end_batch()
     assert {spec.task for spec in curriculum.draw(200)} == {"b"}
 
 
@@ -200,6 +266,8 @@ def test_going_on_from_the_saved_state_equals_never_having_stopped(mode: str, st
         for outcome in outcomes:
             spec = curriculum.draw_one()
             curriculum.observe(spec.task, outcome)
+            if sum(curriculum.state_dict()["drawn"]) % 4 == 0:
+                curriculum.end_batch()
             seen.append((spec, p(curriculum)))
         return seen
 

@@ -151,7 +151,7 @@ def test_a_demonstration_that_is_none_is_refused(path: Path):
 
 
 def test_damaged_bytes_are_a_user_error_or_are_read(path: Path):
-    """The same damage every time: HDF5's own library has no limits, and hangs on one file in some thousands."""
+    """The same damage every time, as HDF5 files differ from run to run in nothing else."""
     rng, whole = random.Random(0), path.read_bytes()
     kinds = ["flip", "zero", "drop", "insert", "truncate", "append"]
     refusals = 0

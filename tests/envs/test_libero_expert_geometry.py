@@ -149,7 +149,9 @@ def test_the_hand_turns_with_the_carton(degrees: float):
 
 def test_fingertips_stay_above_what_a_flat_thing_stands_on():
     flat = boxes(((0, 0, 0.9), (0.05, 0.05, 0.91)))
-    assert {grasp.position[2] for grasp in pinch_grasps(flat.points())} == {0.9 + 0.0125 + 0.003}
+    heights = [grasp.position[2] for grasp in pinch_grasps(flat.points())]
+    assert heights
+    np.testing.assert_allclose(heights, 0.9 + 0.0125 + 0.003, atol=1e-12)
 
 
 def test_a_long_thing_may_be_held_off_its_middle_at_a_price():

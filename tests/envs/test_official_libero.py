@@ -45,7 +45,7 @@ def smooth_actions(seed: int, steps: int) -> np.ndarray:
         if step % 40 > 25:
             actions[step, 3:6] = 0
         actions[step, 6] = 1 if step % 50 > 30 else -1
-    return actions
+    return actions.astype(np.float32)
 
 
 def plan(suite: str) -> dict[str, Any]:
@@ -54,7 +54,8 @@ def plan(suite: str) -> dict[str, Any]:
     return {
         "problem": str(task.problem),
         "initial_state": stored_states(task.states)[SUITES[suite]],
-        "actions": smooth_actions(SUITES[suite], STEPS),
+        # the same numbers in LIBERO's own precision
+        "actions": smooth_actions(SUITES[suite], STEPS).astype(np.float64),
         "drawn": DRAWN,
         "size": SIZE,
         "cameras": ["agentview", "robot0_eye_in_hand"][: 2 if suite == OBJECT else 1],
@@ -104,7 +105,7 @@ def assert_same_episode(env: LiberoEnv, played: dict[str, np.ndarray], plan: dic
                 for joint, position in zip(plan["joints"], plan["positions"], strict=True):
                     address = simulator.model.joint(str(joint)).qposadr[0]
                     simulator.data.qpos[address] = position
-            _, terminated, _, _ = env.step(plan["actions"][step - 1][None])
+            _, terminated, _, _ = env.step(plan["actions"][step - 1][None].astype(np.float32))
         assert terminated == bool(played["done"][step]), step
         np.testing.assert_array_equal(
             integration_state(simulator.model, simulator.data),

@@ -99,8 +99,12 @@ def test_a_sample_is_possible_and_does_not_depend_on_its_batch(seed: int):
     log_probs, uniforms = action_log_softmax(logits), torch.rand(6, 4, generator=generator)
     tokens = sample_from_uniforms(log_probs, uniforms)
     assert (gather_log_probs(log_probs, tokens) > -INF).all()
+    # where a uniform falls on the edge between two bins, rounding decides, and that may depend on the shape
+    edges = log_probs.exp().cumsum(-1)
+    clear = ((edges - uniforms[..., None]).abs() > 1e-5).all(-1)
     for n in range(6):
-        assert torch.equal(sample_from_uniforms(log_probs[n], uniforms[n]), tokens[n])
+        alone = sample_from_uniforms(log_probs[n], uniforms[n])
+        assert torch.equal(alone[clear[n]], tokens[n][clear[n]])
 
 
 def test_an_even_grid_of_uniforms_gives_the_distribution():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_policies import GOLDEN, make_policy, sharpen
 
+from builders.policies import GOLDEN, make_policy, sharpen
 from vla_rl.policies import OpenVLAPolicy
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tiny_policies import GOLDEN
 
+from builders.policies import GOLDEN
 from vla_rl.config import UserError
 from vla_rl.policies import (
     ActionStatistics,

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from tiny_policies import make_observation, make_policy, sharpen
 
+from builders.policies import make_observation, make_policy, sharpen
 from vla_rl.config import LoraConfig
 from vla_rl.policies import OpenVLAPolicy
 

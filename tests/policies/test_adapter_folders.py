@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_policies import make_observation, make_policy, sharpen
 
+from builders.policies import make_observation, make_policy, sharpen
 from vla_rl.config import LoraConfig, PolicyConfig, UserError, tiny_model
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.openvla.checkpoint import load_model
@@ -94,7 +94,7 @@ def test_peft_loads_what_a_run_saves_and_what_is_exported(
         policy = OpenVLAPolicy.from_checkpoint(base, settings())
         before = log_probs(policy)
         policy.model = inner
-        torch.testing.assert_close(log_probs(policy), log_probs(trained), atol=1e-6, rtol=0)
+        torch.testing.assert_close(log_probs(policy), log_probs(trained), atol=1e-5, rtol=0)
         assert (log_probs(trained) - before).abs().max() > 0.1
     assert not (tmp_path / "exported" / "model.safetensors").exists()
 
@@ -109,7 +109,7 @@ def test_merged_weights_play_as_the_adapters_do(trained: OpenVLAPolicy, tmp_path
     want = trained.model.get_submodule("language_model.model.layers.1.self_attn.q_proj")
     theirs = want.base_layer.weight + want.get_delta_weight("default")
     name = "language_model.model.layers.1.self_attn.q_proj.weight"
-    torch.testing.assert_close(ours[name], theirs, atol=1e-7, rtol=0)
+    torch.testing.assert_close(ours[name], theirs, atol=1e-6, rtol=0)
 
 
 def test_merging_rounds_once_and_to_what_is_asked(trained: OpenVLAPolicy, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_official_adapters_are_merged_as_peft_merges_them(
     got = policy.model.state_dict()
     assert set(got) == set(want)
     for name, tensor in want.items():
-        torch.testing.assert_close(got[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+        torch.testing.assert_close(got[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
     plain = OpenVLAPolicy.from_checkpoint(base, settings())
     moved = [n for n, t in plain.model.state_dict().items() if not torch.equal(t, got[n])]
     assert all(n.endswith(tuple(f"{t}.weight" for t in targets)) for n in moved)
@@ -170,6 +170,7 @@ def test_new_adapters_on_merged_ones_refer_to_the_fine_tuned_policy(
     start = OpenVLAPolicy.from_checkpoint(tmp_path / "adapter", settings())
     policy = OpenVLAPolicy.from_checkpoint(tmp_path / "adapter", settings(LORA))
     torch.testing.assert_close(log_probs(policy), log_probs(start), atol=1e-5, rtol=0)
+    policy.keep_reference()
     shake(policy.model)
     assert (log_probs(policy) - log_probs(start)).abs().max() > 0.1
     reference = policy.reference_log_probs(OBSERVATION, TOKENS)
@@ -178,6 +179,9 @@ def test_new_adapters_on_merged_ones_refer_to_the_fine_tuned_policy(
     assert not (tmp_path / "run" / "model.safetensors").exists()
     back = OpenVLAPolicy.from_checkpoint(tmp_path / "run", settings(LORA))
     assert torch.equal(log_probs(back), log_probs(policy))
+    back.keep_reference(tmp_path / "adapter")  # as a resumed run does
+    reference = back.reference_log_probs(OBSERVATION, TOKENS)
+    torch.testing.assert_close(reference, log_probs(start), atol=1e-5, rtol=0)
 
 
 def test_a_base_that_has_moved_is_given(base: Path, tmp_path: Path, trained: OpenVLAPolicy) -> None:
@@ -195,7 +199,7 @@ def test_a_base_that_has_moved_is_given(base: Path, tmp_path: Path, trained: Ope
             OpenVLAPolicy.from_checkpoint(tmp_path / name, settings())
         moved = settings(base=str(tmp_path / "elsewhere"))
         got = OpenVLAPolicy.from_checkpoint(tmp_path / name, moved)
-        torch.testing.assert_close(log_probs(got), want[name], atol=1e-6, rtol=0)
+        torch.testing.assert_close(log_probs(got), want[name], atol=1e-5, rtol=0)
 
 
 def test_an_exported_adapter_gives_the_policy_back(trained: OpenVLAPolicy, tmp_path: Path) -> None:
@@ -235,7 +239,7 @@ def edited(folder: Path, **changes: object) -> None:
         ({"r": 8}, "expected rank 8"),
         ({"r": None}, "r: expected a whole number, got null"),
         ({"base_model_name_or_path": None}, "does not say of which model"),
-        ({"base_model_name_or_path": "a/b/c"}, "'a/b/c', which is no folder here"),
+        ({"base_model_name_or_path": "a/b/c"}, '"a/b/c", which is no folder here'),
     ],
 )
 def test_adapters_that_cannot_be_merged(
@@ -259,7 +263,7 @@ def test_adapters_of_another_model(base: Path, tmp_path: Path) -> None:
         OpenVLAPolicy.from_checkpoint(tmp_path / "adapter", settings())
     renamed = {name.replace("layers.0", "layers.7"): tensor for name, tensor in tensors.items()}
     save_file(renamed, file)
-    with pytest.raises(UserError, match=r"layers\.7\.self_attn\.q_proj\", which its base does not"):
+    with pytest.raises(UserError, match=r"layers\.7\.self_attn\.q_proj, which its base does not"):
         OpenVLAPolicy.from_checkpoint(tmp_path / "adapter", settings())
     odd = {name: tensor for name, tensor in tensors.items() if name != first}
     save_file(odd, file)
@@ -281,7 +285,7 @@ def test_rank_stabilised_adapters_are_scaled_by_the_root(base: Path, tmp_path: P
 
     usual = delta()
     edited(tmp_path / "adapter", use_rslora=True)
-    torch.testing.assert_close(delta(), usual * 2, atol=1e-6, rtol=0)  # sqrt(rank 4)
+    torch.testing.assert_close(delta(), usual * 2, atol=1e-5, rtol=1e-5)  # sqrt(rank 4)
 
 
 def test_only_adapted_policies_export_adapters(base: Path, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_checkpoints import CPU, save_adapted, save_exported, save_official, save_own
-from tiny_policies import INSTRUCTIONS, make_observation
 
+from builders.checkpoints import CPU, save_adapted, save_exported, save_official, save_own
+from builders.policies import INSTRUCTIONS, make_observation
 from damage import ByteDamage, JsonDamage, byte_damage, changed, json_damage, load_or_user_error
 from vla_rl.config import UserError
 from vla_rl.diagnostics.checkpoint import examine_checkpoint
@@ -54,7 +54,7 @@ def check(room: Path, kind: str) -> Policy | None:
     return policy
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.sampled_from(JSON_FILES), json_damage)
 def test_wrong_values_are_refused_or_harmless(
     room: Path, file: tuple[str, str], damage: JsonDamage
@@ -67,7 +67,7 @@ def test_wrong_values_are_refused_or_harmless(
             assert np.isfinite(policy.decode_actions(tokens)).all()
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.sampled_from(FILES), byte_damage)
 def test_damaged_bytes_are_refused_or_load(
     room: Path, file: tuple[str, str], damage: ByteDamage

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tiny_policies import INSTRUCTIONS, make_observation, make_policy, sharpen
 
+from builders.policies import INSTRUCTIONS, make_observation, make_policy, sharpen
 from vla_rl.config import LoraConfig
 from vla_rl.policies import OpenVLAPolicy, kernels
-from vla_rl.policies.openvla import decoding, lora
+from vla_rl.policies.openvla import decoding
 from vla_rl.policies.openvla.decoding import Choice, TokenDecoder
 from vla_rl.types import Observation
 
@@ -92,8 +92,12 @@ def test_recordings_see_trained_weights_and_forget_moved_or_switched_ones() -> N
     trained = act()
     assert (trained - before).abs().max() > 1e-3
     assert recorder.recorded == 1
-    with lora.adapters_off(policy.model):
-        torch.testing.assert_close(act(), before, atol=1e-5, rtol=0)
+    layers = [m for m in policy.model.modules() if hasattr(m, "enable_adapters")]
+    for layer in layers:
+        layer.enable_adapters(False)
+    torch.testing.assert_close(act(), before, atol=1e-5, rtol=0)
+    for layer in layers:
+        layer.enable_adapters(True)
     torch.testing.assert_close(act(), trained, atol=1e-5, rtol=0)
     assert recorder.recorded == 3
     parameter = policy.policy_parameters()[0]

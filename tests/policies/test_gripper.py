@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_policies import GOLDEN
 
+from builders.policies import GOLDEN
 from vla_rl.policies import ActionTokenizer
 from vla_rl.policies.action_tokens import gripper_from_libero, gripper_to_libero
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_policies import GOLDEN
 
+from builders.policies import GOLDEN
 from vla_rl.config import OPENVLA_7B, LanguageConfig, ModelConfig
 from vla_rl.policies import OpenVLA
 from vla_rl.policies.safetensors_files import Stored, save_sharded

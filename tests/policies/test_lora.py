@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_policies import make_observation, make_policy, sharpen
 
+from builders.policies import make_observation, make_policy, sharpen
 from vla_rl.config import LoraConfig, PolicyConfig, UserError
 from vla_rl.policies import OpenVLAPolicy
 
@@ -57,9 +58,10 @@ def test_act_and_evaluate_agree_with_adapters(base: Path) -> None:
     torch.testing.assert_close(out.log_probs, again, atol=1e-5, rtol=0)
 
 
-def test_adapter_off_is_the_base_and_comes_back_on(base: Path) -> None:
+def test_the_reference_of_fresh_adapters_is_their_base(base: Path) -> None:
     plain = OpenVLAPolicy.from_checkpoint(base, config(None))
     policy = OpenVLAPolicy.from_checkpoint(base, config())
+    policy.keep_reference()
     train(policy)
     tokens = plain.act(OBSERVATION).tokens
     trained = policy.evaluate(OBSERVATION, tokens).log_probs
@@ -68,7 +70,7 @@ def test_adapter_off_is_the_base_and_comes_back_on(base: Path) -> None:
     torch.testing.assert_close(reference, want, atol=1e-5, rtol=0)
     assert (trained - want).abs().max() > 1e-2
     assert torch.equal(policy.evaluate(OBSERVATION, tokens).log_probs, trained)
-    train(policy, 1)  # still trainable after having been switched off
+    train(policy, 1)
     assert all(p.grad is not None for p in policy.policy_parameters())
 
 
@@ -121,10 +123,87 @@ def test_adapters_on_a_base_without_a_folder_save_it_too(tmp_path: Path) -> None
     assert torch.equal(
         back.evaluate(OBSERVATION, tokens).log_probs, policy.evaluate(OBSERVATION, tokens).log_probs
     )
-    assert torch.equal(
-        back.reference_log_probs(OBSERVATION, tokens),
-        policy.reference_log_probs(OBSERVATION, tokens),
+
+
+def test_the_reference_of_a_start_with_adapters_is_that_start(base: Path, tmp_path: Path) -> None:
+    """Fine-tuning trained the adapters: KL is 0 before practice, and towards the fine-tuned policy ever after."""
+    tuned = OpenVLAPolicy.from_checkpoint(base, config())
+    train(tuned)
+    tuned.save(tmp_path / "sft")
+    plain = OpenVLAPolicy.from_checkpoint(base, config(None))
+    tokens = plain.act(OBSERVATION).tokens
+    start = OpenVLAPolicy.from_checkpoint(tmp_path / "sft", config())
+    weights = sum(p.numel() for p in start.model.parameters())
+    start.keep_reference()
+    before = start.evaluate(OBSERVATION, tokens).log_probs.detach()
+    assert torch.equal(start.reference_log_probs(OBSERVATION, tokens), before)
+    assert (before - plain.evaluate(OBSERVATION, tokens).log_probs).abs().max() > 1e-2
+    train(start)
+    assert (start.evaluate(OBSERVATION, tokens).log_probs - before).abs().max() > 1e-3
+    assert torch.equal(start.reference_log_probs(OBSERVATION, tokens), before)
+    # a run that is resumed has moved on, its reference is still what it began with
+    start.save(tmp_path / "run")
+    resumed = OpenVLAPolicy.from_checkpoint(tmp_path / "run", config())
+    resumed.keep_reference(tmp_path / "sft")
+    assert torch.equal(resumed.reference_log_probs(OBSERVATION, tokens), before)
+    # the base is shared, and what is saved and trained is the policy's own
+    (reference,) = start._reference
+    shared = {id(p) for p in start.model.parameters()}
+    copied = sum(p.numel() for p in reference.parameters() if id(p) not in shared)
+    assert copied == sum(p.numel() for p in start.policy_parameters())
+    assert sum(p.numel() for p in start.model.parameters()) == weights
+    assert not any(p.requires_grad for p in reference.parameters())
+
+
+def test_a_resumed_run_with_fresh_adapters_refers_to_their_base(base: Path, tmp_path: Path) -> None:
+    plain = OpenVLAPolicy.from_checkpoint(base, config(None))
+    policy = OpenVLAPolicy.from_checkpoint(base, config())
+    train(policy)
+    policy.save(tmp_path / "run")
+    resumed = OpenVLAPolicy.from_checkpoint(tmp_path / "run", config())
+    resumed.keep_reference(base)
+    tokens = plain.act(OBSERVATION).tokens
+    torch.testing.assert_close(
+        resumed.reference_log_probs(OBSERVATION, tokens),
+        plain.evaluate(OBSERVATION, tokens).log_probs,
+        atol=1e-5, rtol=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("lora", [LORA, None], ids=["adapters", "all-weights"])
+def test_a_thread_that_asks_the_reference_changes_nothing_for_another(
+    base: Path, monkeypatch: pytest.MonkeyPatch, lora: LoraConfig | None
+) -> None:
+    """Learner threads ask the reference in the middle of each other's passes."""
+    policy = OpenVLAPolicy.from_checkpoint(base, config(lora))
+    policy.keep_reference()
+    train(policy)
+    tokens = policy.act(OBSERVATION).tokens
+    alone = policy.evaluate(OBSERVATION, tokens).log_probs
+    asking, go_on = threading.Event(), threading.Event()
+    pass_of = OpenVLAPolicy._logits
+
+    def slow(self, model, raw, prompts, tokens):
+        if threading.current_thread().name == "asking":
+            asking.set()
+            assert go_on.wait(60)
+        return pass_of(self, model, raw, prompts, tokens)
+
+    monkeypatch.setattr(OpenVLAPolicy, "_logits", slow)
+    thread = threading.Thread(
+        target=policy.reference_log_probs, args=(OBSERVATION, tokens), name="asking"
     )
+    thread.start()
+    assert asking.wait(60)
+    try:
+        meanwhile = policy.evaluate(OBSERVATION, tokens).log_probs
+        trained = [p.requires_grad for p in policy.policy_parameters()]
+    finally:
+        go_on.set()
+        thread.join()
+    assert torch.equal(meanwhile, alone)
+    assert meanwhile.requires_grad
+    assert all(trained)
 
 
 def test_low_rank_product_in_bfloat16_is_the_float32_one_rounded() -> None:

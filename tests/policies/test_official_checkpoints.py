@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_policies import GOLDEN, INSTRUCTIONS, make_observation
 
+from builders.policies import GOLDEN, INSTRUCTIONS, make_observation
 from vla_rl.config import ConfigError, LoraConfig, PolicyConfig, UserError
 from vla_rl.policies import OpenVLAPolicy, build_tiny_tokenizer
 from vla_rl.policies.openvla.checkpoint import load_model

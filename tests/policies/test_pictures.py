@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_policies import INSTRUCTIONS
 
+from builders.policies import INSTRUCTIONS
 from vla_rl.config import (
     OPENVLA_7B,
     OPENVLA_LIBERO_IMAGES,

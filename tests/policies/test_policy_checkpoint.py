@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_policies import GOLDEN, INSTRUCTIONS, make_observation, make_policy
 
+from builders.policies import GOLDEN, INSTRUCTIONS, make_observation, make_policy
 from vla_rl.config import CriticConfig, PolicyConfig, UserError, tiny_model
 from vla_rl.policies import OpenVLAPolicy, build_tiny_tokenizer
 from vla_rl.policies.openvla.checkpoint import load_model
@@ -196,7 +196,7 @@ def test_the_reference_can_come_from_a_checkpoint(saved: Path) -> None:
             parameter.mul_(1.5)
     policy.keep_reference(saved)
     reference = policy.reference_log_probs(OBSERVATION, tokens)
-    torch.testing.assert_close(reference, before, atol=1e-6, rtol=0)
+    torch.testing.assert_close(reference, before, atol=1e-5, rtol=0)
 
 
 def test_an_unknown_device_is_a_user_error(saved: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_policies import INSTRUCTIONS, make_observation
 
+from builders.policies import INSTRUCTIONS, make_observation
 from vla_rl.config import PolicyConfig, tiny_model
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_policies import INSTRUCTIONS
 
+from builders.policies import INSTRUCTIONS
 from vla_rl.config import OPENVLA_7B, UserError, tiny_model
 from vla_rl.policies import Processor, build_tiny_tokenizer
 from vla_rl.policies.openvla.processing import pixel_values, raw_pixels

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_policies import INSTRUCTIONS, UNKNOWN, make_observation, make_policy, sharpen
 
+from builders.policies import INSTRUCTIONS, UNKNOWN, make_observation, make_policy, sharpen
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.openvla.decoding import TokenDecoder
 

@@ -155,16 +155,10 @@ def test_mistakes_are_named() -> None:
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AblationConfig:
     """The default preset in small, and a fresh policy to start from."""
-    from vla_rl.config import PolicyConfig, tiny_model
+    from builders.policies import saved_policy
     from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
-    from vla_rl.policies import OpenVLAPolicy, identity_statistics
 
-    policy = tmp_path / "policy"
-    statistics = identity_statistics("metaworld", 4)
-    words = tuple(INSTRUCTIONS.values())
-    OpenVLAPolicy.create(tiny_model(), words, statistics, 4, 2, PolicyConfig(device="cpu")).save(
-        policy
-    )
+    policy = saved_policy(tmp_path / "policy", tuple(INSTRUCTIONS.values()))
     base = preset("metaworld-mt5")
     reduced = replace(
         base,

@@ -11,14 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from builders.policies import saved_policy
 from vla_rl.cli import main
-from vla_rl.config import ConfigError, ExportConfig, LoraConfig, PolicyConfig, UserError, tiny_model
+from vla_rl.config import ConfigError, ExportConfig, LoraConfig, PolicyConfig, UserError
 from vla_rl.diagnostics.checkpoint import examine_checkpoint
 from vla_rl.diagnostics.machine import Check
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.openvla import examining
 from vla_rl.policies.openvla.loading import find_source
 from vla_rl.recipes.export import export
+from vla_rl.runtime.checkpoint import write_checkpoint
 from vla_rl.types import Observation
 
 INSTRUCTIONS = ("open the drawer", "close the drawer")
@@ -33,10 +35,7 @@ GOLDEN = Path(__file__).parents[1] / "data" / "openvla_a"
 
 
 def make(folder: Path) -> Path:
-    config = PolicyConfig(device="cpu")
-    stats = identity_statistics("metaworld", 4)
-    OpenVLAPolicy.create(tiny_model(), INSTRUCTIONS, stats, 4, 2, config, seed=1).save(folder)
-    return folder
+    return saved_policy(folder, INSTRUCTIONS, seed=1)
 
 
 @pytest.fixture
@@ -53,7 +52,8 @@ def adapted(base: Path, tmp_path: Path) -> OpenVLAPolicy:
         for name, parameter in policy.model.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
-    policy.save(tmp_path / "run" / "checkpoints" / "iteration-000010" / "policy")
+    folder = tmp_path / "run" / "checkpoints" / "iteration-000010"
+    write_checkpoint(folder, tensors={}, state={}, write_policy=policy.save)
     return policy
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from builders.policies import tiny_policy
 from vla_rl.config import (
     OPENVLA_7B,
     LoraConfig,
@@ -18,7 +19,7 @@ from vla_rl.config import (
     UserError,
     tiny_model,
 )
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies import memory as memory_budget
 from vla_rl.policies.openvla.memory import (
     PROMPT_TOKENS,
@@ -56,8 +57,7 @@ MODEL = replace(
 
 def policy_of(lora: LoraConfig | None, checkpointing: bool = False) -> OpenVLAPolicy:
     config = PolicyConfig(device="cpu", lora=lora, activation_checkpointing=checkpointing)
-    stats = identity_statistics("x", 7)
-    policy = OpenVLAPolicy.create(MODEL, ["open the drawer"], stats, 7, 1, config)
+    policy = tiny_policy(["open the drawer"], MODEL, config, action_dim=7, action_chunk=1)
     policy.critic.requires_grad_(False)  # its own activations are small beside a large model's
     return policy
 

@@ -8,6 +8,7 @@ import pytest
 
 from vla_rl.config import UserError
 from vla_rl.config.quickstart import QuickstartConfig
+from vla_rl.recipes.presets import PRESETS, preset
 from vla_rl.recipes.quickstart import quickstart
 from vla_rl.report.page.write import write_report
 from vla_rl.runtime.locate import locate_policy
@@ -15,12 +16,23 @@ from vla_rl.runtime.locate import locate_policy
 
 @pytest.mark.sim
 @pytest.mark.slow
-def test_quickstart_from_nothing_to_a_report_and_again(tmp_path: Path):
+def test_quickstart_from_nothing_to_a_report_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    usual = preset("metaworld-mt1")
+    few = replace(usual.ppo, minibatch=16, critic_warmup=1)
+    small = replace(
+        usual,
+        env=replace(usual.env, num_envs=4, horizon=12),
+        rollout=replace(usual.rollout, turns=4),
+        ppo=few,
+    )
+    monkeypatch.setitem(PRESETS, "metaworld-mt1", small)
     out = tmp_path / "quickstart"
     config = QuickstartConfig(
         out=str(out),
         preset="metaworld-mt1",
-        minutes=0.1,
+        minutes=0.01,
         demos_per_task=1,
         sft_epochs=2,
         episodes_per_task=2,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from builders.policies import saved_policy
 from vla_rl.config import (
     DemosConfig,
     EnvConfig,
@@ -19,10 +20,9 @@ from vla_rl.config import (
     RewardModelConfig,
     TrainConfig,
     UserError,
-    tiny_model,
 )
 from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.policies import OpenVLAPolicy
 from vla_rl.recipes.demos import collect_demos
 from vla_rl.recipes.train_ppo import train
 from vla_rl.recipes.train_reward import train_reward
@@ -40,12 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(folder: Path) -> Path:
-    statistics = identity_statistics("metaworld", 4)
-    made = OpenVLAPolicy.create(
-        tiny_model(), (INSTRUCTIONS[TASK],), statistics, 4, 2, PolicyConfig(device="cpu")
-    )
-    made.save(folder / "policy")
-    return folder / "policy"
+    return saved_policy(folder / "policy", (INSTRUCTIONS[TASK],))
 
 
 @pytest.fixture(scope="module")

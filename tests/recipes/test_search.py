@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from builders.policies import saved_policy
 from vla_rl.config import (
     ConfigError,
     EnvConfig,
@@ -42,17 +43,7 @@ PROTOCOL = EvalConfig(episodes_per_task=2)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy")
-    policy = OpenVLAPolicy.create(
-        tiny_model(32),
-        ["close a drawer"],
-        identity_statistics("mt1", 4),
-        4,
-        2,
-        PolicyConfig(device="cpu"),
-    )
-    policy.save(folder)
-    return folder
+    return saved_policy(tmp_path_factory.mktemp("policy"), ["close a drawer"], model=tiny_model(32))
 
 
 @pytest.mark.sim

@@ -162,10 +162,11 @@ def test_micro_batches_give_the_same_step(dataset):
     parts, _, _ = learner_and_batch(dataset, micro_batch=7)
     one, two = whole.update(seen, tokens), parts.update(seen, tokens)
     assert len(tokens) == 24
-    assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
     for a, b in zip(whole.parameters, parts.parameters, strict=True):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-3)
+        # sums in another order: rounding is a share of the largest entry, not of each
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-4 * a.grad.abs().max().item())
 
 
 def test_an_update_changes_the_policy_and_never_the_critic(dataset):
@@ -209,6 +210,26 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(dataset, valu
     ):
         learner.update(seen, tokens)
     assert all(map(torch.equal, before, others))
+
+
+def test_a_last_step_to_weights_too_large_to_use_is_noticed(dataset):
+    learner, seen, tokens = learner_and_batch(dataset)
+    learner.config = replace(learner.config, learning_rate=1e30)
+    learner.steps = learner.total_steps - 1
+    with pytest.raises(UserError, match=r"the loss after the last step is nan.*nothing of it is"):
+        learner.update(seen, tokens)
+
+
+def test_a_step_to_a_weight_that_is_not_finite_is_noticed(dataset):
+    learner, seen, tokens = learner_and_batch(dataset)
+
+    def spoil(*_):
+        with torch.no_grad():
+            learner.parameters[-1].view(-1)[0] = float("inf")
+
+    learner.optimizer.register_step_post_hook(spoil)
+    with pytest.raises(UserError, match="diverged: a weight after the step is not finite"):
+        learner.update(seen, tokens)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_any_weight_changes(dataset):

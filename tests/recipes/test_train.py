@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, TrainConfig, UserError, tiny_model
+from builders.policies import saved_policy
+from vla_rl.config import EnvConfig, EvalConfig, TrainConfig, UserError
 from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.recipes.evaluate import evaluate_checkpoint
 from vla_rl.recipes.train_ppo import train
 from vla_rl.runtime.locate import locate_policy
@@ -27,15 +27,7 @@ TASKS = ("drawer-close", "button-press-topdown")
 @pytest.fixture(scope="module")
 def policy_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("policy") / "policy"
-    OpenVLAPolicy.create(
-        tiny_model(),
-        [INSTRUCTIONS[task] for task in TASKS],
-        identity_statistics("metaworld", 4),
-        action_dim=4,
-        action_chunk=2,
-        config=PolicyConfig(device="cpu"),
-    ).save(folder)
-    return folder
+    return saved_policy(folder, [INSTRUCTIONS[task] for task in TASKS])
 
 
 def small(
@@ -133,6 +125,9 @@ def test_signal_saves_and_says_how_to_go_on(policy_folder: Path, tmp_path: Path,
     wait_for_iteration(run, 1, process)
     os.kill(process.pid, number)
     output, _ = process.communicate(timeout=60)
+    assert (
+        process.returncode == 128 + number
+    )  # so that `vla-rl train ... && vla-rl eval ...` stops as well
     assert f"--resume {run}" in output
     assert "Traceback" not in output
     done = lines(run)[-1]["iteration"]
@@ -176,6 +171,14 @@ def test_divergence_keeps_the_last_good_checkpoint_and_names_it(
         train(config)
     weights = final_tensors(tmp_path / "run", 2)
     assert all(np.isfinite(w).all() for w in weights.values() if w.dtype.kind == "f")
+
+
+def test_divergence_in_the_last_step_of_a_run_saves_nothing(policy_folder: Path, tmp_path: Path):
+    config = small(policy_folder, tmp_path, iterations=1, critic_warmup=0, minibatch=1000, epochs=1)
+    config = replace(config, optimizer=replace(config.optimizer, learning_rate=1e30))
+    with pytest.raises(UserError, match=r"iteration 0: .*not finite.*no checkpoint had been saved"):
+        train(config)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_one_environment_and_a_horizon_of_one_turn(policy_folder: Path, tmp_path: Path):

@@ -181,6 +181,7 @@ def _metrics(success: np.ndarray, tasks: Sequence[str], rng: np.random.Generator
                 "iteration": i,
                 "wall_seconds": clock,
                 "rollout/success_rate": float((p * drawn).sum()),
+                "curriculum/success_mean": float(drawn.mean()),
                 "rollout/episode_length": float(14 - 5 * rates.mean() + rng.normal(0, 0.2)),
                 "rollout/return_sparse": float((p * drawn).sum()),
                 "rollout/return_dense": float((p * drawn).sum() * 0.3),

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_trajectories import TASKS, trajectory
 
+from builders.trajectories import TASKS, trajectory
 from vla_rl.config import LabelConfig, UserError
 from vla_rl.rewards.process.examples import build_examples, require_both_classes
 

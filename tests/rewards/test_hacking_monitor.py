@@ -13,7 +13,7 @@ from vla_rl.rewards.hacking_monitor import RewardHackingMonitor, trend
 def test_a_trend_is_a_slope_over_its_error() -> None:
     # y = 0, 1, 2, 4: slope 1.3, residuals 0.2, -0.1, -0.4, 0.3, error sqrt(0.3 / 2 / 5)
     assert trend([0, 1, 2, 4]) == pytest.approx(1.3 / np.sqrt(0.03))
-    assert trend([3.0] * 6) == 0.0
+    assert trend([3.0] * 6) == pytest.approx(0, abs=1e-9)
     assert trend([3, 2, 1, 0]) < -100
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_trajectories import trajectory
 
+from builders.trajectories import trajectory
 from vla_rl.config import LabelConfig
 from vla_rl.envs.metaworld.tasks import INSTRUCTIONS, suite_tasks
 from vla_rl.rewards.process.examples import Examples, build_examples

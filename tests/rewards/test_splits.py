@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_trajectories import TASKS, episodes, renumbered, trajectory
 
+from builders.trajectories import TASKS, episodes, renumbered, trajectory
 from vla_rl.config import UserError
 from vla_rl.rewards.process.splits import (
     SPLIT_FILE,

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders.rollouts import window
 from vla_rl.config import EnvConfig, RewardLabelConfig, UserError
 from vla_rl.data.demonstrations import ACTION, IMAGE, STATE, demonstration_features
 from vla_rl.data.lerobot import LeRobotReader, LeRobotWriter, camera, vector
@@ -93,11 +94,12 @@ def play(lengths: list[list[int]], turns: int, lost: set[tuple[int, int]] = froz
             elif at == own[index]:
                 (terminated if own[index] % 2 else truncated)[turn, slot] = True
                 index, at = index + 1, 0
-    zeros = np.zeros(shape, np.float32)
     valid = np.ones(shape, bool)
     for place in lost:
         valid[place] = False
-    return Rollout(
+    return window(
+        turns,
+        slots,
         images=np.broadcast_to(number[..., None, None, None], (*shape, 2, 2, 3)).astype(np.uint8),
         task_ids=episode % 2,
         tasks=TASKS,
@@ -109,16 +111,12 @@ def play(lengths: list[list[int]], turns: int, lost: set[tuple[int, int]] = froz
         time_fraction=fraction,
         tokens=np.broadcast_to(np.arange(turns)[:, None, None], (*shape, 8)).copy(),
         log_probs=np.zeros((*shape, 8), np.float32),
-        values=zeros,
         rewards=terminated.astype(np.float32),
         terminated=terminated,
         truncated=truncated,
-        final_values=zeros,
-        next_values=np.zeros(slots, np.float32),
         next_images=np.zeros((slots, 2, 2, 3), np.uint8),
         succeeded=terminated,
         valid=valid,
-        temperature=1.0,
     )
 
 
@@ -338,6 +336,7 @@ def test_details_of_another_dataset_are_an_error(tmp_path):
         ("turn_seconds", 0.0),
     ],
 )
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_parts_that_do_not_fit_together_are_an_error(name: str, value):
     with pytest.raises(UserError, match="expected"):
         replace(sample(), **{name: value})

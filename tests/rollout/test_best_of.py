@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vla_rl.config import EnvConfig, PolicyConfig, UserError, tiny_model
+from builders.policies import narrow_policy
+from vla_rl.config import EnvConfig, UserError
 from vla_rl.config.search import BestOfConfig
 from vla_rl.envs import EpisodesLostError, ProcessVectorEnv
 from vla_rl.envs.known_answers import BanditEnv, ChainEnv, make_bandit_envs, make_chain_envs
@@ -19,7 +20,7 @@ from vla_rl.evaluation.episodes import EpisodeRecord, play_each_once
 from vla_rl.evaluation.search.best_of import _Ending, play_best_of
 from vla_rl.evaluation.search.branches import Branch, BranchPlayer, Cost, Sampling
 from vla_rl.evaluation.search.choosers import make_chooser
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.policies import OpenVLAPolicy
 from vla_rl.rewards.process.model import RewardModelDescription
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
@@ -34,25 +35,14 @@ def env_config(num_envs: int = 8, horizon: int = 6, **more) -> EnvConfig:
     )
 
 
-def policy_of(instruction: str) -> OpenVLAPolicy:
-    return OpenVLAPolicy.create(
-        replace(tiny_model(SIZE), action_bins=8),
-        [instruction],
-        identity_statistics("test", 4),
-        action_dim=4,
-        action_chunk=1,
-        config=PolicyConfig(device="cpu"),
-    )
-
-
 @pytest.fixture(scope="module")
 def walker() -> OpenVLAPolicy:
-    return policy_of(ChainEnv.instructions[0])
+    return narrow_policy(ChainEnv.instructions)
 
 
 @pytest.fixture(scope="module")
 def gambler() -> OpenVLAPolicy:
-    return policy_of(BanditEnv.instructions[0])
+    return narrow_policy(BanditEnv.instructions)
 
 
 class Oracle:
@@ -225,7 +215,7 @@ def test_one_candidate_is_plain_evaluation(
 @pytest.mark.parametrize("mode", MODES)
 def test_workers_and_slots_change_nothing(walker: OpenVLAPolicy, mode) -> None:
     chooser = "random" if mode == "action" else "simulator"
-    config = BestOfConfig(3, mode, chooser, lookahead=2)
+    config = BestOfConfig(3, mode, chooser, lookahead=2, greedy_first=False)
     expected = outcome(play(walker, CHAIN, config, num_envs=7)[0])
     assert (
         outcome(play(walker, CHAIN, config, num_envs=2)[0]) == expected

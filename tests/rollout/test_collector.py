@@ -1,19 +1,18 @@
 """The actor-environment loop on environments whose answers are known, without simulators."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
+from builders.policies import narrow_policy
 from vla_rl.algorithms.advantages import compute_advantages
-from vla_rl.config import CurriculumConfig, EnvConfig, PolicyConfig, PPOConfig, tiny_model
+from vla_rl.config import CurriculumConfig, EnvConfig, PPOConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.envs.env import EpisodesLostError
 from vla_rl.envs.known_answers import ChainEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.evaluation.episodes import play_each_once
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.policies import OpenVLAPolicy
 from vla_rl.rollout import Collector
 from vla_rl.types import EpisodeSpec, StepResult
 
@@ -22,15 +21,7 @@ HORIZON = 6
 
 @pytest.fixture(scope="module")
 def policy() -> OpenVLAPolicy:
-    model = replace(tiny_model(32), action_bins=8)
-    return OpenVLAPolicy.create(
-        model,
-        ChainEnv.instructions,
-        identity_statistics("test", 4),
-        action_dim=4,
-        action_chunk=1,
-        config=PolicyConfig(device="cpu"),
-    )
+    return narrow_policy(ChainEnv.instructions)
 
 
 def chain(num_envs: int, cls: type = SerialVectorEnv):

@@ -1,17 +1,22 @@
-"""Ctrl-C: once to stop with everything saved, twice to stop at once."""
+"""Ctrl-C: once to stop with everything saved, twice to stop at once; SIGTERM and SIGHUP likewise."""
 
 from __future__ import annotations
 
 import os
+import pickle
+import pty
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from vla_rl.runtime.signals import graceful_stop
+from vla_rl.runtime.signals import STOPPING, Stopped, graceful_stop, stop_at_once
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOPPING)
 def test_the_first_signal_asks_and_says_so(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,3 +67,141 @@ def test_in_another_thread_there_is_no_handler_and_no_error() -> None:
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+def test_a_terminal_that_hangs_up_several_times_has_asked_once() -> None:
+    with graceful_stop() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.signal_name == "SIGHUP"
+
+
+def test_the_last_step_says_what_was_saved_and_by_which_signal() -> None:
+    with graceful_stop() as stop:
+        stop.end("nothing was asked")
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt, match="all of it") as caught:
+            stop.end("all of it")
+    stopped = caught.value
+    assert isinstance(stopped, Stopped)
+    assert (stopped.signal_name, stopped.exit_code) == ("SIGTERM", 143)
+    back = pickle.loads(pickle.dumps(stopped))  # from a child process to its parent
+    assert (back.number, str(back)) == (signal.SIGTERM, "all of it")
+    assert [Stopped(n).exit_code for n in (signal.SIGINT, signal.SIGHUP)] == [130, 129]
+
+
+def test_work_that_holds_nothing_is_given_up_at_once_and_not_begun_again() -> None:
+    done = []
+
+    def work() -> None:
+        done.append("begun")
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append("not reached")
+
+    with graceful_stop() as stop:
+        assert stop.run(lambda: done.append("before"))
+        assert not stop.run(work)
+        assert not stop.run(work)
+        assert stop.requested
+    assert done == ["before", "begun"]
+
+
+def test_within_another_one_the_request_goes_to_the_outer() -> None:
+    with graceful_stop() as outer, graceful_stop() as inner:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert outer.requested
+        assert not inner.requested
+
+
+def test_the_first_request_is_passed_on() -> None:
+    heard: list[int] = []
+    with graceful_stop(forward=heard.append) as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+    assert heard == [signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_where_nothing_is_to_be_saved_it_stops_where_it_is(number: signal.Signals) -> None:
+    cleaned = []
+    with pytest.raises(Stopped) as caught, stop_at_once():  # noqa: PT012
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            cleaned.append(True)
+    assert caught.value.number == number
+    assert cleaned
+
+
+CLEANING_UP_FOR_EVER = """
+import sys, time
+from vla_rl.runtime.signals import stop_at_once
+with stop_at_once():
+    try:
+        print("begun", flush=True)
+        time.sleep(600)
+    finally:
+        print("cleaning", flush=True)
+        time.sleep(600)
+"""
+
+
+def test_a_second_signal_ends_even_what_cleans_up_for_ever() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLEANING_UP_FOR_EVER], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "cleaning\n"
+    process.send_signal(signal.SIGHUP)  # of a terminal that closes meanwhile: no hurry
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+
+
+def test_nohup_is_respected() -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_at_once(), graceful_stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+IN_A_TERMINAL = """
+import sys, time
+from pathlib import Path
+from vla_rl.runtime.progress import note, progress
+from vla_rl.runtime.signals import Stopped, graceful_stop
+try:
+    with graceful_stop("this step") as stop, progress("work", total=10**6, every=0.0) as bar:
+        Path(sys.argv[1]).write_text("begun")
+        while not stop:
+            bar.advance(1)
+            time.sleep(0.01)
+        note("saving")
+        print("saved", flush=True)
+        Path(sys.argv[1]).write_text(f"saved after {stop.signal_name}")
+        stop.end()
+except Stopped as stopped:
+    sys.exit(stopped.exit_code)
+"""
+
+
+def test_after_a_dropped_connection_everything_is_saved_although_nobody_can_be_told(
+    tmp_path: Path,
+) -> None:
+    """The terminal is gone: writing to it fails, whatever a bar or a message tries to say."""
+    told = tmp_path / "told"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", IN_A_TERMINAL, str(told)])
+    while not told.exists():
+        os.read(terminal, 1000)
+    os.close(terminal)  # the kernel sends SIGHUP to the session
+    _, status = os.waitpid(pid, 0)
+    assert told.read_text() == "saved after SIGHUP"
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP

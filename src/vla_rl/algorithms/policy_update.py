@@ -10,7 +10,7 @@ arXiv:2505.18719, section 3.2). Where the advantages A come from is not its busi
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,46 +20,17 @@ from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.gradients import Tally, ThreadedGradients
 from vla_rl.algorithms.learner import (
     TrainingDivergedError,
+    finite,
     require_finite_step,
     require_finite_weights,
 )
 from vla_rl.algorithms.minibatches import minibatches
-from vla_rl.config import OptimizerConfig
+from vla_rl.config import OptimizerConfig, PPOConfig
 from vla_rl.functional import clipped_surrogate, kl_estimate, surrogate_statistics, turn_mean
 from vla_rl.policies.policy import Evaluation, Policy
 
-
-class PolicyUpdateSettings(Protocol):
-    """What the update reads of an algorithm's configuration; `PPOConfig` says what each is."""
-
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def minibatch(self) -> int: ...
-    @property
-    def micro_batch(self) -> int: ...
-    @property
-    def ratio(self) -> Literal["token", "action"]: ...
-    @property
-    def clip_low(self) -> float: ...
-    @property
-    def clip_high(self) -> float: ...
-    @property
-    def dual_clip(self) -> float: ...
-    @property
-    def target_kl(self) -> float: ...
-    @property
-    def entropy_coef(self) -> float: ...
-    @property
-    def kl_coef(self) -> float: ...
-    @property
-    def kl_estimator(self) -> Literal["k1", "k2", "k3"]: ...
-    @property
-    def self_imitation_coef(self) -> float: ...
-    @property
-    def recompute_log_probs(self) -> bool: ...
-    @property
-    def logprob_tolerance(self) -> float: ...
+LAST_LOOK = 32
+"""Turns on which the policy is looked at after an update, unless a micro-batch says how many fit."""
 
 
 class JointCritic(Protocol):
@@ -88,7 +59,7 @@ class PolicyUpdate:
     def __init__(
         self,
         policy: Policy,
-        settings: PolicyUpdateSettings,
+        settings: PPOConfig,
         optimizer: OptimizerConfig,
         gradients: ThreadedGradients,
         joint_critic: JointCritic | None = None,
@@ -130,7 +101,10 @@ class PolicyUpdate:
         return batch, max(differences)
 
     def improve(self, batch: Batch, order: torch.Generator, progress: float) -> dict[str, float]:
-        """Several epochs over the batch; stops early at `target_kl`."""
+        """Several epochs over the batch; stops early at `target_kl`.
+
+        Raises TrainingDivergedError where a number on the way is not finite, or what the policy says in the end.
+        """
         settings, tally = self.settings, Tally()
         steps = 0
         for rows in minibatches(
@@ -143,7 +117,18 @@ class PolicyUpdate:
             stats |= self.step(stats["losses/policy"], progress)
             tally.add(stats)
             steps += 1
+        self._require_finite_policy(batch)
         return tally.means() | {"losses/policy_steps": float(steps)}
+
+    def _require_finite_policy(self, batch: Batch) -> None:
+        """Finite weights can be so large that nothing else is; without a further step nobody would notice."""
+        rows = torch.arange(len(batch))[: self.settings.micro_batch or LAST_LOOK]
+        broken = not finite([self._log_probs(batch, rows)])
+        if self.gradients.world.any(broken):
+            raise TrainingDivergedError(
+                f"the policy's log-probs are not finite after the update (learning rate {self.rates.learning_rate:g}): "
+                "lower the learning rate"
+            )
 
     def backward(self, batch: Batch, rows: Int64[Tensor, " b"]) -> dict[str, float]:
         """Gradients of one minibatch; returns its statistics."""

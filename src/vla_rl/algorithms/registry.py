@@ -8,13 +8,13 @@ from vla_rl.algorithms.learner import Learner
 from vla_rl.algorithms.ppo import PPO
 from vla_rl.config import ConfigError, TrainConfig, nearest
 from vla_rl.distributed.world import SingleProcess, World
-from vla_rl.policies.policy import Policy, ValuePolicy
+from vla_rl.policies.policy import Policy, has_critic
 
 BuildLearner = Callable[[Policy, TrainConfig, World], Learner]
 
 
 def _ppo(policy: Policy, config: TrainConfig, world: World) -> Learner:
-    if not isinstance(policy, ValuePolicy):
+    if not has_critic(policy):
         raise ConfigError(
             f"PPO needs a policy with a value function, {type(policy).__name__} has none"
         )

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from vla_rl.algorithms.gradients import ThreadedGradients
+from vla_rl.algorithms.learner import finite
 from vla_rl.algorithms.sft import schedule, shift_images
 from vla_rl.config import RewardModelConfig, UserError
 from vla_rl.rewards.process.model import TrainableRewardModel
@@ -53,7 +54,8 @@ class RewardModelLearner:
     def update(self, batch: RewardModelBatch) -> dict[str, float]:
         """One optimizer step; returns loss (nats), accuracy, gradient norm and learning rate.
 
-        Raises UserError, with no weight changed, where the loss or a gradient is not finite.
+        Raises UserError where the loss, a gradient, or a weight after the step is not finite. After the last step the
+        loss on some of the batch must be finite, too: no other step would find out.
         """
         rate = self.config.learning_rate * schedule(
             self.steps, self.config.warmup_steps, self.total_steps
@@ -66,16 +68,28 @@ class RewardModelLearner:
         )
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
         if not math.isfinite(norm) or not math.isfinite(numbers["loss"]):
-            raise UserError(
-                f"training the reward model diverged: loss {numbers['loss']:g}, gradient norm {norm:g} at step "
-                f"{self.steps} "
-                f"of {self.total_steps}. No weight was changed by it. Lower reward.learning_rate (now "
-                f"{self.config.learning_rate:g}) or lengthen reward.warmup_steps."
-            )
+            raise self._diverged(f"loss {numbers['loss']:g}, gradient norm {norm:g}")
         self.optimizer.step()
+        if not finite(self.parameters):
+            raise self._diverged("a weight is not finite after the step")
         self.reward_model.train_mode(False)
         self.steps += 1
+        if self.steps >= self.total_steps:
+            self._require_finite_answers(batch)
         return numbers | {"grad_norm": norm, "learning_rate": rate}
+
+    def _require_finite_answers(self, batch: RewardModelBatch) -> None:
+        some = torch.arange(len(batch.positive))[: self.config.micro_batch or None]
+        with torch.no_grad():
+            _, numbers = self._loss(batch, some)
+        if not math.isfinite(numbers["loss"]):
+            raise self._diverged(f"loss {numbers['loss']:g} after the last step")
+
+    def _diverged(self, how: str) -> UserError:
+        return UserError(
+            f"training the reward model diverged: {how} at step {self.steps} of {self.total_steps}; nothing of it is "
+            f"saved. Lower reward.learning_rate (now {self.config.learning_rate:g}) or lengthen reward.warmup_steps."
+        )
 
     def _loss(
         self, batch: RewardModelBatch, rows: Int64[Tensor, " b"]

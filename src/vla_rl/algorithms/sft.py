@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from vla_rl.algorithms.learner import finite
 from vla_rl.config import SFTConfig, UserError
 from vla_rl.policies.policy import Policy
 from vla_rl.types import Observation
@@ -37,7 +38,8 @@ class SFT:
     def update(self, observation: Observation, tokens: Int64[Tensor, "B K"]) -> dict[str, float]:
         """One optimizer step on one minibatch; returns loss (nats a token), gradient norm and learning rate.
 
-        Raises UserError, with no weight changed, where the loss or a gradient is not finite.
+        Raises UserError where the loss, a gradient, or a weight after the step is not finite. After the last step the
+        loss on the minibatch must be finite, too: no other step would find out.
         """
         rate = self.config.learning_rate * schedule(
             self.steps, self.config.warmup_steps, self.total_steps
@@ -49,7 +51,11 @@ class SFT:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self._require_finite("gradient norm", norm.item())
         self.optimizer.step()
+        if not finite(self.parameters):
+            raise self._diverged("a weight after the step is not finite")
         self.steps += 1
+        if self.steps >= self.total_steps:
+            self._require_finite("the loss after the last step", self.loss(observation, tokens))
         return {"loss": loss, "grad_norm": norm.item(), "learning_rate": rate}
 
     def _backward(self, observation: Observation, tokens: Int64[Tensor, "B K"]) -> float:
@@ -79,11 +85,14 @@ class SFT:
 
     def _require_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
-            raise UserError(
-                f"fine-tuning diverged: {what} is {value} at step {self.steps} of {self.total_steps} "
-                f"(learning rate {self.config.learning_rate:g}). Expected a finite number; no weight was changed "
-                "by it. Lower the learning rate or max_grad_norm, or lengthen the warm-up."
-            )
+            raise self._diverged(f"{what} is {value}")
+
+    def _diverged(self, how: str) -> UserError:
+        return UserError(
+            f"fine-tuning diverged: {how} at step {self.steps} of {self.total_steps} "
+            f"(learning rate {self.config.learning_rate:g}). Expected a finite number; nothing of it is saved. "
+            "Lower the learning rate or max_grad_norm, or lengthen the warm-up."
+        )
 
 
 def schedule(step: int, warmup: int, total: int) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from vla_rl.cli import arguments
 from vla_rl.cli.arguments import (
@@ -24,6 +24,7 @@ from vla_rl.cli.options import PRINT_CONFIG, normal, parse, say, value_of, with_
 from vla_rl.cli.tables import reward_model_table, success_table
 from vla_rl.cli.training import ablation_request, train_request
 from vla_rl.config import (
+    AblationConfig,
     DemosConfig,
     EnvConfig,
     ExportConfig,
@@ -35,6 +36,7 @@ from vla_rl.config import (
     RewardModelConfig,
     RewardScoreConfig,
     SFTConfig,
+    TrainConfig,
 )
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import BestOfConfig, ScalingConfig
@@ -219,6 +221,12 @@ class Command(NamedTuple):
     summary: str
     examples: tuple[str, ...]
     run: Callable[[list[str]], int]
+    settings: type[Any] | None = None
+
+    @property
+    def config(self) -> type[Any]:
+        """The dataclass of its options; a `Recipe` knows its own."""
+        return self.settings or cast(Recipe, self.run).config
 
 
 COMMANDS: dict[str, Command] = {
@@ -226,6 +234,7 @@ COMMANDS: dict[str, Command] = {
         "the whole job: demonstrations, fine-tuning, PPO, evaluation, report",
         ("vla-rl quickstart", "vla-rl quickstart --minutes 30 --preset metaworld-mt10 --out runs/mt10"),
         _quickstart,
+        QuickstartConfig,
     ),
     "demos": Command(
         "collect expert demonstrations as a LeRobotDataset v3",
@@ -234,6 +243,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl demos --env.suite libero-object --episodes-per-task 10 --out runs/libero-demos",
         ),
         _demos,
+        DemosConfig,
     ),
     "convert": Command(
         "convert LIBERO's official demonstrations into a LeRobotDataset v3",
@@ -244,6 +254,7 @@ COMMANDS: dict[str, Command] = {
         "fine-tune a policy on demonstrations",
         ("vla-rl sft --dataset runs/demos --out runs/sft",),
         _sft,
+        SFTConfig,
     ),
     "train": Command(
         "improve a policy by online PPO",
@@ -253,6 +264,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl train --resume runs/first --schedule.iterations 120",
         ),
         _train,
+        TrainConfig,
     ),
     "eval": Command(
         "evaluate a policy on held-out initial states",
@@ -263,6 +275,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl eval runs/first --best-of 8 --reward-model runs/reward",
         ),
         _eval,
+        EvalArguments,
     ),
     "reward collect": Command(
         "keep whole episodes of a policy, failures among them, for a process reward model",
@@ -278,11 +291,13 @@ COMMANDS: dict[str, Command] = {
         "train a process reward model: what the robot is doing, scored from images",
         ("vla-rl reward train --datasets runs/demos runs/play --out runs/reward",),
         _reward_train,
+        RewardModelConfig,
     ),
     "reward eval": Command(
         "measure a process reward model on episodes it was not trained on",
         ("vla-rl reward eval runs/reward",),
         _reward_eval,
+        RewardEvalConfig,
     ),
     "reward score": Command(
         "draw what a process reward model thinks of an episode, over time",
@@ -303,6 +318,7 @@ COMMANDS: dict[str, Command] = {
         "train a preset whole and without each of its parts, and compare",
         ("vla-rl ablate metaworld-mt5 --checkpoint runs/sft/policy --reward-model runs/reward --minutes 8",),
         _ablate,
+        AblationConfig,
     ),
     "export": Command(
         "write a policy for other software: merged, or its adapters",
@@ -326,5 +342,6 @@ COMMANDS: dict[str, Command] = {
         "check this machine and say how to mend what is wrong",
         ("vla-rl doctor", "vla-rl doctor --json", "vla-rl doctor --checkpoint openvla/openvla-7b"),
         _doctor,
+        DoctorArguments,
     ),
 }  # fmt: skip

@@ -14,7 +14,6 @@ from vla_rl.runtime.extras import need
 Modules = Callable[[Any], Iterable[str]]
 DATASETS = ("pyarrow", "av")
 VIDEOS = ("av",)
-SIMULATORS = {"Meta-World": ("metaworld", "mujoco"), "LIBERO": ("libero", "robosuite")}
 
 
 def _datasets(_: Any) -> Iterable[str]:
@@ -28,7 +27,8 @@ def _plots(_: Any) -> Iterable[str]:
 def _simulator(suite: str) -> tuple[str, ...]:
     from vla_rl.envs.registry import benchmark
 
-    return SIMULATORS.get(benchmark(suite).title, ())
+    installation = benchmark(suite).installation
+    return () if installation is None else (installation.module,)
 
 
 def _quickstart(config: Any) -> Iterable[str]:

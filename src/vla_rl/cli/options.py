@@ -20,8 +20,8 @@ from typing import Any, Protocol, TypeVar
 
 from vla_rl.cli.fields import Option, RefusedError, in_its_words, negative, options_of, registry
 from vla_rl.cli.old_values import old_values, with_new_values
-from vla_rl.config import LoraConfig, UserError, nearest
-from vla_rl.config.effects import without_effect
+from vla_rl.config import EnvConfig, LoraConfig, UserError, nearest
+from vla_rl.config.effects import Effect, without_effect
 from vla_rl.config.old_names import OLD_FIELDS
 from vla_rl.config.serialize import to_json
 
@@ -109,12 +109,23 @@ def _require_effect(config: Any, given: Sequence[Option], command: str) -> None:
         return operator.attrgetter(field)(config) != defaults[field]
 
     named = {option.attributes: option.name for option in given}
-    found = without_effect(config, named, changed)
+    found = without_effect(config, named, changed, _of_simulator(config))
     errors = [finding.message for finding in found if finding.severity == "error"]
     if errors:
         raise UserError(f"{command}: {'; '.join(errors)}")
     for finding in found:
         print(f"vla-rl {command}: {finding.message}", file=sys.stderr)
+
+
+def _of_simulator(config: Any) -> tuple[Effect, ...]:
+    """What the simulator that is configured makes nothing of."""
+    if not isinstance(getattr(config, "env", None), EnvConfig):
+        return ()
+    from vla_rl.envs.registry import benchmark
+
+    played = benchmark(config.env.suite)
+    fields = tuple(f"env.{name}" for name in played.ignores)
+    return (Effect(fields, lambda _: False, f"{played.title} makes nothing of it"),)
 
 
 def _nearest(meant: str, options: Sequence[str], old: dict[str, str]) -> str:
@@ -208,6 +219,7 @@ def _message_in(box: str) -> str:
 _REPHRASINGS: tuple[tuple[str, str], ...] = (
     (r"Error parsing (--\S+): could not convert string to float: (.*)", r"\1: expected a number, got \2"),
     (r"Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)", r"\1: expected a whole number, got \2"),
+    (r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*)\]", r"\1: no list of its kind: \2"),
     (r"Error parsing (--\S+): (.*)", r"\1: \2"),
     (r"Error parsing [\w.-]+: (.*)", r"\1"),
     (r"Missing value for argument '(--\S+)'.*", r"\1 needs a value"),

@@ -8,7 +8,8 @@
     PPOConfig(epochs=0)   ConfigError: ppo.epochs: expected a whole number of at least 1, got 0
 
 Numbers must be finite, and whole numbers fit in 64 bits. Relations between fields are `require`d in `__post_init__`,
-after `super().__post_init__()`.
+after `super().__post_init__()`. pydantic understands the same annotations and checks what comes from outside
+(docs/decisions/013); here it would double what `--help` and every simulator process wait for.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ NotNegative = Annotated[float, Ge(0)]
 Temperature = Annotated[float, Ge(0.01), Le(100)]
 """Of sampling. Logits divided by less overflow."""
 TemperatureOrGreedy = Annotated[float, Ge(0.01), Le(100), OrZero()]
+LearningRate = Annotated[float, Gt(0), Le(1e30)]
+"""A step of more overflows in float32."""
 WeightDecay = Annotated[float, Ge(0), Le(1)]
 Pixels = Annotated[int, Ge(1), Le(4096)]
 PixelsOrStored = Annotated[int, Ge(0), Le(4096)]

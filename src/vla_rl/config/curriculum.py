@@ -13,8 +13,8 @@ class CurriculumConfig(Config, group="curriculum"):
     """Which task the next episode plays."""
 
     mode: Literal["paper", "frontier", "levels", "uniform"] = "paper"
-    """paper: P ~ exp((0.5 - s)/tau) as printed. frontier: P ~ exp(-|s - 0.5|/tau). levels: harder tasks open when
-    the level's recent success passes `level_threshold`. uniform: every task alike."""
+    """paper: P ~ exp((0.5 - s)/tau) as printed. frontier: P ~ exp(-|s - 0.5|/tau). levels: harder tasks open, a
+    level at a time, when the current level's recent success passes `level_threshold`. uniform: every task alike."""
     tau: Positive = 0.4
     """Temperature of `paper` and `frontier`; the paper gives none."""
     window: Count = 40
@@ -23,9 +23,11 @@ class CurriculumConfig(Config, group="curriculum"):
     """Success assumed before a task has been played."""
     floor: ShareBelowOne = 0.02
     """Least probability of any task, so that none is forgotten or never tried."""
+    levels: Count = 3
+    """Into how many levels of about equal size the tasks are cut in `levels`, the easiest first."""
     level_threshold: Share = 0.7
-    """Success on the current level's tasks at which the next level opens."""
+    """The next level opens when the mean of the current level's recent batch rates is above this."""
     level_window: Count = 10
-    """Recent episodes of the current level over which that success is taken."""
+    """So many recent batch rates; each is the current level's share of successes in one iteration."""
     level_share: Share = 0.7
-    """Share of draws from the current level in `levels`; the rest from the earlier ones."""
+    """Share of draws from the current level in `levels`; the rest from all open tasks, its own included."""

@@ -9,6 +9,7 @@ from vla_rl.config.bounds import (
     ActionChunk,
     Config,
     Count,
+    LearningRate,
     NotNegative,
     PixelsOrStored,
     Positive,
@@ -65,7 +66,7 @@ class SFTConfig(Config, group="sft", saved=("dataset", "policy")):
     """Samples per optimizer step."""
     micro_batch: Whole = 0
     """Samples per forward pass, gradients being accumulated over a batch; 0 takes the whole batch."""
-    learning_rate: Positive = 1e-3
+    learning_rate: LearningRate = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: WeightDecay = 0.01
     """Decoupled weight decay of AdamW."""

@@ -11,7 +11,7 @@ One table, by the configuration of a command. What a preset or a default says is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 Severity = Literal["error", "warning"]
@@ -37,16 +37,20 @@ class Finding(NamedTuple):
 
 
 def without_effect(
-    config: Any, given: Mapping[str, str], changed: Callable[[str], bool] = lambda _: True
+    config: Any,
+    given: Mapping[str, str],
+    changed: Callable[[str], bool] = lambda _: True,
+    others: Sequence[Effect] = (),
 ) -> list[Finding]:
     """The options that have no effect in `config`.
 
     given: dotted field -> the option as it was typed. changed: whether a field is other than the preset or the default
-    has it; one that was given but says the same is worth a warning and no more.
+    has it; one that was given but says the same is worth a warning and no more. others: what is known beside the
+    table, of the simulator for example.
     """
     together: dict[tuple[str, Severity], list[str]] = {}
     for field, option in given.items():
-        effect = _missed(config, field)
+        effect = _missed(config, field, others)
         if effect is not None:
             severity = effect.severity if changed(field) else "warning"
             together.setdefault((effect.because, severity), []).append(option)
@@ -56,9 +60,9 @@ def without_effect(
     ]
 
 
-def _missed(config: Any, field: str) -> Effect | None:
+def _missed(config: Any, field: str, others: Sequence[Effect]) -> Effect | None:
     """What says that `field` does not count in `config`, if anything does."""
-    for effect in EFFECTS.get(type(config).__name__, ()):
+    for effect in (*EFFECTS.get(type(config).__name__, ()), *others):
         if _covers(effect.fields, field) and not effect.counts(config):
             return effect
     return None
@@ -109,23 +113,15 @@ def _on_gpu(config: Any) -> bool:
     return config.policy.device.startswith("cuda")
 
 
-def _libero(config: Any) -> bool:
-    return config.env.suite.startswith("libero")
-
-
 # --------------------------------------------------------------------------------------------------
 # The table
 
-_SETTLE = Effect(("env.settle_steps",), _libero, "objects settle on LIBERO only")
-_DRAWN = Effect(
-    ("env.camera", "env.mesh_faces"),
-    lambda c: c.env.suite.partition(":")[0] != "toy",
-    "the toy benchmark has neither cameras nor meshes",
-)
-_FROM_NOTHING = Effect(
-    _named("policy", "base unnorm_key dtype images gripper"),
-    lambda c: bool(c.policy.checkpoint),
-    "policy.checkpoint is empty, so the tiny policy is built from nothing and these are its own",
+_LOADED = _named("policy", "base unnorm_key dtype images gripper")
+_FROM_SCRATCH = "the policy is built from scratch, not loaded; these are its own"
+_SCRATCH = Effect(
+    ("policy.scratch",),
+    lambda c: not c.policy.checkpoint,
+    "the policy is loaded from policy.checkpoint; leave out one of the two",
 )
 _DECODE_GRAPHS = Effect(
     ("policy.decode_graphs",),
@@ -150,8 +146,8 @@ _LABELS = (
     ),
 )
 _TRAIN = (
-    _SETTLE,
-    _DRAWN,
+    _SCRATCH,
+    Effect(_LOADED, lambda c: c.policy.checkpoint or not c.policy.scratch, _FROM_SCRATCH),
     _DECODE_GRAPHS,
     Effect(
         ("policy.critic.width",),
@@ -227,7 +223,7 @@ _TRAIN = (
         "curriculum.mode uniform gives every task the same probability anyway",
     ),
     Effect(
-        _named("curriculum", "level_threshold level_window level_share"),
+        _named("curriculum", "levels level_threshold level_window level_share"),
         lambda c: c.curriculum.mode == "levels",
         "it belongs to curriculum.mode levels",
     ),
@@ -249,7 +245,8 @@ _TRAIN = (
     ),
 )
 _SFT = (
-    _FROM_NOTHING,
+    _SCRATCH,
+    Effect(_LOADED, lambda c: bool(c.policy.checkpoint), _FROM_SCRATCH),
     Effect(
         ("policy.critic",),
         lambda c: False,
@@ -348,7 +345,7 @@ _TEST_TIME = (
 EFFECTS: Mapping[str, tuple[Effect, ...]] = {
     "TrainConfig": _TRAIN,
     "SFTConfig": _SFT,
-    "DemosConfig": (_SETTLE, _DRAWN),
+    "DemosConfig": (),
     "RewardModelConfig": _REWARD_TRAIN,
     "RewardLabelConfig": (
         *_LABELS,

@@ -21,12 +21,12 @@ class EnvConfig(Config, group="env", saved=("suite",)):
     suite: str = "mt5"
     """Tasks to play. Meta-World: mt1:<task>, mt5, mt10 or mt50. LIBERO: libero-spatial, -object, -goal, -10 or -90;
     some tasks of one as libero-goal:<numbers or names, with commas>; LIBERO-PRO's as libero-goal-lan, -object, -swap
-    or -task."""
+    or -task. Without a simulator: toy, or some of its tasks as toy:<names, with commas>."""
     image_size: Pixels = 64
     """Height and width of the camera image in pixels."""
     camera: str = ""
     """Camera of the simulator's model. Empty takes the benchmark's own: corner2, moved close to the table as others
-    use it, for Meta-World; agentview for LIBERO, which also has `wrist`."""
+    use it, for Meta-World; agentview for LIBERO, which also has `wrist`; wrist for the toy, which also has `table`."""
     action_repeat: Annotated[int, Ge(1), Le(10_000)] = 5
     """Simulator steps for which each action is held."""
     action_chunk: ActionChunk = 2

@@ -15,10 +15,10 @@ class EvalConfig(Config, group="eval"):
     suite: str = ""
     """Suite to evaluate on; empty takes the training suite."""
     split: Literal["auto", "held-out", "train", "all"] = "auto"
-    """Initial states to play: those never trained on, the others, or all. auto is the benchmark's protocol: held-out on
-    Meta-World, all on LIBERO."""
+    """Initial states to play: those never trained on, the others, or all. auto is the benchmark's protocol: all on
+    LIBERO, held-out on the others."""
     episodes_per_task: Count | None = None
-    """The first so many of them; by default the protocol's: 30 on Meta-World, all on LIBERO."""
+    """The first so many of them; by default the protocol's: all on LIBERO, 30 on the others."""
     temperature: TemperatureOrGreedy = 0.0
     """0 is greedy; above 0 samples, with randomness fixed by (seed, task, initial state, turn)."""
     seed: Seed = 0

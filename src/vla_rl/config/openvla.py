@@ -17,6 +17,7 @@ Depth = Annotated[int, Ge(1), Le(MOST_BLOCKS)]
 Heads = Annotated[int, Ge(1), Le(1024)]
 Width = Annotated[int, Ge(1), Le(2**17)]
 MOST_STEM = 8
+LONGEST_NAME, LONGEST_PROMPT = 255, 4000
 LARGEST_PIXEL = 1000.0
 Vocabulary = Annotated[int, Ge(1), Le(2**24)]
 
@@ -174,6 +175,11 @@ class ModelConfig(Config, group="model"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            len(self.name) <= LONGEST_NAME and len(self.prompt) <= LONGEST_PROMPT,
+            f"model.name has at most {LONGEST_NAME} characters and model.prompt {LONGEST_PROMPT}, got "
+            f"{len(self.name)} and {len(self.prompt)}",
+        )
         require("{instruction}" in self.prompt, "model.prompt must contain {instruction}")
         require(
             "{" not in self.prompt.replace("{instruction}", "")

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vla_rl.config.bounds import Config, Positive, Share, ShareBelowOne, WeightDecay, Whole
+from vla_rl.config.bounds import (
+    Config,
+    LearningRate,
+    Positive,
+    Share,
+    ShareBelowOne,
+    WeightDecay,
+    Whole,
+)
 
 
 @dataclass(frozen=True)
@@ -16,7 +24,7 @@ class OptimizerConfig(Config, group="optimizer"):
         learning_rate * min(1, (i + 1) / warmup_steps) * (1 - (1 - final_learning_rate) * p)
     """
 
-    learning_rate: Positive = 1e-4
+    learning_rate: LearningRate = 1e-4
     """Peak learning rate of the policy."""
     adam_beta2: ShareBelowOne = 0.99
     """Decay of Adam's second moment, for policy and critic; the first moment's is 0.9."""

@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from vla_rl.config.bounds import Config, Count, NotNegative, OrZero, Positive, Share, Whole
+from vla_rl.config.bounds import (
+    Config,
+    Count,
+    LearningRate,
+    NotNegative,
+    OrZero,
+    Positive,
+    Share,
+    Whole,
+)
 from vla_rl.config.errors import require
 
 
@@ -22,7 +31,7 @@ class PPOConfig(Config, group="ppo"):
     micro_batch: Annotated[int, Ge(-1)] = 0
     """Samples per forward pass, gradients being accumulated over a minibatch; 0 takes the whole minibatch, -1 as many
     as the free memory allows."""
-    critic_learning_rate: Positive = 1e-3
+    critic_learning_rate: LearningRate = 1e-3
     """Learning rate of the critic, kept over the whole run; its other Adam settings are `optimizer`'s."""
     gamma: Share = 0.99
     """Discount of the future, for each turn."""

@@ -26,7 +26,7 @@ class QuickstartConfig(Config):
     """Passes over the demonstrations. Few on purpose: practice starts from a policy that often fails (30 epochs: about
     four in ten of its episodes succeed; 60: about three quarters)."""
     episodes_per_task: Count | None = None
-    """Held-out initial states per task, evaluated before and after; by default 30 on Meta-World, all on LIBERO."""
+    """Held-out initial states per task, evaluated before and after; by default all on LIBERO, 30 on the others."""
     seed: Seed = 0
     """Seed of the demonstrations, of fine-tuning, of PPO and of the evaluations."""
     force: bool = False

@@ -176,7 +176,7 @@ class RewardModelConfig(Config, saved=("datasets", "labels")):
     """Examples per optimizer step; 0: 64 for the tiny backbone, 8 for any other."""
     micro_batch: Whole = 0
     """Examples per forward pass, gradients being accumulated over a batch; 0 takes the whole batch."""
-    learning_rate: NotNegative = 0.0
+    learning_rate: Annotated[float, Ge(0), Le(1e30)] = 0.0
     """Peak learning rate of AdamW; 0: 1e-3 for the tiny backbone, 1e-4 for any other (the authors')."""
     weight_decay: WeightDecay = 0.05
     """Decoupled weight decay of AdamW."""
@@ -285,8 +285,8 @@ class ProcessRewardConfig(Config, group="reward"):
 
     kind: str = "auto"
     """Where the dense reward comes from: one of REWARDS in rewards/registry.py. success: there is none. process: a
-    process reward model. simulator: Meta-World's own dense reward, which sees objects and goal; it is an upper bound
-    that shows whether a reward model could help at all. auto: process where a model is given, else success."""
+    process reward model. simulator: its own dense reward (Meta-World, toy), which sees objects and goal; it is an upper
+    bound that shows whether a reward model could help at all. auto: process where a model is given, else success."""
     model: str = ""
     """Folder of a process reward model (`vla-rl reward train`). Giving it is enough to use it."""
     weight: NotNegative = 0.3

@@ -29,12 +29,3 @@ class ScheduleConfig(Config, group="schedule"):
             self.iterations > 0 or self.minutes > 0 or self.episodes > 0,
             "a run needs an end: set schedule.iterations, schedule.minutes or schedule.episodes, all are 0",
         )
-
-    def progress(self, iterations: int, seconds: float, episodes: int) -> float:
-        """Share of the run that is done, in [0, 1], after so many iterations, seconds of training and episodes."""
-        shares = (
-            (iterations, self.iterations),
-            (seconds, 60 * self.minutes),
-            (episodes, self.episodes),
-        )
-        return min(1.0, max(done / limit for done, limit in shares if limit > 0))

@@ -27,9 +27,9 @@ class BestOfConfig(Config, group="search"):
     simulator and the first turn of one is kept. refine: the episode is played to its end and again from its
     worst-scored turn on."""
     chooser: ChooserName = "reward-model"
-    """reward-model: a process reward model. The others are references. simulator: Meta-World's own dense reward, which
-    sees objects and goal (an upper bound). success: nothing but whether a candidate reached success in the simulator,
-    else chance. random: chance alone (a lower bound)."""
+    """reward-model: a process reward model. The others are references. simulator: its own dense reward (Meta-World,
+    toy), which sees objects and goal (an upper bound). success: nothing but whether a candidate reached success in the
+    simulator, else chance. random: chance alone (a lower bound)."""
     reward_model: str = ""
     """Folder of the process reward model that chooses (`vla-rl reward train`)."""
     lookahead: Annotated[int, Ge(1), Le(1_000_000)] = 4

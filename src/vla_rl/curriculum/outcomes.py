@@ -24,9 +24,10 @@ class Outcomes:
         else:
             self._waiting.append((task, success))
 
-    def exchange(self) -> None:
-        """Between two windows: tell the curriculum what waits, of all processes."""
+    def end_window(self) -> None:
+        """Between two windows: tell the curriculum what waits, of all processes, and that the batch is complete."""
         for part in self._world.gather(self._waiting):
             for task, success in part:
                 self._curriculum.observe(task, success)
         self._waiting = []
+        self._curriculum.end_batch()

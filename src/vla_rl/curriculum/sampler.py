@@ -4,7 +4,7 @@ With s_j the success of task j over its last `window` episodes (`prior` before i
 
     paper     q_j ~ exp((0.5 - s_j) / tau)      as printed in VLA-RL (arXiv:2505.18719)
     frontier  q_j ~ exp(-|s_j - 0.5| / tau)
-    levels    one task a level: `level_share` of q on the current one, the rest evenly on the earlier ones
+    levels    `level_share` of q evenly on the current level's tasks, the rest evenly on all open tasks
     uniform   q_j = 1 / T
 
     P_j = floor + (1 - T floor) q_j
@@ -24,17 +24,15 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from vla_rl.config import ConfigError, CurriculumConfig, UserError, nearest, require
+from vla_rl.curriculum.levels import Levels
 from vla_rl.types import EpisodeSpec
 
 
 class TaskSampler:
     """Draws (task, initial state) pairs; deterministic by its seed, and exact to continue from its state.
 
-    **Levels.** A level is one task. When the first episode is drawn, the easiest task by recent success
-    opens; ties, and tasks never played, keep the given order. When the last `level_window` episodes of
-    the newest level succeed at a rate above `level_threshold`, the easiest of the closed tasks opens by the
-    same rule, so that what `floor` has let through of them decides, and what `observe` was told before the
-    first draw. Levels never close again, and the last one stays current.
+    **Levels.** See `Levels`. The first one opens when the first episode is drawn. Which tasks are easiest is decided by
+    what `floor` has let through of closed ones, and by what `observe` was told before the first draw.
 
     **Initial states.** Each task goes through a fresh permutation of the training states before any state
     comes again.
@@ -78,8 +76,7 @@ class TaskSampler:
         self._history: list[deque[bool]] = [deque(maxlen=config.window) for _ in self.tasks]
         self._drawn = [0] * len(self.tasks)  # episodes of each task so far: round and place in it
         self._orders: dict[int, tuple[int, Int64[np.ndarray, " n"]]] = {}  # task: (round, order)
-        self._levels: list[int] = []  # open tasks, oldest level first
-        self._level_results: deque[bool] = deque(maxlen=config.level_window)  # of the newest level
+        self._levels = Levels(config, len(self.tasks))
 
     def draw(self, n: int = 1) -> list[EpisodeSpec]:
         """The next `n` episodes to play."""
@@ -87,8 +84,7 @@ class TaskSampler:
 
     def draw_one(self) -> EpisodeSpec:
         """The next episode to play."""
-        if not self._levels:
-            self._levels.append(self._easiest_closed())
+        self._levels.start(self.successes())
         cumulative = np.cumsum(self.probabilities())
         # the last sum may be 1 - 1e-16, and a task without probability must not be hit at the edge
         place = self._rng.random() * cumulative[-1]
@@ -106,13 +102,19 @@ class TaskSampler:
             raise ConfigError(f"unknown task {task!r}.{nearest(task, self.tasks)}")
         index = self._index[task]
         self._history[index].append(bool(success))
-        if self._levels and index == self._levels[-1]:
-            self._level_results.append(bool(success))
-            self._advance_level()
+        self._levels.observe(index, bool(success))
+
+    def end_batch(self) -> None:
+        """An iteration's episodes have all been observed: its success decides about the next level."""
+        self._levels.end_batch(self.successes())
 
     def successes(self) -> Float64[np.ndarray, " T"]:
         """Recent success of each task, the prior where it has not been played."""
         return np.array([np.mean(h) if h else self.config.prior for h in self._history])
+
+    def measured(self) -> Float64[np.ndarray, " T"]:
+        """Recent success of each task, NaN where it has not been played."""
+        return np.array([np.mean(h) if h else np.nan for h in self._history])
 
     def probabilities(self) -> Float64[np.ndarray, " T"]:
         """Probability of each task in the next draw; sums to 1, none below the floor."""
@@ -120,7 +122,10 @@ class TaskSampler:
         return self.config.floor + max(0.0, 1.0 - share) * self._weights()
 
     def metrics(self) -> dict[str, float]:
-        """Probabilities, their entropy in nats, and the recent success of the tasks that were played."""
+        """Probabilities, their entropy in nats, and the recent success of the tasks that were played.
+
+        `curriculum/success_mean` is the mean over those tasks, each with the same weight however often it is played.
+        """
         probabilities = self.probabilities()
         metrics = {
             f"curriculum/p/{task}": float(p)
@@ -133,8 +138,11 @@ class TaskSampler:
             for task, h in zip(self.tasks, self._history, strict=True)
             if h
         }
+        played = self.measured()[~np.isnan(self.measured())]
+        if len(played):
+            metrics["curriculum/success_mean"] = float(played.mean())
         if self.config.mode == "levels":
-            metrics["curriculum/level"] = float(max(1, len(self._levels)))
+            metrics["curriculum/level"] = float(max(1, len(self._levels.open)))
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,8 +154,7 @@ class TaskSampler:
             "rng": self._rng.bit_generator.state,
             "history": [[int(x) for x in h] for h in self._history],
             "drawn": list(self._drawn),
-            "levels": list(self._levels),
-            "level_results": [int(x) for x in self._level_results],
+            **self._levels.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -173,9 +180,7 @@ class TaskSampler:
             history.extend(bool(x) for x in saved)
         self._drawn = [int(x) for x in state["drawn"]]
         self._orders.clear()
-        self._levels = [int(x) for x in state["levels"]]
-        self._level_results.clear()
-        self._level_results.extend(bool(x) for x in state["level_results"])
+        self._levels.load_state_dict(state)
 
     def _weights(self) -> Float64[np.ndarray, " T"]:
         """The mode's distribution q, before the floor."""
@@ -185,32 +190,8 @@ class TaskSampler:
         if mode == "frontier":
             return _softmax(-np.abs(self.successes() - 0.5) / tau)
         if mode == "levels":
-            return self._level_weights()
+            return self._levels.weights(self.successes())
         return np.full(len(self.tasks), 1.0 / len(self.tasks))
-
-    def _level_weights(self) -> Float64[np.ndarray, " T"]:
-        weights = np.zeros(len(self.tasks))
-        *earlier, current = self._levels or [self._easiest_closed()]
-        weights[current] = self.config.level_share if earlier else 1.0
-        for task in earlier:
-            weights[task] = (1.0 - self.config.level_share) / len(earlier)
-        return weights
-
-    def _easiest_closed(self) -> int:
-        """The task with the highest recent success that is not open yet, the first of equals."""
-        successes = self.successes()
-        closed = [i for i in range(len(self.tasks)) if i not in self._levels]
-        return max(closed, key=lambda i: successes[i])
-
-    def _advance_level(self) -> None:
-        results = self._level_results
-        passed = (
-            len(results) == self.config.level_window
-            and np.mean(results) > self.config.level_threshold
-        )
-        if passed and len(self._levels) < len(self.tasks):
-            self._levels.append(self._easiest_closed())
-            results.clear()
 
     def _next_state(self, task: int) -> int:
         """The next initial state of a task's permutation."""

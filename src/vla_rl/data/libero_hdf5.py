@@ -40,10 +40,12 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from vla_rl.config.errors import UserError, nearest, require
 from vla_rl.data.demonstrations import ACTION, IMAGE, STATE
+from vla_rl.data.inspection import inspect
 from vla_rl.data.lerobot import Feature, LeRobotWriter, camera, vector
 from vla_rl.data.resizing import resize
 from vla_rl.runtime.external import Phrase, check_array, fault, files_inside
 from vla_rl.runtime.extras import need
+from vla_rl.runtime.files import require_writable
 from vla_rl.runtime.memory import require_memory
 from vla_rl.runtime.progress import progress
 
@@ -96,6 +98,7 @@ def convert_libero_hdf5(
     Actions keep the simulator's convention: gripper -1 opens, +1 closes. Raises UserError, and writes nothing,
     for files that are missing, damaged or built otherwise.
     """
+    require_writable(Path(out), "folder")
     files = libero_files(source)
     require(image_size >= 0, f"image_size must be 0 (as stored) or positive, got {image_size}")
     sizes = [(image_size, image_size)] if image_size else [stored_size(path) for path in files]
@@ -307,6 +310,7 @@ def _opened(path: Path) -> Iterator[Any]:
             raise UserError(
                 f"expected an HDF5 file, got {path}: it is another kind of file, or empty. {REMEDY}"
             )
+        inspect("hdf5", path)
         with h5py.File(path, "r") as file:
             data = _inside(path, file, "data")
             if not isinstance(data, h5py.Group):

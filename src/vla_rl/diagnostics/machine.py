@@ -133,6 +133,10 @@ def check_gpu(gpus: Sequence[str]) -> Check:
         usable = int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
     except (ImportError, OSError, RuntimeError) as error:
         return Check("gpu", "warn", f"{found}; torch: {_one_line(error)}", "run `make setup`")
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if usable == 0 and hidden is not None:
+        mend = f"unset CUDA_VISIBLE_DEVICES, or name GPUs of 0 to {len(gpus) - 1}"
+        return Check("gpu", "warn", f"{found}; hidden by CUDA_VISIBLE_DEVICES={hidden!r}", mend)
     if usable == 0:
         mend = (
             "install the CUDA build (`make setup`), or a newer NVIDIA driver for the build there is"
@@ -185,7 +189,9 @@ def check_rendering() -> Check:
         if works:
             return Check("rendering", "ok", f"{backend}: {found}")
         reasons.append(f"{backend}: {found}")
-    mend = install_rendering_command()
+    from vla_rl.envs.rendering.egl import wrong_device_id
+
+    mend = wrong_device_id() or install_rendering_command()
     if os.environ.get("MUJOCO_GL"):
         mend = f"unset MUJOCO_GL to let the simulators choose, or: {mend}"
     return Check("rendering", "fail", "; ".join(reasons), mend)

@@ -64,7 +64,7 @@ class Benchmark:
 
     # -- what it is
     title: str
-    suites: tuple[str, ...]  # the words before a suite's colon
+    suites: tuple[str, ...]  # the words before a suite's colon; the first is a suite by itself
     suites_in_words: str  # for error messages: "mt1:<task>, mt5, mt10 or mt50"
     task_names: Callable[[str], tuple[str, ...]]  # of a suite; ConfigError if there is no such
     instructions: Callable[[str], tuple[str, ...]]  # of a suite, one per task
@@ -98,6 +98,7 @@ class Benchmark:
     """What the simulator's own shaped reward gives for a solved task, if it has one; it is never below 0."""
     stored_states: int | None = None  # initial states of a task, where there are only so many
     in_process: bool = False  # so cheap that simulator processes would cost more than they save
+    ignores: tuple[str, ...] = ()  # fields of `EnvConfig` that mean nothing here
     robot_aliases: tuple[str, ...] = ()  # what datasets of others call the same robot
     task_of_instruction: Callable[[str], str] = str  # for datasets that hold instructions alone
     conventions: Callable[[str], Conventions] = lambda suite: Conventions()

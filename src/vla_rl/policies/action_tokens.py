@@ -21,6 +21,9 @@ from jaxtyping import Bool, Float, Float64, Int64
 
 from vla_rl.config.errors import UserError, nearest
 from vla_rl.runtime.external.arrays import LARGEST
+from vla_rl.runtime.external.faults import printable
+
+SHOWN_NAME = 60
 
 
 class ActionTokenizer:
@@ -101,12 +104,14 @@ def select_statistics(
         if len(norm_stats) != 1:
             raise UserError(
                 f"The checkpoint has action statistics of {len(norm_stats)} datasets: say which one to use "
-                f"(unnorm_key).{nearest('', norm_stats)}"
+                f"(unnorm_key).{nearest('', map(dataset_name, norm_stats))}"
             )
         key = next(iter(norm_stats))
     found = next((k for k in (key, f"{key}_no_noops") if k in norm_stats), None)
     if found is None:
-        raise UserError(f"No action statistics for dataset {key!r}.{nearest(key, norm_stats)}")
+        raise UserError(
+            f"No action statistics for dataset {dataset_name(key)!r}.{nearest(key, map(dataset_name, norm_stats))}"
+        )
     try:
         action = norm_stats[found]["action"]
         q01 = np.asarray(action["q01"], dtype=np.float64)
@@ -115,11 +120,11 @@ def select_statistics(
         mask = np.asarray(np.ones(q01.shape) if mask is None else mask, dtype=bool)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"Action statistics of {found!r} must hold lists q01 and q99 under 'action' ({error!r})"
+            f"Action statistics of {dataset_name(found)!r} must hold lists q01 and q99 under 'action' ({error!r})"
         ) from None
     if not q01.shape == q99.shape == mask.shape or q01.ndim != 1 or q01.size == 0:
         raise UserError(
-            f"Action statistics of {found!r}: q01, q99 and mask must be lists of one length, "
+            f"Action statistics of {dataset_name(found)!r}: q01, q99 and mask must be lists of one length, "
             f"got {q01.shape}, {q99.shape}, {mask.shape}"
         )
     # NaN compares false with everything
@@ -127,10 +132,15 @@ def select_statistics(
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise UserError(
-            f"Action statistics of {found!r}: expected finite numbers, q01 at most q99, got q01 {q01[row]:g} and q99 "
-            f"{q99[row]:g} in dimension {row}"
+            f"Action statistics of {dataset_name(found)!r}: expected finite numbers, q01 at most q99, "
+            f"got q01 {q01[row]:g} and q99 {q99[row]:g} in dimension {row}"
         )
     return found, ActionStatistics(q01, q99, mask)
+
+
+def dataset_name(name: str) -> str:
+    """A dataset's name from a file, fit for a line of text."""
+    return printable(name if len(name) <= SHOWN_NAME else f"{name[:SHOWN_NAME]}...")
 
 
 def identity_statistics(name: str, action_dim: int) -> dict[str, Any]:

@@ -23,7 +23,13 @@ from torch import Tensor
 
 from vla_rl.config.errors import UserError
 from vla_rl.config.policy import LoraConfig
-from vla_rl.policies.safetensors_files import TensorEntry, read_tensors, save_tensors
+from vla_rl.policies.safetensors_files import (
+    TensorEntry,
+    read_header,
+    read_tensors,
+    save_tensors,
+    tensor_name,
+)
 from vla_rl.runtime.bases import ADAPTER_CONFIG_FILE, base_reference, named_base
 from vla_rl.runtime.external import path_inside, read_json, shown
 from vla_rl.runtime.hub import hub_id
@@ -94,12 +100,12 @@ class StoredAdapter:
             layer = name.removesuffix(".weight")
             if name not in entries:
                 raise UserError(
-                    f"{self.folder} adapts the layer {shown(layer)}, which its base does not have: it belongs to "
+                    f"{self.folder} adapts the layer {tensor_name(layer)}, which its base does not have: it belongs to "
                     "another model"
                 )
             if shape != entries[name].shape:
                 raise UserError(
-                    f"{self.folder} adapts {layer!r} as a weight of shape {shape}, the base's has "
+                    f"{self.folder} adapts {tensor_name(layer)} as a weight of shape {shape}, the base's has "
                     f"{entries[name].shape}: it belongs to another model"
                 )
 
@@ -158,6 +164,11 @@ def read_adapter(folder: Path) -> StoredAdapter:
     _require_sane(tensors, alpha * rank, file)
     scale = alpha / rank**0.5 if settings.use_rslora else alpha / rank
     return StoredAdapter(folder, named_base(folder), rank, scale, tensors, whole)
+
+
+def adapter_entries(folder: Path) -> dict[str, TensorEntry]:
+    """What the file of adapters holds, by its own names."""
+    return read_header(path_inside(folder, ADAPTER_FILE, source=folder))
 
 
 def _require_plain(config: Mapping[str, Any], settings: _Settings, path: Path) -> None:
@@ -225,7 +236,7 @@ def _require_pairs(tensors: Mapping[str, Tensor], rank: int, file: Path) -> None
         if ".lora_B." in name and name.replace(".lora_B.", ".lora_A.") in tensors:
             continue
         raise UserError(
-            f"{file} holds {shown(name)}, expected pairs of lora_A and lora_B weights alone"
+            f"{file} holds {tensor_name(name)}, expected pairs of lora_A and lora_B weights alone"
         )
     if not tensors:
         raise UserError(f"{file} holds no adapters")
@@ -237,10 +248,11 @@ def _require_sane(tensors: Mapping[str, Tensor], factor: float, file: Path) -> N
         if ".lora_A." not in name:
             continue
         partner = tensors[name.replace(".lora_A.", ".lora_B.")]
-        if factor * float(tensor.abs().max()) * float(partner.abs().max()) > LARGEST_PRODUCT:
+        largest = float(tensor.abs().max()), float(partner.abs().max())
+        if factor * largest[0] * largest[1] > LARGEST_PRODUCT:
             raise UserError(
-                f"{file}: {shown(name)} and its partner hold weights of up to {float(tensor.abs().max()):.1g} and "
-                f"{float(partner.abs().max()):.1g}: they are damaged, or the run that wrote them diverged"
+                f"{file}: {tensor_name(name)} and its partner hold weights of up to {largest[0]:.1g} and "
+                f"{largest[1]:.1g}: they are damaged, or the run that wrote them diverged"
             )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ class Policy(Protocol):
     def reference_log_probs(
         self, observation: Observation, tokens: Int64[Tensor, "N K"], temperature: float = 1.0
     ) -> Float[Tensor, "N K"]:
-        """The frozen initial policy's log-probs (adapter off, or the kept copy), no gradients."""
+        """The frozen initial policy's log-probs, no gradients; other threads may evaluate the policy meanwhile."""
         ...
 
     def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]:
@@ -149,12 +149,14 @@ class Policy(Protocol):
         """What the policy optimizer trains; never contains a critic parameter."""
         ...
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint that `registry.load_policy` loads to the same bits."""
+        ...
 
 
 @runtime_checkable
-class ValuePolicy(Policy, Protocol):
-    """A policy with a value function: its `act`, `propose` and `evaluate` give values as well."""
+class Critic(Protocol):
+    """What a policy with a value function has on top."""
 
     detach_values: bool
     """Set while nothing but the critic may learn: the value loss then stops at a shared trunk."""
@@ -164,3 +166,13 @@ class ValuePolicy(Policy, Protocol):
         ...
 
     def critic_parameters(self) -> list[torch.nn.Parameter]: ...
+
+
+@runtime_checkable
+class ValuePolicy(Policy, Critic, Protocol):
+    """A policy with a value function: its `act`, `propose` and `evaluate` give values as well."""
+
+
+def has_critic(policy: object) -> TypeGuard[ValuePolicy]:
+    """Whether the policy has a value function."""
+    return isinstance(policy, Critic)

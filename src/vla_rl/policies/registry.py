@@ -22,6 +22,7 @@ from vla_rl.policies.openvla.policy import OpenVLAPolicy
 from vla_rl.policies.openvla.processing import with_image_fit
 from vla_rl.policies.policy import Policy
 from vla_rl.runtime.bases import checkpoint_kind
+from vla_rl.runtime.external import shown
 
 LOG = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def family_of(reference: str | Path, base: str = "") -> PolicyFamily:
     kind = checkpoint_kind(reference, base) or SCRATCH
     if kind not in POLICIES:
         raise UserError(
-            f"{reference} is a model of type {kind!r}, expected a policy of a known type.{nearest(kind, POLICIES)}"
+            f"{reference} is a model of type {shown(kind)}, expected a policy of a known type.{nearest(kind, POLICIES)}"
         )
     return POLICIES[kind]
 

@@ -12,11 +12,12 @@ Format: https://github.com/huggingface/safetensors (8 bytes of header length, JS
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -27,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_rl.config.errors import UserError
-from vla_rl.runtime.external import parse_json, path_inside, read_json, shown
+from vla_rl.runtime.external import parse_json, path_inside, printable, read_json, shown
 
 MODEL_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -40,6 +41,9 @@ DTYPES = {
 MOST_HEADER_BYTES = 16 * 2**20
 """The header of OpenVLA-7B, 982 tensors in all, takes 0.1 MB."""
 MOST_AXES = 8
+SHOWN_NAME = 120
+SAMPLED = 16
+"""Values of a tensor by which it is told from another."""
 FETCH_AGAIN = "Copy or download the checkpoint again."
 COPY_AGAIN = "it is truncated or no safetensors file; copy it again"
 
@@ -105,19 +109,19 @@ def _entry(name: str, fields: Any, file: Path, start: int) -> TensorEntry:
     fields = fields if isinstance(fields, dict) else {}
     kind, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not (_naturals(shape) and len(shape) <= MOST_AXES and all(shape)):
-        raise ValueError(f"{shown(name)} has the shape {shown(shape)}")
+        raise ValueError(f"{tensor_name(name)} has the shape {shown(shape)}")
     if not (_naturals(offsets) and len(offsets) == 2):
-        raise ValueError(f"{shown(name)} has the offsets {shown(offsets)}")
+        raise ValueError(f"{tensor_name(name)} has the offsets {shown(offsets)}")
     dtype = DTYPES.get(kind) if isinstance(kind, str) else None
     if dtype is None:
         raise UserError(
-            f"{file}: {shown(name)} is of type {shown(kind)}, expected weights of type {', '.join(DTYPES)}: quantised "
-            "weights are not supported, take the checkpoint in bfloat16 or float32"
+            f"{file}: {tensor_name(name)} is of type {shown(kind)}, expected weights of type {', '.join(DTYPES)}: "
+            "quantised weights are not supported, take the checkpoint in bfloat16 or float32"
         )
     entry = TensorEntry(file, dtype, tuple(shape), start + offsets[0])
     if offsets[1] - offsets[0] != entry.bytes:
         raise ValueError(
-            f"{shown(name)} has {offsets[1] - offsets[0]} bytes, its shape needs {entry.bytes}"
+            f"{tensor_name(name)} has {offsets[1] - offsets[0]} bytes, its shape needs {entry.bytes}"
         )
     return entry
 
@@ -131,16 +135,22 @@ def _check_layout(entries: Mapping[str, TensorEntry], start: int, size: int) -> 
     at, before = start, "the header"
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].bytes)):
         if entry.offset != at:
-            raise ValueError(f"{shown(name)} does not begin where {before} ends")
-        at, before = at + entry.bytes, shown(name)
+            raise ValueError(f"{tensor_name(name)} does not begin where {before} ends")
+        at, before = at + entry.bytes, tensor_name(name)
         if at > size:
             raise ValueError(f"{before} ends at byte {at} of {size}")
     if at != size:
         raise ValueError(f"{size - at} bytes behind the last tensor")
 
 
+def tensor_name(name: str) -> str:
+    """A tensor's name from a file, fit for a line of text."""
+    return printable(name if len(name) <= SHOWN_NAME else f"{name[:SHOWN_NAME]}...")
+
+
 def has_weights(folder: Path) -> bool:
-    return (folder / MODEL_FILE).is_file() or (folder / INDEX_FILE).is_file()
+    # not Path.is_file, which raises for names that are too long
+    return any(os.path.isfile(folder / name) for name in (MODEL_FILE, INDEX_FILE))
 
 
 def model_entries(folder: Path) -> dict[str, TensorEntry]:
@@ -174,15 +184,15 @@ def model_entries(folder: Path) -> dict[str, TensorEntry]:
     for name, shard in index.items():
         if name not in headers[shard]:
             raise UserError(
-                f"{index_file} says that {name} is in {shard}, which does not hold it: index and shards are "
-                "of different checkpoints; copy all of one again"
+                f"{index_file} says that {tensor_name(name)} is in {shard}, which does not hold it: index and "
+                "shards are of different checkpoints; copy all of one again"
             )
     for shard, header in headers.items():
         unnamed = [name for name in header if index.get(name) != shard]
         if unnamed:
             raise UserError(
-                f"{paths[shard]} holds {unnamed[0]}, which {INDEX_FILE} does not place there: index and shards are of "
-                "different checkpoints; copy all of one again"
+                f"{paths[shard]} holds {tensor_name(unnamed[0])}, which {INDEX_FILE} does not place there: "
+                "index and shards are of different checkpoints; copy all of one again"
             )
     return {name: headers[shard][name] for name, shard in index.items()}
 
@@ -217,8 +227,8 @@ def stream_tensors(entries: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Te
             tensor = _read(stream, entry)
             if not all_finite(tensor):
                 raise UserError(
-                    f"{entry.file}: {name} holds NaN or infinite weights: the run that wrote it diverged, or the file "
-                    "is damaged; take an earlier checkpoint or copy it again"
+                    f"{entry.file}: {tensor_name(name)} holds NaN or infinite weights: the run that wrote it "
+                    "diverged, or the file is damaged; take an earlier checkpoint or copy it again"
                 )
             yield name, tensor
     except OSError as error:
@@ -249,6 +259,23 @@ def _read(stream: BinaryIO, entry: TensorEntry) -> Tensor:
             raise UserError(f"{entry.file} ended early: it was truncated while it was read")
         done += got
     return flat.view(entry.dtype).view(entry.shape)
+
+
+def sample_digest(entries: Mapping[str, TensorEntry]) -> str:
+    """Tells one set of weights from another: a hash of names, shapes and the first values of each tensor.
+
+    Values count as float32, so that copies in another precision that holds them exactly are the same. Reads a few bytes
+    of each tensor; raises UserError as `stream_tensors` does.
+    """
+    first = {
+        name: replace(entry, shape=(min(SAMPLED, math.prod(entry.shape)),))
+        for name, entry in entries.items()
+    }
+    digest = hashlib.sha256()
+    for name, values in sorted(stream_tensors(first), key=lambda item: item[0]):
+        digest.update(f"{name} {entries[name].shape}".encode())
+        digest.update(values.float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_tensors(files: Iterable[Path], dtype: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -10,12 +10,12 @@ which is what is executed unless noise is asked for. Only initial states of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -30,8 +30,9 @@ from vla_rl.data.demonstrations import (
     demonstration_features,
 )
 from vla_rl.data.lerobot import LeRobotWriter
-from vla_rl.envs.env import split_initial_states
-from vla_rl.envs.registry import benchmark, task_names
+from vla_rl.envs.benchmark import Expert
+from vla_rl.envs.env import Env, split_initial_states
+from vla_rl.envs.registry import benchmark, playable, task_names
 from vla_rl.runtime.child_pool import ChildPool
 from vla_rl.runtime.children import ChildLostError
 from vla_rl.runtime.cpus import available_cpus
@@ -99,6 +100,8 @@ def _play_tasks(
 
     Only a few tasks are played ahead, so that not all images are in memory at once.
     """
+    played = playable(config.env)
+    player = Player(played.make_envs, played.make_expert, played.noise_scale)
     tasks = [_Task(name, _training_states(config, name)) for name in names]
     pieces = -(
         -workers // len(tasks)
@@ -108,7 +111,9 @@ def _play_tasks(
         states = task.states[task.played : task.played + count]
         task.played += len(states)
         parts = [part.tolist() for part in np.array_split(states, pieces) if len(part)]
-        task.futures = [pool.submit(_play_episodes, config, task.name, part) for part in parts]
+        task.futures = [
+            pool.submit(_play_episodes, config, player, task.name, part) for part in parts
+        ]
 
     for task in tasks[:workers]:
         submit(task, config.episodes_per_task)
@@ -153,26 +158,35 @@ def _require_hope(task: _Task, config: DemosConfig) -> None:
     )
 
 
+class Player(NamedTuple):
+    """What a simulator process needs of the benchmark: functions that travel by name, so that it need not know it."""
+
+    make_envs: Callable[[EnvConfig, int], Sequence[Env]]
+    make_expert: Callable[[Any], Expert]
+    noise_scale: tuple[float, ...]
+
+
 @cache
-def _environment(config: EnvConfig) -> Any:
+def _environment(make_envs: Callable[[EnvConfig, int], Sequence[Env]], config: EnvConfig) -> Any:
     """This process's simulator: models and the renderer are kept from one job to the next."""
-    return benchmark(config.suite).make_envs(config, 1)[0]
+    return make_envs(config, 1)[0]
 
 
-def _play_episodes(config: DemosConfig, task: str, states: list[int]) -> list[DemoEpisode]:
+def _play_episodes(
+    config: DemosConfig, player: Player, task: str, states: list[int]
+) -> list[DemoEpisode]:
     """Play one task from the given initial states; runs in a simulator process."""
     # one action a turn, and as many of them as an episode of longer turns would have
     actions = config.env.horizon * config.env.action_chunk
-    env = _environment(replace(config.env, action_chunk=1, horizon=actions))
-    return [_play_episode(env, EpisodeSpec(task, state), config) for state in states]
+    env = _environment(player.make_envs, replace(config.env, action_chunk=1, horizon=actions))
+    return [_play_episode(env, EpisodeSpec(task, state), config, player) for state in states]
 
 
-def _play_episode(env: Any, spec: EpisodeSpec, config: DemosConfig) -> DemoEpisode:
+def _play_episode(env: Any, spec: EpisodeSpec, config: DemosConfig, player: Player) -> DemoEpisode:
     rng = generator(config.seed, "demos", "noise", spec.task, spec.initial_state)
-    played = benchmark(config.env.suite)
     images, proprio, actions, steps = [], [], [], 0
     env.reset(spec)
-    expert = played.make_expert(env)
+    expert = player.make_expert(env)
     terminated = truncated = False
     while not (terminated or truncated):
         action = expert.action()
@@ -182,7 +196,7 @@ def _play_episode(env: Any, spec: EpisodeSpec, config: DemosConfig) -> DemoEpiso
         images.append(env.render().copy())
         proprio.append(env.proprio().copy())
         actions.append(action)
-        noise = config.noise * np.array(played.noise_scale) * rng.standard_normal(action.shape)
+        noise = config.noise * np.array(player.noise_scale) * rng.standard_normal(action.shape)
         executed = np.clip(action + noise, -1.0, 1.0).astype(np.float32)
         _, terminated, truncated, taken = env.step(executed[None])
         steps += taken

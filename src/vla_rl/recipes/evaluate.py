@@ -10,29 +10,55 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig
+from vla_rl.config import ConfigError, EnvConfig, EvalConfig, PolicyConfig
 from vla_rl.envs import make_vector_env
-from vla_rl.envs.defaults import (
-    conventions,
-    evaluation_env,
-    require_same_robot,
-)
+from vla_rl.envs.defaults import evaluation_env, require_same_robot
 from vla_rl.envs.env import VectorEnv
 from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.practised import apart
 from vla_rl.evaluation.result import evaluate_policy, summary
 from vla_rl.evaluation.videos import record_videos
 from vla_rl.policies.policy import Policy
-from vla_rl.policies.registry import load_policy
+from vla_rl.recipes.loading import load_with_env
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import require_writable, write_json
-from vla_rl.runtime.locate import locate_policy
 from vla_rl.runtime.memory import keep_freed_memory
 
 Evaluate = Callable[
     [Policy, VectorEnv, EnvConfig, EvalConfig], tuple[dict[str, Any], list[EpisodeRecord]]
 ]
 """`evaluate_policy`, or something that plays otherwise."""
+
+
+def evaluate(
+    policy: Policy | str | Path,
+    config: EvalConfig | None = None,
+    env: EnvConfig | None = None,
+    *,
+    json_path: Path | None = None,
+    videos: Path | None = None,
+) -> dict[str, Any]:
+    """How often a policy succeeds, each (task, initial state) played once; for programs and notebooks.
+
+    policy: one in memory, or where it lies (see `load_policy`). env: where it plays; by default where it was trained,
+    or the protocol of `config.suite`. One of both must be given for a policy in memory.
+
+    The result holds counts, success rates and their intervals, of all (`result["overall"]["success_rate"]`), of each
+    task and of each episode. It is written to `json_path`, and `config.videos` episodes a task to the folder `videos`,
+    where these are given.
+    """
+    config = config or EvalConfig()
+    if isinstance(policy, str | Path):
+        return evaluate_checkpoint(Path(policy), config, env, json_path, videos)
+    _require_outputs(json_path, videos, config)
+    suite = config.suite or (env.suite if env is not None else "")
+    if not suite:
+        raise ConfigError(
+            "a policy in memory does not say where it plays: give env, or a config with a suite"
+        )
+    env = evaluation_env(suite, env, policy.image_size, policy.resizes_images, policy.action_chunk)
+    require_same_robot(policy.action_dim, suite)
+    return _evaluate(policy, env, None, config, "", json_path, videos, evaluate_policy)
 
 
 def evaluate_checkpoint(
@@ -55,16 +81,44 @@ def evaluate_checkpoint(
     result before anything is written, so that it is not lost to a full disk. Raises UserError, before anything is
     played, for an output that could not be written.
     """
+    _require_outputs(json_path, videos, config)
+    policy, env, trained_in = policy_and_env(
+        checkpoint, config.suite, env, policy_config or PolicyConfig(), workers, horizon
+    )
+    return _evaluate(
+        policy,
+        env,
+        trained_in,
+        config,
+        str(checkpoint),
+        json_path,
+        videos,
+        evaluate or evaluate_policy,
+        show,
+    )
+
+
+def _require_outputs(json_path: Path | None, videos: Path | None, config: EvalConfig) -> None:
     if json_path is not None:
         require_writable(json_path, "file")
     if videos is not None and config.videos > 0:
         require_writable(videos, "folder")
-    policy, env, trained_in = policy_and_env(
-        checkpoint, config.suite, env, policy_config or PolicyConfig(), workers, horizon
-    )
+
+
+def _evaluate(
+    policy: Policy,
+    env: EnvConfig,
+    trained_in: EnvConfig | None,
+    config: EvalConfig,
+    name: str,
+    json_path: Path | None,
+    videos: Path | None,
+    play: Evaluate,
+    show: Callable[[dict[str, Any]], object] | None = None,
+) -> dict[str, Any]:
     with use_threads(1), make_vector_env(env) as envs:
-        result, records = (evaluate or evaluate_policy)(policy, envs, env, config)
-    result["checkpoint"] = str(checkpoint)
+        result, records = play(policy, envs, env, config)
+    result["checkpoint"] = name
     result["practice"] = apart(records, trained_in, summary)
     if show is not None:
         show(result)
@@ -88,12 +142,8 @@ def policy_and_env(
     The last is None where nothing says so.
     """
     keep_freed_memory()
-    folder, trained_in = locate_policy(checkpoint)
-    suite = suite or (env or trained_in or EnvConfig()).suite
-    policy = load_policy(
-        folder, replace(policy_config, checkpoint=str(folder)), conventions=conventions(suite)
-    )
-    require_same_robot(policy.action_dim, suite)
+    suite = suite or (env.suite if env is not None else "")
+    policy, suite, trained_in = load_with_env(checkpoint, policy_config, suite)
     env = evaluation_env(
         suite,
         env or trained_in,

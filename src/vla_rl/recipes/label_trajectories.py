@@ -23,12 +23,12 @@ from vla_rl.config import (
     UserError,
 )
 from vla_rl.envs import make_vector_env, split_initial_states
-from vla_rl.envs.defaults import conventions, evaluation_env, require_same_robot
+from vla_rl.envs.defaults import evaluation_env
 from vla_rl.envs.env import VectorEnv
 from vla_rl.envs.registry import task_names
 from vla_rl.evaluation.episodes import play_each_once
 from vla_rl.policies.policy import Policy
-from vla_rl.policies.registry import load_policy
+from vla_rl.recipes.loading import load_with_env
 from vla_rl.report.figures.labels import draw_labels
 from vla_rl.rewards.process.label_files import require_no_labels, save_labels
 from vla_rl.rewards.process.labels import Labels, label
@@ -37,7 +37,6 @@ from vla_rl.rewards.trajectories import Trajectory
 from vla_rl.rewards.trajectory_files import TrajectoryWriter, load_trajectories
 from vla_rl.rollout.recording import RecordingVectorEnv
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.locate import locate_policy
 from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import note, progress
 from vla_rl.runtime.seeding import generator
@@ -50,19 +49,16 @@ def collect_trajectories(config: RewardCollectConfig) -> Path:
     The dataset depends on the configuration alone. Raises UserError if the folder exists, if there is no such policy,
     or if the split has fewer initial states than asked for.
     """
+    writer = TrajectoryWriter(config.out, config.image_format)
     keep_freed_memory()
-    folder, trained_in = locate_policy(Path(config.checkpoint))
-    suite = config.suite or (trained_in or EnvConfig()).suite
-    settings = PolicyConfig(checkpoint=str(folder))
-    policy = load_policy(folder, settings, conventions=conventions(suite))
-    require_same_robot(policy.action_dim, suite)
+    policy, suite, trained_in = load_with_env(config.checkpoint, PolicyConfig(), config.suite)
     env = evaluation_env(
         suite, trained_in, policy.image_size, policy.resizes_images, policy.action_chunk
     )
     env = replace(env, num_workers=config.workers or env.num_workers)
     specs = training_specs(env, config.episodes_per_task, config.seed)
     with (
-        TrajectoryWriter(config.out, config.image_format) as writer,
+        writer,
         use_threads(1),
         make_vector_env(env) as envs,
         progress("trajectories", total=len(specs)) as bar,

@@ -83,7 +83,7 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                 collected = collector.collect(
                     config.rollout.turns, config.rollout.temperature, state.iteration
                 )
-                outcomes.exchange()
+                outcomes.end_window()
 
                 # 2. score: the simulator's sparse success, plus a dense reward for each turn
                 dense_rewards = reward_function.score(collected.rollout)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int64
 
 from vla_rl.envs.env import VectorEnv
-from vla_rl.policies.policy import Policy, PolicyOutput, ValuePolicy
+from vla_rl.policies.policy import Policy, PolicyOutput, has_critic
 from vla_rl.types import EpisodeSpec, Observation, Rollout, StepResult
 
 
@@ -143,7 +143,7 @@ class RolloutBuffer:
         """Value what follows the window, if anything does, and the true final observations; freeze the arrays."""
         final_values, next_values = np.zeros_like(self.values), np.zeros_like(self.values[0])
         next_images = np.zeros_like(self.images[0]) if following is None else following.images
-        if isinstance(policy, ValuePolicy):
+        if has_critic(policy):
             with torch.no_grad():
                 if following is not None:
                     next_values = policy.values(following).float().cpu().numpy()

@@ -62,9 +62,9 @@ def find_base(named: str, folder: Path) -> str:
     """The folder or hub id that `named`, a reference in a file of `folder`, stands for on this machine."""
     if not named or Path(named).is_absolute():
         return named
-    beside = folder.resolve() / named
-    if beside.is_dir():
-        return os.path.normpath(beside)
+    beside = os.path.normpath(folder.resolve() / named)
+    if os.path.isdir(beside):  # not Path.is_dir, which raises for names that are too long
+        return beside
     return named
 
 

@@ -118,7 +118,7 @@ class Child:
         except subprocess.TimeoutExpired:
             return "the process closed its pipe"
         words = ""
-        if self._stderr is not None:
+        if self._stderr is not None and not self._stderr.closed:
             self._stderr.seek(0)
             words = self._stderr.read()[-_LAST_WORDS:].decode(errors="replace").strip()
         killed = f" (killed by {signal.Signals(-code).name})" if code < 0 else ""

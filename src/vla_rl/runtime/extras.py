@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from vla_rl.config.errors import UserError
 
@@ -58,10 +58,13 @@ def package_of(module: str) -> str:
     return _PACKAGES.get(module, module)
 
 
-def install(modules: Iterable[str]) -> str:
-    """What to type to get the extras of these modules."""
-    extras = sorted({_EXTRA_OF[module] for module in modules})
-    return f"pip install 'vla-rl[{','.join(extras)}]'"
+def install(modules: Sequence[str]) -> str:
+    """What to type to get the extras of these modules, or the packages themselves where no extra brings them."""
+    extras = sorted({_EXTRA_OF[module] for module in modules if module in _EXTRA_OF})
+    others = [package_of(module) for module in modules if module not in _EXTRA_OF]
+    return " ".join(
+        ["pip install", *([f"'vla-rl[{','.join(extras)}]'"] if extras else []), *others]
+    )
 
 
 def explain(error: ImportError) -> UserError | None:

@@ -7,6 +7,7 @@ imports no torch.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -25,9 +26,9 @@ def hub_id(reference: str | Path) -> tuple[str, str | None] | None:
     """
     text = str(reference)
     found = HUB_ID.fullmatch(text)
-    if found is None or Path(text).exists() or Path(text).parts[0] in ("runs", "checkpoints"):
+    if found is None or os.path.exists(text) or Path(text).parts[0] in ("runs", "checkpoints"):
         return None
-    if Path(text).parent.exists():
+    if os.path.exists(Path(text).parent):
         return None
     return found[1], found[2]
 

@@ -5,6 +5,7 @@ Importing this module imports no torch.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def locate_policy(checkpoint: Path) -> tuple[Path, EnvConfig | None]:
     """
     if hub_id(checkpoint) is not None:
         return checkpoint, None
-    if not checkpoint.exists():
+    if not os.path.exists(checkpoint):  # not Path.exists, which raises for names that are too long
         raise UserError(
             f"{checkpoint} does not exist: expected a run folder, a checkpoint or a policy folder"
             f"{hidden_id(checkpoint)}"

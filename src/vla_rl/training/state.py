@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,8 @@ def open_training_run(
             "policy.checkpoint is empty: PPO improves a pretrained policy. Make one with `vla-rl demos` and "
             "`vla-rl sft`, then give its folder, e.g. --policy.checkpoint runs/sft/policy. The preset toy needs none"
         )
-    return Run.create(config.run.root, config.run.name, config, sys.argv, packages, **sinks)
+    name = config.run.name or f"{config.env.suite.partition(':')[0]}-{datetime.now():%Y%m%d-%H%M%S}"
+    return Run.create(config.run.root, name, config, sys.argv, packages, **sinks)
 
 
 def policy_of_run(config: TrainConfig, run: Run) -> Policy:
@@ -82,6 +84,16 @@ def policy_of_run(config: TrainConfig, run: Run) -> Policy:
     if config.ppo.kl_coef > 0:
         keep_reference(policy, config, resumed=saved is not None)
     return policy
+
+
+def share_done(schedule: ScheduleConfig, iterations: int, seconds: float, episodes: int) -> float:
+    """Share of a run that is done, in [0, 1]: the largest of the shares of its limits."""
+    shares = (
+        (iterations, schedule.iterations),
+        (seconds, 60 * schedule.minutes),
+        (episodes, schedule.episodes),
+    )
+    return min(1.0, max(done / limit for done, limit in shares if limit > 0))
 
 
 class TrainState:
@@ -114,7 +126,7 @@ class TrainState:
 
     def progress(self, schedule: ScheduleConfig) -> float:
         """Share of the run that is done, in [0, 1]; training time counts, evaluation does not."""
-        return schedule.progress(self.iteration, self.seconds, self.episodes)
+        return share_done(schedule, self.iteration, self.seconds, self.episodes)
 
     def advance(self, metrics: dict[str, float], seconds: float) -> None:
         """Count one iteration, log it, and save where it is due."""
@@ -136,16 +148,20 @@ class TrainState:
         """The few numbers worth a place in the progress line."""
         wanted = {
             "iteration": self.iteration,
-            "success": self.recent_success(),
+            "success of episodes": metrics.get("rollout/success_rate"),
+            "mean over tasks": metrics.get("curriculum/success_mean"),
             "kl": metrics.get("losses/approx_kl_k3", 0.0),
             "explained": metrics["losses/explained_variance"],
             "episodes/s": metrics["speed/episodes_per_second"],
         }
-        return {name: round(number, 3) for name, number in wanted.items()}
+        return {name: round(number, 3) for name, number in wanted.items() if number is not None}
 
-    def recent_success(self) -> float:
-        """Mean over tasks of the windowed success in training (simulator success alone)."""
-        return float(np.mean(self.curriculum.successes()))
+    def score(self) -> float:
+        """By which checkpoints are compared: the mean over all tasks of their recent success in training.
+
+        A task that has not been played counts 0: what is known of some tasks alone must not outdo what is known of all.
+        """
+        return float(np.nan_to_num(self.curriculum.measured()).mean())
 
     def save(self) -> None:
         """Write a checkpoint of the next iteration to play; before the first there is nothing to save."""
@@ -167,7 +183,7 @@ class TrainState:
             parts, state[name] = flatten_optimizer(optimizer, name)
             tensors |= parts
         if self.world.rank == 0:
-            self.run.save(self.iteration, tensors, state, self.policy.save, self.recent_success())
+            self.run.save(self.iteration, tensors, state, self.policy.save, self.score())
         self.world.barrier()
         self.saved_at = self.iteration
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vla_rl.config.errors import UserError
+from vla_rl.data.inspection import inspect
 from vla_rl.runtime.external import Phrase, fault, path_inside, shown
 from vla_rl.runtime.memory import require_memory
 
@@ -28,8 +29,6 @@ SMALL = 64 * 2**20
 FEW_ROWS, MOST_ROWS = 100_000, 4
 """Rows that are never refused, and rows for each byte of a file: in a dataset no two rows are alike."""
 LONGEST_TEXT = 10_000
-WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
-"""Bytes of one value in memory; of a text that of its number in the dictionary."""
 REMEDY = "Fetch the dataset again, or repair the file with the program that wrote it."
 # what pyarrow raises for damaged files, damaged names within them included
 DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, MemoryError)
@@ -44,6 +43,8 @@ class Table:
     path: Path
     file: pq.ParquetFile
     bytes: int
+    sizes: dict[str, list[int]]
+    """Bytes that each column takes in memory, row group by row group, as the file says itself."""
     _last: tuple[str, list[int], pa.ChunkedArray] | None = None
     """The row groups that were read last: the next pictures often lie in the same."""
 
@@ -83,13 +84,19 @@ class Table:
         self._check_unfolded(column, groups)
         try:
             values = self.file.read_row_groups(groups, columns=[column])[column]
+            values.validate(full=True)  # numbers of texts that the dictionary does not have
         except DAMAGE as error:
             raise damaged(self.path, error) from error
         self._last = (column, groups, values)
         return values
 
     def _check_unfolded(self, column: str, groups: Sequence[int]) -> None:
-        size = sum(_unfolded(self.file.metadata.row_group(group), column) for group in groups)
+        leaves = [
+            sizes
+            for leaf, sizes in self.sizes.items()
+            if leaf == column or leaf.startswith(f"{column}.")
+        ]
+        size = sum(sizes[group] for sizes in leaves for group in groups)
         if size > max(SMALL, MOST_UNFOLDED * self.bytes):
             found = Phrase(f"{self.bytes} bytes that unfold to {size / 1e6:,.0f} MB")
             expected = f"a file that unfolds to at most {MOST_UNFOLDED} times its size"
@@ -105,6 +112,7 @@ def open_table(folder: Path, name: str, *, source: str | Path, key: str = "") ->
     path = path_inside(folder, name, source=source, key=key)
     if not path.is_file():
         raise UserError(f"expected the file {path}, which is missing. {REMEDY}")
+    sizes = inspect("parquet", path)
     try:
         metadata = pq.read_metadata(path)
         texts = [
@@ -116,7 +124,7 @@ def open_table(folder: Path, name: str, *, source: str | Path, key: str = "") ->
             path, metadata=metadata, read_dictionary=texts, page_checksum_verification=True
         )
         _ = file.schema_arrow.names
-        table = Table(path, file, path.stat().st_size)
+        table = Table(path, file, path.stat().st_size, sizes)
     except DAMAGE as error:
         raise damaged(path, error) from error
     most = max(FEW_ROWS, MOST_ROWS * table.bytes)
@@ -225,17 +233,6 @@ def text_lists(values: pa.ChunkedArray, *, source: str | Path, key: str) -> list
         row_name=lambda i: f"row {rows[i]}",
     )  # fmt: skip
     return [tuple(flat[start:end]) for start, end in zip(ends - lengths, ends, strict=True)]
-
-
-def _unfolded(group: Any, column: str) -> int:
-    """Bytes that a row group's part of a column takes in memory."""
-    total = 0
-    for i in range(group.num_columns):
-        leaf = group.column(i)
-        if leaf.path_in_schema == column or leaf.path_in_schema.startswith(f"{column}."):
-            width = WIDTHS.get(leaf.physical_type, 4)
-            total += max(leaf.total_uncompressed_size, 0) + max(leaf.num_values, 0) * width
-    return total
 
 
 def _refuse_null(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float, Float32, Int32
 
 from vla_rl.envs.libero.package import cache_folder
 from vla_rl.envs.rendering.gl import load_mujoco
@@ -171,7 +171,7 @@ def _read_mesh(source: Path) -> _Surface:
 def _simplify(
     surface: _Surface, max_faces: int
 ) -> tuple[
-    Float32[np.ndarray, "f 3 3"], Float32[np.ndarray, "f 3 3"], Float32[np.ndarray, "f 3 2"] | None
+    Float[np.ndarray, "f 3 3"], Float[np.ndarray, "f 3 3"], Float[np.ndarray, "f 3 2"] | None
 ]:
     """Corners, normals and texture coordinates of a mesh of at most `max_faces` faces."""
     points, faces = simplify_mesh(surface.vertices, surface.faces, max_faces)
@@ -180,8 +180,8 @@ def _simplify(
 
 
 def _corner_normals(
-    points: Float32[np.ndarray, "v 3"], faces: Int32[np.ndarray, "f 3"]
-) -> Float32[np.ndarray, "f 3 3"]:
+    points: Float[np.ndarray, "v 3"], faces: Int32[np.ndarray, "f 3"]
+) -> Float[np.ndarray, "f 3 3"]:
     """Smooth over what bends little, with an edge elsewhere; larger faces count for more, so that they look flat."""
     scaled = _scaled_normals(points[faces])
     unit = _unit(scaled)
@@ -195,14 +195,14 @@ def _corner_normals(
     return normals
 
 
-def _scaled_normals(corners: Float32[np.ndarray, "f 3 3"]) -> Float32[np.ndarray, "f 3"]:
+def _scaled_normals(corners: Float[np.ndarray, "f 3 3"]) -> Float[np.ndarray, "f 3"]:
     """Normals of faces, twice their area long."""
     return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
 
 
 def _texture(
-    surface: _Surface, corners: Float32[np.ndarray, "f 3 3"]
-) -> Float32[np.ndarray, "f 3 2"] | None:
+    surface: _Surface, corners: Float[np.ndarray, "f 3 3"]
+) -> Float[np.ndarray, "f 3 2"] | None:
     """Texture coordinates for new faces: those of near points of `surface` that face the same way.
 
     A face takes all its corners from one chart of the texture: between charts the image shows something else.
@@ -230,7 +230,7 @@ _WEIGHTS = np.array(
 """Where faces are looked at: their corners, their middles, half way between."""
 
 
-def _without_leaps(seen: Float32[np.ndarray, "f 7 2"]) -> Float32[np.ndarray, "f 3 2"]:
+def _without_leaps(seen: Float[np.ndarray, "f 7 2"]) -> Float[np.ndarray, "f 3 2"]:
     """Texture coordinates of corners; where those inside are not between them, the middle's for all three.
 
     Such a face lies across a cut in its chart, and would show what the image holds beyond.
@@ -246,9 +246,9 @@ def _without_leaps(seen: Float32[np.ndarray, "f 7 2"]) -> Float32[np.ndarray, "f
 class _Samples(NamedTuple):
     """Points of a surface."""
 
-    points: Float32[np.ndarray, "n 3"]
-    facing: Float32[np.ndarray, "n 3"]
-    texture: Float32[np.ndarray, "n 2"]
+    points: Float[np.ndarray, "n 3"]
+    facing: Float[np.ndarray, "n 3"]
+    texture: Float[np.ndarray, "n 2"]
     charts: Int32[np.ndarray, " n"]
     turned: float  # how far away a point counts that faces another way: metres for each unit between the normals
 
@@ -258,9 +258,7 @@ class _Samples(NamedTuple):
         arrays = (array[here] for array in self[:4])
         return _Samples(*arrays, turned=self.turned)
 
-    def nearest(
-        self, points: Float32[np.ndarray, "f k 3"], facing: Float32[np.ndarray, "f 3"]
-    ) -> Any:
+    def nearest(self, points: Float[np.ndarray, "f k 3"], facing: Float[np.ndarray, "f 3"]) -> Any:
         """For each of k points on each face the number of the nearest sample, (f, k).
 
         One on the other side of a thin wall is far away.
@@ -310,14 +308,14 @@ def _charts(surface: _Surface) -> Int32[np.ndarray, " F"]:
     return connected_components(graph, directed=False)[1][corner[:, 0]].astype(np.int32)
 
 
-def _unit(vectors: Float32[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
+def _unit(vectors: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _msh(
-    corners: Float32[np.ndarray, "f 3 3"],
-    normals: Float32[np.ndarray, "f 3 3"],
-    texture: Float32[np.ndarray, "f 3 2"] | None,
+    corners: Float[np.ndarray, "f 3 3"],
+    normals: Float[np.ndarray, "f 3 3"],
+    texture: Float[np.ndarray, "f 3 2"] | None,
 ) -> bytes:
     """MuJoCo's binary mesh format: counts, vertices, normals, texture coordinates, faces."""
     count = 3 * len(corners)

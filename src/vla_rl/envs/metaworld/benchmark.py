@@ -40,7 +40,7 @@ def _instructions(suite: str) -> tuple[str, ...]:
 
 METAWORLD = Benchmark(
     title="Meta-World",
-    suites=("mt1", *metaworld_tasks.SUITES),
+    suites=(*metaworld_tasks.SUITES, "mt1"),
     suites_in_words="mt1:<task>, mt5, mt10 or mt50",
     task_names=metaworld_tasks.suite_tasks,
     instructions=_instructions,
@@ -63,6 +63,7 @@ METAWORLD = Benchmark(
     laptop_defaults=_env,
     eval_defaults=EvalDefaults(split="held-out", episodes_per_task=30),
     dense_reward_max=10.0,
+    ignores=("settle_steps",),
     task_of_instruction=lambda text: _BY_INSTRUCTION.get(text, text),
     installation=Installation(
         module="metaworld",

@@ -37,7 +37,7 @@ class SimulatorState:
     """Everything that tells one episode from another in the same simulator."""
 
     integration: Float64[np.ndarray, " S"]  # mujoco's mjSTATE_INTEGRATION
-    model: tuple[Float64[np.ndarray, "B 3"], ...]  # the arrays of _MOVED_AT_RESET
+    model: tuple[Float64[np.ndarray, "_ 3"], ...]  # the arrays of _MOVED_AT_RESET
     attributes: dict[str, Any]  # Meta-World's Python attributes
 
 
@@ -79,10 +79,10 @@ class TaskSimulator:
 
     # -- state ---------------------------------------------------------------------------------------
 
-    def _copy_model(self) -> tuple[Float64[np.ndarray, "B 3"], ...]:
+    def _copy_model(self) -> tuple[Float64[np.ndarray, "_ 3"], ...]:
         return tuple(getattr(self._env.model, name).copy() for name in _MOVED_AT_RESET)
 
-    def _write_model(self, arrays: tuple[Float64[np.ndarray, "B 3"], ...]) -> None:
+    def _write_model(self, arrays: tuple[Float64[np.ndarray, "_ 3"], ...]) -> None:
         for name, array in zip(_MOVED_AT_RESET, arrays, strict=True):
             getattr(self.model, name)[:] = array
 

@@ -7,7 +7,6 @@ screen. Here the library is picked by what works, whether mujoco has been import
 from __future__ import annotations
 
 import atexit
-import ctypes
 import ctypes.util
 import importlib
 import os
@@ -16,39 +15,18 @@ import warnings
 from typing import Any
 
 from vla_rl.config.errors import UserError
+from vla_rl.envs.rendering.egl import egl_devices, wrong_device_id
 
 INSTALL_METAWORLD = "Meta-World is not installed: pip install 'vla-rl[metaworld]'"
 INSTALL_OPENGL = (
     "Offscreen rendering needs EGL or OSMesa. On Debian or Ubuntu: "
     "apt-get install libegl1 libgl1 libgl1-mesa-dri   (or: apt-get install libosmesa6 libgl1)"
 )
-_DEVICE_PLATFORM = 0x313F  # EGL_PLATFORM_DEVICE_EXT
 
 
 def egl_works() -> bool:
     """Whether some EGL device of this machine can be initialised (asked of libEGL, without mujoco)."""
-    try:
-        egl = ctypes.CDLL("libEGL.so.1")
-    except OSError:
-        return False
-    egl.eglGetProcAddress.restype = ctypes.c_void_p
-    egl.eglGetProcAddress.argtypes = [ctypes.c_char_p]
-    addresses = [
-        egl.eglGetProcAddress(name) for name in (b"eglQueryDevicesEXT", b"eglGetPlatformDisplayEXT")
-    ]
-    if not all(addresses):
-        return False
-    pointer, number = ctypes.c_void_p, ctypes.c_int
-    query = ctypes.CFUNCTYPE(ctypes.c_uint, number, pointer, pointer)(addresses[0])
-    display_of = ctypes.CFUNCTYPE(pointer, ctypes.c_uint, pointer, pointer)(addresses[1])
-    devices, count = (ctypes.c_void_p * 16)(), ctypes.c_int(0)
-    if not query(16, ctypes.addressof(devices), ctypes.addressof(count)):
-        return False
-    egl.eglInitialize.argtypes = [pointer, pointer, pointer]
-    return any(
-        display and egl.eglInitialize(display, None, None)
-        for display in (display_of(_DEVICE_PLATFORM, devices[i], None) for i in range(count.value))
-    )
+    return any(device.works for device in egl_devices())
 
 
 def choose_backend() -> str:
@@ -106,8 +84,10 @@ def shared_context() -> Any:
         except UserError:
             raise
         except Exception as error:  # each library fails in its own way; the remedy is the same
+            wrong = wrong_device_id() if backend == "egl" else ""
             raise UserError(
-                f"OpenGL (MUJOCO_GL={backend!r}) does not work here: {error}. {INSTALL_OPENGL}"
+                wrong
+                or f"OpenGL (MUJOCO_GL={backend!r}) does not work here: {error}. {INSTALL_OPENGL}"
             ) from error
         _SHARED.append(context)
         # before the driver's own clean-up at exit, after which freeing it fails with a traceback

@@ -12,10 +12,10 @@ import importlib
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float, Float32, Int32
 
-Vertices = Float32[np.ndarray, "V 3"]
-Faces = Int32[np.ndarray, "F 3"]
+Vertices = Float32[np.ndarray, "_ 3"]
+Faces = Int32[np.ndarray, "_ 3"]
 
 _WELD_GRIDS = (1000, 96, 64, 48, 32, 24, 20, 16, 12, 10, 8, 6, 5, 4, 3, 2)
 """Cells along the longest side, finest first. CAD meshes are hundreds of separate screws and shells, which no
@@ -95,7 +95,7 @@ def _simplify(vertices: Vertices, faces: Faces, normals: Vertices, max_faces: in
 
 def simplify_mesh(
     vertices: Vertices, faces: Faces, max_faces: int
-) -> tuple[Float32[np.ndarray, "v 3"], Int32[np.ndarray, "f 3"]]:
+) -> tuple[Float[np.ndarray, "_ 3"], Faces]:
     """A mesh of at most `max_faces` faces with the same outline.
 
     Quadric edge collapse (`fast_simplification`) after welding on the finest grid that lets it reach the number.

@@ -26,6 +26,7 @@ from vla_rl.config.errors import ConfigError, UserError, nearest
 from vla_rl.envs.env import EpisodesLostError, Snapshot
 from vla_rl.envs.registry import make_envs as make_suite_envs
 from vla_rl.envs.registry import no_dense_reward
+from vla_rl.envs.rendering.egl import drawing_devices
 from vla_rl.envs.vector.shared_memory import SlotArrays, anonymous_file
 from vla_rl.envs.vector.worker import MakeEnvs, WorkerSetup
 from vla_rl.envs.vector.worker_process import (
@@ -35,7 +36,6 @@ from vla_rl.envs.vector.worker_process import (
     WorkerSilentError,
 )
 from vla_rl.runtime.cpus import available_cpus
-from vla_rl.runtime.provenance import gpu_names
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class ProcessVectorEnv:
         self.infrastructure_errors = 0
         self._config, self._make_envs = config, make_envs
         self._num_workers = min(config.num_workers or available_cpus(), config.num_envs)
-        self._num_gpus = len(gpu_names())
+        self._egl_devices = drawing_devices()
         self._memory = anonymous_file()
         self._workers: list[WorkerProcess] = []
         self._closed = False
@@ -95,9 +95,9 @@ class ProcessVectorEnv:
 
     def _new_worker(self, worker: int) -> WorkerProcess:
         slots = tuple(range(worker, self.num_envs, self._num_workers))
-        gpus = self._num_gpus
+        devices = self._egl_devices
         setup = WorkerSetup(self._make_envs, self._config, slots, self._memory)
-        return WorkerProcess(setup, worker % gpus if gpus > 1 else None)
+        return WorkerProcess(setup, devices[worker % len(devices)] if devices else None)
 
     # -- posting -------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ class WorkerProcess:
     _loading = False  # whether it has said so last
 
     def __init__(self, setup: WorkerSetup, egl_device: int | None = None) -> None:
-        """`egl_device` is the GPU to draw on, where there are several; the user's own choice goes before it."""
+        """`egl_device` is EGL's number of the GPU to draw on, if one is chosen; the user's own goes before it."""
         environment = dict(os.environ)
         environment.update(dict.fromkeys(_ONE_THREAD, "1"))
         environment.setdefault("LP_NUM_THREADS", "0")

@@ -30,6 +30,7 @@ from vla_rl.policies.safetensors_files import (
     read_tensors,
     save_sharded,
     stream_tensors,
+    tensor_name,
 )
 
 CRITIC_FILE = "critic.safetensors"
@@ -50,7 +51,7 @@ def check_fit(
     """Raise UserError unless names and shapes are the wanted ones; the message says which are not."""
     problems = []
     missing = [name for name in wanted if name not in found]
-    unknown = [name for name in found if name not in wanted]
+    unknown = [tensor_name(name) for name in found if name not in wanted]
     shapes = [
         f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in wanted.items()

@@ -26,7 +26,7 @@ from vla_rl.policies.statistics_files import (
     read_statistics,
     statistics_of_config,
 )
-from vla_rl.runtime.external import parse_json, read_bytes, read_json, shown
+from vla_rl.runtime.external import parse_json, printable, read_bytes, read_json, shown
 from vla_rl.runtime.files import write_json
 
 S = TypeVar("S")
@@ -43,6 +43,7 @@ COMPANIONS = (
 )
 """What else an official folder holds and other software reads; copied, not interpreted."""
 MOST_BYTES = 16 * 2**20
+LONGEST_FAULT = 500
 MOST_ACTIONS = 1024
 """Numbers an action has, and actions of a turn."""
 
@@ -65,6 +66,8 @@ class OwnSection:
     lora: LoraConfig | None = None
     base: str | None = None
     """Folder or hub id of the frozen base, for adapters on a base that is not stored along with them."""
+    base_digest: str | None = None
+    """`sample_digest` of that base's weights; None in checkpoints of earlier versions."""
 
     def __post_init__(self) -> None:
         _require_action(self)
@@ -83,6 +86,8 @@ class Checkpoint:
     lora: LoraConfig | None = None
     base: str | None = None
     """Folder or hub id of the frozen base, for adapters on a base that is not stored along with them."""
+    base_digest: str | None = None
+    """Tells that base from another that lies in its place."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Keys of the official file that we keep as they are."""
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
@@ -100,6 +105,7 @@ class AdapterSection:
     unnorm_key: str | None
     images: ImagePreprocessing
     gripper: Literal["as-is", "openvla"]
+    base_digest: str | None = None
 
     def __post_init__(self) -> None:
         _require_action(self)
@@ -113,6 +119,7 @@ def write_adapter_section(folder: Path, checkpoint: Checkpoint) -> None:
         checkpoint.unnorm_key,
         checkpoint.model.images,
         checkpoint.model.gripper,
+        checkpoint.base_digest,
     )
     write_json(folder / ADAPTER_SECTION_FILE, {"format": FORMAT, **to_json(section)})
     write_json(folder / STATISTICS_FILE, checkpoint.norm_stats)
@@ -120,7 +127,7 @@ def write_adapter_section(folder: Path, checkpoint: Checkpoint) -> None:
 
 def with_adapter_files(base: Checkpoint, folder: Path) -> Checkpoint:
     """The description of a model under adapters: the base's, with what the adapters' folder says in its place."""
-    described = dataclasses.replace(base, critic=None)
+    described = dataclasses.replace(base, critic=None, base_digest=None)
     if (folder / STATISTICS_FILE).is_file():
         statistics = read_statistics(folder / STATISTICS_FILE)
         described = dataclasses.replace(
@@ -141,6 +148,7 @@ def with_adapter_files(base: Checkpoint, folder: Path) -> Checkpoint:
         action_dim=section.action_dim,
         action_chunk=section.action_chunk,
         unnorm_key=section.unnorm_key,
+        base_digest=section.base_digest,
         own=True,
     )
     _require_dimension(described, path)
@@ -202,7 +210,8 @@ def _section(kind: type[S], section: Any, path: Path, key: str) -> S:
     try:
         return from_json(kind, values, key)
     except ConfigError as error:
-        raise UserError(f"{path}: {error}. Fix the file or copy the checkpoint again.") from error
+        said = printable(str(error)[:LONGEST_FAULT]).rstrip(".")
+        raise UserError(f"{path}: {said}. Fix the file or copy the checkpoint again.") from error
 
 
 def _dimension(norm_stats: dict[str, Any], otherwise: int = 7) -> int:
@@ -217,7 +226,10 @@ def _require_dimension(described: Checkpoint, path: Path) -> None:
     key = described.unnorm_key
     if not described.norm_stats or (key is None and len(described.norm_stats) > 1):
         return
-    found, statistics = select_statistics(described.norm_stats, key)
+    try:
+        found, statistics = select_statistics(described.norm_stats, key)
+    except UserError as error:
+        raise UserError(f"{path}: unnorm_key: {error}") from error
     if statistics.q01.size != described.action_dim:
         raise UserError(
             f"{path} says that actions have {described.action_dim} numbers, but the statistics of {shown(found)} have "

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from vla_rl.config import LoraConfig, ModelConfig, PPOConfig, UserError
+from vla_rl.policies.action_tokens import dataset_name
 from vla_rl.policies.critic import build_critic
 from vla_rl.policies.family import Finding
 from vla_rl.policies.memory import GB
@@ -31,6 +32,7 @@ from vla_rl.policies.openvla.loading import (
 from vla_rl.policies.openvla.memory import count_weights, inference_budget, training_budget
 from vla_rl.policies.openvla.model import critic_sizes
 from vla_rl.policies.safetensors_files import TensorEntry, read_tensors, stream_tensors
+from vla_rl.runtime.external import printable
 
 SHOWN_DATASETS = 8
 
@@ -70,9 +72,7 @@ def _kind(source: Source) -> str:
     if source.weights.adapters:
         return f"adapters in PEFT's format on {source.weights.folder}"
     if source.description.lora is not None:
-        return (
-            f"a checkpoint of vla-rl with adapters on {source.description.base or 'its own base'}"
-        )
+        return f"a checkpoint of vla-rl with adapters on {printable(source.description.base or 'its own base')}"
     ours = source.description.action_chunk > 1 or source.description.critic is not None
     return "a checkpoint of vla-rl" if ours else "a checkpoint in OpenVLA's format"
 
@@ -119,7 +119,7 @@ def _check_statistics(description: Checkpoint) -> Finding:
         return Finding(
             "statistics", "fail", "no action statistics: actions cannot be un-normalised", remedy
         )
-    shown = ", ".join(names[:SHOWN_DATASETS])
+    shown = ", ".join(map(dataset_name, names[:SHOWN_DATASETS]))
     more = f" and {len(names) - SHOWN_DATASETS} more" if len(names) > SHOWN_DATASETS else ""
     found = f"{len(names)} dataset{'s' if len(names) > 1 else ''}: {shown}{more}"
     if len(names) > 1 and description.unnorm_key is None:

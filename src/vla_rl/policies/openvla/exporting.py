@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from vla_rl.config.errors import UserError
 from vla_rl.config.policy import LoraConfig
+from vla_rl.config.serialize import to_json
+from vla_rl.policies.action_tokens import select_statistics
+from vla_rl.policies.fingerprint import fingerprint
 from vla_rl.policies.openvla import checkpoint as files
 from vla_rl.policies.openvla import lora
 from vla_rl.policies.openvla.config_files import (
@@ -63,7 +67,7 @@ def export_merged(
     in (float32 if it was not loaded from anywhere). Rounding to bfloat16 can take away much of a small update:
     float32 keeps it.
     """
-    description = replace(policy.description, lora=None, base=None, critic=None)
+    description = replace(policy.description, lora=None, base=None, base_digest=None, critic=None)
     if dtype is not None:
         name = str(dtype).removeprefix("torch.")
         description = replace(description, extra={**description.extra, "torch_dtype": name})
@@ -96,6 +100,19 @@ def export_adapter(policy: Savable, folder: Path) -> None:
     write_adapter(folder, settings, lora.adapter_state(policy.model), policy.description.base or "")
     write_adapter_section(folder, policy.description)
     policy.processor.tokenizer.save(str(folder / files.TOKENIZER_FILE))
+
+
+def fingerprint_of(policy: Savable) -> str:
+    """The policy's content: weights, sizes, image preprocessing, action statistics and tokenizer."""
+    description = policy.description
+    _, statistics = select_statistics(description.norm_stats, description.unnorm_key)
+    facts = {
+        "model": to_json(description.model),
+        "action": [description.action_dim, description.action_chunk],
+        "statistics": [statistics.q01.tolist(), statistics.q99.tolist(), statistics.mask.tolist()],
+    }
+    text = json.dumps(facts, sort_keys=True)
+    return fingerprint(policy.model, text, policy.processor.tokenizer.to_str())
 
 
 def _adapters_of(description: Checkpoint) -> LoraConfig:

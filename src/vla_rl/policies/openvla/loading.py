@@ -7,8 +7,10 @@ adapter in PEFT's format      adapter_config.json; merged into its base, see `ad
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,8 +33,14 @@ from vla_rl.policies.openvla.config_files import (
 from vla_rl.policies.openvla.model import OpenVLA
 from vla_rl.policies.openvla.processing import Processor, with_protocol
 from vla_rl.policies.openvla.tokenizer import load_tokenizer
-from vla_rl.policies.peft_files import ADAPTER_FILE, StoredAdapter, read_adapter, strip_prefix
-from vla_rl.policies.safetensors_files import TensorEntry, has_weights, read_tensors
+from vla_rl.policies.peft_files import (
+    ADAPTER_FILE,
+    StoredAdapter,
+    adapter_entries,
+    read_adapter,
+    strip_prefix,
+)
+from vla_rl.policies.safetensors_files import TensorEntry, has_weights, read_tensors, sample_digest
 from vla_rl.runtime.bases import (
     ADAPTER_CONFIG_FILE,
     MOST_BASES,
@@ -40,7 +48,7 @@ from vla_rl.runtime.bases import (
     is_adapter_folder,
     named_base,
 )
-from vla_rl.runtime.external import path_inside
+from vla_rl.runtime.external import path_inside, shown
 from vla_rl.runtime.hub import checkpoint_folder, hidden_id, hub_id
 from vla_rl.runtime.locate import OFT_ADAPTER, refuse_oft
 
@@ -61,6 +69,12 @@ class Weights:
 
     def entries(self) -> dict[str, TensorEntry]:
         return files.weights_of(self.folder)
+
+    def digest(self) -> str:
+        """Tells these weights from others, by their files; adapters to be merged count by theirs."""
+        parts = [sample_digest(self.entries())]
+        parts += [sample_digest(adapter_entries(adapter.folder)) for adapter in self.adapters]
+        return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -94,7 +108,7 @@ def find_source(reference: str | Path, base: str = "", depth: int = 0) -> Source
         raise UserError(
             f"{reference}: adapters name each other as their base in a circle: give policy.base"
         )
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(
             f"No checkpoint folder at {folder}: expected a folder with config.json, or the id of a hub repository "
             f"such as openvla/openvla-7b{hidden_id(reference)}"
@@ -105,29 +119,45 @@ def find_source(reference: str | Path, base: str = "", depth: int = 0) -> Source
     description = read_checkpoint_config(folder)
     weights = Weights(folder)
     if description.base:
-        weights = _weights_of_base(folder, description.base, base, depth)
+        found, weights = _base_of(folder, description.base, base, depth)
+        description = replace(description, base=found)
+        _require_same_base(description, weights, folder, base)
     return Source(str(reference), folder, description, weights, folder / files.TOKENIZER_FILE)
 
 
-def _weights_of_base(folder: Path, named: str, base: str, depth: int) -> Weights:
-    """The weights under adapters of our own format, in the place they name or where the user says they are."""
+def _base_of(folder: Path, named: str, base: str, depth: int) -> tuple[str, Weights]:
+    """The base of adapters of our own format, in the place they name or where the user says it is."""
     named = _present(named, folder)
-    if hub_id(named) is None and Path(named).is_dir() and is_adapter_folder(Path(named)):
-        return find_source(named, base, depth + 1).weights  # the merged kind: base is theirs
+    if hub_id(named) is None and os.path.isdir(named) and is_adapter_folder(Path(named)):
+        return named, find_source(named, base, depth + 1).weights  # the merged kind: base is theirs
     found = base or named
     if hub_id(found) is None and not has_weights(Path(found)):
         raise UserError(
-            f"No model weights in {found}, the base of the adapters in {folder}: if it has moved, give policy.base"
+            f"No model weights in {shown(found)}, the base of the adapters in {folder}: if it has moved, give "
+            "policy.base"
         )
-    return find_source(found, "", depth + 1).weights
+    if hub_id(found) is None:
+        found = str(Path(found).resolve())
+    return found, find_source(found, "", depth + 1).weights
+
+
+def _require_same_base(description: Checkpoint, weights: Weights, folder: Path, given: str) -> None:
+    """Raise UserError where other weights lie in the base's place; of a base that the user gave, say so alone."""
+    wanted = description.base_digest
+    if wanted is None or weights.digest() == wanted:
+        return
+    found = f"the weights in {weights.folder} are not those that the adapters in {folder} were trained on"
+    if not given:
+        raise UserError(f"{found}: give the right ones as policy.base")
+    LOG.warning("%s", found)
 
 
 def _present(named: str, folder: Path) -> str:
     """`named` if it is there, else where adapter_config.json says, by a path that moved along with the folder."""
     named = find_base(named, folder)
-    if hub_id(named) is None and not Path(named).is_dir():
+    if hub_id(named) is None and not os.path.isdir(named):
         beside = named_base(folder) if (folder / ADAPTER_CONFIG_FILE).is_file() else ""
-        return beside if Path(beside).is_dir() else named
+        return beside if os.path.isdir(beside) else named
     return named
 
 
@@ -143,9 +173,10 @@ def _adapter_source(reference: str, folder: Path, base: str, depth: int) -> Sour
         raise UserError(
             f"{folder} holds adapters and does not say of which model (base_model_name_or_path): give policy.base"
         )
-    if not Path(named).is_dir() and hub_id(named) is None:
+    if not os.path.isdir(named) and hub_id(named) is None:
         raise UserError(
-            f"{folder} holds adapters of {named!r}, which is no folder here: give the model's folder as policy.base"
+            f"{folder} holds adapters of {shown(named)}, which is no folder here: give the model's folder as "
+            "policy.base"
         )
     inner = find_source(named, "", depth + 1)
     if inner.description.lora is not None:
@@ -153,11 +184,13 @@ def _adapter_source(reference: str, folder: Path, base: str, depth: int) -> Sour
             f"{inner.folder}, the base of the adapters in {folder}, is a checkpoint with adapters of its own: export "
             "it as a whole first (vla-rl export ... --merged)"
         )
+    description = with_adapter_files(inner.description, folder)
+    _require_same_base(description, inner.weights, folder, base)
     tokenizer = folder / files.TOKENIZER_FILE
     return Source(
         reference,
         folder,
-        with_adapter_files(inner.description, folder),
+        replace(description, base_digest=None),
         Weights(inner.weights.folder, [*inner.weights.adapters, adapter]),
         tokenizer if tokenizer.is_file() else inner.tokenizer,
     )
@@ -235,13 +268,14 @@ def load_network(
     if wanted is None:
         return Network(model, description, kinds)
     # checked before memory is taken for adapters of that size
-    tensors = None if stored is None else read_own_adapters(folder, description.model, stored)
+    tensors = own_adapters(source)
     lora.add_adapters(model, wanted)
     if tensors is not None:
         lora.load_adapter_state(model, tensors)
         return Network(model, replace(description, lora=wanted), kinds)
     named = source.reference if hub_id(source.reference) else str(folder.resolve())
-    return Network(model, replace(description, lora=wanted, base=named), kinds)
+    description = replace(description, lora=wanted, base=named, base_digest=weights.digest())
+    return Network(model, description, kinds)
 
 
 def read_own_adapters(folder: Path, model: ModelConfig, settings: LoraConfig) -> dict[str, Tensor]:
@@ -257,6 +291,14 @@ def read_own_adapters(folder: Path, model: ModelConfig, settings: LoraConfig) ->
     return tensors
 
 
+def own_adapters(source: Source) -> dict[str, Tensor] | None:
+    """The adapters that a checkpoint of ours keeps apart from its base; None where it has none."""
+    settings = source.description.lora
+    if settings is None:
+        return None
+    return read_own_adapters(source.folder, source.description.model, settings)
+
+
 def critic_file(source: Source) -> Path:
     return path_inside(source.folder, files.CRITIC_FILE, source=source.folder)
 
@@ -264,7 +306,10 @@ def critic_file(source: Source) -> Path:
 def open_tokenizer(source: Source) -> Tokenizer:
     """The checkpoint's tokenizer. Raises UserError if it is missing, damaged, or belongs to another model."""
     tokenizer = load_tokenizer(source.tokenizer)
-    Processor(source.description.model, tokenizer).prompt_ids(PROBE)
+    try:
+        Processor(source.description.model, tokenizer).prompt_ids(PROBE)
+    except UserError as error:
+        raise UserError(f"{source.tokenizer}: {error}") from error
     return tokenizer
 
 

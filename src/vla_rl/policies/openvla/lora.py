@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -127,7 +127,7 @@ def base_state(model: OpenVLA) -> dict[str, Tensor]:
     }
 
 
-def load_adapter_state(model: OpenVLA, state: dict[str, Tensor]) -> None:
+def load_adapter_state(model: OpenVLA, state: Mapping[str, Tensor]) -> None:
     """Load what `adapter_state` gave; names and shapes must have been checked."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -135,22 +135,23 @@ def load_adapter_state(model: OpenVLA, state: dict[str, Tensor]) -> None:
                 parameter.copy_(state[name.replace(f".{ADAPTER}.", ".")])
 
 
-@contextlib.contextmanager
-def adapters_off(model: OpenVLA) -> Iterator[None]:
-    """Within this context the model is its base."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+def frozen_twin(model: OpenVLA, adapters: Mapping[str, Tensor] | None) -> OpenVLA:
+    """The model with frozen adapters of its own; all other weights are shared with `model`, not copied.
 
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    trainable = [(p, p.requires_grad) for p in model.parameters()]
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for parameter, wanted in trainable:
-            parameter.requires_grad_(wanted)
+    adapters: As `adapter_state` gives them; None for fresh ones, with which the model is its base.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    twin = copy.deepcopy(
+        model, {id(tensor): tensor for name, tensor in tensors if not _is_adapter(name)}
+    )
+    if adapters is not None:
+        load_adapter_state(twin, adapters)
+    for name, parameter in twin.named_parameters():
+        if _is_adapter(name):
+            parameter.requires_grad_(False)
+            if adapters is None and ".lora_B." in name:
+                parameter.data.zero_()
+    return twin.eval()
 
 
 def same_shape(asked: LoraConfig, stored: LoraConfig) -> bool:

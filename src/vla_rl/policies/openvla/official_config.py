@@ -23,7 +23,7 @@ from vla_rl.config.openvla import (
     VisionTowerConfig,
 )
 from vla_rl.policies.statistics_files import DatasetStatistics
-from vla_rl.runtime.external import parse_json, read_json
+from vla_rl.runtime.external import parse_json, printable, read_json, shown
 
 CONFIG_FILE = "config.json"
 VISION_FILE = "vision.json"
@@ -158,7 +158,9 @@ def official_model(text: bytes, folder: Path) -> ModelConfig:
             action_bins=config.n_action_bins,
         )
     except ConfigError as error:
-        raise UserError(f"{path} describes no model that can be built: {error}") from error
+        raise UserError(
+            f"{path} describes no model that can be built: {printable(str(error))}"
+        ) from error
 
 
 def _name(folder: Path) -> str:
@@ -177,8 +179,8 @@ def _towers(named: Sequence[str], folder: Path) -> tuple[VisionTowerConfig, Visi
         )
     if tuple(named) != OFFICIAL_TOWERS:
         raise UserError(
-            f"{folder / CONFIG_FILE} names the vision towers {tuple(named)}; known are {OFFICIAL_TOWERS}. Give the "
-            f"sizes of other towers in {VISION_FILE}"
+            f"{folder / CONFIG_FILE} names the vision towers {shown(list(named))}; known are {OFFICIAL_TOWERS}. Give "
+            f"the sizes of other towers in {VISION_FILE}"
         )
     return OPENVLA_7B.dino, OPENVLA_7B.siglip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from vla_rl.config.errors import UserError
 from vla_rl.config.openvla import ModelConfig
 from vla_rl.config.policy import Conventions, PolicyConfig
-from vla_rl.config.serialize import to_json
 from vla_rl.functional import (
     action_log_softmax,
     entropy,
@@ -26,18 +24,23 @@ from vla_rl.functional import (
 )
 from vla_rl.policies.action_tokens import (
     ActionTokenizer,
+    dataset_name,
     gripper_from_libero,
     gripper_to_libero,
     select_statistics,
 )
 from vla_rl.policies.critic import CriticInput, build_critic
-from vla_rl.policies.fingerprint import fingerprint
 from vla_rl.policies.openvla import checkpoint as files
 from vla_rl.policies.openvla import lora
 from vla_rl.policies.openvla.config_files import Checkpoint
 from vla_rl.policies.openvla.decoding import TokenDecoder, record_cuda_graph
-from vla_rl.policies.openvla.exporting import save_policy
-from vla_rl.policies.openvla.loading import find_source, load_network, load_parts
+from vla_rl.policies.openvla.exporting import fingerprint_of, save_policy
+from vla_rl.policies.openvla.loading import (
+    find_source,
+    load_network,
+    load_parts,
+    own_adapters,
+)
 from vla_rl.policies.openvla.model import OpenVLA, critic_sizes, initialise
 from vla_rl.policies.openvla.processing import (
     Processor,
@@ -84,8 +87,8 @@ class OpenVLAPolicy(nn.Module):
         )
         if self.statistics.q01.size != description.action_dim:
             raise UserError(
-                f"Action statistics of {self.unnorm_key!r} have {self.statistics.q01.size} dimensions, the policy "
-                f"{description.action_dim}"
+                f"Action statistics of {dataset_name(self.unnorm_key)!r} have {self.statistics.q01.size} dimensions, "
+                f"the policy {description.action_dim}"
             )
         self.detach_values = False
         self.critic_restored = False
@@ -300,14 +303,17 @@ class OpenVLAPolicy(nn.Module):
     def keep_reference(self, folder: Path | str | None = None) -> None:
         """Fix the reference policy: the present weights, or those of a checkpoint (when resuming a run).
 
-        With adapters nothing is kept, the base is the reference. Without, this costs one copy of the weights.
+        It is a model of its own, so that several threads may evaluate both at once. With adapters it costs a copy of
+        those, the base is shared; without, a copy of all weights.
         """
+        source = None if folder is None else find_source(folder, self.config.base)
         if self.description.lora is not None:
+            adapters = lora.adapter_state(self.model) if source is None else own_adapters(source)
+            self._reference[:] = [lora.frozen_twin(self.model, adapters)]
             return
-        if folder is None:
+        if source is None:
             reference = copy.deepcopy(self.model)
         else:
-            source = find_source(folder, self.config.base)
             reference = load_network(source, self.config, self.device, self.model.dtype).model
         self._reference[:] = [reference.requires_grad_(False).eval()]
 
@@ -321,18 +327,14 @@ class OpenVLAPolicy(nn.Module):
         later says `keep_reference()` first.
         """
         raw, prompts, _ = self._inputs(observation)
-        if self.description.lora is not None:
-            with lora.adapters_off(self.model):
-                logits, _ = self._logits(self.model, raw, prompts, tokens)
-        else:
-            if not self._reference:
-                if self._version() != self._initial_version:
-                    raise RuntimeError(
-                        "the policy has been trained since it was made: call keep_reference() before training, "
-                        "or keep_reference(folder) with the initial checkpoint"
-                    )
-                self.keep_reference()
-            logits, _ = self._logits(self._reference[0], raw, prompts, tokens)
+        if not self._reference:
+            if self._version() != self._initial_version:
+                raise RuntimeError(
+                    "the policy has been trained since it was made: call keep_reference() before training, "
+                    "or keep_reference(folder) with the initial checkpoint"
+                )
+            self.keep_reference()
+        logits, _ = self._logits(self._reference[0], raw, prompts, tokens)
         return gather_log_probs(action_log_softmax(logits, temperature), tokens.to(self.device))
 
     def _version(self) -> int:
@@ -402,16 +404,9 @@ class OpenVLAPolicy(nn.Module):
     def critic_parameters(self) -> list[nn.Parameter]:
         return list(self.critic.parameters())
 
-    def fingerprint(self) -> str:
-        """Of the weights without the critic, sizes, image preprocessing, action statistics and tokenizer."""
-        facts = {
-            "model": to_json(self.description.model),
-            "action": [self.action_dim, self.action_chunk],
-            "statistics": vars(self.statistics),
-        }
-        text = json.dumps(facts, sort_keys=True, default=np.ndarray.tolist)
-        return fingerprint(self.model, text, self.processor.tokenizer.to_str())
-
     def save(self, folder: Path) -> None:
         """Write the checkpoint, see `exporting`. Adapters go without a base that has a folder."""
         save_policy(self, folder)
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self)

@@ -30,6 +30,10 @@ from vla_rl.report.page.summary import (
 )
 from vla_rl.report.run_data import Run
 
+_WEIGHTED = (
+    "Among the episodes a task weighs as much as the curriculum plays it; in the mean over tasks all that have been "
+    "played weigh alike."
+)
 _MOST_STACKED = 10  # tasks that can still be told apart by colour
 
 
@@ -101,15 +105,18 @@ def learning_curves(run: Run) -> str:
                 "Success while practising, all tasks",
                 run.metrics.index,
                 [
-                    Line("one iteration", success, "after", "faint"),
-                    Line(f"mean of the last {window} iterations", smooth, "after"),
+                    Line("episodes of one iteration", success, "after", "faint"),
+                    Line(f"episodes, mean of the last {window} iterations", smooth, "after"),
+                    *_mean_over_tasks(run),
                     *_evaluated_during(run),
                 ],
                 Axis(percent=True, height=260),
                 guides=_evaluated(run),
                 band=_warmup(run),
                 reading=percent(_last(smooth)),
-                note=_pace(run),
+                note=f"{_WEIGHTED} {_pace(run)}"
+                if len(run.metrics.under("success/")) > 1
+                else _pace(run),
             )
         )
     tasks = run.metrics.under("success/")
@@ -117,6 +124,14 @@ def learning_curves(run: Run) -> str:
         charts = [_task_curve(run, task, values) for task, values in tasks.items()]
         parts.append(f'<h3>Task by task</h3><div class="charts small">{"".join(charts)}</div>')
     return "".join(parts)
+
+
+def _mean_over_tasks(run: Run) -> list[Line]:
+    """Each task's recent success with the same weight; of one task it would be the same line again."""
+    values = run.metrics.get("curriculum/success_mean")
+    if values is None or len(run.metrics.under("success/")) < 2:
+        return []
+    return [Line("mean over tasks", values, "c2")]
 
 
 def curriculum(run: Run) -> str:

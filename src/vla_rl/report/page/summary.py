@@ -327,8 +327,10 @@ def _stopped_early(run: Run) -> str:
     played = practice_episodes(run)
     reached: list[tuple[float, str]] = []
     if (minutes := _limit(run, "minutes")) > 0:
-        # the last iteration may have been the one that passed the limit
-        share = seconds / (60 * minutes) / 0.95 if math.isfinite(seconds) else 1.0
+        if not math.isfinite(seconds):
+            return ""
+        # the last iteration may have been the one that would have passed the limit
+        share = seconds / (0.95 * 60 * minutes)
         reached.append((share, f"{duration(seconds)} of the planned {minutes:g} min"))
     if (planned := _limit(run, "episodes")) > 0:
         reached.append((played / planned, f"{played:,} of {planned:,.0f} planned episodes"))

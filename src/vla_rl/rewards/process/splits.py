@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
+from jaxtyping import Int64
 
 from vla_rl.config import UserError, nearest
-from vla_rl.rewards.process.examples import Rows
 from vla_rl.rewards.trajectories import Trajectory
 from vla_rl.runtime.external import read_json
 from vla_rl.runtime.files import write_json
@@ -39,9 +39,9 @@ _ANYWHERE = -1
 class Split:
     """Which episodes are learned from, which measure, and which belong to tasks that are never learned from."""
 
-    training: Rows
-    validation: Rows
-    held_out: Rows
+    training: Int64[np.ndarray, " T"]
+    validation: Int64[np.ndarray, " V"]
+    held_out: Int64[np.ndarray, " H"]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tiny_policies import INSTRUCTIONS
 
+from builders.policies import INSTRUCTIONS
 from vla_rl.config import (
     OPENVLA_7B,
     LanguageConfig,
