@@ -256,7 +256,7 @@ from vla_rl.config import TrainConfig
 from vla_rl.runtime.run_folder import Run
 run = Run.create(sys.argv[1], "first", TrainConfig(), [])
 print("held", flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 
