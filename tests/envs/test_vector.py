@@ -29,8 +29,8 @@ from faulty_envs import (
 )
 
 from vla_rl.config import ConfigError, EnvConfig, UserError
-from vla_rl.envs.vector import worker_process
 from vla_rl.envs.known_answers import make_bandit_envs, make_chain_envs
+from vla_rl.envs.vector import worker_process
 from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.types import EpisodeSpec
