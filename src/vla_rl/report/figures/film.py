@@ -113,8 +113,9 @@ def _save(frames: Sequence[Any], durations: list[int], target: Path, suffix: str
     options: dict[str, Any] = {"save_all": True, "duration": durations, "loop": 0}
     options["format"] = suffix.removeprefix(".")
     if suffix == ".gif":
-        # one palette for all frames, so that colours do not flicker and unchanged pixels cost nothing
-        palette = frames[len(frames) // 2].quantize(128, dither=0)
+        # one palette for all frames, so that colours do not flicker and unchanged pixels cost nothing; the last frame
+        # has every colour of the captions
+        palette = frames[-1].quantize(128, dither=0)
         frames = [frame.quantize(palette=palette, dither=0) for frame in frames]
         options["optimize"] = True
     else:
