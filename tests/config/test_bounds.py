@@ -194,6 +194,7 @@ def test_what_is_said(make: Any, message: str) -> None:
         (Annotated[float, Gt(0), Lt(0.5)], "above 0 and below 0.5"),
         (Annotated[float, Ge(2), Lt(3.5)], "at least 2 and below 3.5"),
         (Annotated[float, Gt(1), OrZero()], "0, or above 1"),
+        (Annotated[float, Gt(0), Le(1e30)], "above 0 and at most 1e+30"),
         (Annotated[int, Le(10_000_000)], "at most 10000000"),
         (tuple[Count, ...], "each at least 1"),
         (tuple[str, ...], ""),

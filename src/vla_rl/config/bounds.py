@@ -262,7 +262,7 @@ def bounds_of(hint: Any) -> Bounds:
 def bounds_in_words(hint: Any) -> str:
     """The bounds of a field for its help, `at least 1`; those of its items for a list. Empty without."""
     bounds = bounds_of(hint)
-    words = bounds.words().removeprefix("of ")
+    words = bounds.words().replace("of at", "at")
     words = f"0, or {words}" if bounds.or_zero else words
     inner = without_bounds(hint)
     if not words and get_origin(inner) is tuple:
