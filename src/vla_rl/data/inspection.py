@@ -18,6 +18,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from vla_rl.runtime.children import start_program
 from vla_rl.runtime.external import Phrase, fault
 
 PROGRAM = (
@@ -95,12 +96,11 @@ class Inspector:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
             self._owner = os.getpid()
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM.format(path=sys.path)],
+            self._process = start_program(
+                PROGRAM.format(path=sys.path),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the parent, whose end the child notices
             )
         return self._process
 

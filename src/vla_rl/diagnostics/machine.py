@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from vla_rl.envs.benchmark import Installation
 
+from vla_rl.runtime.children import run_program
 from vla_rl.runtime.cpus import available_cpus
 
 Status = Literal["ok", "warn", "fail"]
@@ -382,11 +383,7 @@ def _guarded(name: str, look: Callable[[], Check]) -> Check:
 def _run_python(code: str, environment: dict[str, str]) -> tuple[bool, str]:
     """Run `code` in another interpreter: (True, stdout) or (False, one line saying why not)."""
     try:
-        answer = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PROBE_TIMEOUT,
-            check=False, env=environment,
-        )  # fmt: skip
+        answer = run_program(code, timeout=PROBE_TIMEOUT, environment=environment)
     except subprocess.TimeoutExpired:
         return False, f"no answer within {PROBE_TIMEOUT:.0f} s"
     if answer.returncode < 0:

@@ -4,7 +4,7 @@ A child is a fresh interpreter through `subprocess`, not `multiprocessing`: noth
 torch threads have started hangs), and the user's main script, which may import torch, is not run again in every child.
 
 - It ends with its parent, however that ends: it watches a pipe that the parent alone holds open, and on Linux the
-  kernel kills it as well.
+  kernel kills it as well, even where an extension module holds the interpreter for ever.
 - It ignores Ctrl-C, SIGTERM and SIGHUP, from its first instruction on: a batch system, a service manager or a terminal
   sends them to all processes of a job, and what becomes of the job is the parent's to decide. The parent may pass a
   signal on (`Child.pass_on`), which `graceful_stop` in the child heeds.
@@ -12,7 +12,6 @@ torch threads have started hangs), and the user's main script, which may import 
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import select
@@ -28,7 +27,12 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from vla_rl.runtime.signals import block_signals, leave_signals_to_parent, receive_from_parent
+from vla_rl.runtime.signals import (
+    STOPPING,
+    block_signals,
+    leave_signals_to_parent,
+    receive_from_parent,
+)
 
 CLOSE_TIMEOUT = 2.0
 """Seconds in which a child that is asked to end may do so by itself."""
@@ -37,8 +41,20 @@ _PARENT_CHECK = 1000  # milliseconds
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PROGRAM = (
     "import sys; sys.path[:] = {path!r}; from vla_rl.runtime.children import run_child; "
-    "run_child({pipe}, {lifeline}, {parent}, {kill_with_parent})"
+    "run_child({pipe}, {lifeline}, {parent})"
 )
+# before anything else, and without a module of ours: what a child owes its parent
+_GUARD = """
+import os, signal, sys
+for number in {signals}:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signals})
+if {kill_with_parent}:
+    import ctypes
+    ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {SIGKILL})
+if os.getppid() != {parent}:
+    os._exit(1)
+"""
 
 Serve = Callable[[Connection], None]
 """What a child does: talk through the connection, and return when it is done or the other end closes. Must be
@@ -47,6 +63,55 @@ importable by name."""
 
 class ChildLostError(Exception):
     """The process ended before its work was done. The text says how, with its last words."""
+
+
+def start_program(
+    program: str, *, options: Sequence[str] = (), **keywords: Any
+) -> subprocess.Popen[bytes]:
+    """Start a Python program in a fresh interpreter that leaves signals to this process and ends with it.
+
+    options: of the interpreter. keywords: of `subprocess.Popen`. On Linux alone the kernel sees to its end, and only for
+    a program that the main thread started; elsewhere it has to notice by itself, by the end of its input for example.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    guard = _GUARD.format(
+        signals=tuple(map(int, STOPPING)),
+        # the kernel's "parent" is the thread that started it, and only the main thread lives as long as we do
+        kill_with_parent=main_thread and sys.platform == "linux",
+        PR_SET_PDEATHSIG=_PR_SET_PDEATHSIG,
+        SIGKILL=int(signal.SIGKILL),
+        parent=os.getpid(),
+    )
+    # what a terminal sends reaches the parent alone; what is sent to everybody waits until the guard is there
+    with block_signals():
+        return subprocess.Popen(
+            [sys.executable, *options, "-c", guard + program], start_new_session=True, **keywords
+        )
+
+
+def run_program(
+    program: str,
+    *,
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
+    options: Sequence[str] = (),
+) -> subprocess.CompletedProcess[str]:
+    """Run such a program to its end. Raises `subprocess.TimeoutExpired` after `timeout` seconds, and ends it."""
+    with start_program(
+        program,
+        options=options,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=None if environment is None else dict(environment),
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+        texts = [text.decode(errors="replace") for text in (out, err)]
+        return subprocess.CompletedProcess(process.args, process.returncode, *texts)
 
 
 class Child:
@@ -68,24 +133,17 @@ class Child:
         ours, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         self._stderr = tempfile.TemporaryFile() if keep_stderr else None  # noqa: SIM115
-        main_thread = threading.current_thread() is threading.main_thread()
         program = _PROGRAM.format(
-            path=sys.path,
-            pipe=theirs.fileno(),
-            lifeline=lifeline,
-            parent=os.getpid(),
-            # the kernel's "parent" is the thread that started it, and only the main thread lives as long as we do
-            kill_with_parent=main_thread,
+            path=sys.path, pipe=theirs.fileno(), lifeline=lifeline, parent=os.getpid()
         )
         try:
-            with theirs, block_signals():
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", program],
+            with theirs:
+                self._process = start_program(
+                    program,
                     stdin=subprocess.DEVNULL,
                     stderr=self._stderr,
                     pass_fds=(theirs.fileno(), lifeline, *descriptors),
                     env=None if environment is None else dict(environment),
-                    start_new_session=True,  # what a terminal sends reaches the parent alone
                 )
         except BaseException:
             ours.close()
@@ -147,13 +205,10 @@ class Child:
         self.kill()
 
 
-def run_child(pipe: int, lifeline: int, parent: int, kill_with_parent: bool) -> None:
+def run_child(pipe: int, lifeline: int, parent: int) -> None:
     """Entry point of the process: what `Child` starts calls this and nothing else."""
     faulthandler.enable()
     leave_signals_to_parent()
-    if kill_with_parent and sys.platform == "linux":
-        # the watch below needs the interpreter, which an extension module may hold for ever
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_watch, args=(lifeline, parent), daemon=True).start()
     connection = Connection(pipe)
     status = 1

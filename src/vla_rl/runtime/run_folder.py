@@ -190,7 +190,7 @@ class Run:
         _require_run(folder)
         lock = FolderLock(folder)
         try:
-            for part in (folder, folder / CHECKPOINTS, folder / "eval"):
+            for part in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
                 sweep(part, all_dead=True)
             if config is not None:
                 write_json(folder / CONFIG, to_json(config))

@@ -183,13 +183,10 @@ def block_signals() -> Iterator[None]:
 
 
 def leave_signals_to_parent() -> None:
-    """For a child process: ignore what ends a command, but stop when the parent says so (`receive_from_parent`)."""
+    """For a child process, which ignores what ends a command: stop when the parent says so (`receive_from_parent`)."""
     global _is_child
     _is_child = True
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
     signal.signal(_PASSED_ON, _raise_stopped)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def receive_from_parent(number: int) -> None:

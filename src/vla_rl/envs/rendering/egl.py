@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,12 +154,15 @@ def wrong_device_id() -> str:
 @functools.cache
 def _devices_apart() -> list[EglDevice]:
     """`egl_devices` asked in another process: a driver that fails takes nothing with it, and CUDA hides no GPU."""
+    from vla_rl.runtime.children import run_program
+
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    program = f"import runpy; runpy.run_path({str(Path(__file__))!r}, run_name='__main__')"
     try:
-        answer = subprocess.run(
-            [sys.executable, "-I", "-S", str(Path(__file__))],
-            capture_output=True, text=True, timeout=_TIMEOUT, check=True, env=environment,
-        )  # fmt: skip
+        answer = run_program(
+            program, timeout=_TIMEOUT, environment=environment, options=("-I", "-S")
+        )
+        answer.check_returncode()
         return [EglDevice(*device) for device in json.loads(answer.stdout.splitlines()[-1])]
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return []
