@@ -1,4 +1,4 @@
-# The verbs of this repository. `make` alone lists them. Continuous integration calls `make test`.
+# The verbs of this repository. `make` alone lists them. Continuous integration calls `make test-all`.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help quickstart setup setup-dev test check format bench docs docs-config clean
@@ -6,9 +6,12 @@
 BIN := .venv/bin
 # Handed on: make quickstart ARGS="--minutes 2", make test ARGS="tests/functional"
 ARGS ?=
+# Processes of pytest; each takes a core and up to 2 GB. One for a debugger: make test JOBS=0 ARGS="--pdb"
+JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 help:  ## list these verbs
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-19s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-21s%s\n", $$1, $$2 }'
 
 quickstart: setup  ## set up, then demonstrations, fine-tuning, PPO, evaluation and the report
 	$(BIN)/vla-rl quickstart $(ARGS)
@@ -19,8 +22,17 @@ setup:  ## install into .venv what the quickstart needs (the second time: at onc
 setup-dev:  ## the same with the tools for development
 	@bash scripts/setup.sh dev
 
-test: check  ## set up, lint, type-check, check the layers, run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+test: check  ## set up, lint, type-check, check the layers, run the tests
+	$(PYTEST) $(ARGS)
+
+test-all: check  ## the same and what takes long: every task of LIBERO, other kernels
+	$(PYTEST) -m "" $(ARGS)
+	$(MAKE) test-kernels
+
+# What PyTorch, oneDNN and MKL do on a processor without AVX: other kernels round differently.
+test-kernels: setup-dev  ## the numerical tests again, with the plainest kernels
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(PYTEST) -m "not slow and not sim" \
+	    tests/functional tests/algorithms tests/policies tests/rollout tests/rewards $(ARGS)
 
 check: setup-dev  ## ruff, formatting, pyright, import-linter
 	$(BIN)/ruff check .

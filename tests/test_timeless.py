@@ -49,9 +49,9 @@ def clock_readings(tree: ast.AST) -> set[str]:
 
 
 def timed_statements(source: str) -> list[int]:
-    """Lines that set a deadline for examples, or assert something about a clock."""
+    """Lines that set a deadline for examples or for another process, or assert something about a clock."""
     tree = ast.parse(source)
-    lines = [node.value.lineno for node in ast.walk(tree) if is_deadline(node)]
+    lines = [line for node in ast.walk(tree) for line in deadlines(node)]
     functions = [
         node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
@@ -65,8 +65,20 @@ def timed_statements(source: str) -> list[int]:
     return sorted(set(lines))
 
 
-def is_deadline(node: ast.AST) -> bool:
-    return isinstance(node, ast.keyword) and node.arg == "deadline"
+WAITING = {"run", "call", "check_call", "check_output", "communicate", "wait", "wait_procs", "join"}
+
+
+def deadlines(node: ast.AST) -> list[int]:
+    """What hangs is ended by the time limit in pyproject.toml, which is there for nothing else."""
+    if not isinstance(node, ast.Call):
+        return []
+    called = node.func
+    name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+    return [
+        keyword.value.lineno
+        for keyword in node.keywords
+        if keyword.arg == "deadline" or (keyword.arg == "timeout" and name in WAITING)
+    ]
 
 
 def test_no_test_has_a_deadline_or_asserts_a_wall_time():
@@ -92,6 +104,7 @@ def test_no_test_has_a_deadline_or_asserts_a_wall_time():
             "    assert 0 < took < 1",
             [5],
         ),
+        ("def test_it():\n    subprocess.run(command, check=True,\n        timeout=60)", [3]),
         ("def test_it():\n    assert timeit.timeit(work) < 1", [2]),
         ("def test_it():\n    name = time.strftime('%Y')\n    assert name", []),
         ("def test_it():\n    start = time.time()\n    assert work()", []),

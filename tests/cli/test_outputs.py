@@ -31,11 +31,12 @@ COMMANDS = {
     f"reward train --datasets {MISSING} --out": "file",
     f"reward eval {MISSING} --out": "file",
     f"reward score {MISSING} {MISSING} --out": "folder.png",
-    f"scaling {MISSING} --choosers random --out": "file",
-    f"curve {MISSING} --out": "folder.png",
+    f"test-time {MISSING} --choosers random --out": "file",
+    f"learning-curve {MISSING} --out": "folder.png",
     f"ablate --checkpoint {MISSING} --out": "file",
     f"export {MISSING} --out": "file",
     f"report {MISSING} --out": "folder",
+    f"film {MISSING} --out": "folder.gif",
     "quickstart --out": "file",
 }
 
@@ -44,7 +45,8 @@ COMMANDS = {
 def obstacles(tmp_path: Path) -> Path:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder.png").mkdir()
+    for name in ("folder.png", "folder.gif"):
+        (tmp_path / name).mkdir()
     return tmp_path
 
 
@@ -61,7 +63,9 @@ def test_an_output_in_the_way_is_named_before_anything_is_read(
 
 
 @pytest.mark.parametrize("name", ["picture.xyz", "picture"])
-@pytest.mark.parametrize("words", [f"curve {MISSING}", f"reward score {MISSING} {MISSING}"])
+@pytest.mark.parametrize(
+    "words", [f"learning-curve {MISSING}", f"reward score {MISSING} {MISSING}"]
+)
 def test_a_picture_of_an_unknown_kind_is_refused_before_anything_is_read(
     words: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,7 +77,7 @@ def test_a_picture_of_an_unknown_kind_is_refused_before_anything_is_read(
 @pytest.fixture
 def play_on_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        evaluate, "ProcessVectorEnv", lambda config: SerialVectorEnv(config, make_chain_envs)
+        evaluate, "make_vector_env", lambda config: SerialVectorEnv(config, make_chain_envs)
     )
 
 

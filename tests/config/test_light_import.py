@@ -32,3 +32,13 @@ def test_importing_it_imports_neither_torch_nor_simulators_nor_the_option_parser
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_overview_of_the_commands_needs_neither_arrays_nor_a_validating_library() -> None:
+    heavy = ("torch", "numpy", "pydantic", "tyro", "rich")
+    code = (
+        "import sys; from vla_rl.cli import main; main(['--help']); "
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

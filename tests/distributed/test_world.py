@@ -14,6 +14,8 @@ import torch
 from thread_ranks import ThreadRank, on_ranks
 from torch import nn
 
+from builders.policies import narrow_policy
+from builders.rollouts import window
 from vla_rl.algorithms.advantages import compute_advantages
 from vla_rl.algorithms.gradients import ThreadedGradients
 from vla_rl.algorithms.learner import TrainingDivergedError
@@ -24,15 +26,13 @@ from vla_rl.config import (
     CriticConfig,
     CurriculumConfig,
     OptimizerConfig,
-    PolicyConfig,
     PPOConfig,
     ScheduleConfig,
     TrainConfig,
-    tiny_model,
 )
 from vla_rl.curriculum import Outcomes, TaskSampler
 from vla_rl.distributed import SingleProcess, World
-from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.policies import OpenVLAPolicy
 from vla_rl.training.state import TrainState, open_training_run
 from vla_rl.types import Rollout
 
@@ -45,49 +45,28 @@ SHARED, SEPARATE = CriticConfig(kind="shared"), CriticConfig(kind="separate")
 
 
 def policy_with(critic: CriticConfig) -> OpenVLAPolicy:
-    model = tiny_model(32)
-    tower = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 32, "stem_channels": (8, 8, 8)}
-    narrow = replace(
-        model,
-        dino=replace(model.dino, **tower),
-        siglip=replace(model.siglip, **tower),
-        language=replace(model.language, hidden=32, layers=1, heads=2, mlp_width=64),
-        action_bins=8,
-    )
-    return OpenVLAPolicy.create(
-        narrow, ["go on"], identity_statistics("test", 4), 4, 1, PolicyConfig(critic=critic, device="cpu")
-    )  # fmt: skip
+    return narrow_policy(["go on"], critic)
 
 
 def play(policy: OpenVLAPolicy, iteration: int, turns: int = 5, envs: int = 6) -> Rollout:
     """A window of noise, played by the policy; every third turn has no outcome in one environment."""
     rng = np.random.default_rng(iteration)
     shape = (turns, envs)
-    no = np.zeros(shape, bool)
-    rollout = Rollout(
+    valid = np.ones(shape, bool)
+    valid[::3, 2] = False
+    rollout = window(
+        turns,
+        envs,
         images=rng.integers(0, 256, (*shape, 32, 32, 3), dtype=np.uint8),
-        task_ids=np.zeros(shape, np.int64),
-        tasks=("task",),
         instructions=("go on",),
-        initial_states=np.zeros(shape, np.int64),
-        episode_ids=np.zeros(shape, np.int64),
-        group_ids=np.zeros(shape, np.int64),
-        proprio=np.zeros((*shape, 4), np.float32),
         time_fraction=rng.random(shape, dtype=np.float32),
-        tokens=np.zeros((*shape, 4), np.int64),
-        log_probs=np.zeros((*shape, 4), np.float32),
-        values=np.zeros(shape, np.float32),
         rewards=rng.random(shape, dtype=np.float32),
         terminated=rng.random(shape) < 0.2,
-        truncated=no,
-        final_values=np.zeros(shape, np.float32),
         next_values=rng.random(envs, dtype=np.float32),
         next_images=np.zeros((envs, 32, 32, 3), np.uint8),
         succeeded=rng.random(shape) < 0.5,
-        valid=~no,
-        temperature=1.0,
+        valid=valid,
     )
-    rollout.valid[::3, 2] = False
     uniforms = rng.random((turns * envs, 4), dtype=np.float32)
     output = policy.act(rollout.flat_observation(), 1.0, uniforms)
     return replace(

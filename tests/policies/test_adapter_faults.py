@@ -12,9 +12,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_checkpoints import CPU, LORA, edit, save_adapted, save_exported, save_official, save_own
-from tiny_policies import INSTRUCTIONS, make_observation
 
+from builders.checkpoints import (
+    CPU,
+    LORA,
+    edit,
+    save_adapted,
+    save_exported,
+    save_official,
+    save_own,
+)
+from builders.policies import INSTRUCTIONS, make_observation
 from vla_rl.config import Conventions, ExportConfig, ImagePreprocessing, PolicyConfig, UserError
 from vla_rl.diagnostics.checkpoint import examine_checkpoint
 from vla_rl.policies import OpenVLAPolicy
@@ -273,3 +281,24 @@ def test_statistics_of_the_adapters_give_the_size_of_actions(room: Path) -> None
 def test_a_record_of_another_size_than_the_statistics(room: Path) -> None:
     edit(room / "exported" / "vla_rl.json", "action_dim", value=7)
     refused(room / "exported", r"vla_rl\.json says that actions have 7 numbers, but .* have 4")
+
+
+@pytest.mark.parametrize("folder", ["exported", "exported-run"])
+def test_other_weights_in_the_bases_place(
+    room: Path, folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A path says where the base was, not that it is still the same."""
+    for file in ("config.json", "model.safetensors"):
+        (room / "base" / file).replace(room / file)
+    edit(room / "exported-run" / "config.json", "vla_rl", "base", value=str(room / "base"))
+    weights = load_file(room / "model.safetensors")
+    save_file({n: t + 0.01 for n, t in weights.items()}, room / "base" / "model.safetensors")
+    shutil.copy(room / "config.json", room / "base")
+    refused(
+        room / folder, rf"weights in {room}/base are not those that the adapters in .* policy\.base"
+    )
+    load(room / folder, base=str(room / "base"))  # the user's own word
+    assert "are not those" in caplog.text
+    # the same values in another precision are the same weights
+    save_file({n: t.double() for n, t in weights.items()}, room / "base" / "model.safetensors")
+    load(room / folder)

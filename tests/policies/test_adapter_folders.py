@@ -94,7 +94,7 @@ def test_peft_loads_what_a_run_saves_and_what_is_exported(
         policy = OpenVLAPolicy.from_checkpoint(base, settings())
         before = log_probs(policy)
         policy.model = inner
-        torch.testing.assert_close(log_probs(policy), log_probs(trained), atol=1e-6, rtol=0)
+        torch.testing.assert_close(log_probs(policy), log_probs(trained), atol=1e-5, rtol=0)
         assert (log_probs(trained) - before).abs().max() > 0.1
     assert not (tmp_path / "exported" / "model.safetensors").exists()
 
@@ -109,7 +109,7 @@ def test_merged_weights_play_as_the_adapters_do(trained: OpenVLAPolicy, tmp_path
     want = trained.model.get_submodule("language_model.model.layers.1.self_attn.q_proj")
     theirs = want.base_layer.weight + want.get_delta_weight("default")
     name = "language_model.model.layers.1.self_attn.q_proj.weight"
-    torch.testing.assert_close(ours[name], theirs, atol=1e-7, rtol=0)
+    torch.testing.assert_close(ours[name], theirs, atol=1e-6, rtol=0)
 
 
 def test_merging_rounds_once_and_to_what_is_asked(trained: OpenVLAPolicy, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_official_adapters_are_merged_as_peft_merges_them(
     got = policy.model.state_dict()
     assert set(got) == set(want)
     for name, tensor in want.items():
-        torch.testing.assert_close(got[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+        torch.testing.assert_close(got[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
     plain = OpenVLAPolicy.from_checkpoint(base, settings())
     moved = [n for n, t in plain.model.state_dict().items() if not torch.equal(t, got[n])]
     assert all(n.endswith(tuple(f"{t}.weight" for t in targets)) for n in moved)
@@ -199,7 +199,7 @@ def test_a_base_that_has_moved_is_given(base: Path, tmp_path: Path, trained: Ope
             OpenVLAPolicy.from_checkpoint(tmp_path / name, settings())
         moved = settings(base=str(tmp_path / "elsewhere"))
         got = OpenVLAPolicy.from_checkpoint(tmp_path / name, moved)
-        torch.testing.assert_close(log_probs(got), want[name], atol=1e-6, rtol=0)
+        torch.testing.assert_close(log_probs(got), want[name], atol=1e-5, rtol=0)
 
 
 def test_an_exported_adapter_gives_the_policy_back(trained: OpenVLAPolicy, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_rank_stabilised_adapters_are_scaled_by_the_root(base: Path, tmp_path: P
 
     usual = delta()
     edited(tmp_path / "adapter", use_rslora=True)
-    torch.testing.assert_close(delta(), usual * 2, atol=1e-6, rtol=0)  # sqrt(rank 4)
+    torch.testing.assert_close(delta(), usual * 2, atol=1e-5, rtol=1e-5)  # sqrt(rank 4)
 
 
 def test_only_adapted_policies_export_adapters(base: Path, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_checkpoints import CPU, edit, save_official, save_own, write
 from tokenizers import Tokenizer
 
+from builders.checkpoints import CPU, edit, save_official, save_own, write
 from vla_rl.config import Conventions, UserError
 from vla_rl.diagnostics.checkpoint import examine_checkpoint
 from vla_rl.policies import OpenVLAPolicy

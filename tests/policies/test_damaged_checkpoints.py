@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_checkpoints import CPU, save_adapted, save_exported, save_official, save_own
 
+from builders.checkpoints import CPU, save_adapted, save_exported, save_official, save_own
 from builders.policies import INSTRUCTIONS, make_observation
 from damage import ByteDamage, JsonDamage, byte_damage, changed, json_damage, load_or_user_error
 from vla_rl.config import UserError

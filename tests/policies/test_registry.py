@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_checkpoints import CPU, edit, save_exported, save_own
 
+from builders.checkpoints import CPU, edit, save_exported, save_own
 from vla_rl.config import PPOConfig, UserError
 from vla_rl.diagnostics.checkpoint import examine_checkpoint
 from vla_rl.diagnostics.machine import Check

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -51,10 +52,8 @@ class Command:
         """Send a signal to the command, or to all processes of it at once, as batch systems do."""
         pids = [process.pid for process in marked(self.mark)] if everybody else [self.pid]
         for pid in pids:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, number)
-            except ProcessLookupError:
-                pass
 
     def output(self) -> str:
         return self.out.read_text(errors="replace")

@@ -20,7 +20,11 @@ from vla_rl.recipes.presets import PRESETS, preset
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_cell_differs_from_the_whole_in_one_thing(name: str) -> None:
     base = preset(name)
-    base = replace(base, reward=replace(base.reward, model="runs/reward", form="additive"))
+    base = replace(
+        base,
+        reward=replace(base.reward, kind="auto", model="runs/reward", form="additive"),
+        curriculum=replace(base.curriculum, mode="frontier"),
+    )
     expected = {
         "full": set(),
         "no-reward": {"reward.model"},
@@ -59,6 +63,25 @@ def test_the_simulators_reward_is_taken_apart_like_a_reward_models() -> None:
     config = AblationConfig(checkpoint="policy", reward_kind="simulator")
     kinds = {c: planned_run(config, c, 0).reward.chosen_kind for c in ("full", "no-reward")}
     assert kinds == {"full": "simulator", "no-reward": "success"}
+    # a preset keeps its own
+    of_preset = AblationConfig(preset="toy", checkpoint="policy")
+    assert planned_run(of_preset, "full", 0).reward == preset("toy").reward
+    assert planned_run(of_preset, "no-reward", 0).reward.chosen_kind == "success"
+
+
+def test_a_cell_without_a_difference_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No dense reward was given, and the toy's preset draws its tasks evenly."""
+    monkeypatch.setattr(recipe, "_complete", lambda run: True)
+    monkeypatch.setattr(recipe, "write_results", lambda config, runs: sorted({c for c, _ in runs}))
+    config = AblationConfig(
+        preset="toy", checkpoint="x", out=str(tmp_path), reward_kind="success",
+        cells=("full", "no-reward", "no-curriculum", "learning-rate"),
+    )  # fmt: skip
+    assert ablate(config) == ["full", "learning-rate"]
+    told = " ".join("".join(capsys.readouterr()).split())
+    assert "as the whole recipe is without it already: no-reward, no-curriculum" in told
 
 
 def pretend(run: TrainConfig, successes: list[int]) -> None:

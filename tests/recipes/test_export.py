@@ -20,6 +20,7 @@ from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.openvla import examining
 from vla_rl.policies.openvla.loading import find_source
 from vla_rl.recipes.export import export
+from vla_rl.runtime.checkpoint import write_checkpoint
 from vla_rl.types import Observation
 
 INSTRUCTIONS = ("open the drawer", "close the drawer")
@@ -51,7 +52,8 @@ def adapted(base: Path, tmp_path: Path) -> OpenVLAPolicy:
         for name, parameter in policy.model.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
-    policy.save(tmp_path / "run" / "checkpoints" / "iteration-000010" / "policy")
+    folder = tmp_path / "run" / "checkpoints" / "iteration-000010"
+    write_checkpoint(folder, tensors={}, state={}, write_policy=policy.save)
     return policy
 
 

@@ -122,6 +122,13 @@ def of_study(out: Path) -> Any:
     }
 
 
+def of_quickstart(out: Path) -> Any:
+    evaluations = {
+        path.name: untimed(json.loads(path.read_text())) for path in out.glob("ppo/eval/*.json")
+    }
+    return contents(out / "demos"), of_fine_tuning(out / "sft"), evaluations
+
+
 @dataclass(frozen=True)
 class Case:
     """A command line with {out} and {course} in it, and what of its output counts."""
@@ -161,6 +168,16 @@ CASES = {
         of_reward_model,
     ),
     "export": Case("export {course}/policy --out {out}", of_dataset),
+    "test-time": Case(
+        f"test-time {{course}}/policy --choosers random --sizes 1 2 --protocol.suite {SUITE} "
+        "--protocol.episodes-per-task 2 --workers 2 --bootstrap 100 --out {out}",
+        of_study,
+    ),
+    "quickstart": Case(
+        f"quickstart --preset {PRESET} --demos-per-task 2 --sft-epochs 4 --episodes 16 --episodes-per-task 2 "
+        "--out {out}",
+        of_quickstart,
+    ),
 }  # fmt: skip
 QUICK = ("demos", "sft", "train", "ablate")
 

@@ -30,6 +30,8 @@ from vla_rl.recipes.evaluate_reward import (
 from vla_rl.recipes.train_reward import epoch_of, read_trajectories, reward_model_rows, train_reward
 from vla_rl.rewards.process.examples import build_examples
 from vla_rl.rewards.process.loading import load_reward_model
+from vla_rl.rewards.process.mismatched import Mismatches
+from vla_rl.rewards.process.splits import split_of
 from vla_rl.rewards.process.tiny import TinyProcessRewardModel
 from vla_rl.rewards.trajectory_files import save_trajectories
 from vla_rl.runtime.video import read_video
@@ -78,11 +80,12 @@ def test_the_same_configuration_gives_the_same_reward_model_to_the_bit(dataset, 
         assert torch.equal(one, other)
 
 
-def test_an_epoch_is_every_labelled_decision_and_the_share_of_mismatched_ones(dataset):
+def test_an_epoch_is_every_labelled_turn_and_the_share_of_mismatched_ones(dataset):
     settings = config(dataset, "unused", mismatched_share=0.25).resolved()
     examples = build_examples(read_trajectories(settings), settings.labels)
     rows = np.concatenate([np.arange(30), np.arange(60, 90)])  # five episodes of each task
-    batches = list(epoch_of(settings, examples, rows, epoch=1))
+    mismatches = Mismatches(examples, rows, examples.instructions)
+    batches = list(epoch_of(settings, examples, mismatches, epoch=1))
     matched = np.concatenate([b.matched for b in batches])
     positive = np.concatenate([b.positive for b in batches])
     assert (matched.sum(), (~matched).sum()) == (60, 20)
@@ -98,7 +101,11 @@ def test_an_epoch_is_every_labelled_decision_and_the_share_of_mismatched_ones(da
             own[a.tobytes()] == w for a, w in zip(batch.actions, batch.instructions, strict=True)
         ]
         np.testing.assert_array_equal(same, batch.matched)
-    again = next(epoch_of(settings, examples, rows, epoch=2))
+    # lamps have something in common: the burning one alone is certainly not the other
+    lent = np.concatenate([b.actions[~b.matched] for b in batches])
+    final = {examples.actions[row].tobytes() for row in rows if examples.final[row]}
+    assert {action.tobytes() for action in lent} <= final
+    again = next(epoch_of(settings, examples, mismatches, epoch=2))
     assert not np.array_equal(again.actions, batches[0].actions)
 
 
@@ -175,11 +182,28 @@ def test_training_goes_on_from_a_reward_model(run, dataset, tmp_path):
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert line["reward/loss"] < 0.5 * first["reward/loss"]
     assert more.description == load_reward_model(run).description
+    # whatever its seed, what the first one learned from does not measure it
+    other_seed = replace(settings, seed=7, out=str(tmp_path / "seed"))
+    train_reward(other_seed)
+    played = read_trajectories(other_seed)
+    first, second = split_of(run, played), split_of(tmp_path / "seed", played)
+    np.testing.assert_array_equal(first.validation, second.validation)
     with pytest.raises(UserError, match="trained with prompt"):
         train_reward(replace(settings, prompt="Is {instruction} done?", out=str(tmp_path / "no")))
     other = save_trajectories(tmp_path / "larger", episodes(2, size=48))
     with pytest.raises(UserError, match="32 x 32, got 48 x 48"):
         train_reward(replace(settings, datasets=(str(other),), out=str(tmp_path / "no")))
+
+
+def test_where_no_instruction_can_be_denied_it_is_said_and_training_goes_on(tmp_path, capsys):
+    lamps = [replace(t, instruction=f"{verb} the lamp", task=verb) for verb in ("light", "dim")
+             for t in (trajectory(1, True), trajectory(2, False))]  # fmt: skip
+    folder = save_trajectories(tmp_path / "lamps", lamps)
+    train_reward(config(folder, tmp_path / "out", epochs=1, validation_fraction=0.0))
+    told = "".join(capsys.readouterr())
+    assert "no other task's image is certainly wrong under 'dim the lamp', 'light the lamp'" in (
+        " ".join(told.split())
+    )
 
 
 def test_one_class_only_is_refused(tmp_path):
@@ -216,7 +240,9 @@ def test_evaluation_of_held_out_episodes(run):
     # a lamp that lights up: every success above every failure, and rising in time
     assert seen["ranking"]["last"] == {"accuracy": 1.0, "pairs": seen["ranking"]["last"]["pairs"]}
     assert seen["progress_correlation"]["episodes"] > 0
-    assert result["mismatched"]["pairs"] == result["mismatched"]["turns"] == seen["positives"]
+    # of each success the last two of six turns show the goal reached
+    pairs = result["mismatched"]["pairs"]
+    assert result["mismatched"]["turns"] == pairs == seen["positives"] / 2
     assert result["held_out_tasks"] is None
 
 
@@ -261,7 +287,7 @@ def test_mismatched_instructions_with_reward_models_whose_answers_are_known():
         reward_model, examples, rows, reward_model_rows(reward_model, examples, rows), settings
     )
     assert (found["auroc"], found["paired"]) == (1.0, 1.0)
-    assert found["pairs"] == found["turns"] == examples.positive.sum()
+    assert found["pairs"] == found["turns"] == examples.final.sum()
     blind = ChannelRewardModel(blind=True)
     found = mismatched(blind, examples, rows, reward_model_rows(blind, examples, rows), settings)
     assert (found["auroc"], found["paired"]) == (0.5, 0.5)

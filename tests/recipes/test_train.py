@@ -125,6 +125,9 @@ def test_signal_saves_and_says_how_to_go_on(policy_folder: Path, tmp_path: Path,
     wait_for_iteration(run, 1, process)
     os.kill(process.pid, number)
     output, _ = process.communicate(timeout=60)
+    assert (
+        process.returncode == 128 + number
+    )  # so that `vla-rl train ... && vla-rl eval ...` stops as well
     assert f"--resume {run}" in output
     assert "Traceback" not in output
     done = lines(run)[-1]["iteration"]

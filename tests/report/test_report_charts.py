@@ -141,13 +141,71 @@ def test_many_points_are_thinned_to_means():
     assert drawn.endswith("L1000 1")
 
 
+def corners(html: str) -> list[tuple[float, float]]:
+    """Every point that the paths of a chart go through and every corner of its rectangles, in units of its viewBox.
+
+    Raises ValueError for what is no number, and for a path that begins anywhere but with a move.
+    """
+    found: list[tuple[float, float]] = []
+    for shape in parse(html).iter():
+        if shape.tag == "path":
+            steps = re.findall(r"([a-zA-Z])([^a-zA-Z]*)", shape.get("d", ""))
+            assert "".join(letter + rest for letter, rest in steps) == shape.get("d", "")
+            for letter, rest in steps:
+                numbers = [float(word) for word in rest.split()]
+                match letter:
+                    case "M" | "L":
+                        x, y = numbers
+                    case "H":
+                        (x,) = numbers
+                    case "V":
+                        (y,) = numbers
+                    case "h":
+                        (step,) = numbers
+                        x += step
+                    case "Z":
+                        continue
+                    case _:
+                        raise ValueError(f"unknown step {letter}")
+                found.append((x, y))
+        elif shape.tag == "rect":
+            left, width = float(shape.get("x", "0")), float(shape.get("width", "nan"))
+            found += [(left, 0.0), (left + width, float(shape.get("height", "nan")))]
+    return found
+
+
+def assert_inside(html: str) -> None:
+    assert parse(html).find(".//svg[@viewBox='0 0 1000 1000']") is not None
+    for x, y in corners(html):
+        assert 0 <= x <= 1000
+        assert 0 <= y <= 1000
+    for place in re.findall(r"(?:bottom|left):([^%\"]*)%", html):
+        assert 0 <= float(place) <= 100
+
+
 @pytest.mark.parametrize("values", [[0.5], [NAN], [0.0, 0.0], [-3.0, -3.0], [1e-9, 2e-9]])
-def test_degenerate_data_still_make_a_chart(values: list[float]):
+def test_degenerate_data_are_drawn_inside_the_chart(values: list[float]):
     data = np.array(values)
-    for axis in (Axis(), Axis(zero=False), Axis(percent=True)):
-        parse(line_chart("t", np.arange(len(data)), [Line("a", data)], axis))
-        parse(stacked_chart("t", np.arange(len(data)), [Line("a", np.abs(data))], axis))
-    parse(heat_chart("t", np.arange(len(data)), [Line("a", np.abs(data))]))
+    x = np.arange(len(data))
+    axes = [Axis(), Axis(zero=False)]
+    if not (data < 0).any():  # no share is
+        axes.append(Axis(percent=True))
+    for axis in axes:
+        assert_inside(line_chart("t", x, [Line("a", data)], axis))
+        if axis.zero:  # what is stacked begins there
+            assert_inside(stacked_chart("t", x, [Line("a", np.abs(data))], axis))
+    assert_inside(heat_chart("t", x, [Line("a", np.abs(data))]))
+
+
+def test_where_degenerate_data_are_drawn():
+    half = line_chart("t", np.arange(1), [Line("a", np.array([0.5]))], Axis(percent=True))
+    assert path(half, "line") == "M500 500h0"  # one point, in the middle
+    nothing = line_chart("t", np.arange(1), [Line("a", np.array([NAN]))], Axis(percent=True))
+    assert path(nothing, "line") == ""
+    tiny = line_chart("t", np.arange(2), [Line("a", np.array([1e-9, 2e-9]))])
+    assert path(tiny, "line") == "M0 500h0L1000 0"
+    heat = heat_chart("t", np.arange(2), [Line("a", np.zeros(2))])
+    assert corners(heat) == [(0, 0), (500, 1000), (500, 0), (1000, 1000)]
 
 
 def test_hostile_names_are_escaped():

@@ -295,6 +295,30 @@ def test_a_dataset_is_never_overwritten_nor_empty(tmp_path):
     assert not (tmp_path / "play").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "feature", "values"),
+    [
+        ("initial_state", vector(2, dtype="int64"), np.zeros((3, 2), np.int64)),
+        ("initial_state", vector(1), np.full(3, 0.5, np.float32)),
+        ("next.success", vector(1), np.ones(3, np.float32)),
+        ("action_chunk", vector(7), np.zeros((3, 7), np.float32)),
+        ("action_chunk", vector(8, dtype="int64"), np.zeros((3, 8), np.int64)),
+        ("action_chunk", vector(8), np.full((3, 8), np.nan, np.float32)),
+    ],
+)
+def test_columns_of_another_kind_are_an_error(tmp_path, name: str, feature, values):
+    features = {"observation.images.image": camera(8, 8, video=False), ACTION: vector(4)}
+    with LeRobotWriter(tmp_path / "odd", fps=16, features={**features, name: feature}) as writer:
+        columns = {
+            IMAGE: np.zeros((3, 8, 8, 3), np.uint8),
+            ACTION: np.zeros((3, 4), np.float32),
+            name: values,
+        }
+        writer.add_episode(columns, task="open the drawer")
+    with pytest.raises(UserError, match=name):
+        load_trajectories(tmp_path / "odd")
+
+
 def test_details_of_another_dataset_are_an_error(tmp_path):
     folder = save_trajectories(tmp_path / "play", [sample(), sample(seed=1)])
     path = folder / "meta" / "trajectories.json"

@@ -24,8 +24,19 @@ from vla_rl.runtime.signals import STOPPING, Stopped, graceful_stop
 HERE = str(Path(__file__).parent)
 
 
-def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+BEFORE: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def other_children() -> None:
+    """Those of other tests, which may have left some."""
+    BEFORE.clear()
+    BEFORE.update(child.pid for child in psutil.Process().children(recursive=True))
+
+
+def children() -> list[int]:
+    found = {child.pid for child in psutil.Process().children(recursive=True)}
+    return sorted(found - BEFORE)
 
 
 def alive(pids: list[int]) -> list[int]:
@@ -65,11 +76,11 @@ def fail(kind: str) -> None:
     if kind == "user":
         raise UserError("please install the gearbox")
     if kind == "unsendable":
-        raise Unsendable(1, 2)
+        raise UnsendableError(1, 2)
     os._exit(3)
 
 
-class Unsendable(Exception):
+class UnsendableError(Exception):
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"cannot be made again from one argument: {one} {two}")
 

@@ -10,14 +10,21 @@ import pytest
 from vla_rl.cli import main
 from vla_rl.config import EnvConfig, TrainConfig, UserError
 from vla_rl.config.serialize import to_json
+from vla_rl.runtime.checkpoint import write_checkpoint
 from vla_rl.runtime.locate import locate_policy
+
+
+def write_policy(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A training run with a checkpoint, as far as finding its policy goes."""
     run = tmp_path / "run"
-    (run / "checkpoints" / "iteration-000010" / "policy").mkdir(parents=True)
+    folder = run / "checkpoints" / "iteration-000010"
+    write_checkpoint(folder, tensors={}, state={}, write_policy=write_policy)
     config = TrainConfig(env=EnvConfig(suite="mt10", horizon=7))
     (run / "config.json").write_text(json.dumps(to_json(config)))
     (run / "run.json").write_text(json.dumps({"config_type": "TrainConfig"}))
@@ -28,7 +35,6 @@ def test_a_run_says_where_it_was_trained(run: Path) -> None:
     _, env = locate_policy(run)
     assert env == EnvConfig(suite="mt10", horizon=7)
     policy = run / "checkpoints" / "iteration-000010" / "policy"
-    (policy / "config.json").write_text("{}")
     assert locate_policy(policy) == locate_policy(policy.parent) == (policy, env)
 
 

@@ -116,8 +116,8 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_trace(tmp_path: Path) -
     [
         ("folder", "file", "it is a folder, expected the name of a file"),
         ("file", "folder", "it is a file, expected a folder or a new name"),
-        ("file/inside", "file", "file is no folder; choose another one"),
-        ("file/inside/deeper", "folder", "file is no folder; choose another one"),
+        ("file/inside", "file", "file is no folder; choose another folder"),
+        ("file/inside/deeper", "folder", "file is no folder; choose another folder"),
         ("n" * 250, "file", "File name too long; choose a shorter name"),
         ("n" * 300, "folder", "File name too long; choose a shorter name"),
     ],

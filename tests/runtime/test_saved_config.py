@@ -28,14 +28,14 @@ DAMAGE: list[tuple[bytes, str]] = [
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A training run with a checkpoint, as far as finding its policy goes."""
+    """A training run, and in it a policy as far as finding it goes."""
     with Run.create(tmp_path, "first", TrainConfig(env=EnvConfig(suite="mt10")), []) as started:
-        (started.folder / "checkpoints" / "iteration-000001" / "policy").mkdir(parents=True)
+        write_json(started.folder / "policy" / "config.json", {})
         return started.folder
 
 
 def located(folder: Path) -> EnvConfig | None:
-    return locate_policy(folder)[1]
+    return locate_policy(folder / "policy")[1]
 
 
 def read(folder: Path) -> TrainConfig:

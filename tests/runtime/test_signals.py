@@ -126,7 +126,7 @@ def test_the_first_request_is_passed_on() -> None:
 @pytest.mark.parametrize("number", STOPPING)
 def test_where_nothing_is_to_be_saved_it_stops_where_it_is(number: signal.Signals) -> None:
     cleaned = []
-    with pytest.raises(Stopped) as caught, stop_at_once():
+    with pytest.raises(Stopped) as caught, stop_at_once():  # noqa: PT012
         try:
             os.kill(os.getpid(), number)
         finally:

@@ -109,8 +109,10 @@ def test_a_library_that_fails_altogether_costs_its_copy_only(
     broken = types.ModuleType("wandb")
     broken.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
     monkeypatch.setitem(sys.modules, "wandb", broken)
-    with caplog.at_level(logging.WARNING, logger="vla_rl"):
-        with Run.create(tmp_path, "first", TrainConfig(), [], wandb=True) as run:
-            run.log(1, {"loss": 0.5})
+    with (
+        caplog.at_level(logging.WARNING, logger="vla_rl"),
+        Run.create(tmp_path, "first", TrainConfig(), [], wandb=True) as run,
+    ):
+        run.log(1, {"loss": 0.5})
     assert "W&B cannot be used" in caplog.text
     assert (run.folder / "metrics.jsonl").read_text().count("\n") == 1

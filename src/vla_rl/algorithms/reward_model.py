@@ -1,6 +1,6 @@
 """Teaching a reward model: next-token cross-entropy on its answer.
 
-    L = - 1 / B sum_b log p(answer_b | pictures_b, question_b)
+    L = - 1 / B sum_b log p(answer_b | images_b, question_b)
 
 over the whole vocabulary, at the answer's position and nowhere else. AdamW, linear warm-up, cosine decay, gradient
 clipping; on a CPU a batch is split into single-threaded shares.

@@ -235,7 +235,7 @@ COMMANDS: dict[str, Command] = {
         (
             "vla-rl quickstart",
             "vla-rl quickstart --preset toy --out runs/toy",
-            "vla-rl quickstart --minutes 30 --preset metaworld-mt10 --out runs/mt10",
+            "vla-rl quickstart --preset metaworld-mt10 --episodes 40000 --out runs/mt10",
         ),
         _quickstart,
         QuickstartConfig,

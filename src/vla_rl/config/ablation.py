@@ -22,8 +22,9 @@ class AblationConfig(Config):
     """Training preset to take apart."""
     checkpoint: str = ""
     """Policy to start every run from."""
-    reward_kind: str = "auto"
-    """Dense reward of the whole recipe, as in `reward.kind`. Without any the cell no-reward is left out."""
+    reward_kind: str = ""
+    """Dense reward of the whole recipe, as in `reward.kind`; empty takes the preset's, or process where a model is
+    given. Without any the cell no-reward is left out."""
     reward_model: str = ""
     """Folder of a process reward model, as in `reward.model`."""
     out: str = "runs/ablation"

@@ -35,7 +35,7 @@ class Levels:
             self.open.append(self._next(successes))
 
     def weights(self, successes: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " T"]:
-        """`level_share` evenly over the current level, the rest evenly over all open tasks, the current ones included."""
+        """`level_share` evenly over the current level, the rest evenly over all open tasks, current ones included."""
         levels = self.open or [self._next(successes)]
         everything = [task for level in levels for task in level]
         weights = np.zeros(self.num_tasks)

@@ -23,7 +23,13 @@ from torch import Tensor
 
 from vla_rl.config.errors import UserError
 from vla_rl.config.policy import LoraConfig
-from vla_rl.policies.safetensors_files import TensorEntry, read_tensors, save_tensors, tensor_name
+from vla_rl.policies.safetensors_files import (
+    TensorEntry,
+    read_header,
+    read_tensors,
+    save_tensors,
+    tensor_name,
+)
 from vla_rl.runtime.bases import ADAPTER_CONFIG_FILE, base_reference, named_base
 from vla_rl.runtime.external import path_inside, read_json, shown
 from vla_rl.runtime.hub import hub_id
@@ -158,6 +164,11 @@ def read_adapter(folder: Path) -> StoredAdapter:
     _require_sane(tensors, alpha * rank, file)
     scale = alpha / rank**0.5 if settings.use_rslora else alpha / rank
     return StoredAdapter(folder, named_base(folder), rank, scale, tensors, whole)
+
+
+def adapter_entries(folder: Path) -> dict[str, TensorEntry]:
+    """What the file of adapters holds, by its own names."""
+    return read_header(path_inside(folder, ADAPTER_FILE, source=folder))
 
 
 def _require_plain(config: Mapping[str, Any], settings: _Settings, path: Path) -> None:

@@ -12,11 +12,12 @@ Format: https://github.com/huggingface/safetensors (8 bytes of header length, JS
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -41,6 +42,8 @@ MOST_HEADER_BYTES = 16 * 2**20
 """The header of OpenVLA-7B, 982 tensors in all, takes 0.1 MB."""
 MOST_AXES = 8
 SHOWN_NAME = 120
+SAMPLED = 16
+"""Values of a tensor by which it is told from another."""
 FETCH_AGAIN = "Copy or download the checkpoint again."
 COPY_AGAIN = "it is truncated or no safetensors file; copy it again"
 
@@ -256,6 +259,23 @@ def _read(stream: BinaryIO, entry: TensorEntry) -> Tensor:
             raise UserError(f"{entry.file} ended early: it was truncated while it was read")
         done += got
     return flat.view(entry.dtype).view(entry.shape)
+
+
+def sample_digest(entries: Mapping[str, TensorEntry]) -> str:
+    """Tells one set of weights from another: a hash of names, shapes and the first values of each tensor.
+
+    Values count as float32, so that copies in another precision that holds them exactly are the same. Reads a few bytes
+    of each tensor; raises UserError as `stream_tensors` does.
+    """
+    first = {
+        name: replace(entry, shape=(min(SAMPLED, math.prod(entry.shape)),))
+        for name, entry in entries.items()
+    }
+    digest = hashlib.sha256()
+    for name, values in sorted(stream_tensors(first), key=lambda item: item[0]):
+        digest.update(f"{name} {entries[name].shape}".encode())
+        digest.update(values.float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_tensors(files: Iterable[Path], dtype: torch.dtype | None = None) -> dict[str, Tensor]:

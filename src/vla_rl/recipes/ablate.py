@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_rl.config import AblationConfig, TrainConfig, UserError
+from vla_rl.config import AblationConfig, ProcessRewardConfig, TrainConfig, UserError
 from vla_rl.config.serialize import differences
 from vla_rl.functional import paired_difference, wilson_interval
 from vla_rl.recipes.presets import preset
@@ -57,7 +57,7 @@ PAPER = {
 
 def cell_config(config: TrainConfig, cell: str) -> TrainConfig:
     """`config` changed in the one thing that `cell` is about."""
-    if cell == "no-reward":
+    if cell == "no-reward" and config.reward.chosen_kind != "success":
         return replace(config, reward=replace(config.reward, kind="auto", model=""))
     if cell == "no-curriculum":
         return replace(config, curriculum=replace(config.curriculum, mode="uniform"))
@@ -71,7 +71,7 @@ def cell_config(config: TrainConfig, cell: str) -> TrainConfig:
     if cell == "learning-rate":
         ten_times = 10 * config.optimizer.learning_rate
         return replace(config, optimizer=replace(config.optimizer, learning_rate=ten_times))
-    assert cell == "full"
+    assert cell in ("full", "no-reward")
     return config
 
 
@@ -82,12 +82,11 @@ def ablate(config: AblationConfig) -> Path:
             "ablate: needs a policy to start from: --checkpoint runs/sft/policy (from `vla-rl sft` or a quickstart)"
         )
     require_writable(Path(config.out), "folder")
-    rewarded = planned_run(config, "full", 0).reward.chosen_kind != "success"
-    cells = [cell for cell in config.cells if cell != "no-reward" or rewarded]
+    whole = planned_run(config, "full", 0)
+    cells = [c for c in config.cells if c == "full" or cell_config(whole, c) != whole]
     if len(cells) < len(config.cells):
-        note(
-            "neither --reward-model nor --reward-kind was given: all runs are without a dense reward"
-        )
+        missing = ", ".join(cell for cell in config.cells if cell not in cells)
+        note(f"left out, as the whole recipe is without it already: {missing}")
     runs = {(c, s): planned_run(config, c, s) for s in range(config.seeds) for c in cells}
     for run in runs.values():
         _require_same(run)
@@ -129,7 +128,7 @@ def planned_run(config: AblationConfig, cell: str, seed: int) -> TrainConfig:
             minutes=config.minutes,
             iterations=100_000 if config.minutes > 0 else config.iterations,
         ),
-        reward=replace(base.reward, kind=config.reward_kind, model=config.reward_model),
+        reward=_reward(base.reward, config),
         eval=replace(base.eval, episodes_per_task=config.episodes_per_task, videos=0),
         run=replace(
             base.run,
@@ -141,6 +140,12 @@ def planned_run(config: AblationConfig, cell: str, seed: int) -> TrainConfig:
         ),
     )
     return cell_config(base, cell)
+
+
+def _reward(base: ProcessRewardConfig, config: AblationConfig) -> ProcessRewardConfig:
+    if not config.reward_kind and not config.reward_model:
+        return base
+    return replace(base, kind=config.reward_kind or "auto", model=config.reward_model)
 
 
 def _folder(config: TrainConfig) -> Path:

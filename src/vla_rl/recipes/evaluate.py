@@ -50,6 +50,7 @@ def evaluate(
     config = config or EvalConfig()
     if isinstance(policy, str | Path):
         return evaluate_checkpoint(Path(policy), config, env, json_path, videos)
+    _require_outputs(json_path, videos, config)
     suite = config.suite or (env.suite if env is not None else "")
     if not suite:
         raise ConfigError(
@@ -80,10 +81,7 @@ def evaluate_checkpoint(
     result before anything is written, so that it is not lost to a full disk. Raises UserError, before anything is
     played, for an output that could not be written.
     """
-    if json_path is not None:
-        require_writable(json_path, "file")
-    if videos is not None and config.videos > 0:
-        require_writable(videos, "folder")
+    _require_outputs(json_path, videos, config)
     policy, env, trained_in = policy_and_env(
         checkpoint, config.suite, env, policy_config or PolicyConfig(), workers, horizon
     )
@@ -96,7 +94,15 @@ def evaluate_checkpoint(
         json_path,
         videos,
         evaluate or evaluate_policy,
+        show,
     )
+
+
+def _require_outputs(json_path: Path | None, videos: Path | None, config: EvalConfig) -> None:
+    if json_path is not None:
+        require_writable(json_path, "file")
+    if videos is not None and config.videos > 0:
+        require_writable(videos, "folder")
 
 
 def _evaluate(
@@ -108,11 +114,14 @@ def _evaluate(
     json_path: Path | None,
     videos: Path | None,
     play: Evaluate,
+    show: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
     with use_threads(1), make_vector_env(env) as envs:
         result, records = play(policy, envs, env, config)
     result["checkpoint"] = name
     result["practice"] = apart(records, trained_in, summary)
+    if show is not None:
+        show(result)
     if json_path is not None:
         write_json(json_path, result)
     if videos is not None and config.videos > 0:

@@ -282,6 +282,7 @@ def mismatched(
         return None
     place = {row: i for i, row in enumerate(rows.tolist())}
     at = np.array([place[row] for row in pairs.tolist()])
+    chosen = np.unique(at)
     others = reward_model_rows(reward_model, examples, pairs, texts)
     scores = np.concatenate([odds[chosen], others])
     matched = np.arange(len(scores)) < len(chosen)

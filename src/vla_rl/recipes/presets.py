@@ -147,7 +147,7 @@ def _toy() -> TrainConfig:
         rollout=RolloutConfig(turns=10),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4),
         ppo=replace(_OURS.ppo, minibatch=64, gamma=0.9, gae_lambda=0.3, critic_warmup=1),
-        reward=ProcessRewardConfig(kind="simulator", form="progress", weight=0.9, limit=0.9),
+        reward=ProcessRewardConfig(kind="simulator", form="progress", weight=0.9),
         curriculum=CurriculumConfig(mode="uniform"),
         eval=EvalConfig(episodes_per_task=25),
         run=RunConfig(tensorboard=False),

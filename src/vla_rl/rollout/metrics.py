@@ -19,8 +19,8 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Metrics of one window. Success, length and returns are of the episodes that ended in it.
 
-    `rollout/success_rate` is the share of those episodes: a task that the curriculum plays often weighs much in it. The mean
-    over tasks is the curriculum's `curriculum/success_mean`.
+    `rollout/success_rate` is the share of those episodes: a task that the curriculum plays often weighs much in it. The
+    mean over tasks is the curriculum's `curriculum/success_mean`.
 
     `time/*` split the iteration's wall seconds; `speed/*` count over the whole iteration, `speed/rollout_*` over the
     time spent playing alone. Sparse and dense return are per episode started-or-ended share: the window's

@@ -118,7 +118,7 @@ def require_writable(path: Path, kind: Literal["file", "folder"]) -> Path:
         while not place.exists() and place != place.parent:
             place = place.parent
         if not place.is_dir():
-            raise UserError(f"cannot write {path}: {place} is no folder; choose another one")
+            raise UserError(f"cannot write {path}: {place} is no folder; choose another folder")
         if not os.access(place, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if len(os.fsencode(path.name)) > _MAX_NAME:

@@ -250,7 +250,7 @@ class Run:
         write_policy: Callable[[Path], None] | None = None,
         score: float | None = None,
     ) -> Path:
-        """Write checkpoints/iteration-<iteration>, then drop the earlier ones but the last `keep` and the best by score.
+        """Write checkpoints/iteration-<iteration>, then drop the earlier ones but the last `keep` and the best.
 
         `state` is saved with "iteration" added. UserError if it cannot be written; the earlier ones stay.
         """

@@ -66,6 +66,8 @@ class OwnSection:
     lora: LoraConfig | None = None
     base: str | None = None
     """Folder or hub id of the frozen base, for adapters on a base that is not stored along with them."""
+    base_digest: str | None = None
+    """`sample_digest` of that base's weights; None in checkpoints of earlier versions."""
 
     def __post_init__(self) -> None:
         _require_action(self)
@@ -84,6 +86,8 @@ class Checkpoint:
     lora: LoraConfig | None = None
     base: str | None = None
     """Folder or hub id of the frozen base, for adapters on a base that is not stored along with them."""
+    base_digest: str | None = None
+    """Tells that base from another that lies in its place."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Keys of the official file that we keep as they are."""
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
@@ -101,6 +105,7 @@ class AdapterSection:
     unnorm_key: str | None
     images: ImagePreprocessing
     gripper: Literal["as-is", "openvla"]
+    base_digest: str | None = None
 
     def __post_init__(self) -> None:
         _require_action(self)
@@ -114,6 +119,7 @@ def write_adapter_section(folder: Path, checkpoint: Checkpoint) -> None:
         checkpoint.unnorm_key,
         checkpoint.model.images,
         checkpoint.model.gripper,
+        checkpoint.base_digest,
     )
     write_json(folder / ADAPTER_SECTION_FILE, {"format": FORMAT, **to_json(section)})
     write_json(folder / STATISTICS_FILE, checkpoint.norm_stats)
@@ -121,7 +127,7 @@ def write_adapter_section(folder: Path, checkpoint: Checkpoint) -> None:
 
 def with_adapter_files(base: Checkpoint, folder: Path) -> Checkpoint:
     """The description of a model under adapters: the base's, with what the adapters' folder says in its place."""
-    described = dataclasses.replace(base, critic=None)
+    described = dataclasses.replace(base, critic=None, base_digest=None)
     if (folder / STATISTICS_FILE).is_file():
         statistics = read_statistics(folder / STATISTICS_FILE)
         described = dataclasses.replace(
@@ -142,6 +148,7 @@ def with_adapter_files(base: Checkpoint, folder: Path) -> Checkpoint:
         action_dim=section.action_dim,
         action_chunk=section.action_chunk,
         unnorm_key=section.unnorm_key,
+        base_digest=section.base_digest,
         own=True,
     )
     _require_dimension(described, path)

@@ -67,7 +67,7 @@ def export_merged(
     in (float32 if it was not loaded from anywhere). Rounding to bfloat16 can take away much of a small update:
     float32 keeps it.
     """
-    description = replace(policy.description, lora=None, base=None, critic=None)
+    description = replace(policy.description, lora=None, base=None, base_digest=None, critic=None)
     if dtype is not None:
         name = str(dtype).removeprefix("torch.")
         description = replace(description, extra={**description.extra, "torch_dtype": name})

@@ -7,6 +7,7 @@ adapter in PEFT's format      adapter_config.json; merged into its base, see `ad
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -32,8 +33,14 @@ from vla_rl.policies.openvla.config_files import (
 from vla_rl.policies.openvla.model import OpenVLA
 from vla_rl.policies.openvla.processing import Processor, with_protocol
 from vla_rl.policies.openvla.tokenizer import load_tokenizer
-from vla_rl.policies.peft_files import ADAPTER_FILE, StoredAdapter, read_adapter, strip_prefix
-from vla_rl.policies.safetensors_files import TensorEntry, has_weights, read_tensors
+from vla_rl.policies.peft_files import (
+    ADAPTER_FILE,
+    StoredAdapter,
+    adapter_entries,
+    read_adapter,
+    strip_prefix,
+)
+from vla_rl.policies.safetensors_files import TensorEntry, has_weights, read_tensors, sample_digest
 from vla_rl.runtime.bases import (
     ADAPTER_CONFIG_FILE,
     MOST_BASES,
@@ -62,6 +69,12 @@ class Weights:
 
     def entries(self) -> dict[str, TensorEntry]:
         return files.weights_of(self.folder)
+
+    def digest(self) -> str:
+        """Tells these weights from others, by their files; adapters to be merged count by theirs."""
+        parts = [sample_digest(self.entries())]
+        parts += [sample_digest(adapter_entries(adapter.folder)) for adapter in self.adapters]
+        return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,7 @@ def find_source(reference: str | Path, base: str = "", depth: int = 0) -> Source
     if description.base:
         found, weights = _base_of(folder, description.base, base, depth)
         description = replace(description, base=found)
+        _require_same_base(description, weights, folder, base)
     return Source(str(reference), folder, description, weights, folder / files.TOKENIZER_FILE)
 
 
@@ -125,6 +139,17 @@ def _base_of(folder: Path, named: str, base: str, depth: int) -> tuple[str, Weig
     if hub_id(found) is None:
         found = str(Path(found).resolve())
     return found, find_source(found, "", depth + 1).weights
+
+
+def _require_same_base(description: Checkpoint, weights: Weights, folder: Path, given: str) -> None:
+    """Raise UserError where other weights lie in the base's place; of a base that the user gave, say so alone."""
+    wanted = description.base_digest
+    if wanted is None or weights.digest() == wanted:
+        return
+    found = f"the weights in {weights.folder} are not those that the adapters in {folder} were trained on"
+    if not given:
+        raise UserError(f"{found}: give the right ones as policy.base")
+    LOG.warning("%s", found)
 
 
 def _present(named: str, folder: Path) -> str:
@@ -159,11 +184,13 @@ def _adapter_source(reference: str, folder: Path, base: str, depth: int) -> Sour
             f"{inner.folder}, the base of the adapters in {folder}, is a checkpoint with adapters of its own: export "
             "it as a whole first (vla-rl export ... --merged)"
         )
+    description = with_adapter_files(inner.description, folder)
+    _require_same_base(description, inner.weights, folder, base)
     tokenizer = folder / files.TOKENIZER_FILE
     return Source(
         reference,
         folder,
-        with_adapter_files(inner.description, folder),
+        replace(description, base_digest=None),
         Weights(inner.weights.folder, [*inner.weights.adapters, adapter]),
         tokenizer if tokenizer.is_file() else inner.tokenizer,
     )
@@ -247,7 +274,8 @@ def load_network(
         lora.load_adapter_state(model, tensors)
         return Network(model, replace(description, lora=wanted), kinds)
     named = source.reference if hub_id(source.reference) else str(folder.resolve())
-    return Network(model, replace(description, lora=wanted, base=named), kinds)
+    description = replace(description, lora=wanted, base=named, base_digest=weights.digest())
+    return Network(model, description, kinds)
 
 
 def read_own_adapters(folder: Path, model: ModelConfig, settings: LoraConfig) -> dict[str, Tensor]:

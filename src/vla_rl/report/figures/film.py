@@ -13,7 +13,7 @@ from vla_rl.config.errors import UserError, nearest
 from vla_rl.report.page.summary import practice_episodes
 from vla_rl.report.run_data import Run, Video, read_run
 from vla_rl.runtime.extras import need
-from vla_rl.runtime.files import cannot_write
+from vla_rl.runtime.files import require_writable, whole_file
 from vla_rl.runtime.run_folder import training_run
 from vla_rl.runtime.video import read_video
 
@@ -45,16 +45,14 @@ def write_film(run: Path, out: Path | None = None, task: str = "", size: int = 2
     target = out or folder / "film.gif"
     if target.suffix not in (".gif", ".webp"):
         raise UserError(f"--out: expected a name that ends in .gif or .webp, got {target.name!r}")
+    require_writable(target, "file")
     found = read_run(folder)
     pair = _choose(found, task)
     halves = [_scaled(read_video(video.file), size) for video in pair]
     frames = _side_by_side(pair, halves, practice_episodes(found))
     durations = [1000 // PLAYED_AT] * (len(frames) - 1) + [round(1000 * HOLD_SECONDS)]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _save(frames, durations, target)
-    except OSError as error:
-        raise UserError(cannot_write(target, error)) from error
+    with whole_file(target) as aside:
+        _save(frames, durations, aside, target.suffix)
     return target
 
 
@@ -111,11 +109,13 @@ def _side_by_side(pair: Pair, halves: Sequence[Sequence[Any]], episodes: int) ->
     return frames
 
 
-def _save(frames: Sequence[Any], durations: list[int], target: Path) -> None:
+def _save(frames: Sequence[Any], durations: list[int], target: Path, suffix: str) -> None:
     options: dict[str, Any] = {"save_all": True, "duration": durations, "loop": 0}
-    if target.suffix == ".gif":
-        # one palette for all frames, so that colours do not flicker and unchanged pixels cost nothing
-        palette = frames[len(frames) // 2].quantize(128, dither=0)
+    options["format"] = suffix.removeprefix(".")
+    if suffix == ".gif":
+        # one palette for all frames, so that colours do not flicker and unchanged pixels cost nothing; the last frame
+        # has every colour of the captions
+        palette = frames[-1].quantize(128, dither=0)
         frames = [frame.quantize(palette=palette, dither=0) for frame in frames]
         options["optimize"] = True
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vla_rl.config.errors import UserError
 from vla_rl.rewards.process.model import TrainableRewardModel, description_file, read_description
 
 REWARD_MODEL_FOLDER = "reward_model"
@@ -25,9 +26,17 @@ def load_reward_model(folder: Path | str, device: str = "auto") -> TrainableRewa
     Raises UserError for what is no reward model, is damaged, or needs a package that is not installed.
     """
     folder = reward_model_folder(folder)
-    description = read_description(folder)
+    try:
+        return _load(folder, device)
+    except UserError as error:
+        if str(folder) in str(error):
+            raise
+        raise UserError(f"the reward model in {folder} cannot be loaded: {error}") from error
+
+
+def _load(folder: Path, device: str) -> TrainableRewardModel:
     # here, so that neither backbone is imported for the other, and transformers (seconds) only where it is needed
-    if description.backbone == "tiny":
+    if read_description(folder).backbone == "tiny":
         from vla_rl.rewards.process.tiny import TinyProcessRewardModel
 
         return TinyProcessRewardModel.load(folder, device)

@@ -44,7 +44,7 @@ Actions = Float32[np.ndarray, "B C A"]
 class RewardModelDescription:
     """What a reward model was trained for. Asked anything else, it refuses."""
 
-    backbone: Annotated[str, MinLen(1)]
+    backbone: Annotated[str, MinLen(1), MaxLen(1024)]
     """tiny, or the folder or hub id of the image-text model."""
     prompt: Annotated[str, MaxLen(10_000)]
     positive_answer: Annotated[str, MinLen(1), MaxLen(100)]
@@ -253,6 +253,8 @@ def read_description(folder: Path) -> RewardModelDescription:
     if version != FORMAT:
         raise fault(path, "format", str(FORMAT), version, "Train the reward model again.")
     found = read_json(path, RewardModelDescription, inside=folder, remedy=REMEDY)
+    if not found.backbone.isprintable():
+        raise fault(path, "backbone", "tiny, a folder or a hub id", found.backbone, REMEDY)
     if not is_question(found.prompt):
         raise fault(path, "prompt", QUESTION, found.prompt, REMEDY)
     if (found.action_chunk > 0) != (found.action_size > 0):
