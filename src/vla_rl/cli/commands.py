@@ -232,7 +232,11 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "quickstart": Command(
         "the whole job: demonstrations, fine-tuning, PPO, evaluation, report",
-        ("vla-rl quickstart", "vla-rl quickstart --preset metaworld-mt10 --episodes 40000 --out runs/mt10"),
+        (
+            "vla-rl quickstart",
+            "vla-rl quickstart --preset toy --out runs/toy",
+            "vla-rl quickstart --preset metaworld-mt10 --episodes 40000 --out runs/mt10",
+        ),
         _quickstart,
         QuickstartConfig,
     ),
@@ -259,6 +263,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "improve a policy by online PPO",
         (
+            "vla-rl train toy",
             "vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy --run.name first",
             "vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy --optimizer.learning-rate 1e-4",
             "vla-rl train --resume runs/first --schedule.iterations 120",
