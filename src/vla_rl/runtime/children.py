@@ -71,7 +71,8 @@ def start_program(
     """Start a Python program in a fresh interpreter that leaves signals to this process and ends with it.
 
     options: of the interpreter. keywords: of `subprocess.Popen`. On Linux alone the kernel sees to its end, and only
-    for a program that the main thread started; elsewhere it has to notice by itself, by the end of its input for example.
+    for a program that the main thread started; elsewhere it has to notice by itself, by the end of its
+    input for example.
     """
     main_thread = threading.current_thread() is threading.main_thread()
     guard = _GUARD.format(

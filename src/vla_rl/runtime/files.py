@@ -28,8 +28,8 @@ def write_text(path: Path, text: str) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """A path beside `path` to write a file to, which takes its place at the end; after an error nothing is left of it.
 
-    Folders above it are made, and what killed processes left beside it is removed. Raises UserError where the disk is full
-    or refuses.
+    Folders above it are made, and what killed processes left beside it is removed. Raises UserError where the disk
+    is full or refuses.
     """
     aside = unfinished_path(path, "tmp")
     try:
