@@ -31,7 +31,7 @@ from vla_rl.config import UserError
 R = TypeVar("R")
 LONGEST_ERROR = 1500
 
-few = settings(deadline=None, max_examples=25)
+few = settings(max_examples=25)
 """Enough to meet each kind of damage; a search for more is `--hypothesis-seed` with a larger number."""
 
 WRONG_VALUES: list[Any] = [

@@ -65,7 +65,7 @@ def timed_statements(source: str) -> list[int]:
     return sorted(set(lines))
 
 
-WAITING = {"run", "call", "check_call", "check_output", "communicate", "wait", "wait_procs", "join"}
+WAITING = {"run", "call", "check_call", "check_output", "communicate", "wait", "join"}
 
 
 def deadlines(node: ast.AST) -> list[int]:

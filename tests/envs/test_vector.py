@@ -30,7 +30,6 @@ from faulty_envs import (
 
 from vla_rl.config import ConfigError, EnvConfig, UserError
 from vla_rl.envs.known_answers import make_bandit_envs, make_chain_envs
-from vla_rl.envs.vector import worker_process
 from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.types import EpisodeSpec
@@ -46,12 +45,6 @@ CONFIG = EnvConfig(
 )
 START = EpisodeSpec("chain", 0)
 MOVE = order(0.0)
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How a worker ended is waited for, however long a busy machine takes over it."""
-    monkeypatch.setattr(worker_process, "_CLOSE_TIMEOUT", 120.0)
 
 
 def started(config: EnvConfig = CONFIG) -> ProcessVectorEnv:

@@ -60,7 +60,7 @@ class Command:
 
     def survivors(self) -> list[str]:
         """Processes of the command that live on although it has ended; a moment is allowed to end."""
-        _, alive = psutil.wait_procs(marked(self.mark), timeout=20)
+        _, alive = psutil.wait_procs(marked(self.mark), timeout=60)
         left = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
         found = [" ".join(process.cmdline()) for process in left]
         for process in left:

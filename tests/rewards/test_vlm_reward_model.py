@@ -111,7 +111,7 @@ def test_training_teaches_it_and_the_disk_keeps_it(backbone, tmp_path, all_weigh
     )  # fmt: skip
     reward_model = VlmProcessRewardModel.create(settings)
     batch = RewardModelBatch(
-        images(), WORDS, np.zeros((3, 1, 4), np.float32),
+        images()[:, None], WORDS, np.zeros((3, 1, 4), np.float32),
         np.array([True, False, True]), np.ones(3, bool),
     )  # fmt: skip
     learner = RewardModelLearner(reward_model, settings, total_steps=40)

@@ -42,7 +42,7 @@ def children() -> list[int]:
 def alive(pids: list[int]) -> list[int]:
     """Those that still run after a while in which they may end."""
     processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-    _, left = psutil.wait_procs(processes, timeout=20)
+    _, left = psutil.wait_procs(processes, timeout=60)
     found = [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     for process in found:
         process.kill()

@@ -53,7 +53,7 @@ class Examples:
     def instructions_of(self, rows: Rows) -> list[str]:
         return [self.instructions[i] for i in self.episode[rows].tolist()]
 
-    def rows_of(self, episodes: Sequence[int] | Rows) -> Rows:
+    def rows_of(self, episodes: Sequence[int] | Rows) -> Int64[np.ndarray, " rows"]:
         """All turns of these episodes."""
         return np.flatnonzero(np.isin(self.episode, np.asarray(episodes, dtype=np.int64)))
 
