@@ -16,8 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from toy_trajectories import TASKS, episodes, trajectory
 
+from builders.trajectories import TASKS, episodes, trajectory
 from vla_rl.config import LabelConfig, UserError
 from vla_rl.rewards.process.label_files import load_labels, save_labels
 from vla_rl.rewards.process.labels import label
