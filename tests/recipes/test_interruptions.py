@@ -179,7 +179,7 @@ CASES = {
         of_quickstart,
     ),
 }  # fmt: skip
-QUICK = ("demos", "sft", "train", "ablate")
+QUICK = ("demos", "sft", "train", "eval", "export", "reward-train", "test-time")
 
 
 @pytest.mark.parametrize(

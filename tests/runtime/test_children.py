@@ -156,6 +156,7 @@ idle, busy = Child(test_children.echo), Child(test_children.hold_the_interpreter
 assert busy.connection.recv() == "begun"
 pool = ChildPool(1)
 pooled = pool.submit(test_children.pid_of_child).result()
+pool.submit(time.sleep, 600)  # a thread has started it, so the kernel does not see to its end
 print(idle.pid, busy.pid, pooled, flush=True)
 time.sleep(600)
 """
