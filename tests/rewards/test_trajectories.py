@@ -303,7 +303,6 @@ def test_a_dataset_is_never_overwritten_nor_empty(tmp_path):
         ("next.success", vector(1), np.ones(3, np.float32)),
         ("action_chunk", vector(7), np.zeros((3, 7), np.float32)),
         ("action_chunk", vector(8, dtype="int64"), np.zeros((3, 8), np.int64)),
-        ("action_chunk", vector(8), np.full((3, 8), np.nan, np.float32)),
     ],
 )
 def test_columns_of_another_kind_are_an_error(tmp_path, name: str, feature, values):
