@@ -169,7 +169,7 @@ def test_a_micro_batch_that_is_given_stays(monkeypatch: pytest.MonkeyPatch) -> N
     for size in (0, 5):
         ppo = PPOConfig(micro_batch=size)
         assert with_micro_batch(ppo, policy_of(None), 4) is ppo
-    with pytest.raises(UserError, match="micro_batch must be -1"):
+    with pytest.raises(UserError, match="micro_batch: expected a whole number of at least -1"):
         PPOConfig(micro_batch=-2)
 
 

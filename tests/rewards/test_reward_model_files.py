@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from builders.trajectories import TASKS, episodes, trajectory
+from vla_rl.config import LabelConfig, UserError
+from vla_rl.rewards.process.label_files import load_labels, save_labels
+from vla_rl.rewards.process.labels import label
+from vla_rl.rewards.process.loading import load_reward_model
+from vla_rl.rewards.process.robot_signals import robot_signals
+from vla_rl.rewards.process.splits import read_split, split_episodes, split_of, write_split
+from vla_rl.rewards.trajectory_files import load_trajectories, save_trajectories
+
+# pytest finds modules beside a test file alone
+sys.path.append(str(Path(__file__).parents[1]))
 from damage import (
     JsonDamage,
     TableDamage,
@@ -27,13 +38,6 @@ from damage import (
     load_or_user_error,
     table_damage,
 )
-from vla_rl.config import LabelConfig, UserError
-from vla_rl.rewards.process.label_files import load_labels, save_labels
-from vla_rl.rewards.process.labels import label
-from vla_rl.rewards.process.loading import load_reward_model
-from vla_rl.rewards.process.robot_signals import robot_signals
-from vla_rl.rewards.process.splits import read_split, split_episodes, split_of, write_split
-from vla_rl.rewards.trajectory_files import load_trajectories, save_trajectories
 
 OLD = Path(__file__).parents[1] / "fixtures" / "old_runs" / "reward"
 WORDS = list(TASKS.values())
