@@ -32,6 +32,7 @@ from vla_rl.config import ConfigError, EnvConfig, UserError
 from vla_rl.envs.known_answers import make_bandit_envs, make_chain_envs
 from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
+from vla_rl.runtime import children
 from vla_rl.types import EpisodeSpec
 
 CONFIG = EnvConfig(
@@ -45,6 +46,16 @@ CONFIG = EnvConfig(
 )
 START = EpisodeSpec("chain", 0)
 MOVE = order(0.0)
+BEFORE: set[int] = set()
+"""Processes that other tests have left at work, such as a pool that is kept."""
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a worker ended is waited for, however long a busy machine takes over it."""
+    monkeypatch.setattr(children, "CLOSE_TIMEOUT", 120.0)
+    BEFORE.clear()
+    BEFORE.update(child.pid for child in psutil.Process().children(recursive=True))
 
 
 def started(config: EnvConfig = CONFIG) -> ProcessVectorEnv:
@@ -328,7 +339,9 @@ def test_closing_leaves_nothing_behind():
 
 
 def worker_children() -> list[int]:
-    return [child.pid for child in psutil.Process().children(recursive=True)]
+    """Processes that have come since the test began."""
+    found = {child.pid for child in psutil.Process().children(recursive=True)}
+    return sorted(found - BEFORE)
 
 
 def test_workers_are_small_and_use_one_thread():
