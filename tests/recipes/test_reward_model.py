@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +16,11 @@ from vla_rl.algorithms.reward_model import RewardModelBatch, RewardModelLearner,
 from vla_rl.algorithms.sft import shift_images
 from vla_rl.config import (
     LabelConfig,
+    ProcessRewardConfig,
     RewardEvalConfig,
     RewardModelConfig,
     RewardScoreConfig,
+    TrainConfig,
     UserError,
 )
 from vla_rl.functional import area_under_roc
@@ -27,12 +31,15 @@ from vla_rl.recipes.evaluate_reward import (
     mismatched,
     score_reward,
 )
+from vla_rl.recipes.refresh_reward import refresh_reward_model
 from vla_rl.recipes.train_reward import epoch_of, read_trajectories, reward_model_rows, train_reward
+from vla_rl.rewards import RewardModelScorer
 from vla_rl.rewards.process.examples import build_examples
 from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.mismatched import Mismatches
 from vla_rl.rewards.process.splits import split_of
 from vla_rl.rewards.process.tiny import TinyProcessRewardModel
+from vla_rl.rewards.shaping import shaped
 from vla_rl.rewards.trajectory_files import save_trajectories
 from vla_rl.runtime.video import read_video
 
@@ -367,3 +374,29 @@ def test_an_episode_is_drawn_and_filmed(run, dataset, tmp_path):
         score_reward(RewardScoreConfig(reward_model=str(run), dataset=str(dataset), episode=20))
     with pytest.raises(UserError, match=r"\.png or \.mp4"):
         RewardScoreConfig(reward_model="a", dataset="b", out="x.gif")
+
+
+# -- refreshed -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [("reward_models", "reward_model"), ("judges", "judge")])
+def test_a_resumed_run_takes_the_refreshed_reward_model_that_it_finds(run, tmp_path, names):
+    """Also where it lies under its former name; nothing is played or trained for it."""
+    refreshed, inside = names
+    folder = tmp_path / refreshed / "iteration-000004" / "model"
+    shutil.copytree(run, folder)
+    (folder / "reward_model").rename(folder / inside)
+    (folder / inside / "reward_model.json").rename(folder / inside / f"{inside}.json")
+    config = TrainConfig(reward=ProcessRewardConfig(model=str(run), refresh_every=2))
+    config = replace(config, policy=replace(config.policy, device="cpu"))
+    scorer = RewardModelScorer(load_reward_model(run), str(run), lambda tokens: tokens)
+    reward = shaped(scorer, config)
+    needed = (SimpleNamespace(folder=tmp_path), None, None, None)
+    for iteration in (0, 3):
+        refresh_reward_model(iteration, *needed, reward, config)
+        assert scorer.folder == str(run)
+    refresh_reward_model(4, *needed, reward, config)
+    assert scorer.folder == str(folder)
+    again = RewardModelScorer(load_reward_model(run), str(run), lambda tokens: tokens)
+    again.load_state_dict({"judge": str(folder)})
+    assert again.folder == str(folder)

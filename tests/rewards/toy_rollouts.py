@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
+from builders.rollouts import window as zeros
 from vla_rl.config import ProcessRewardConfig
 from vla_rl.rewards import RewardModelScorer, ShapedReward
 from vla_rl.types import Rollout
@@ -30,31 +29,7 @@ def window(brightness: np.ndarray, following: list[int], **arrays: np.ndarray) -
     images[:, :, 0, 0, 0] = brightness
     after = np.zeros((n, 2, 2, 3), np.uint8)
     after[:, 0, 0, 0] = following
-    zeros, no = np.zeros((m, n), np.float32), np.zeros((m, n), bool)
-    rollout = Rollout(
-        images=images,
-        task_ids=np.zeros((m, n), np.int64),
-        tasks=("task",),
-        instructions=("do it",),
-        initial_states=np.zeros((m, n), np.int64),
-        episode_ids=np.zeros((m, n), np.int64),
-        group_ids=np.zeros((m, n), np.int64),
-        proprio=np.zeros((m, n, 4), np.float32),
-        time_fraction=zeros,
-        tokens=np.zeros((m, n, 2), np.int64),
-        log_probs=np.zeros((m, n, 2), np.float32),
-        values=zeros,
-        rewards=zeros,
-        terminated=no,
-        truncated=no,
-        final_values=zeros,
-        next_values=np.zeros(n, np.float32),
-        next_images=after,
-        succeeded=no,
-        valid=~no,
-        temperature=1.0,
-    )
-    return replace(rollout, **arrays)
+    return zeros(m, n, images=images, next_images=after, **arrays)
 
 
 def reward(

@@ -292,7 +292,12 @@ def _is_optional(hint: Any) -> bool:
 
 
 def _number(value: float) -> str:
-    return "2^63 - 1" if value == INT64 else f"{value:g}" if math.fabs(value) < 1e6 else str(value)
+    if value == INT64:
+        return "2^63 - 1"
+    if math.fabs(value) < 1e6:
+        return f"{value:g}"
+    # typing takes Le(1e6) and Le(1_000_000) for the same, and hands out whichever came first
+    return str(int(value) if math.fabs(value) < 2**53 and value == int(value) else value)
 
 
 def shown(value: object) -> str:

@@ -323,7 +323,8 @@ class ProcessRewardConfig(Config, group="reward"):
         )
         require(
             self.kind not in ("success", "simulator") or not self.model,
-            f"reward.kind {self.kind} uses no reward model, got reward.model {self.model!r}: leave out one of them",
+            f"reward.kind {self.kind} uses no reward model, got reward.model {self.model!r}: set "
+            "reward.kind process, or leave reward.model out",
         )
         require(
             not self.asks_simulator or self.refresh_every == 0,
