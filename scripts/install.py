@@ -33,6 +33,11 @@ COVERED_BY = {"quickstart": ("quickstart", "dev"), "dev": ("dev",), "docs": ("do
 CUDA_PACKAGES = ("nvidia-", "cuda-", "triton")
 EGL_PACKAGES = ("libegl1", "libgl1", "libgl1-mesa-dri", "libopengl0")
 OSMESA_PACKAGES = ("libosmesa6", "libgl1", "libopengl0")
+# Asked of the installed package: what can draw here, and how to get something that can.
+FIND_RENDERER = (
+    "from vla_rl.diagnostics import machine; print('backend:' + machine.find_renderer())"
+)
+HOW_TO_RENDER = "from vla_rl.diagnostics import machine; print(machine.install_rendering_command())"
 HEARTBEAT = 20.0  # seconds between signs of life of a long step
 
 # Settings of the surroundings that would send packages elsewhere than into .venv.
@@ -207,9 +212,7 @@ class Setup:
                 backend = self.find_renderer()
                 if backend:
                     return backend
-        advice = self.ask(
-            "from vla_rl.recipes import doctor; print(doctor.install_rendering_command())"
-        )
+        advice = self.ask(HOW_TO_RENDER)
         message = f"the simulators cannot draw: no working EGL or OSMesa. Type:\n    {advice}"
         if required:
             raise SetupError(f"{message}\nthen run this again")
@@ -218,10 +221,11 @@ class Setup:
 
     def find_renderer(self) -> str:
         started = time.perf_counter()
-        code = "from vla_rl.recipes import doctor; print('backend:' + doctor.find_renderer())"
-        answer = self.ask(code)
+        answer = self.ask(FIND_RENDERER)
         if not answer.startswith("backend:"):
-            raise SetupError(f"the installed package does not load. Try: {self.python} -c {code!r}")
+            raise SetupError(
+                f"the installed package does not load. Try: {self.python} -c {FIND_RENDERER!r}"
+            )
         backend = answer.removeprefix("backend:")
         print(
             f"  {'rendering: ' + (backend or 'none yet'):<44}{time.perf_counter() - started:5.0f} s"

@@ -266,6 +266,13 @@ def test_package_that_does_not_load_is_not_taken_for_missing_rendering(install, 
         setup.install_rendering(required=False)
 
 
+def test_the_package_answers_what_set_up_asks_it(install):
+    setup = install.Setup(ROOT)
+    setup.python = Path(sys.executable)
+    assert setup.ask(install.FIND_RENDERER).startswith("backend:")
+    assert setup.ask(install.HOW_TO_RENDER)
+
+
 def test_apt_updates_its_lists_only_when_it_must(install, tmp_path, monkeypatch):
     calls = tmp_path / "calls"
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
