@@ -12,7 +12,7 @@ from vla_rl.config import CriticConfig, LoraConfig, ModelConfig, PolicyConfig, t
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
 from vla_rl.types import Observation
 
-GOLDEN = Path(__file__).parents[1] / "data" / "openvla_a"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "openvla_a"
 # prompts of 6, 6, 9 and (through bytes) many more tokens
 INSTRUCTIONS = ("open the drawer", "close the drawer", "press the button from the top")
 UNKNOWN = "Zap the Drawer, twice!"

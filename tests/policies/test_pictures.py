@@ -25,7 +25,7 @@ from vla_rl.policies.openvla.images import pipeline, resampling
 from vla_rl.policies.openvla.images.jpeg import jpeg_round_trip
 from vla_rl.policies.openvla.processing import pixel_values, raw_pixels, with_protocol
 
-DATA = Path(__file__).parents[1] / "data" / "pictures"
+DATA = Path(__file__).parents[1] / "fixtures" / "pictures"
 CPU = torch.device("cpu")
 JPEG = ImagePreprocessing(jpeg=True)
 SAMPLED = (Ellipsis, slice(None, None, 7), slice(None, None, 11))

@@ -31,7 +31,7 @@ OBSERVATION = Observation(
     np.zeros((2, 4), np.float32),
     np.zeros(2, np.float32),
 )
-GOLDEN = Path(__file__).parents[1] / "data" / "openvla_a"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "openvla_a"
 
 
 def make(folder: Path) -> Path:

@@ -25,7 +25,7 @@ pytest.importorskip("libero", reason="needs the extra vla-rl[libero]")
 pytest.importorskip("peft", reason="needs the extra vla-rl[lora]")
 pytestmark = pytest.mark.sim
 
-GOLDEN = Path(__file__).parents[1] / "data" / "openvla_a"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "openvla_a"
 INSTRUCTION = "pick up the black bowl between the plate and the ramekin and place it on the plate"
 
 

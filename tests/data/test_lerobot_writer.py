@@ -15,7 +15,7 @@ from vla_rl.data.lerobot import Feature, LeRobotReader, LeRobotWriter, camera, v
 from vla_rl.data.lerobot.schema import INDEX_FEATURES, STATISTICS
 from vla_rl.data.lerobot.statistics import pixel_histogram, pixel_statistics
 
-GOLDEN = Path(__file__).parent.parent / "data" / "lerobot_v3" / "dataset"
+GOLDEN = Path(__file__).parent.parent / "fixtures" / "lerobot_v3" / "dataset"
 FILES = (
     "meta/tasks.parquet",
     "meta/episodes/chunk-000/file-000.parquet",

@@ -13,7 +13,7 @@ from vla_rl.config import UserError
 from vla_rl.data.demonstrations import load_demonstrations
 from vla_rl.data.lerobot import LeRobotReader
 
-GOLDEN = Path(__file__).parent.parent / "data" / "lerobot_v3"
+GOLDEN = Path(__file__).parent.parent / "fixtures" / "lerobot_v3"
 DATA = "data/chunk-000/file-000.parquet"
 VIDEO = "videos/observation.images.image/chunk-000/file-000.mp4"
 
