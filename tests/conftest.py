@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,15 @@ from vla_rl.diagnostics import machine as doctor
 # cores, a second thread in every process makes the tests several times slower.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+
+# `nohup make test`, and a script's `make test &`, start with signals ignored, which every child would inherit.
+for number, usual in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGTERM, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
 
 # How long an example takes says something about the machine, not about the code: no deadline, and no
 # complaint that drawing examples is slow. In continuous integration (CI is set) the examples are the same

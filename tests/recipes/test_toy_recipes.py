@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from builders.example_run import make_run
 from vla_rl.config import (
     DemosConfig,
     EvalConfig,
@@ -154,7 +156,7 @@ def test_the_quickstart(tmp_path: Path) -> None:
     config = QuickstartConfig(
         out=str(tmp_path),
         preset="toy",
-        episodes=100,
+        episodes=400,
         demos_per_task=1,
         sft_epochs=1,
         episodes_per_task=2,
@@ -162,7 +164,43 @@ def test_the_quickstart(tmp_path: Path) -> None:
     report = quickstart(config)
     assert "place-block" in report.read_text()
     assert len(list((tmp_path / "ppo/eval/videos/after").glob("*.mp4"))) == 8
-    assert json.loads((tmp_path / "quickstart.json").read_text())["episodes"] == 100
+    assert json.loads((tmp_path / "quickstart.json").read_text())["episodes"] == 400
+    the_reports_made_up_run_has_no_key_of_its_own(tmp_path)
+
+
+def the_reports_made_up_run_has_no_key_of_its_own(quickstart: Path) -> None:
+    """What the report's tests read is what the recipes write, key by key."""
+    real, made_up = quickstart / "ppo", make_run(quickstart / "made-up")
+    for name in ("run.json", "metrics.jsonl", "sft.jsonl", "eval/before-greedy.json"):
+        invented = keys(made_up / name) - keys(real / name)
+        # the toy has no simulator's packages, and the quickstart no penalty of KL to its start
+        assert not invented - {
+            ".versions.metaworld",
+            ".versions.mujoco",
+            ".losses/kl_reference",
+        }, name
+
+
+def keys(file: Path) -> set[str]:
+    """The keys of a file of JSON or of lines of it, down to those that name a task."""
+    text = file.read_text()
+    values = [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else []
+    found: set[str] = set()
+
+    def walk(value: object, above: str) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                key = re.sub(r"^(success|curriculum/[a-z]+)/.*", r"\1/", key)
+                path = f"{above}.{'*' if above == '.tasks' else key}"
+                found.add(path)
+                walk(inner, path)
+        elif isinstance(value, list):
+            for inner in value:
+                walk(inner, f"{above}[]")
+
+    for value in values or [json.loads(text)]:
+        walk(value, "")
+    return found
 
 
 def test_the_presets_own_episodes_are_the_quickstarts(tmp_path: Path, monkeypatch) -> None:

@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from example_run import make_run
+
+from builders.example_run import make_run
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from example_run import write_json, write_lines
-
+from builders.example_run import write_json, write_lines
 from vla_rl.report.page.write import render
 from vla_rl.report.run_data import read_run
 

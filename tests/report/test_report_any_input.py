@@ -3,10 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from example_run import write_json, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parsed_page import page_of
+
+from builders.example_run import write_json, write_lines
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

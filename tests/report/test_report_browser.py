@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_run import MT5, make_run
 
+from builders.example_run import MT5, make_run
 from vla_rl.report.page.write import write_report
 
 CHROMIUM = (

@@ -4,9 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from example_run import MT5
 from parsed_page import Page, edit, page_of
 
+from builders.example_run import MT5
 from vla_rl.report.page.videos import films
 from vla_rl.report.run_data import read_run
 

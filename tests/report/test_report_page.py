@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from example_run import MT5, make_evaluation, make_run, write_json
 from parsed_page import Page, edit, edit_lines, page_of, set_
 
+from builders.example_run import MT5, make_evaluation, make_run, write_json
 from vla_rl.config import UserError
 from vla_rl.report.page.summary import (
     comparison,

@@ -114,7 +114,7 @@ def make_evaluation(
         "initial_states": [int(state) for state in initial_states],
         "episodes": episodes,
         "infrastructure_errors": 0,
-        "versions": {"vla_rl": "0.1.0", "torch": "2.13.0"},
+        "versions": {"vla-rl": "0.1.0", "torch": "2.13.0"},
         "wall_seconds": 11.4,
     }
 
