@@ -1,7 +1,7 @@
 # The verbs of this repository. `make` alone lists them. Continuous integration calls `make test-all`.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart setup setup-dev test check format bench docs docs-config clean
+.PHONY: help quickstart setup setup-dev test test-all test-slow test-kernels check format bench docs docs-config clean
 
 BIN := .venv/bin
 # Handed on: make quickstart ARGS="--minutes 2", make test ARGS="tests/functional"
@@ -25,9 +25,10 @@ setup-dev:  ## the same with the tools for development
 test: check  ## set up, lint, type-check, check the layers, run the tests
 	$(PYTEST) $(ARGS)
 
-test-all: check  ## the same and what takes long: every task of LIBERO, other kernels
-	$(PYTEST) -m "" $(ARGS)
-	$(MAKE) test-kernels
+test-all: test test-slow test-kernels  ## the same, then what takes long, then other kernels
+
+test-slow: setup-dev  ## the tests that take long: whole commands, every task of LIBERO
+	$(PYTEST) -m slow $(ARGS)
 
 # What PyTorch, oneDNN and MKL do on a processor without AVX: other kernels round differently.
 test-kernels: setup-dev  ## the numerical tests again, with the plainest kernels
