@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from vla_rl.config import ConfigError, UserError
-from vla_rl.config.env import LIBERO_STATES
 from vla_rl.envs.libero import tasks as libero_tasks
 from vla_rl.envs.libero.tasks import SUITES, protocol_horizon, stored_states, suite_tasks
 
@@ -155,7 +154,7 @@ def test_an_installation_without_perturbed_suites(monkeypatch: pytest.MonkeyPatc
 
 @installed
 def test_stored_states():
-    assert LIBERO_STATES == 50
+    assert libero_tasks.STORED_STATES == 50
     for suite in ("libero-spatial", "libero-object", "libero-goal", "libero-10"):
         for task in suite_tasks(suite):
             states = stored_states(task.states)

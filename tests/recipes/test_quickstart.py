@@ -87,3 +87,25 @@ def test_a_quickstart_in_a_place_that_refuses_is_one_line(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*choose another folder"):
         quickstart(QuickstartConfig(out=str(tmp_path / "file" / "quickstart")))
+
+
+def test_force_throws_away_quickstarts_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vla_rl.recipes.quickstart._run_steps", lambda config, base, out: out)
+    thesis = tmp_path / "home" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("three years")
+    with pytest.raises(UserError, match="holds something, but no quickstart"):
+        quickstart(QuickstartConfig(out=str(thesis.parent), force=True))
+    assert thesis.read_text() == "three years"
+
+    mine = QuickstartConfig(out=str(tmp_path / "mine"))
+    quickstart(mine)
+    (tmp_path / "mine" / "demos").mkdir()
+    quickstart(replace(mine, force=True, demos_per_task=1))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["quickstart.json"]
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    (tmp_path / "mine" / "demos").mkdir()
+    quickstart(replace(mine, out=str(tmp_path / "link"), force=True))
+    assert not (tmp_path / "mine" / "demos").exists()

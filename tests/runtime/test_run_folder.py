@@ -90,6 +90,23 @@ def test_a_run_that_could_not_start_can_be_started_again(tmp_path: Path) -> None
         assert run.read_config(TrainConfig) == CONFIG
 
 
+def test_a_mistake_found_at_the_start_leaves_no_folder(tmp_path: Path) -> None:
+    def fail(run: Run, error: Exception) -> None:
+        with pytest.raises(type(error)), run:
+            raise error
+
+    fail(Run.create(tmp_path, "mistaken", CONFIG, []), UserError("no such policy"))
+    assert not (tmp_path / "mistaken").exists()
+    fail(Run.create(tmp_path, "broken", CONFIG, []), ValueError("a defect of ours"))
+    assert (tmp_path / "broken/config.json").exists(), "who looks into it needs to see it"
+    fail(Run.open(tmp_path / "broken"), UserError("no such policy"))
+    assert (tmp_path / "broken/config.json").exists(), "it was there before"
+    begun = Run.create(tmp_path, "begun", CONFIG, [])
+    begun.log(1, {"loss": 0.5})
+    fail(begun, UserError("the disk is full"))
+    assert (tmp_path / "begun/metrics.jsonl").read_text()
+
+
 def test_metrics_are_one_json_object_a_line_with_null_for_what_is_not_finite(
     tmp_path: Path,
 ) -> None:

@@ -10,9 +10,6 @@ from annotated_types import Ge, Gt, Le
 from vla_rl.config.bounds import ActionChunk, Config, Pixels, Whole, Workers
 from vla_rl.config.errors import require
 
-LIBERO_STATES = 50
-"""Initial states that LIBERO stores for each task."""
-
 
 @dataclass(frozen=True)
 class EnvConfig(Config, group="env", saved=("suite",)):
@@ -59,9 +56,4 @@ class EnvConfig(Config, group="env", saved=("suite",)):
         require(
             self.held_out < self.initial_states,
             f"env.held_out must lie in 1..initial_states-1 = 1..{self.initial_states - 1}, got {self.held_out}",
-        )
-        require(
-            not self.suite.startswith("libero") or self.initial_states <= LIBERO_STATES,
-            f"env.initial_states may be at most {LIBERO_STATES} on LIBERO, which stores so many a task, got "
-            f"{self.initial_states}: set it, and env.held_out to fewer, or start from a preset called libero-...",
         )

@@ -51,7 +51,7 @@ def quickstart(config: QuickstartConfig) -> Path:
     if config.episodes is None:
         config = replace(config, episodes=base.schedule.episodes or EPISODES)
     if config.force:
-        shutil.rmtree(out, ignore_errors=True)
+        _throw_away(out)
     _begin(config, out)
     try:
         return _run_steps(config, base, out)
@@ -96,6 +96,25 @@ def _run_steps(config: QuickstartConfig, base: TrainConfig, out: Path) -> Path:
     _timed("4/4 report", lambda: write_report(ppo, report))
     note(f"Report: {report}  (open it in a browser)")
     return report
+
+
+def _throw_away(out: Path) -> None:
+    """Remove the quickstart in `out`. UserError where something else lies there, or it cannot be removed."""
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / REQUEST).is_file():
+        raise UserError(
+            f"{out} holds something, but no quickstart: --force throws away quickstarts only. Choose another --out, or "
+            "empty the folder yourself"
+        )
+    try:
+        for entry in out.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+    except OSError as error:
+        raise UserError(f"{out} cannot be removed: {error.strerror}") from error
 
 
 def _begin(config: QuickstartConfig, out: Path) -> None:

@@ -13,6 +13,7 @@ One process and its simulator workers, CPU or GPU:   vla-rl train metaworld-mt5 
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,19 +44,17 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
     `resume` is the folder of a run to go on with (its own, saved config is then expected in `config`). Ctrl-C, SIGTERM
     and SIGHUP end it after the current iteration: everything is saved, then `Stopped`, a KeyboardInterrupt, is raised.
     """
-    run = open_training_run(config, resume, world)
-    seed_everything(config.run.seed)
-    keep_freed_memory()
-    policy = policy_of_run(config, run)
-    config = replace(config, ppo=with_micro_batch(config.ppo, policy, config.env.num_envs))
-    learner = build_learner(policy, config, world)
-    reward_function = build_reward(config, policy)
-    with (
-        run,
-        graceful_stop("this iteration") as stop,
-        use_threads(config.run.torch_threads),
-        make_vector_env(config.env) as envs,
-    ):
+    with ExitStack() as opened:
+        run = opened.enter_context(open_training_run(config, resume, world))
+        seed_everything(config.run.seed)
+        keep_freed_memory()
+        policy = policy_of_run(config, run)
+        config = replace(config, ppo=with_micro_batch(config.ppo, policy, config.env.num_envs))
+        learner = build_learner(policy, config, world)
+        reward_function = build_reward(config, policy)
+        stop = opened.enter_context(graceful_stop("this iteration"))
+        opened.enter_context(use_threads(config.run.torch_threads))
+        envs = opened.enter_context(make_vector_env(config.env))
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         curriculum = TaskSampler(config.curriculum, envs.tasks, train_states, config.run.seed)
         outcomes = Outcomes(curriculum, world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -68,6 +69,17 @@ def _take_over(
         raise
     held.release()
     return lock
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove a run folder of this process in which nothing has happened yet; any other stays."""
+    with contextlib.suppress(OSError):
+        entries = list(folder.iterdir())
+        if folder.is_symlink() or any(map(holds_something, entries)):
+            return
+        for entry in entries:
+            entry.unlink()
+        folder.rmdir()
 
 
 def holds_something(path: Path) -> bool:

@@ -29,7 +29,7 @@ from vla_rl.config.serialize import from_json, to_json
 from vla_rl.runtime.files import cannot_write, read_json, write_json
 from vla_rl.runtime.lock import FolderLock
 from vla_rl.runtime.metrics import MetricsFile, Sink, optional_sinks
-from vla_rl.runtime.new_run import CONFIG, PROVENANCE, new_run_folder
+from vla_rl.runtime.new_run import CONFIG, PROVENANCE, new_run_folder, remove_unused
 from vla_rl.runtime.partial import sweep
 from vla_rl.runtime.provenance import describe_run
 
@@ -117,7 +117,10 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 class Run:
-    """One run folder, held by one process at a time. Use as a context manager, or call `close`."""
+    """One run folder, held by one process at a time. Use as a context manager, or call `close`.
+
+    A UserError before anything was logged or saved takes a new folder away again: a mistake costs no name.
+    """
 
     def __init__(
         self,
@@ -333,6 +336,8 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, UserError) and not self.resumed:
+            remove_unused(self.folder)
         self.close()
 
     @property

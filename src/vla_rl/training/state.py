@@ -17,7 +17,7 @@ from vla_rl.config import ConfigError, ScheduleConfig, TrainConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.defaults import require_same_robot
-from vla_rl.envs.registry import benchmark
+from vla_rl.envs.registry import playable
 from vla_rl.policies.policy import Policy
 from vla_rl.policies.registry import load_policy
 from vla_rl.rewards import RewardFunction
@@ -45,7 +45,7 @@ def open_training_run(
             f"training runs in one process, got {world.size}: simulators, draws of the curriculum and the run folder "
             "are not divided among processes"
         )
-    packages = benchmark(config.env.suite).packages
+    packages = playable(config.env).packages
     sinks = {
         "keep": config.run.keep,
         "tensorboard": config.run.tensorboard,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vla_rl.config.env import LIBERO_STATES, EnvConfig
+from vla_rl.config.env import EnvConfig
 from vla_rl.config.policy import Conventions
 from vla_rl.envs.benchmark import Benchmark, EvalDefaults, Installation, RobotLayout
 from vla_rl.envs.libero import tasks as libero_tasks
@@ -31,7 +31,7 @@ def _protocol_env(suite: str) -> EnvConfig:
         action_chunk=1,
         horizon=libero_tasks.protocol_horizon(suite),
         num_envs=10,
-        initial_states=LIBERO_STATES,
+        initial_states=libero_tasks.STORED_STATES,
         held_out=_HELD_OUT,
         mesh_faces=0,
         step_timeout=300.0,
@@ -46,7 +46,7 @@ def _laptop_env(suite: str) -> EnvConfig:
         action_chunk=chunk,
         action_repeat=repeat,
         horizon=-(-libero_tasks.protocol_horizon(suite) // (chunk * repeat)),
-        initial_states=LIBERO_STATES,
+        initial_states=libero_tasks.STORED_STATES,
         held_out=_LAPTOP_HELD_OUT,
         mesh_faces=_LAPTOP_FACES,
         step_timeout=300.0,  # the first reset builds a simulator per task, and light meshes the first time of all
@@ -85,7 +85,7 @@ LIBERO = Benchmark(
     laptop_defaults=_laptop_env,
     eval_defaults=EvalDefaults(split="all", episodes_per_task=None),
     horizon=libero_tasks.protocol_horizon,
-    stored_states=LIBERO_STATES,
+    stored_states=libero_tasks.STORED_STATES,
     task_of_instruction=lambda text: text.replace(" ", "_"),
     conventions=_openvla_conventions,
     installation=Installation(
