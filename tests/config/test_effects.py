@@ -16,6 +16,7 @@ from vla_rl.config import (
     AblationConfig,
     DemosConfig,
     ExportConfig,
+    LoraConfig,
     RewardEvalConfig,
     RewardLabelConfig,
     RewardModelConfig,
@@ -118,7 +119,7 @@ def test_of_every_field_it_is_known_when_it_counts(name: str) -> None:
     assert expanded(ALWAYS[name]) | covered == fields
     assert expanded(ALWAYS[name]) & covered == set()
     # what the table names exists: an adapter's settings are a field only where there is one
-    assert conditional(name) - groups - fields <= {"lora"}
+    assert conditional(name) - groups - fields <= {"lora", "policy.lora.dropout"}
 
 
 def test_the_configurations_of_all_commands_are_looked_at() -> None:
@@ -135,6 +136,7 @@ def changed(config: Any, settings: dict[str, Any]) -> Any:
     return config
 
 
+ADAPTERS = LoraConfig(dropout=0.1)
 SHARED, SEPARATE = {"policy.critic.kind": "shared"}, {"policy.critic.kind": "separate"}
 MODEL, REFRESHED = {"reward.model": "x"}, {"reward.model": "x", "reward.refresh_every": 5}
 SIMULATOR = {"reward.kind": "simulator"}
@@ -142,6 +144,7 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     # configuration, fields, what is said, without effect where, with effect where
     ("TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "cpu"}, {"policy.device": "cuda:1"}),
     ("TrainConfig", "run.threads", "warning", {"policy.device": "cuda"}, {"policy.device": "cpu"}),
+    ("TrainConfig", "policy.lora.dropout", "error", {"policy.lora": ADAPTERS}, {"policy.lora": ADAPTERS}),
     ("TrainConfig", "policy.critic.width", "error", SHARED, SEPARATE),
     ("TrainConfig", "policy.critic.detach ppo.value_clip ppo.value_coef", "error", SEPARATE, SHARED),
     ("TrainConfig", "ppo.value_coef", "error", SHARED | {"policy.critic.detach": True}, SHARED),
@@ -211,6 +214,7 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("AblationConfig", "iterations", "error", {"minutes": 1.0}, {}),
 ]  # fmt: skip
 NEVER = {
+    "TrainConfig": ("policy.lora.dropout",),
     "SFTConfig": ("policy.critic", "policy.decode_graphs"),
     "ScalingConfig": ("search", "protocol"),
 }
@@ -232,6 +236,8 @@ def test_what_does_not_count_is_said_and_what_counts_is_not(
         assert found[0].message.startswith(f"{option} has no effect: ")
         if ignored != counted:
             assert without_effect(changed(CONFIGS[name], counted), {field: option}) == []
+        else:
+            assert field.startswith(NEVER[name])
 
 
 def test_every_line_of_the_table_has_an_example() -> None:

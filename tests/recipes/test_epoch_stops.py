@@ -178,13 +178,16 @@ def test_a_signal_gives_up_what_is_measured_and_it_is_measured_again(
 def test_adapters_with_dropout_go_on_to_the_bit(
     course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dropout, which large reward models learn with, draws from torch's own generator."""
-    build = recipe.build_policy
-    monkeypatch.setattr(recipe, "build_policy", lambda *args: build(*args).train())
-    policy = replace(
-        settings(course, tmp_path).policy, lora=LoraConfig(rank=2, alpha=4, dropout=0.3)
-    )
+    """Dropout draws from torch's own generator."""
+    without = replace(settings(course, tmp_path).policy, lora=LoraConfig(rank=2, alpha=4))
+    policy = replace(without, lora=LoraConfig(rank=2, alpha=4, dropout=0.3))
+    fine_tune(settings(course, tmp_path / "without", policy=without))
     fine_tune(settings(course, tmp_path / "whole", policy=policy))
+    weights = [
+        (tmp_path / name / "policy" / "adapter_model.safetensors").read_bytes()
+        for name in ("without", "whole")
+    ]
+    assert weights[0] != weights[1]
     out = tmp_path / "sft"
     with monkeypatch.context() as patch:
         after_batch(patch, SFT, 4, terminate)

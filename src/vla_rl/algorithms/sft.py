@@ -9,11 +9,13 @@ nothing else: no prompt, end or padding token is counted. AdamW, linear warm-up,
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_rl.algorithms.learner import finite
 from vla_rl.config import SFTConfig, UserError
@@ -33,6 +35,8 @@ class SFT:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
         )
+        adapters = config.policy.lora
+        self._drops_inputs = adapters is not None and adapters.dropout > 0
         self.steps = 0
 
     def update(self, observation: Observation, tokens: Int64[Tensor, "B K"]) -> dict[str, float]:
@@ -47,7 +51,8 @@ class SFT:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(observation, tokens)
+        with self._dropout():
+            loss = self._backward(observation, tokens)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self._require_finite("gradient norm", norm.item())
         self.optimizer.step()
@@ -57,6 +62,18 @@ class SFT:
         if self.steps >= self.total_steps:
             self._require_finite("the loss after the last step", self.loss(observation, tokens))
         return {"loss": loss, "grad_norm": norm.item(), "learning_rate": rate}
+
+    @contextmanager
+    def _dropout(self) -> Iterator[None]:
+        """Inside, the adapters drop inputs if they are to; everywhere else the policy is the one that plays."""
+        module = self.policy if self._drops_inputs and isinstance(self.policy, nn.Module) else None
+        if module is not None:
+            module.train()
+        try:
+            yield
+        finally:
+            if module is not None:
+                module.eval()
 
     def _backward(self, observation: Observation, tokens: Int64[Tensor, "B K"]) -> float:
         """Add up the gradient of the mean loss over micro-batches; returns that loss."""

@@ -160,6 +160,12 @@ _TRAIN = (
         "a separate critic has no trunk to detach from; set policy.critic.kind shared",
     ),
     Effect(
+        ("policy.lora.dropout",),
+        lambda c: False,
+        "PPO compares how likely a turn was before and after an update, which must not depend on what is dropped; give "
+        "it to `vla-rl sft`",
+    ),
+    Effect(
         ("ppo.value_clip",),
         _shared,
         "the value loss is clipped for a shared critic only; set policy.critic.kind shared",

@@ -19,7 +19,7 @@ class LoraConfig(Config, group="policy.lora"):
     alpha: Annotated[int, Ge(1), Le(65536)] = 16
     """An adapter's output is scaled by alpha / rank."""
     dropout: ShareBelowOne = 0.0
-    """Share of an adapter's inputs that are dropped in training."""
+    """Share of an adapter's inputs that are dropped in supervised training; PPO drops none."""
     vision: bool = False
     """Also adapt the linear layers of both vision towers."""
 
