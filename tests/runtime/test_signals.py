@@ -209,3 +209,31 @@ def test_after_a_dropped_connection_everything_is_saved_although_nobody_can_be_t
     _, status = os.waitpid(pid, 0)
     assert told.read_text() == "saved after SIGHUP"
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("waits", [True, False], ids=["saves", "at-once"])
+def test_the_cursor_is_back_whatever_ends_a_bar(number: int, waits: bool, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    code = IN_A_TERMINAL
+    if not waits:
+        code = code.replace('graceful_stop("this step")', "stop_at_once()").replace(
+            "while not stop:", "while True:"
+        ).replace("import Stopped, graceful_stop", "import Stopped, stop_at_once")  # fmt: skip
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environment = {**os.environ, "TERM": "xterm"}
+        os.execve(sys.executable, [sys.executable, "-c", code, str(told)], environment)
+    shown = b""
+    while b"\x1b[?25l" not in shown or not told.exists():
+        shown += os.read(terminal, 1000)
+    os.kill(pid, number)
+    try:
+        while part := os.read(terminal, 1000):
+            shown += part
+    except OSError:  # its end has been closed
+        pass
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 128 + number
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
