@@ -1,5 +1,7 @@
 """The actor-environment loop on environments whose answers are known, without simulators."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -202,6 +204,35 @@ def test_crashed_episode_is_played_again_and_never_counted(policy: OpenVLAPolicy
     assert rollout.initial_states[3, 1] == rollout.initial_states[2, 1]
     assert rollout.time_fraction[3, 1] == 0.0
     assert len(observed) == (rollout.terminated | rollout.truncated).sum()
+
+
+class FailingEnv(SerialVectorEnv):
+    """Loses each of its first four steps."""
+
+    stepping = frozenset[int]()
+
+    def post_step(self, slots, actions):
+        self.stepping |= set(slots)
+        super().post_step(slots, actions)
+
+    def wait(self, slots):
+        result = super().wait(slots)
+        lost = np.array([slot in self.stepping for slot in slots])
+        self.stepping -= set(slots)
+        if lost.any() and self.infrastructure_errors < 4:
+            self.infrastructure_errors += int(lost.sum())
+            return replace(result, lost=lost)
+        return result
+
+
+def test_a_window_that_was_lost_whole_is_played_again(policy: OpenVLAPolicy):
+    envs = chain(2, FailingEnv)
+    collector, _, observed = collector_of(policy, envs)
+    collected = collector.collect(2, 1.0, 0)
+    assert envs.infrastructure_errors == 4, "two turns of two environments"
+    assert collected.rollout.valid.all()
+    assert np.all(collected.rollout.time_fraction[0] == 0), "each episode from its beginning"
+    assert len(observed) == (collected.rollout.terminated | collected.rollout.truncated).sum()
 
 
 def test_turns_are_numbered_by_episode_across_windows(policy: OpenVLAPolicy):

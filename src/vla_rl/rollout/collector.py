@@ -7,6 +7,7 @@ gives the same rollout to the bit, with any number of worker processes.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ from vla_rl.policies.policy import Policy
 from vla_rl.rollout.buffer import FinishedEpisode, Playing, RolloutBuffer
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation, Rollout, StepResult
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,10 @@ class Collector:
         ]
 
     def collect(self, num_turns: int, temperature: float, iteration: int) -> Collected:
-        """Play `num_turns` turns in every environment."""
+        """Play `num_turns` turns in every environment.
+
+        A window whose every turn was lost with its simulator says nothing and is played again.
+        """
         if len(self.playing) < self.envs.num_envs:
             raise RuntimeError(
                 "some environments have no episode to go on with: call start() first"
@@ -119,6 +125,11 @@ class Collector:
             self._receive(index, run, num_turns - 1)
         clock.switch("infer")
         rollout = window.finish(self.policy, Observation.concatenate(self.current), temperature)
+        if not rollout.valid.any():  # bounded by env.max_restarts
+            logger.warning(
+                "every turn of this window was lost with its simulator; playing it again"
+            )
+            return self.collect(num_turns, temperature, iteration)
         return Collected(rollout, window.finished, window.simulator_steps, clock.stop())
 
     def collect_episodes(
