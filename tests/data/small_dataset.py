@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from vla_rl.config import UserError
+from vla_rl.data.demonstrations import load_demonstrations
 from vla_rl.data.lerobot import LeRobotWriter, camera, vector
 
 INFO, STATS = "meta/info.json", "meta/stats.json"
@@ -68,3 +71,10 @@ def edit_column(
 def at(row: int, value: Any) -> Callable[[list[Any]], list[Any]]:
     """A change of one row."""
     return lambda values: [*values[:row], value, *values[row + 1 :]]
+
+
+def refused(folder: Path, message: str, camera: str = PNG_CAMERA) -> None:
+    """Loading `folder` is refused with a message that names the place in it."""
+    with pytest.raises(UserError, match=message) as raised:
+        load_demonstrations(folder, camera=camera)
+    assert str(folder) in str(raised.value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +22,13 @@ from small_dataset import (
     at,
     edit_column,
     edit_info,
+    refused,
     write_small_dataset,
 )  # fmt: skip
 
 from vla_rl.config import UserError
 from vla_rl.data.demonstrations import load_demonstrations
 from vla_rl.data.lerobot import LeRobotReader
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_dataset(tmp_path_factory.mktemp("faults") / "d")
-
-
-@pytest.fixture
-def dataset(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "d"))
-
-
-def refused(folder: Path, message: str, camera: str = PNG_CAMERA) -> None:
-    with pytest.raises(UserError, match=message) as raised:
-        load_demonstrations(folder, camera=camera)
-    assert str(folder) in str(raised.value)
-
 
 # --- numbers that are no numbers
 

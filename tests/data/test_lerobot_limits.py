@@ -20,7 +20,7 @@ from small_dataset import (
     VIDEO_CAMERA,
     at,
     edit_column,
-    write_small_dataset,
+    refused,
 )  # fmt: skip
 
 from vla_rl.config import UserError
@@ -28,23 +28,6 @@ from vla_rl.data import demonstrations
 from vla_rl.data.demonstrations import load_demonstrations
 from vla_rl.data.lerobot import LeRobotReader
 from vla_rl.data.lerobot.pictures import encode_png
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_dataset(tmp_path_factory.mktemp("faults") / "d")
-
-
-@pytest.fixture
-def dataset(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "d"))
-
-
-def refused(folder: Path, message: str, camera: str = PNG_CAMERA) -> None:
-    with pytest.raises(UserError, match=message) as raised:
-        load_demonstrations(folder, camera=camera)
-    assert str(folder) in str(raised.value)
-
 
 # --- files that are not what they seem
 

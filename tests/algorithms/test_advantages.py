@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from builders.rollouts import column, flags, window
 from vla_rl.algorithms.advantages import compute_advantages
 from vla_rl.config import PPOConfig
 from vla_rl.types import Rollout
@@ -17,44 +18,6 @@ PLAIN = PPOConfig(
     time_limit_is_terminal=False,
     normalize_advantages=False,
 )
-
-
-def window(turns: int, envs: int = 1, **arrays: np.ndarray) -> Rollout:
-    """A rollout of zeros with the given arrays (M, N) put in."""
-    m, n = turns, envs
-    zeros, no = np.zeros((m, n), np.float32), np.zeros((m, n), bool)
-    rollout = Rollout(
-        images=np.zeros((m, n, 4, 4, 3), np.uint8),
-        task_ids=np.zeros((m, n), np.int64),
-        tasks=("task",),
-        instructions=("do it",),
-        initial_states=np.zeros((m, n), np.int64),
-        episode_ids=np.zeros((m, n), np.int64),
-        group_ids=np.zeros((m, n), np.int64),
-        proprio=np.zeros((m, n, 4), np.float32),
-        time_fraction=zeros,
-        tokens=np.arange(m * n * 2).reshape(m, n, 2),
-        log_probs=np.zeros((m, n, 2), np.float32),
-        values=zeros,
-        rewards=zeros,
-        terminated=no,
-        truncated=no,
-        final_values=zeros,
-        next_values=np.zeros(n, np.float32),
-        next_images=np.zeros((n, 4, 4, 3), np.uint8),
-        succeeded=no,
-        valid=~no,
-        temperature=1.0,
-    )
-    return replace(rollout, **arrays)
-
-
-def column(*numbers: float) -> np.ndarray:
-    return np.array(numbers, np.float32)[:, None]
-
-
-def flags(*numbers: int) -> np.ndarray:
-    return np.array(numbers, bool)[:, None]
 
 
 def credit(rollout: Rollout, config: PPOConfig = PLAIN):
