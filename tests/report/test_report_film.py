@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vla_rl.config import UserError
@@ -24,6 +25,16 @@ def test_the_film_shows_both_episodes_to_their_ends(example: Path, tmp_path: Pat
         film.seek(film.n_frames - 1)
         assert film.convert("RGB").tobytes() != first
         assert film.info["duration"] >= 1000  # the end stays
+
+
+def test_captions_end_at_the_edge_of_their_picture(example: Path, tmp_path: Path):
+    for size in (128, 224):
+        with Image.open(write_film(example, tmp_path / "film.gif", size=size)) as film:
+            captions = np.asarray(film.convert("L"))[:34]
+        margins = [captions[:, :8], captions[:, 8 + size : 16 + size], captions[:, -8:]]
+        assert min(margin.min() for margin in margins) > 240
+        assert captions[:, 8 : 8 + size].min() < 100
+        assert captions[:, 16 + size : -8].min() < 100
 
 
 def test_a_task_that_was_learned_is_shown_unless_another_is_named(example: Path, tmp_path: Path):

@@ -89,24 +89,34 @@ def _scaled(frames: Sequence[Frame], size: int) -> list[Any]:
 
 def _side_by_side(pair: Pair, halves: Sequence[Sequence[Any]], episodes: int) -> list[Any]:
     """Both episodes from their beginnings; the one that ends first stays as it is."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     size = halves[0][0].width
-    font = ImageFont.load_default(TEXT)
-    titles = ("before practice", f"after {episodes:,} episodes" if episodes else "after practice")
+    times = ("before practice", f"after {episodes:,} episodes" if episodes else "after practice")
+    titles = [f"{video.task}: {time}" for video, time in zip(pair, times, strict=True)]
+    font = _font([*titles, "not solved"], size)
     frames = []
     for at in range(max(map(len, halves))):
         page = Image.new("RGB", (2 * size + 3 * MARGIN, size + 2 * CAPTION), PAPER)
         draw = ImageDraw.Draw(page)
         for column, (video, half, title) in enumerate(zip(pair, halves, titles, strict=True)):
             left = MARGIN + column * (size + MARGIN)
-            draw.text((left, 9), f"{video.task}: {title}", INK, font)
+            draw.text((left, 9), title, INK, font)
             page.paste(half[min(at, len(half) - 1)], (left, CAPTION))
             if at >= len(half) - 1:
                 word, colour = ("solved", GOOD) if video.success else ("not solved", BAD)
                 draw.text((left, size + CAPTION + 8), word, colour, font)
         frames.append(page)
     return frames
+
+
+def _font(lines: Sequence[str], width: int) -> Any:
+    """The font in the largest size up to TEXT in which every line fits into `width` pixels, if any does."""
+    from PIL import ImageFont
+
+    fonts = [ImageFont.load_default(size) for size in range(TEXT, 5, -1)]
+    fitting = (f for f in fonts if all(f.getlength(line) <= width for line in lines))
+    return next(fitting, fonts[-1])
 
 
 def _save(frames: Sequence[Any], durations: list[int], target: Path, suffix: str) -> None:
