@@ -32,6 +32,7 @@ from vla_rl.policies.safetensors_files import (
     stream_tensors,
     tensor_name,
 )
+from vla_rl.policies.shapes import shapes_alone
 
 CRITIC_FILE = "critic.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
@@ -82,7 +83,7 @@ def check_weights(
     Reads headers alone. Raises UserError for what `load_model` refuses before it reads any weight.
     """
     entries = weights_of(folder)
-    with torch.device("meta"):
+    with shapes_alone():
         model = OpenVLA(config)
     check_fit(entries, model.state_dict(), folder, f"a model {config.name!r}")
     for adapter in adapters:

@@ -32,6 +32,7 @@ from vla_rl.policies.openvla.loading import (
 from vla_rl.policies.openvla.memory import count_weights, inference_budget, training_budget
 from vla_rl.policies.openvla.model import critic_sizes
 from vla_rl.policies.safetensors_files import TensorEntry, read_tensors, stream_tensors
+from vla_rl.policies.shapes import shapes_alone
 from vla_rl.runtime.external import printable
 
 SHOWN_DATASETS = 8
@@ -147,7 +148,7 @@ def _check_critic(source: Source) -> Finding:
     if config is None:
         return Finding("critic", "ok", "none; training starts one")
     file, tensors = critic_file(source), read_tensors([critic_file(source)])
-    with torch.device("meta"):
+    with shapes_alone():
         critic = build_critic(config, critic_sizes(source.description.model))
     check_fit(tensors, critic.state_dict(), file, f"a {config.kind} critic")
     weights = sum(tensor.numel() for tensor in tensors.values())

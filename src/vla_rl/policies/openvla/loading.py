@@ -41,6 +41,7 @@ from vla_rl.policies.peft_files import (
     strip_prefix,
 )
 from vla_rl.policies.safetensors_files import TensorEntry, has_weights, read_tensors, sample_digest
+from vla_rl.policies.shapes import shapes_alone
 from vla_rl.runtime.bases import (
     ADAPTER_CONFIG_FILE,
     MOST_BASES,
@@ -282,7 +283,7 @@ def read_own_adapters(folder: Path, model: ModelConfig, settings: LoraConfig) ->
     """The adapters of a checkpoint of ours. Raises UserError unless they fit the model and the settings."""
     file = path_inside(folder, ADAPTER_FILE, source=folder)
     tensors = strip_prefix(read_tensors([file], torch.float32))
-    with torch.device("meta"):
+    with shapes_alone():
         wanted = {
             name: torch.empty(shape)
             for name, shape in lora.adapter_shapes(OpenVLA(model), settings).items()

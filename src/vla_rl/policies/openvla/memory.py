@@ -24,6 +24,7 @@ from vla_rl.policies.memory import GB, MemoryBudget
 from vla_rl.policies.openvla.lora import adapted_layers
 from vla_rl.policies.openvla.model import OpenVLA
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
+from vla_rl.policies.shapes import shapes_alone
 
 TRAINED_BYTES = 24
 CONTEXT = 1e9
@@ -35,7 +36,7 @@ PROMPT_TOKENS = 40
 @lru_cache(maxsize=8)
 def count_weights(model: ModelConfig, lora: LoraConfig | None = None) -> tuple[int, int]:
     """All weights of the model, and those that are trained."""
-    with torch.device("meta"):
+    with shapes_alone():
         network = OpenVLA(model)
     total = sum(parameter.numel() for parameter in network.parameters())
     if lora is None:

@@ -31,6 +31,7 @@ from vla_rl.policies.openvla.processing import pixel_values, raw_pixels
 from vla_rl.policies.openvla.tokenizer import load_tokenizer
 from vla_rl.policies.prompts import Prompts
 from vla_rl.policies.safetensors_files import MODEL_FILE, save_tensors
+from vla_rl.policies.shapes import shapes_alone
 from vla_rl.rewards.process.model import (
     QUESTION,
     REMEDY,
@@ -223,7 +224,7 @@ def _read_model_config(folder: Path, description: RewardModelDescription) -> Mod
         # before a model of that many layers is built
         if layers > len(weights_of(folder)):
             raise fault(path, "", "no more layers than the weights have", layers, REMEDY)
-        with torch.device("meta"):
+        with shapes_alone():
             OpenVLA(config)
     except ConfigError as error:
         raise UserError(f"{path} is damaged: {error}. {REMEDY}") from error
