@@ -1,6 +1,7 @@
 """The data that crosses layers, and the axis legend used in every shape of the project.
 
     N  environments (slots of the vector environment), or observations of one batch
+    L  those of them that this process plays, where several train together
     M  turns of one rollout window          T  turns of one episode
     C  actions in one turn (the chunk)      A  dimensions of one action
     K  action tokens of one turn, K = C * A, ordered action by action
@@ -156,7 +157,7 @@ class Rollout:
     `next_values` is V of the observation that follows the window.
     """
 
-    images: UInt8[np.ndarray, "M N H W 3"]
+    images: UInt8[np.ndarray, "M L H W 3"]  # of this process's environments
     task_ids: Int64[np.ndarray, "M N"]  # index into `instructions`
     tasks: tuple[str, ...]  # the suite's tasks, in order
     instructions: tuple[str, ...]  # one per task of the suite
@@ -177,13 +178,23 @@ class Rollout:
     truncated: Bool[np.ndarray, "M N"]
     final_values: Float32[np.ndarray, "M N"]
     next_values: Float32[np.ndarray, " N"]
-    next_images: UInt8[np.ndarray, "N H W 3"]  # what follows the window
+    next_images: UInt8[np.ndarray, "L H W 3"]  # what follows the window
     succeeded: Bool[np.ndarray, "M N"]  # of an episode that succeeded in this window
     valid: Bool[np.ndarray, "M N"]
     """False where a crashed simulator left a turn without an outcome, and where an environment was idle."""
     temperature: float  # the sampler's
     simulator_rewards: Float32[np.ndarray, "M N"] | None = None
     """The simulator's own dense reward after each turn, 0..1, NaN where it could not be had; None unless asked for."""
+    first: int = 0
+    """The first of this process's environments among the N. Where several processes train together, each knows all of
+    the window but the images of the others."""
+    shards: Int64[np.ndarray, " N"] | None = None
+    """Shard of each environment; None: all are of shard 0."""
+
+    @property
+    def own(self) -> slice:
+        """Which of the N environments are this process's: those whose images are here."""
+        return slice(self.first, self.first + self.images.shape[1])
 
     @property
     def ended(self) -> Bool[np.ndarray, "M N"]:
@@ -196,11 +207,11 @@ class Rollout:
         return int((self.episode_ids >= 0).sum())
 
     def flat_observation(self) -> Observation:
-        """All turns as one batch, window-major: sample b = m * N + n."""
-        flat = self.task_ids.reshape(-1)
+        """All turns of this process's environments as one batch, window-major: sample b = m * L + l."""
+        flat = self.task_ids[:, self.own].reshape(-1)
         return Observation(
             self.images.reshape(-1, *self.images.shape[2:]),
             tuple(self.instructions[int(i)] for i in flat.tolist()),
-            self.proprio.reshape(len(flat), -1),
-            self.time_fraction.reshape(-1),
+            self.proprio[:, self.own].reshape(len(flat), -1),
+            self.time_fraction[:, self.own].reshape(-1),
         )

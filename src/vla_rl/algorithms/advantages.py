@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from vla_rl.config import PPOConfig
-from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.functional import bootstrap_inputs, generalized_advantages, masked_whiten
 from vla_rl.types import Observation, Rollout
 
@@ -19,7 +18,7 @@ from vla_rl.types import Observation, Rollout
 class Batch:
     """B turns with their learning targets, flattened; turns without an outcome are already left out."""
 
-    observation: Observation
+    observation: Observation  # of this process's turns alone: `own` of the B
     tokens: Int64[Tensor, "B K"]
     log_probs: Float[Tensor, "B K"]  # the sampler's
     advantages: Float[Tensor, " B"]
@@ -27,9 +26,20 @@ class Batch:
     value_targets: Float[Tensor, " B"]
     succeeded: Bool[Tensor, " B"]
     temperature: float
+    shards: Int64[np.ndarray, " B"]  # ascending
+    first: int = 0  # of this process's turns
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def observe(self, rows: Int64[Tensor, " b"]) -> Observation:
+        """What was seen in some of this process's turns, by their numbers among the B."""
+        return self.observation.select(rows.numpy() - self.first)
+
+    @property
+    def own(self) -> Int64[Tensor, ...]:
+        """The rows of this process."""
+        return torch.arange(self.first, self.first + len(self.observation))
 
 
 def compute_advantages(
@@ -37,7 +47,6 @@ def compute_advantages(
     dense_rewards: Float32[np.ndarray, "M N"],
     config: PPOConfig,
     in_return: bool = True,
-    world: World = SingleProcess(),
 ) -> Batch:
     """Advantages by GAE over turns, and the critic's targets.
 
@@ -47,7 +56,7 @@ def compute_advantages(
 
     in_return: Dense rewards are part of the return. Else the critic learns success alone, and the advantages get the
     dense rewards' sum with trace lambda and no baseline.
-    world: Advantages are whitened over the environments of all its processes.
+    The turns come sorted by their shard; those of other processes have all but their images.
     """
     tensor = torch.from_numpy
     values = tensor(rollout.values)
@@ -78,11 +87,17 @@ def compute_advantages(
         rewards, discounts, values, next_values, trace, config.value_lambda
     )
     if config.normalize_advantages:
-        advantages = _whiten(advantages, valid, world)
-    kept = valid.reshape(-1).nonzero()[:, 0]
+        advantages = masked_whiten(advantages, valid)
+    shards = np.zeros(valid.shape[1], np.int64) if rollout.shards is None else rollout.shards
+    turns, envs = np.nonzero(rollout.valid)
+    order = np.argsort(shards[envs], kind="stable")
+    turns, envs = turns[order], envs[order]
+    kept = torch.from_numpy(turns * valid.shape[1] + envs)
+    own = np.flatnonzero((envs >= rollout.own.start) & (envs < rollout.own.stop))
+    seen = turns[own] * rollout.images.shape[1] + envs[own] - rollout.first
     num_tokens = rollout.tokens.shape[-1]
     return Batch(
-        observation=rollout.flat_observation().select(kept.numpy()),
+        observation=rollout.flat_observation().select(seen),
         tokens=tensor(rollout.tokens).reshape(-1, num_tokens)[kept],
         log_probs=tensor(rollout.log_probs).reshape(-1, num_tokens)[kept],
         advantages=advantages.reshape(-1)[kept],
@@ -90,17 +105,6 @@ def compute_advantages(
         value_targets=targets.reshape(-1)[kept],
         succeeded=tensor(rollout.succeeded).reshape(-1)[kept],
         temperature=rollout.temperature,
+        shards=shards[envs],
+        first=int(own[0]) if len(own) else 0,
     )
-
-
-def _whiten(
-    advantages: Float[Tensor, "M N"], valid: Bool[Tensor, "M N"], world: World
-) -> Float[Tensor, "M N"]:
-    """Whiten over the environments of all processes together, and take one's own."""
-    parts = world.gather((advantages, valid))
-    if len(parts) == 1:
-        return masked_whiten(advantages, valid)
-    everyone = torch.cat([part for part, _ in parts], 1)
-    whitened = masked_whiten(everyone, torch.cat([mask for _, mask in parts], 1))
-    first = sum(part.shape[1] for part, _ in parts[: world.rank])
-    return whitened[:, first : first + advantages.shape[1]]

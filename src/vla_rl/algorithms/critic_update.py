@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.gradients import Tally, ThreadedGradients
 from vla_rl.algorithms.learner import require_finite_step, require_finite_weights
-from vla_rl.algorithms.minibatches import minibatches
+from vla_rl.algorithms.minibatches import Order, minibatches
 from vla_rl.config import CriticConfig, PPOConfig
 from vla_rl.functional import (
     clipped_value_loss,
@@ -46,15 +48,11 @@ class CriticUpdate:
             weight_decay=0.0,
         )
         self.explained = False  # explained variance has been positive once
-        self.replay: deque[tuple[Observation, Float[Tensor, " B"]]] = deque(
-            maxlen=config.critic_replay
-        )
+        self.replay: deque[_Window] = deque(maxlen=config.critic_replay)
 
     def explained_variance(self, batch: Batch) -> float:
         """How much of the targets' variance the values explained that were predicted while playing."""
-        gather = self.gradients.world.gather
-        values, returns = gather(batch.values), gather(batch.value_targets)
-        explained = float(explained_variance(values=torch.cat(values), returns=torch.cat(returns)))
+        explained = float(explained_variance(values=batch.values, returns=batch.value_targets))
         self.explained = self.explained or explained > 0
         return explained
 
@@ -68,51 +66,53 @@ class CriticUpdate:
         )
         return patient and not self.explained
 
-    def improve(self, batch: Batch, warming: bool, order: torch.Generator) -> dict[str, float]:
+    def improve(self, batch: Batch, warming: bool, order: Order) -> dict[str, float]:
         """What the critic learns by itself; a shared one learns with the policy once the warm-up is over."""
         if self.separate:
             return self._fit_separate_critic(batch, order)
         return self._fit_value_head(batch, order) if warming else {}
 
-    def _fit_separate_critic(self, batch: Batch, order: torch.Generator) -> dict[str, float]:
+    def _fit_separate_critic(self, batch: Batch, order: Order) -> dict[str, float]:
         """Fit the separate critic to the targets of the last windows."""
-        self.replay.append((batch.observation, batch.value_targets))
-        observation = Observation.concatenate([observation for observation, _ in self.replay])
-        targets = torch.cat([targets for _, targets in self.replay])
+        self.replay.append(
+            _Window(batch.observation, batch.value_targets, batch.shards, batch.first)
+        )
         first = not self.optimizer.state
         epochs = self.config.critic_first_epochs if first else self.config.critic_epochs
-        return self._fit(observation, targets, None, epochs, order)
+        return self._fit(list(self.replay), None, epochs, order)
 
-    def _fit_value_head(self, batch: Batch, order: torch.Generator) -> dict[str, float]:
+    def _fit_value_head(self, batch: Batch, order: Order) -> dict[str, float]:
         """Warm-up of a shared critic: only the head learns, the trunk sees no gradient."""
         self.policy.detach_values = True
-        metrics = self._fit(
-            batch.observation, batch.value_targets, batch.values, self.config.critic_epochs, order
-        )
+        window = _Window(batch.observation, batch.value_targets, batch.shards, batch.first)
+        metrics = self._fit([window], batch.values, self.config.critic_epochs, order)
         self.policy.detach_values = False
         return metrics
 
     def _fit(
         self,
-        observation: Observation,
-        targets: Float[Tensor, " B"],
+        windows: Sequence[_Window],
         old_values: Float[Tensor, " B"] | None,
         epochs: int,
-        order: torch.Generator,
+        order: Order,
     ) -> dict[str, float]:
         """Regress V on its targets; nothing but the critic's parameters moves."""
         config, tally = self.config, Tally()
+        observation = Observation.concatenate([window.observation for window in windows])
+        targets = torch.cat([window.targets for window in windows])
+        shards = np.concatenate([window.shards for window in windows])
+        places = np.concatenate(_places(windows))
 
         def loss_of(rows: Int64[Tensor, " b"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
-            values = self.policy.values(observation.select(rows.numpy()))
+            values = self.policy.values(observation.select(places[rows.numpy()]))
             old = None if old_values is None else self._to(old_values[rows])
             loss = self._loss(values, self._to(targets[rows]), old)
             return loss, {"losses/value": loss.item()}
 
-        for rows in minibatches(
-            len(targets), epochs, config.minibatch, order, self.gradients.world
+        for parts in minibatches(
+            shards, self.gradients.own_shards, epochs, config.minibatch, order
         ):
-            stats = self.gradients.backward(loss_of, rows, self.parameters())
+            stats = self.gradients.backward(loss_of, parts, self.parameters())
             stats |= self.clip(stats["losses/value"])
             self.step()
             tally.add(stats)
@@ -160,25 +160,55 @@ class CriticUpdate:
         return tensor.to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """The warm-up's memory and the replay; the optimizer is saved beside it."""
-        replay = [
-            {
-                "images": seen.images,
-                "instructions": list(seen.instructions),
-                "proprio": seen.proprio,
-                "time_fraction": seen.time_fraction,
-                "targets": targets,
-            }
-            for seen, targets in self.replay
-        ]
+        """The warm-up's memory and the replay, of all processes; the optimizer is saved beside it."""
+        replay: list[dict[str, Any]] = []
+        for window in self.replay:
+            seen = Observation.concatenate(self.gradients.world.gather(window.observation))
+            replay.append(
+                {
+                    "images": seen.images,
+                    "instructions": list(seen.instructions),
+                    "proprio": seen.proprio,
+                    "time_fraction": seen.time_fraction,
+                    "targets": window.targets,
+                    "shards": window.shards,
+                }
+            )
         return {"explained": self.explained, "replay": replay}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on where `state_dict` was taken. Runs of before had no shards: theirs are cut into equal parts."""
         self.explained = bool(state["explained"])
+        own, shards = self.gradients.own_shards, self.gradients.shards
+        count = shards.count if shards else 1
         self.replay.clear()
         for part in state["replay"]:
             seen = Observation(
                 part["images"], tuple(part["instructions"]), part["proprio"], part["time_fraction"]
             )
-            self.replay.append((seen, part["targets"]))
+            of = part.get("shards", np.arange(len(seen)) * count // max(1, len(seen)))
+            mine = np.flatnonzero((of >= own.start) & (of < own.stop))
+            first = int(mine[0]) if len(mine) else 0
+            self.replay.append(_Window(seen.select(mine), part["targets"], of, first))
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What the critic learns from one window of play; observations are of this process's turns alone."""
+
+    observation: Observation
+    targets: Float[Tensor, " B"]
+    shards: Int64[np.ndarray, " B"]
+    first: int  # of this process's turns
+
+
+def _places(windows: Sequence[_Window]) -> list[Int64[np.ndarray, ...]]:
+    """Where a turn's observation lies among this process's of all windows; -1: with another process."""
+    places, before = [], 0
+    for window in windows:
+        place = np.full(len(window.shards), -1)
+        own = len(window.observation)
+        place[window.first : window.first + own] = np.arange(before, before + own)
+        places.append(place)
+        before += own
+    return places

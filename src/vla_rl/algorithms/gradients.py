@@ -1,10 +1,11 @@
-"""Gradients of a minibatch on several CPU cores, each a single-threaded share of the samples.
+"""Gradients of a minibatch on several CPU cores and in several processes.
 
 torch's own threads split every operation and wait for the slowest core after each: with anything else running (a
 simulator, a browser) that is up to fifty times slower than one thread. Splitting the samples instead has one meeting
-point per minibatch. Shares are combined in a fixed order, so the result is the same to the bit every time.
+point per minibatch.
 
-Several processes (`World`) each bring rows of their own to a minibatch. The mean is over all of them, and every process
+The samples come in parts, one for each shard. The parts' gradients are added up along one fixed binary tree, whichever
+thread of whichever process (`World`) computed them, so the result does not depend on how many there are. Every process
 gets the same gradient and the same numbers.
 """
 
@@ -18,83 +19,126 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from vla_rl.distributed.shards import Shards, in_order, tree_fold, tree_nodes
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.runtime.cpus import available_cpus
 
 LossOfRows = Callable[[Int64[Tensor, " b"]], tuple[Float[Tensor, ""], dict[str, float]]]
 """Mean loss over some samples, and named numbers about them."""
+Grads = list[Tensor | None]
+"""A gradient for each parameter; None where the loss does not depend on it."""
 
 
 class ThreadedGradients:
-    """Puts the gradient of a mean loss into `.grad`, computed in `shares` threads and in micro-batches.
+    """Puts the gradient of a mean loss into `.grad`, computed in `threads` threads and in micro-batches.
 
-    `shares` 0 takes one per CPU core; on a GPU there is always one.
+    `threads` 0 takes one per CPU core; on a GPU there is always one.
     """
 
     def __init__(
         self,
-        shares: int = 0,
+        threads: int = 0,
         micro_batch: int = 0,
         device: torch.device | None = None,
         world: World = SingleProcess(),
+        shards: Shards | None = None,
     ) -> None:
+        """`shards`: whose parts this process brings to `backward`; None: it brings all of them."""
         on_gpu = device is not None and device.type != "cpu"
-        self.shares = 1 if on_gpu else shares or available_cpus()
-        self.micro_batch, self.world = micro_batch, world
-        self._pool = ThreadPoolExecutor(self.shares, "learner") if self.shares > 1 else None
+        self.threads = 1 if on_gpu else threads or available_cpus()
+        self.micro_batch, self.world, self.shards = micro_batch, world, shards
+        self._pool = ThreadPoolExecutor(self.threads, "learner") if self.threads > 1 else None
+
+    @property
+    def own_shards(self) -> range:
+        """The shards whose parts this process brings."""
+        return self.shards.own if self.shards else range(1)
 
     def backward(
-        self, loss: LossOfRows, rows: Int64[Tensor, " b"], parameters: Sequence[nn.Parameter]
+        self,
+        loss: LossOfRows,
+        parts: Sequence[Int64[Tensor, ...]],
+        parameters: Sequence[nn.Parameter],
     ) -> dict[str, float]:
-        """Set `.grad` of `parameters` to the gradient of the mean loss over `rows`; returns the numbers' means.
+        """Set `.grad` of `parameters` to the gradient of the mean loss over all samples; returns the numbers' means.
 
-        Both are over the rows of all processes; a process may have none.
+        parts: the samples of each of this process's shards, in order; some may be empty. Means are over the samples of
+        all processes.
         """
-        parts = [part for part in torch.tensor_split(rows, self.shares) if len(part)]
-        total = sum(self.world.gather(len(rows)))
+        total = sum(self.world.gather(sum(map(len, parts))))
 
-        def share(part: Int64[Tensor, " s"]) -> tuple[list[Tensor | None], Tally]:
-            return self._share(loss, part, total, parameters)
+        def of_part(part: Int64[Tensor, " s"]) -> tuple[Grads, Tally]:
+            return self._of_part(loss, part, total, parameters)
 
-        results = list(self._pool.map(share, parts)) if self._pool else [share(p) for p in parts]
-        own: list[Tensor | None] = [
-            _sum([grads[i] for grads, _ in results]) for i in range(len(parameters))
-        ]
-        for parameter, grad in zip(parameters, self._over_ranks(own, parameters), strict=True):
+        compute = self._pool.map if self._pool else map
+        shards = self.shards or Shards(len(parts), len(parts))
+        tallies: list[Tally] = []
+        sums: dict[tuple[int, int], Grads] = {}
+        results = iter(compute(of_part, parts))
+
+        def leaf(node: tuple[int, int]) -> Grads | None:
+            if node[1] - node[0] > 1:
+                return None
+            grads, tally = next(results)  # leaves are asked for in their order
+            tallies.append(tally)
+            return grads
+
+        for node in tree_nodes(0, shards.count, shards.own):
+            sums[node] = tree_fold(*node, leaf, _add)
+        grads = self._over_ranks(sums, shards, parameters)
+        for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad
         tally = Tally()
-        for part in self.world.gather([tally for _, tally in results]):
-            for share_tally in part:
-                tally.merge(share_tally)
+        for one in in_order(self.world.gather(tallies)):
+            tally.merge(one)
         return tally.means()
 
     def _over_ranks(
-        self, grads: list[Tensor | None], parameters: Sequence[nn.Parameter]
-    ) -> list[Tensor | None]:
-        """Sums over the ranks; None where no rank has a gradient, so that the optimizer leaves the parameter alone."""
-        owned = self.world.gather([grad is not None for grad in grads])
+        self,
+        sums: dict[tuple[int, int], Grads],
+        shards: Shards,
+        parameters: Sequence[nn.Parameter],
+    ) -> Grads:
+        """The whole tree's sum; None where no rank has a gradient, so that the optimizer leaves the parameter alone."""
+        whole = (0, shards.count)
+        if whole in sums:
+            return sums[whole]
+        mine = list(sums.values())
+        owned = self.world.gather(
+            [any(g[i] is not None for g in mine) for i in range(len(parameters))]
+        )
         used = [any(flags) for flags in zip(*owned, strict=True)]
-        given = [
-            torch.zeros_like(parameter) if grad is None else grad
-            for grad, parameter, wanted in zip(grads, parameters, used, strict=True)
-            if wanted
+        wanted = [p for p, is_used in zip(parameters, used, strict=True) if is_used]
+        nodes = [tree_nodes(*whole, shards.shards_of(rank)) for rank in range(shards.size)]
+        known: dict[tuple[int, int], Tensor] = {}
+        for turn in range(max(map(len, nodes))):
+            given = mine[turn] if turn < len(mine) else [None] * len(parameters)
+            flat = _flat([g for g, is_used in zip(given, used, strict=True) if is_used], wanted)
+            for of_rank, part in zip(nodes, self.world.gather_tensors(flat), strict=True):
+                if turn < len(of_rank):
+                    known[of_rank[turn]] = part
+        total = tree_fold(*whole, known.get, torch.add)
+        pieces = iter(
+            total.to(wanted[0].device).split([p.numel() for p in wanted]) if wanted else ()
+        )
+        return [
+            next(pieces).view_as(p).to(p.dtype) if is_used else None
+            for p, is_used in zip(parameters, used, strict=True)
         ]
-        sums = iter(self.world.sum(given))
-        return [next(sums) if wanted else None for wanted in used]
 
-    def _share(
+    def _of_part(
         self,
         loss: LossOfRows,
         rows: Int64[Tensor, " s"],
         total: int,
         parameters: Sequence[nn.Parameter],
-    ) -> tuple[list[Tensor | None], Tally]:
+    ) -> tuple[Grads, Tally]:
         tally = Tally()
-        grads: list[Tensor | None] = [None] * len(parameters)
-        for part in torch.split(rows, self.micro_batch or len(rows)):
+        grads: Grads = [None] * len(parameters)
+        for part in torch.split(rows, self.micro_batch or max(1, len(rows))) if len(rows) else ():
             value, numbers = loss(part)
             new = torch.autograd.grad(value * (len(part) / total), parameters, allow_unused=True)
-            grads = [_sum(pair) for pair in zip(grads, new, strict=True)]
+            grads = _add(grads, list(new))
             tally.add(numbers, weight=len(part))
         return grads, tally
 
@@ -103,13 +147,19 @@ class ThreadedGradients:
             self._pool.shutdown()
 
 
-def _sum(grads: Sequence[Tensor | None]) -> Tensor | None:
-    """The sum of those that there are, in their order."""
-    total = None
-    for grad in grads:
-        if grad is not None:
-            total = grad if total is None else total + grad
-    return total
+def _add(first: Grads, second: Grads) -> Grads:
+    return [
+        b if a is None else a if b is None else a + b for a, b in zip(first, second, strict=True)
+    ]
+
+
+def _flat(grads: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
+    """One vector on the CPU; zeros where there is no gradient."""
+    parts = [
+        torch.zeros(p.numel(), dtype=p.dtype) if g is None else g.reshape(-1).cpu()
+        for g, p in zip(grads, parameters, strict=True)
+    ]
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 class Tally:

@@ -24,7 +24,7 @@ from vla_rl.algorithms.learner import (
     require_finite_step,
     require_finite_weights,
 )
-from vla_rl.algorithms.minibatches import minibatches
+from vla_rl.algorithms.minibatches import Order, Parts, minibatches
 from vla_rl.config import OptimizerConfig, PPOConfig
 from vla_rl.functional import clipped_surrogate, kl_estimate, surrogate_statistics, turn_mean
 from vla_rl.policies.policy import Evaluation, Policy
@@ -76,16 +76,17 @@ class PolicyUpdate:
         )
         self.steps = 0
 
-    def check_sampler(self, batch: Batch, order: torch.Generator) -> tuple[Batch, float]:
+    def check_sampler(self, batch: Batch, order: Order) -> tuple[Batch, float]:
         """Compare the sampler's log-probs with the learner's, before anything has moved.
 
         On a minibatch, or on all turns where the learner's own are to be the old ones. Returns the batch to learn from
         and the largest difference.
         """
         settings = self.settings
-        rows = torch.randperm(len(batch), generator=order)[: settings.minibatch]
-        if settings.recompute_log_probs:
-            rows = torch.arange(len(batch))
+        rows = batch.own
+        if not settings.recompute_log_probs:
+            own = self.gradients.own_shards
+            rows = torch.cat(next(minibatches(batch.shards, own, 1, settings.minibatch, order)))
         now = self._log_probs(batch, rows)
         own = float((now - batch.log_probs[rows]).abs().max()) if len(rows) else 0.0
         differences = self.gradients.world.gather(own)
@@ -97,20 +98,20 @@ class PolicyUpdate:
                     "same weights, temperature or precision, and the ratio would mean nothing"
                 )
         if settings.recompute_log_probs:
-            batch = replace(batch, log_probs=now)
+            batch = replace(batch, log_probs=torch.cat(self.gradients.world.gather(now)))
         return batch, max(differences)
 
-    def improve(self, batch: Batch, order: torch.Generator, progress: float) -> dict[str, float]:
+    def improve(self, batch: Batch, order: Order, progress: float) -> dict[str, float]:
         """Several epochs over the batch; stops early at `target_kl`.
 
         Raises TrainingDivergedError where a number on the way is not finite, or what the policy says in the end.
         """
         settings, tally = self.settings, Tally()
         steps = 0
-        for rows in minibatches(
-            len(batch), settings.epochs, settings.minibatch, order, self.gradients.world
+        for parts in minibatches(
+            batch.shards, self.gradients.own_shards, settings.epochs, settings.minibatch, order
         ):
-            stats = self.backward(batch, rows)
+            stats = self.backward(batch, parts)
             if settings.target_kl > 0 and stats["losses/approx_kl_k3"] > settings.target_kl:
                 tally.add({"losses/stopped_by_kl": 1.0})
                 break
@@ -122,7 +123,7 @@ class PolicyUpdate:
 
     def _require_finite_policy(self, batch: Batch) -> None:
         """Finite weights can be so large that nothing else is; without a further step nobody would notice."""
-        rows = torch.arange(len(batch))[: self.settings.micro_batch or LAST_LOOK]
+        rows = batch.own[: self.settings.micro_batch or LAST_LOOK]
         broken = not finite([self._log_probs(batch, rows)])
         if self.gradients.world.any(broken):
             raise TrainingDivergedError(
@@ -130,12 +131,12 @@ class PolicyUpdate:
                 "lower the learning rate"
             )
 
-    def backward(self, batch: Batch, rows: Int64[Tensor, " b"]) -> dict[str, float]:
-        """Gradients of one minibatch; returns its statistics."""
+    def backward(self, batch: Batch, parts: Parts) -> dict[str, float]:
+        """Gradients of one minibatch, given as a part for each shard; returns its statistics."""
         parameters = self.policy.policy_parameters()
         if self.joint_critic is not None:
             parameters = parameters + self.joint_critic.parameters()
-        return self.gradients.backward(lambda part: self._loss(batch, part), rows, parameters)
+        return self.gradients.backward(lambda part: self._loss(batch, part), parts, parameters)
 
     def step(self, loss: float, progress: float) -> dict[str, float]:
         """Clip and step, at the learning rate of this point of the run."""
@@ -165,7 +166,7 @@ class PolicyUpdate:
         self, batch: Batch, rows: Int64[Tensor, " b"]
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         settings = self.settings
-        observation, tokens = batch.observation.select(rows.numpy()), self._to(batch.tokens[rows])
+        observation, tokens = batch.observe(rows), self._to(batch.tokens[rows])
         old, advantages = self._to(batch.log_probs[rows]), self._to(batch.advantages[rows])
         now: Evaluation = self.policy.evaluate(observation, tokens, batch.temperature)
         loss = clipped_surrogate(
@@ -205,9 +206,11 @@ class PolicyUpdate:
         """The learner's log-probs of what was played, without gradients."""
         parts = [batch.log_probs[:0]]
         for part in torch.split(rows, self.settings.micro_batch or self.settings.minibatch):
+            if not len(part):
+                break
             with torch.no_grad():
                 evaluation = self.policy.evaluate(
-                    batch.observation.select(part.numpy()),
+                    batch.observe(part),
                     self._to(batch.tokens[part]),
                     batch.temperature,
                 )

@@ -15,8 +15,10 @@ import torch
 from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.critic_update import CriticUpdate
 from vla_rl.algorithms.gradients import ThreadedGradients
+from vla_rl.algorithms.minibatches import Order
 from vla_rl.algorithms.policy_update import PolicyUpdate
 from vla_rl.config import CriticConfig, OptimizerConfig, PPOConfig
+from vla_rl.distributed.shards import Shards
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.policies.policy import ValuePolicy
 
@@ -33,9 +35,11 @@ class PPO:
         seed: int,
         threads: int = 1,
         world: World = SingleProcess(),
+        shards: Shards | None = None,
     ) -> None:
+        """`shards`: how a run's environments are divided among its processes; None: there is one shard."""
         device = policy.policy_parameters()[0].device
-        gradients = ThreadedGradients(threads, config.micro_batch, device, world)
+        gradients = ThreadedGradients(threads, config.micro_batch, device, world, shards)
         self.seed = seed
         self.critic = CriticUpdate(policy, config, critic, optimizer.adam_beta2, gradients)
         joint = self.critic if critic.kind == "shared" else None
@@ -43,14 +47,14 @@ class PPO:
 
     def update(self, batch: Batch, iteration: int, progress: float) -> dict[str, float]:
         """Improve critic and policy from one batch, see `Learner.update`."""
-        order = torch.Generator().manual_seed((self.seed * 1_000_003 + iteration) % 2**64)
         metrics = {"losses/explained_variance": self.critic.explained_variance(batch)}
         warming = self.critic.warming_up(iteration)
         metrics["losses/critic_warmup"] = float(warming)
-        batch, difference = self.policy.check_sampler(batch, order)
+        batch, difference = self.policy.check_sampler(batch, Order(self.seed, iteration, "check"))
         metrics["losses/logprob_max_difference"] = difference
-        metrics |= self.critic.improve(batch, warming, order)
+        metrics |= self.critic.improve(batch, warming, Order(self.seed, iteration, "critic"))
         if not warming:
+            order = Order(self.seed, iteration, "policy")
             metrics |= self.policy.improve(batch, order, progress)
         return metrics
 

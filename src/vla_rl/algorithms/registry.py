@@ -7,8 +7,10 @@ from collections.abc import Callable
 from vla_rl.algorithms.learner import Learner
 from vla_rl.algorithms.ppo import PPO
 from vla_rl.config import ConfigError, TrainConfig, nearest
+from vla_rl.distributed.shards import Shards
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.policies.policy import Policy, has_critic
+from vla_rl.runtime.cpus import available_cpus
 
 BuildLearner = Callable[[Policy, TrainConfig, World], Learner]
 
@@ -18,9 +20,11 @@ def _ppo(policy: Policy, config: TrainConfig, world: World) -> Learner:
         raise ConfigError(
             f"PPO needs a policy with a value function, {type(policy).__name__} has none"
         )
-    run = config.run
+    run, parallel = config.run, config.parallel
+    threads = run.threads or max(1, available_cpus() // parallel.ranks)
+    shards = Shards.of(config.env.num_envs, parallel.shards, world)
     return PPO(
-        policy, config.ppo, config.optimizer, config.policy.critic, run.seed, run.threads, world
+        policy, config.ppo, config.optimizer, config.policy.critic, run.seed, threads, world, shards
     )
 
 

@@ -64,7 +64,9 @@ class RewardModelLearner:
             group["lr"] = rate
         self.reward_model.train_mode(True)
         numbers = self.gradients.backward(
-            lambda rows: self._loss(batch, rows), torch.arange(len(batch.positive)), self.parameters
+            lambda rows: self._loss(batch, rows),
+            torch.arange(len(batch.positive)).tensor_split(self.gradients.threads),
+            self.parameters,
         )
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
         if not math.isfinite(norm) or not math.isfinite(numbers["loss"]):

@@ -124,9 +124,8 @@ def _sft(words: list[str]) -> int:
 
 def _train(words: list[str]) -> int:
     config, resume = train_request(words, parse_command)
-    from vla_rl.recipes.train_ppo import train
 
-    say(f"Run folder: {train(config, resume)}")
+    say(f"Run folder: {train_on_ranks(config, resume)}")
     return 0
 
 

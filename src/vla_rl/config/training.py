@@ -10,6 +10,7 @@ from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import require
 from vla_rl.config.evaluation import EvalConfig
 from vla_rl.config.optimizer import OptimizerConfig
+from vla_rl.config.parallel import ParallelConfig
 from vla_rl.config.policy import PolicyConfig
 from vla_rl.config.ppo import PPOConfig
 from vla_rl.config.reward import ProcessRewardConfig
@@ -44,6 +45,8 @@ class TrainConfig(Config, saved=("env", "policy", "ppo", "run")):
     """How the policy is evaluated before, during and after."""
     run: RunConfig = field(default_factory=RunConfig)
     """Run folder, seed, checkpoints, logs."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How many processes train together."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

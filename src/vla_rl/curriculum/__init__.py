@@ -1,6 +1,5 @@
 """Which task, and which of its initial states, the next episode plays."""
 
-from vla_rl.curriculum.outcomes import Outcomes
 from vla_rl.curriculum.sampler import TaskSampler
 
-__all__ = ["Outcomes", "TaskSampler"]
+__all__ = ["TaskSampler"]

@@ -25,6 +25,8 @@ from jaxtyping import Float64, Int64
 
 from vla_rl.config import ConfigError, CurriculumConfig, UserError, nearest, require
 from vla_rl.curriculum.levels import Levels
+from vla_rl.distributed.world import SingleProcess, World
+from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec
 
 
@@ -35,7 +37,11 @@ class TaskSampler:
     what `floor` has let through of closed ones, and by what `observe` was told before the first draw.
 
     **Initial states.** Each task goes through a fresh permutation of the training states before any state
-    comes again.
+    comes again. With several shards each has a part of the states for itself and goes through that.
+
+    **Many processes.** The n-th draw of an environment is a function of the seed, the environment, n, and the
+    probabilities. Those change in `observe` and `end_batch` alone, which are to be told the same everywhere, between
+    two windows of play. So no process needs to ask another one in a window.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class TaskSampler:
         tasks: Sequence[str],
         train_states: Int64[np.ndarray, " n"],
         seed: int,
+        shards: int = 1,
     ) -> None:
         """Start without any history.
 
@@ -52,6 +59,7 @@ class TaskSampler:
             tasks: Names, all different; in `levels` the easiest first, as far as known.
             train_states: Numbers of the initial states that training may use.
             seed: 0 or more.
+            shards: Into how many parts the environments are cut.
 
         Raises:
             ConfigError: No or repeated tasks, no states, a negative seed, or a floor that T tasks cannot all have.
@@ -72,24 +80,28 @@ class TaskSampler:
         self._index = {task: i for i, task in enumerate(self.tasks)}
         self._states = np.asarray(train_states, dtype=np.int64)
         self._seed = seed
-        self._rng = np.random.Generator(np.random.PCG64(seed))
         self._history: list[deque[bool]] = [deque(maxlen=config.window) for _ in self.tasks]
-        self._drawn = [0] * len(self.tasks)  # episodes of each task so far: round and place in it
-        self._orders: dict[int, tuple[int, Int64[np.ndarray, " n"]]] = {}  # task: (round, order)
+        self._draws: dict[int, int] = {}  # of each environment
+        # episodes of each task in each shard so far: round and place in it
+        self._drawn = np.zeros((shards, len(self.tasks)), np.int64)
+        # (shard, task): (round, order)
+        self._orders: dict[tuple[int, int], tuple[int, Int64[np.ndarray, " n"]]] = {}
         self._levels = Levels(config, len(self.tasks))
 
     def draw(self, n: int = 1) -> list[EpisodeSpec]:
         """The next `n` episodes to play."""
         return [self.draw_one() for _ in range(n)]
 
-    def draw_one(self) -> EpisodeSpec:
-        """The next episode to play."""
+    def draw_one(self, env: int = 0, shard: int = 0) -> EpisodeSpec:
+        """The next episode to play, in an environment of a shard."""
         self._levels.start(self.successes())
         cumulative = np.cumsum(self.probabilities())
         # the last sum may be 1 - 1e-16, and a task without probability must not be hit at the edge
-        place = self._rng.random() * cumulative[-1]
+        number = self._draws.get(env, 0)
+        self._draws[env] = number + 1
+        place = generator(self._seed, "draw", env, number).random() * cumulative[-1]
         task = int(np.searchsorted(cumulative, place, side="right"))
-        return EpisodeSpec(self.tasks[task], self._next_state(task))
+        return EpisodeSpec(self.tasks[task], self._next_state(task, shard))
 
     def draw_group(self, size: int) -> list[EpisodeSpec]:
         """One draw, `size` times: episodes from the same initial state, to be compared with each other."""
@@ -145,15 +157,32 @@ class TaskSampler:
             metrics["curriculum/level"] = float(max(1, len(self._levels.open)))
         return metrics
 
+    def end_window(
+        self, outcomes: Sequence[tuple[str, bool]], world: World = SingleProcess()
+    ) -> None:
+        """Between two windows of play: hear how the episodes of all processes ended, and what the others have drawn.
+
+        outcomes: task and success, the same in every process and in the same order.
+        """
+        for task, success in outcomes:
+            self.observe(task, success)
+        self.end_batch()
+        for draws, drawn in world.gather((self._draws, self._drawn)):
+            self._draws = {
+                env: max(draws.get(env, 0), self._draws.get(env, 0))
+                for env in draws.keys() | self._draws.keys()
+            }
+            self._drawn = np.maximum(self._drawn, drawn)
+
     def state_dict(self) -> dict[str, Any]:
         """All that the next draws depend on, as JSON."""
         return {
             "tasks": list(self.tasks),
             "train_states": self._states_fingerprint(),
             "seed": self._seed,
-            "rng": self._rng.bit_generator.state,
+            "draws": {str(env): number for env, number in sorted(self._draws.items())},
             "history": [[int(x) for x in h] for h in self._history],
-            "drawn": list(self._drawn),
+            "drawn": self._drawn.tolist(),
             **self._levels.state_dict(),
         }
 
@@ -174,11 +203,20 @@ class TaskSampler:
                 f"({self._states_fingerprint()}). Resume with the same env.initial_states and env.held_out."
             )
         self._seed = int(state["seed"])
-        self._rng.bit_generator.state = state["rng"]
+        # runs of before drew from one stream, and had no shards
+        self._draws = {int(env): int(number) for env, number in state.get("draws", {}).items()}
         for history, saved in zip(self._history, state["history"], strict=True):
             history.clear()
             history.extend(bool(x) for x in saved)
-        self._drawn = [int(x) for x in state["drawn"]]
+        drawn = np.array(state["drawn"], np.int64)
+        if drawn.ndim == 1:
+            drawn = np.tile(-(-drawn // len(self._drawn)), (len(self._drawn), 1))
+        if drawn.shape != self._drawn.shape:
+            raise UserError(
+                f"the saved curriculum has {len(drawn)} shards, this run {len(self._drawn)}. Resume with the same "
+                "parallel.shards."
+            )
+        self._drawn = drawn
         self._orders.clear()
         self._levels.load_state_dict(state)
 
@@ -193,16 +231,23 @@ class TaskSampler:
             return self._levels.weights(self.successes())
         return np.full(len(self.tasks), 1.0 / len(self.tasks))
 
-    def _next_state(self, task: int) -> int:
-        """The next initial state of a task's permutation."""
-        turn, place = divmod(self._drawn[task], len(self._states))
-        self._drawn[task] += 1
-        known = self._orders.get(task)
+    def _next_state(self, task: int, shard: int) -> int:
+        """The next initial state of a shard's permutation for a task."""
+        own = self._states_of(task, shard)
+        turn, place = divmod(int(self._drawn[shard, task]), len(own))
+        self._drawn[shard, task] += 1
+        known = self._orders.get((shard, task))
         if known is None or known[0] != turn:
-            # a function of (seed, task, round), so that checkpoints need not hold the permutations
-            order = np.random.default_rng([self._seed, task, turn]).permutation(self._states)
-            known = self._orders[task] = (turn, order)
+            # a function of its keys, so that checkpoints need not hold the permutations
+            order = generator(self._seed, "states", task, shard, turn).permutation(own)
+            known = self._orders[shard, task] = (turn, order)
         return int(known[1][place])
+
+    def _states_of(self, task: int, shard: int) -> Int64[np.ndarray, ...]:
+        """The states that a shard has for itself; one of another's where there are more shards than states."""
+        mixed = generator(self._seed, "shards", task).permutation(self._states)
+        own = mixed[shard :: len(self._drawn)]
+        return own if len(own) else mixed[shard % len(mixed)][None]
 
     def _states_fingerprint(self) -> str:
         return f"{len(self._states)} states, crc {zlib.crc32(self._states.tobytes()):08x}"

@@ -1,5 +1,6 @@
 """The processes that train one policy together."""
 
+from vla_rl.distributed.shards import Shards
 from vla_rl.distributed.world import SingleProcess, World
 
-__all__ = ["SingleProcess", "World"]
+__all__ = ["Shards", "SingleProcess", "World"]

@@ -36,6 +36,10 @@ class World(Protocol):
         """What every rank gave, in the order of the ranks; values may differ in size."""
         ...
 
+    def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of every rank, in the order of the ranks; shapes and types agree on all ranks."""
+        ...
+
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Each tensor summed over the ranks, in their order; shapes and types agree on all ranks."""
         ...
@@ -66,6 +70,9 @@ class SingleProcess:
 
     def gather(self, value: T) -> list[T]:
         return [value]
+
+    def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor]
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors)

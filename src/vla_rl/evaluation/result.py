@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vla_rl.config import EnvConfig, EvalConfig, UserError
+from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs import split_initial_states
 from vla_rl.envs.defaults import (
     evaluation_protocol,
@@ -36,13 +37,16 @@ def evaluate_policy(
     config: EvalConfig,
     label: str = "evaluate",
     play: Play = play_each_once,
+    world: World = SingleProcess(),
 ) -> tuple[dict[str, Any], list[EpisodeRecord]]:
     """Play every (task, initial state) of the protocol once; returns the result and its episodes.
 
-    play: how the episodes are played, if not plainly (called like `play_each_once`).
+    play: how the episodes are played, if not plainly (called like `play_each_once`). world: its processes divide the
+    episodes among them, and all get the same result.
     """
     started, errors_before = time.perf_counter(), envs.infrastructure_errors
-    specs = evaluation_specs(env, config, envs.tasks)
+    every = evaluation_specs(env, config, envs.tasks)
+    specs = every[world.rank :: world.size]
     with progress(label, total=len(specs)) as bar:
         done: list[bool] = []
 
@@ -50,15 +54,19 @@ def evaluate_policy(
             done.append(record.success)
             bar.advance(1, success=float(np.mean(done)))
 
-        records = play(
-            policy,
-            envs,
-            specs,
-            temperature=config.temperature,
-            seed=config.seed,
-            on_episode=on_episode,
-        )
-    errors = envs.infrastructure_errors - errors_before
+        played = []
+        if specs:
+            played = play(
+                policy,
+                envs,
+                specs,
+                temperature=config.temperature,
+                seed=config.seed,
+                on_episode=on_episode,
+            )
+    parts = world.gather((played, envs.infrastructure_errors - errors_before))
+    records = [parts[i % world.size][0][i // world.size] for i in range(len(every))]
+    errors = sum(errors for _, errors in parts)
     result = evaluation_result(records, env, config, errors, time.perf_counter() - started)
     return result, records
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vla_rl.config import TrainConfig
+from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.env import VectorEnv
 from vla_rl.policies.policy import Policy
 from vla_rl.rewards import RewardFunction, RewardModelScorer, ShapedReward
@@ -15,6 +16,7 @@ from vla_rl.rewards.trajectory_files import TrajectoryWriter
 from vla_rl.rollout import Collector
 from vla_rl.runtime.run_folder import Run
 from vla_rl.runtime.seeding import restore_torch_rng, torch_rng_state
+from vla_rl.training.state import FollowedRun
 
 REFRESHED = "reward_models"
 """Folder of a run in which its refreshed reward models lie, iteration by iteration."""
@@ -24,12 +26,13 @@ OLD_REFRESHED = "judges"
 
 def refresh_reward_model(
     iteration: int,
-    run: Run,
+    run: Run | FollowedRun,
     policy: Policy,
     envs: VectorEnv,
     collector: Collector,
     reward_function: RewardFunction,
     config: TrainConfig,
+    world: World = SingleProcess(),
 ) -> None:
     """Every `reward.refresh_every` iterations, before playing: teach the reward model what the policy does by now.
 
@@ -50,13 +53,16 @@ def refresh_reward_model(
         run.folder / place / f"iteration-{iteration:06d}" for place in (REFRESHED, OLD_REFRESHED)
     ]
     done = next((folder for folder in folders if _is_done(folder)), None)
-    if done is None:
+    done = world.broadcast(done)
+    if done is None and world.rank == 0:
         done = folders[0]
         shutil.rmtree(done, ignore_errors=True)  # of a run that was killed in the middle of it
         running = collector.state_dict()
         _play(done / "episodes", policy, envs, config, iteration)
         _teach(done / "model", done / "episodes", scorer, config, iteration)
         collector.load_state_dict(running)
+    done = world.broadcast(done)  # rank 0 has played and taught meanwhile
+    assert done is not None
     trained = done / "model"
     scorer.use(load_reward_model(trained, config.policy.device), str(trained))
     restore_torch_rng(random)

@@ -21,21 +21,21 @@ from vla_rl.algorithms.advantages import compute_advantages
 from vla_rl.algorithms.learner import TrainingDivergedError
 from vla_rl.algorithms.registry import build_learner
 from vla_rl.config import TrainConfig
-from vla_rl.curriculum import Outcomes, TaskSampler
-from vla_rl.distributed import SingleProcess, World
+from vla_rl.curriculum import TaskSampler
+from vla_rl.distributed import Shards, SingleProcess, World
 from vla_rl.envs import make_vector_env, split_initial_states
 from vla_rl.policies.registry import with_micro_batch
 from vla_rl.recipes.refresh_reward import refresh_reward_model
 from vla_rl.rewards.registry import build_reward
 from vla_rl.rewards.simulator_reward import dense_reward_max
-from vla_rl.rollout import Collector, rollout_metrics
+from vla_rl.rollout import Collector, of_all, rollout_metrics
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import share_progress
 from vla_rl.runtime.seeding import seed_everything
 from vla_rl.runtime.signals import graceful_stop
 from vla_rl.training.evaluation import evaluate_before_or_after, evaluate_during
-from vla_rl.training.state import TrainState, open_training_run, policy_of_run
+from vla_rl.training.state import TrainState, open_training_run, own_envs, policy_of_run
 
 
 def train(config: TrainConfig, resume: Path | None = None, world: World = SingleProcess()) -> Path:
@@ -48,48 +48,55 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
         run = opened.enter_context(open_training_run(config, resume, world))
         seed_everything(config.run.seed)
         keep_freed_memory()
-        policy = policy_of_run(config, run)
+        policy = policy_of_run(config, run, world)
         config = replace(config, ppo=with_micro_batch(config.ppo, policy, config.env.num_envs))
         learner = build_learner(policy, config, world)
-        reward_function = build_reward(config, policy)
+        reward_function = build_reward(config, policy, world)
         stop = opened.enter_context(graceful_stop("this iteration"))
         opened.enter_context(use_threads(config.run.torch_threads))
-        envs = opened.enter_context(make_vector_env(config.env))
+        shards = Shards.of(config.env.num_envs, config.parallel.shards, world)
+        envs = opened.enter_context(make_vector_env(own_envs(config, shards)))
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
-        curriculum = TaskSampler(config.curriculum, envs.tasks, train_states, config.run.seed)
-        outcomes = Outcomes(curriculum, world)
+        curriculum = TaskSampler(
+            config.curriculum, envs.tasks, train_states, config.run.seed, shards.count
+        )
         collector = Collector(
-            policy, envs, curriculum.draw_one, outcomes.observe, config.run.seed,
-            dense_reward_max=dense_reward_max(config),
+            policy, envs, curriculum.draw_one, config.run.seed,
+            dense_reward_max=dense_reward_max(config), shards=shards,
         )  # fmt: skip
         state = TrainState(
             run, policy, learner, reward_function, curriculum, collector, config.run.save_every, world
         )  # fmt: skip
         if state.restore():
             # one that a kill cut short
-            stop.run(lambda: evaluate_during(state, envs, config, unless_done=True))
+            state.look(stop, lambda: evaluate_during(state, envs, config, unless_done=True))
         else:
-            stop.run(lambda: evaluate_before_or_after("before", run, policy, envs, config, world))
+            state.look(
+                stop, lambda: evaluate_before_or_after("before", run, policy, envs, config, world)
+            )
             collector.start()
 
         with share_progress("PPO", state.progress(config.schedule)) as bar:
             while state.goes_on(config.schedule, stop):
                 started = time.perf_counter()
                 refresh_reward_model(
-                    state.iteration, run, policy, envs, collector, reward_function, config
+                    state.iteration, run, policy, envs, collector, reward_function, config, world
                 )
                 # 1. act: every environment plays `turns` turns with the current policy
-                collected = collector.collect(
-                    config.rollout.turns, config.rollout.temperature, state.iteration
+                collected = of_all(
+                    collector.collect(
+                        config.rollout.turns, config.rollout.temperature, state.iteration
+                    ),
+                    world,
                 )
-                outcomes.end_window()
+                curriculum.end_window(collected.outcomes, world)
 
                 # 2. score: the simulator's sparse success, plus a dense reward for each turn
                 dense_rewards = reward_function.score(collected.rollout)
 
                 # 3. advantages: advantages and value targets
                 batch = compute_advantages(
-                    collected.rollout, dense_rewards, config.ppo, reward_function.in_return, world
+                    collected.rollout, dense_rewards, config.ppo, reward_function.in_return
                 )
 
                 # 4. improve: the critic, then (after its warm-up) the policy
@@ -101,14 +108,16 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                 # 5. log, checkpoint, evaluate
                 metrics = losses | curriculum.metrics() | reward_function.metrics()
                 metrics |= rollout_metrics(
-                    collected, dense_rewards, seconds, time.perf_counter() - started, envs
+                    collected, dense_rewards, seconds, time.perf_counter() - started, envs, world
                 )
                 state.advance(metrics, time.perf_counter() - started)
                 bar.reach(state.progress(config.schedule), **state.headline(metrics))
-                stop.run(lambda: evaluate_during(state, envs, config))
+                state.look(stop, lambda: evaluate_during(state, envs, config))
         state.save()
         if state.finished(config.schedule):
-            stop.run(lambda: evaluate_before_or_after("after", run, policy, envs, config, world))
+            state.look(
+                stop, lambda: evaluate_before_or_after("after", run, policy, envs, config, world)
+            )
         state.say_how_to_go_on(stop)
     return run.folder
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float32, Int64
 
 from vla_rl.config import TrainConfig, UserError
+from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.policies.policy import Policy
 from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.model import ProcessRewardModel, RewardModelDescription, probability
@@ -23,13 +24,20 @@ class RewardModelScorer:
     """A process reward model, asked in one batched call for each window."""
 
     def __init__(
-        self, reward_model: ProcessRewardModel, folder: str, decode_actions: DecodeActions
+        self,
+        reward_model: ProcessRewardModel,
+        folder: str,
+        decode_actions: DecodeActions,
+        world: World = SingleProcess(),
     ) -> None:
-        """`decode_actions` turns tokens into the actions that a reward model with `sees_actions` looks at."""
+        """`world`: its processes score the turns whose images they have, and all get all scores.
+
+        `decode_actions` turns tokens into the actions that a reward model with `sees_actions` looks at.
+        """
         self.reward_model = reward_model
         self.folder = folder
         """Where the reward model in use came from: a refreshed one replaces the configured one."""
-        self._decode_actions = decode_actions
+        self._decode_actions, self._world = decode_actions, world
 
     def use(self, reward_model: ProcessRewardModel, folder: str) -> None:
         """Ask this reward model from now on."""
@@ -37,15 +45,17 @@ class RewardModelScorer:
 
     def scores(self, rollout: Rollout) -> Float32[np.ndarray, "M N"]:
         flat = rollout.flat_observation()
-        tokens = rollout.tokens.reshape(len(flat), -1)
+        tokens = rollout.tokens[:, rollout.own].reshape(len(flat), -1)
         actions = self._decode_actions(tokens) if self.reward_model.sees_actions else None
         odds = self.reward_model.log_odds(flat.images, flat.instructions, actions)
-        return probability(odds).reshape(rollout.rewards.shape)
+        own = probability(odds).reshape(len(rollout.rewards), -1)
+        return np.concatenate(self._world.gather(own), axis=1)
 
     def following(self, rollout: Rollout) -> Float32[np.ndarray, " N"]:
-        tasks = rollout.task_ids[-1].tolist()
+        tasks = rollout.task_ids[-1, rollout.own].tolist()
         words = tuple(rollout.instructions[i] for i in tasks)
-        return probability(self.reward_model.log_odds(rollout.next_images, words, None))
+        own = probability(self.reward_model.log_odds(rollout.next_images, words, None))
+        return np.concatenate(self._world.gather(own))
 
     def state_dict(self) -> dict[str, Any]:
         """The reward model itself lies in its folder."""
@@ -58,7 +68,7 @@ class RewardModelScorer:
             self.use(load_reward_model(folder), folder)
 
 
-def process_reward(config: TrainConfig, policy: Policy) -> ShapedReward:
+def process_reward(config: TrainConfig, policy: Policy, world: World) -> ShapedReward:
     """`reward.kind process`. UserError if the reward model was trained for other images or actions."""
     folder = config.reward.model
     reward_model = load_reward_model(folder, config.policy.device)
@@ -67,7 +77,7 @@ def process_reward(config: TrainConfig, policy: Policy) -> ShapedReward:
     def decode_actions(tokens: Int64[np.ndarray, "B K"]) -> Float32[np.ndarray, "B C A"]:
         return policy.decode_actions(torch.from_numpy(tokens))
 
-    return shaped(RewardModelScorer(reward_model, folder, decode_actions), config)
+    return shaped(RewardModelScorer(reward_model, folder, decode_actions, world), config)
 
 
 def _require_fit(reward_model: RewardModelDescription, config: TrainConfig, policy: Policy) -> None:

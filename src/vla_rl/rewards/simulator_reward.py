@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vla_rl.config import TrainConfig
+from vla_rl.distributed.world import World
 from vla_rl.envs.registry import benchmark, no_dense_reward
 from vla_rl.policies.policy import Policy
 from vla_rl.rewards.shaping import ShapedReward, shaped
@@ -53,7 +54,7 @@ class SimulatorScorer:
         self._last = None if last is None else np.array(last, np.float32)
 
 
-def simulator_reward(config: TrainConfig, policy: Policy) -> ShapedReward:
+def simulator_reward(config: TrainConfig, policy: Policy, world: World) -> ShapedReward:
     """`reward.kind simulator`. UserError for a simulator without a dense reward of its own."""
     dense_reward_max(config)
     return shaped(SimulatorScorer(), config)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vla_rl.config import TrainConfig
+from vla_rl.distributed.world import World
 from vla_rl.policies.policy import Policy
 from vla_rl.types import Rollout
 
@@ -32,6 +33,6 @@ class SuccessReward:
         pass
 
 
-def success_reward(config: TrainConfig, policy: Policy) -> SuccessReward:
+def success_reward(config: TrainConfig, policy: Policy, world: World) -> SuccessReward:
     """`reward.kind success`."""
     return SuccessReward()

@@ -3,11 +3,13 @@
 from vla_rl.rollout.buffer import FinishedEpisode, RolloutBuffer
 from vla_rl.rollout.collector import Collected, Collector
 from vla_rl.rollout.metrics import rollout_metrics
+from vla_rl.rollout.together import of_all
 
 __all__ = [
     "Collected",
     "Collector",
     "FinishedEpisode",
     "RolloutBuffer",
+    "of_all",
     "rollout_metrics",
 ]

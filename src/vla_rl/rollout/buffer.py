@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
+from vla_rl.distributed.shards import Shards
 from vla_rl.envs.env import VectorEnv
 from vla_rl.policies.policy import Policy, PolicyOutput, has_critic
 from vla_rl.types import EpisodeSpec, Observation, Rollout, StepResult
@@ -22,6 +23,7 @@ class FinishedEpisode:
     turns: int
     number: int  # as in `Rollout.episode_ids`
     group: int  # as in `Rollout.group_ids`
+    turn: int  # of the window, in which it ended
 
 
 @dataclass
@@ -50,9 +52,11 @@ class RolloutBuffer:
         num_tokens: int,
         example: Observation,
         ask_simulator: bool = False,
+        shards: Shards | None = None,
     ) -> None:
         """`ask_simulator`: keep its dense rewards too."""
         m, n = num_turns, envs.num_envs
+        self.shards = shards or Shards(n, 1)
         self.tasks, self.instructions, self.num_tokens = envs.tasks, envs.instructions, num_tokens
         self.images = np.zeros((m, n, *example.images.shape[1:]), np.uint8)
         self.proprio = np.zeros((m, n, example.proprio.shape[1]), np.float32)
@@ -114,7 +118,9 @@ class RolloutBuffer:
         """Mark the turns start..end of `slot` with how their episode ended."""
         self.succeeded[start : end + 1, slot] = success
         self.finished.append(
-            FinishedEpisode(episode.spec, success, episode.turns, episode.number, episode.group)
+            FinishedEpisode(
+                episode.spec, success, episode.turns, episode.number, episode.group, end
+            )
         )
 
     def drop_episode(self, slot: int, start: int, end: int) -> None:
@@ -174,4 +180,5 @@ class RolloutBuffer:
             valid=self.valid,
             temperature=temperature,
             simulator_rewards=self.simulator_rewards,
+            shards=self.shards.by_env()[self.shards.own_envs.start : self.shards.own_envs.stop],
         )

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64
 
+from vla_rl.config.parallel import ParallelConfig
+from vla_rl.distributed.shards import Shards, in_order
 from vla_rl.envs.env import EpisodesLostError, VectorEnv
 from vla_rl.policies.policy import Policy
 from vla_rl.rollout.buffer import FinishedEpisode, Playing, RolloutBuffer
@@ -37,12 +39,17 @@ class Collected:
     simulator_steps: int
     seconds: dict[str, float]  # simulate (waiting for simulators), infer, other
 
+    @property
+    def outcomes(self) -> list[tuple[str, bool]]:
+        """Task and success of the episodes that ended, in that order."""
+        return [(episode.spec.task, episode.success) for episode in self.finished]
+
 
 class Collector:
     """Plays windows of M turns in N environments; episodes run on across window edges.
 
-    `draw` gives the next episode (the curriculum), `observe` is told how each one ended. Crashed episodes
-    are played again and never observed.
+    `draw` gives the next episode of an environment (the curriculum): it is told the environment's number and shard.
+    Crashed episodes are played again and never count as finished.
 
     `collect_episodes` plays given episodes to their end instead, in a window as long as that takes.
     """
@@ -51,21 +58,19 @@ class Collector:
         self,
         policy: Policy,
         envs: VectorEnv,
-        draw: Callable[[], EpisodeSpec],
-        observe: Callable[[str, bool], None],
+        draw: Callable[[int, int], EpisodeSpec],
         seed: int,
         dense_reward_max: float | None = None,
+        shards: Shards | None = None,
     ) -> None:
-        """`dense_reward_max`: also ask the simulator for its own dense reward after each turn (privileged), and divide
+        """`envs` are the environments of this process among those of `shards`; None: it has all.
+
+        `dense_reward_max`: also ask the simulator for its own dense reward after each turn (privileged), and divide
         it by this number, what a solved task gives (`Benchmark.dense_reward_max`). None: it is not asked.
         """
-        self.policy, self.envs, self.draw, self.observe, self.seed = (
-            policy,
-            envs,
-            draw,
-            observe,
-            seed,
-        )
+        self.policy, self.envs, self.draw, self.seed = policy, envs, draw, seed
+        self.shards = shards or Shards.of(envs.num_envs, ParallelConfig.shards)
+        self.first = self.shards.own_envs.start  # of our environments
         self.dense_reward_max = dense_reward_max
         half = (envs.num_envs + 1) // 2
         slots = np.arange(envs.num_envs)
@@ -73,21 +78,25 @@ class Collector:
         self.playing: dict[int, Playing] = {}  # by slot
         self.members = [group[:0] for group in self.groups]  # per group: the slots that play
         self.current: list[Observation] = []  # per group: what those see now
-        self.started, self.groups_started = 0, 0  # episodes and groups of them, in the whole run
+        self.started = np.zeros(self.shards.num_envs, np.int64)  # episodes of each environment
+        self.groups_started = 0  # by `collect_episodes`
 
     def start(self) -> None:
         """Start a first episode in every environment."""
-        self.playing = {slot: self._drawn() for slot in range(self.envs.num_envs)}
+        self.playing = {slot: self._drawn(slot) for slot in range(self.envs.num_envs)}
         self._reset_all()
 
-    def _drawn(self) -> Playing:
-        """The next episode that the curriculum draws, a group of its own."""
-        self.groups_started += 1
-        return self._episode(self.draw(), self.groups_started - 1)
+    def _drawn(self, slot: int) -> Playing:
+        """The next episode that the curriculum draws for an environment, a group of its own."""
+        env = self.first + slot
+        return self._episode(slot, self.draw(env, self.shards.of_env(env)))
 
-    def _episode(self, spec: EpisodeSpec, group: int) -> Playing:
-        self.started += 1
-        return Playing(spec, self.started - 1, group)
+    def _episode(self, slot: int, spec: EpisodeSpec, group: int | None = None) -> Playing:
+        """An episode that begins in an environment now: numbered so that no other process needs to be asked."""
+        env = self.first + slot
+        number = int(self.started[env]) * self.shards.num_envs + env
+        self.started[env] += 1
+        return Playing(spec, number, number if group is None else group)
 
     def _reset_all(self) -> None:
         """Start what is in `playing`."""
@@ -114,8 +123,8 @@ class Collector:
         run = self._open(num_turns, self._drawn)
         window, clock = run.window, run.clock
         uniforms = generator(self.seed, "rollout", iteration).random(
-            (num_turns, self.envs.num_envs, window.num_tokens), dtype=np.float32
-        )
+            (num_turns, self.shards.num_envs, window.num_tokens), dtype=np.float32
+        )[:, self.first : self.first + self.envs.num_envs]
         for turn in range(num_turns):
             for index in range(len(self.groups)):
                 if turn > 0:
@@ -143,7 +152,7 @@ class Collector:
         if self.playing:
             raise RuntimeError("episodes of a window before are still running")
         waiting = deque(
-            self._episode(spec, self.groups_started + number)
+            (spec, self.groups_started + number)
             for number, group in enumerate(groups)
             for spec in group
         )
@@ -151,10 +160,12 @@ class Collector:
             raise ValueError("there are no episodes to play")
         self.groups_started += len(groups)
         slots = range(min(self.envs.num_envs, len(waiting)))
-        self.playing = {slot: waiting.popleft() for slot in slots}
+        self.playing = {slot: self._episode(slot, *waiting.popleft()) for slot in slots}
         self._reset_all()
         run = self._open(
-            self.envs.horizon, lambda: waiting.popleft() if waiting else None, to_the_end=True
+            self.envs.horizon,
+            lambda slot: self._episode(slot, *waiting.popleft()) if waiting else None,
+            to_the_end=True,
         )
         window, rng = run.window, generator(self.seed, "rollout", iteration)
         turn = 0
@@ -173,14 +184,14 @@ class Collector:
         return Collected(rollout, window.finished, window.simulator_steps, run.clock.stop())
 
     def _open(
-        self, num_turns: int, following: Callable[[], Playing | None], to_the_end: bool = False
+        self, num_turns: int, following: Callable[[int], Playing | None], to_the_end: bool = False
     ) -> _Run:
         for episode in self.playing.values():
             episode.window_start = 0
         num_tokens = self.policy.action_chunk * self.policy.action_dim
         seen = next(seen for seen in self.current if len(seen))
         window = RolloutBuffer(
-            num_turns, self.envs, num_tokens, seen, self.dense_reward_max is not None
+            num_turns, self.envs, num_tokens, seen, self.dense_reward_max is not None, self.shards
         )
         return _Run(window, following, _Clock(), to_the_end)
 
@@ -246,11 +257,10 @@ class Collector:
         if result.lost[row]:
             if run.to_the_end:
                 run.window.drop_episode(slot, episode.window_start, turn)
-            return self._episode(episode.spec, episode.group)
+            return self._episode(slot, episode.spec, episode.group)
         success = bool(result.terminated[row])
-        self.observe(episode.spec.task, success)
         run.window.finish_episode(slot, episode.window_start, turn, episode, success)
-        return run.following()
+        return run.following(slot)
 
     def _simulator_rewards(
         self, slots: Int64[np.ndarray, " S"], lost: Bool[np.ndarray, " S"]
@@ -286,12 +296,13 @@ class Collector:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON: each slot's episode and the actions played in it so far; enough to rebuild it exactly."""
+        """JSON: each environment's episode and the actions played in it so far; enough to rebuild it exactly."""
         slots = [self.playing.get(slot) for slot in range(self.envs.num_envs)]
         return {
             "slots": [e and [e.spec.task, e.spec.initial_state, [*e.actions]] for e in slots],
             "numbers": [e and [e.number, e.group] for e in slots],
-            "started": [self.started, self.groups_started],
+            "started": self.started[self.first : self.first + len(slots)].tolist(),
+            "groups_started": self.groups_started,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -301,9 +312,13 @@ class Collector:
             raise ValueError(
                 f"saved with {len(rows)} environments, now there are {self.envs.num_envs}"
             )
-        # runs of before did not number their episodes
+        # runs of before did not number their episodes, or numbered them one after the other
         numbers = state.get("numbers", [[slot, slot] for slot in range(len(rows))])
-        self.started, self.groups_started = state.get("started", [len(rows), len(rows)])
+        started = state.get("started", [1] * len(rows))
+        if "groups_started" not in state:
+            started = [max(started)] * len(rows)
+        self.started[self.first : self.first + len(rows)] = started
+        self.groups_started = int(state.get("groups_started", 0))
         self.playing = {
             slot: Playing(
                 EpisodeSpec(row[0], int(row[1])),
@@ -330,12 +345,34 @@ class Collector:
                     self.current[index] = _replace_rows(self.current[index], target, fresh)
 
 
+def whole_state(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One state of what the collectors of all processes gave, in their order."""
+    lists = {
+        key: in_order([part[key] for part in parts]) for key in ("slots", "numbers", "started")
+    }
+    return lists | {"groups_started": max(part["groups_started"] for part in parts)}
+
+
+def own_state(whole: Mapping[str, Any], shards: Shards) -> dict[str, Any]:
+    """What one process loads of such a state, or of one that was saved before there were several."""
+    rows = whole["slots"]
+    if len(rows) != shards.num_envs:
+        raise ValueError(f"saved with {len(rows)} environments, now there are {shards.num_envs}")
+    mine = slice(shards.own_envs.start, shards.own_envs.stop)
+    state = dict(whole) | {"slots": rows[mine]}
+    if "numbers" in whole:
+        state["numbers"] = whole["numbers"][mine]
+    if "groups_started" in whole:
+        state["started"] = whole["started"][mine]
+    return state
+
+
 @dataclass(frozen=True)
 class _Run:
     """One window in the making."""
 
     window: RolloutBuffer
-    following: Callable[[], Playing | None]
+    following: Callable[[int], Playing | None]
     """The next episode to play; None where there is no other."""
     clock: _Clock
     to_the_end: bool = False

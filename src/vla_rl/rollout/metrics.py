@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float32
 
+from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.env import VectorEnv
 from vla_rl.rollout.collector import Collected
 from vla_rl.runtime.memory import resident_memory
@@ -16,8 +17,9 @@ def rollout_metrics(
     seconds: dict[str, float],
     wall_seconds: float,
     envs: VectorEnv,
+    world: World = SingleProcess(),
 ) -> dict[str, float]:
-    """Metrics of one window. Success, length and returns are of the episodes that ended in it.
+    """Metrics of one window of all processes. Success, length and returns are of the episodes that ended in it.
 
     `rollout/success_rate` is the share of those episodes: a task that the curriculum plays often weighs much in it. The
     mean over tasks is the curriculum's `curriculum/success_mean`.
@@ -33,13 +35,13 @@ def rollout_metrics(
         "rollout/episodes": float(len(finished)),
         "rollout/turns": float(turns),
         "rollout/simulator_steps": float(collected.simulator_steps),
-        "rollout/infrastructure_errors": float(envs.infrastructure_errors),
+        "rollout/infrastructure_errors": float(sum(world.gather(envs.infrastructure_errors))),
         "speed/turns_per_second": turns / wall_seconds,
         "speed/episodes_per_second": len(finished) / wall_seconds,
         "speed/rollout_turns_per_second": turns / max(playing, 1e-9),
         "speed/rollout_episodes_per_second": len(finished) / max(playing, 1e-9),
-        "memory/main_mb": resident_memory(children=False) / 2**20,
-        "memory/workers_mb": envs.memory_bytes() / 2**20,
+        "memory/main_mb": sum(world.gather(resident_memory(children=False))) / 2**20,
+        "memory/workers_mb": sum(world.gather(envs.memory_bytes())) / 2**20,
     }
     metrics |= {f"time/{name}": spent for name, spent in seconds.items()}
     metrics["time/other"] = wall_seconds - sum(

@@ -13,12 +13,12 @@ from vla_rl.evaluation.videos import record_videos
 from vla_rl.policies.policy import Policy
 from vla_rl.runtime.files import write_json
 from vla_rl.runtime.run_folder import Run
-from vla_rl.training.state import TrainState
+from vla_rl.training.state import FollowedRun, TrainState
 
 
 def evaluate_before_or_after(
     label: str,
-    run: Run,
+    run: Run | FollowedRun,
     policy: Policy,
     envs: VectorEnv,
     config: TrainConfig,
@@ -28,11 +28,11 @@ def evaluate_before_or_after(
     for mode, temperature in (("greedy", 0.0), ("sampled", config.rollout.temperature)):
         protocol = replace(config.eval, temperature=temperature)
         result, records = evaluate_policy(
-            policy, envs, config.env, protocol, f"evaluate {label} {mode}"
+            policy, envs, config.env, protocol, f"evaluate {label} {mode}", world=world
         )
         result["checkpoint"] = label
         result["practice"] = apart(records, config.env, summary)
-        if world.rank > 0:
+        if not isinstance(run, Run):
             continue
         write_json(run.eval_folder / f"{label}-{mode}.json", result)
         if mode == "greedy" and config.eval.videos > 0:
@@ -57,13 +57,15 @@ def evaluate_during(
     iteration = state.iteration
     if config.run.eval_every == 0 or iteration == 0 or iteration % config.run.eval_every != 0:
         return
-    file = state.run.eval_folder / f"iteration-{iteration:06d}.json"
-    if unless_done and file.is_file():
+    file = state.run.folder / "eval" / f"iteration-{iteration:06d}.json"
+    if unless_done and state.world.any(file.is_file()):
         return
     running = state.collector.state_dict()
     label = f"evaluate iteration {iteration}"
-    result, records = evaluate_policy(state.policy, envs, config.env, config.eval, label)
+    result, records = evaluate_policy(
+        state.policy, envs, config.env, config.eval, label, world=state.world
+    )
     result["practice"] = apart(records, config.env, summary)
-    if state.world.rank == 0:
-        write_json(file, result)
+    if isinstance(state.run, Run):
+        write_json(state.run.eval_folder / file.name, result)
     state.collector.load_state_dict(running)

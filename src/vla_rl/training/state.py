@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import numpy as np
 
 from vla_rl.algorithms.learner import Learner, TrainingDivergedError
 from vla_rl.algorithms.registry import require_algorithm
-from vla_rl.config import ConfigError, ScheduleConfig, TrainConfig
+from vla_rl.config import ConfigError, EnvConfig, ScheduleConfig, TrainConfig
 from vla_rl.curriculum import TaskSampler
+from vla_rl.distributed.shards import Shards
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.defaults import require_same_robot
 from vla_rl.envs.registry import playable
@@ -22,12 +24,14 @@ from vla_rl.policies.policy import Policy
 from vla_rl.policies.registry import load_policy
 from vla_rl.rewards import RewardFunction
 from vla_rl.rollout import Collector
+from vla_rl.rollout.collector import own_state, whole_state
 from vla_rl.runtime.checkpoint import (
     CheckpointError,
     flatten_optimizer,
     read_checkpoint,
     restore_optimizer,
 )
+from vla_rl.runtime.cpus import available_cpus
 from vla_rl.runtime.run_folder import Run
 from vla_rl.runtime.seeding import restore_torch_rng, torch_rng_state
 from vla_rl.runtime.signals import StopRequest
@@ -35,16 +39,27 @@ from vla_rl.runtime.trees import join_arrays, split_arrays
 from vla_rl.training.scratch import keep_reference, scratch_policy
 
 
+class FollowedRun:
+    """The run folder as the other ranks see it: rank 0 alone writes there."""
+
+    def __init__(self, folder: Path, resumed: bool) -> None:
+        self.folder, self.resumed = folder, resumed
+
+    def __enter__(self) -> FollowedRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 def open_training_run(
     config: TrainConfig, resume: Path | None, world: World = SingleProcess()
-) -> Run:
-    """Open the folder to go on in, or make a new one."""
+) -> Run | FollowedRun:
+    """Open the folder to go on in, or make a new one; all ranks call it."""
     require_algorithm(config.algorithm)
-    if world.size > 1:  # each would play the same episodes and hold the same folder
-        raise ConfigError(
-            f"training runs in one process, got {world.size}: simulators, draws of the curriculum and the run folder "
-            "are not divided among processes"
-        )
+    if world.rank > 0:
+        where: tuple[Path, bool] = world.broadcast((Path(), False))
+        return FollowedRun(*where)
     packages = playable(config.env).packages
     sinks = {
         "keep": config.run.keep,
@@ -52,19 +67,32 @@ def open_training_run(
         "wandb": config.run.wandb,
     }
     if resume is not None:
-        return Run.open(resume, sys.argv, config, packages, **sinks)
+        return announced(Run.open(resume, sys.argv, config, packages, **sinks), world)
     if not (config.policy.checkpoint or config.policy.scratch):
         raise ConfigError(
             "policy.checkpoint is empty: PPO improves a pretrained policy. Make one with `vla-rl demos` and "
             "`vla-rl sft`, then give its folder, e.g. --policy.checkpoint runs/sft/policy. The preset toy needs none"
         )
     name = config.run.name or f"{config.env.suite.partition(':')[0]}-{datetime.now():%Y%m%d-%H%M%S}"
-    return Run.create(config.run.root, name, config, sys.argv, packages, **sinks)
+    return announced(Run.create(config.run.root, name, config, sys.argv, packages, **sinks), world)
 
 
-def policy_of_run(config: TrainConfig, run: Run) -> Policy:
+def announced(run: Run, world: World) -> Run:
+    """`run`, after the other ranks have been told where it is."""
+    world.broadcast((run.folder.absolute(), run.resumed))
+    return run
+
+
+def newest(run: Run | FollowedRun, world: World) -> Path | None:
+    """The newest whole checkpoint, which all ranks go on from."""
+    return world.broadcast(run.latest() if isinstance(run, Run) else None)
+
+
+def policy_of_run(
+    config: TrainConfig, run: Run | FollowedRun, world: World = SingleProcess()
+) -> Policy:
     """The policy of the run's newest checkpoint, or the one to start from; KL is always to the latter."""
-    saved = run.latest()
+    saved = newest(run, world)
     if saved is None and not config.policy.checkpoint:
         policy = scratch_policy(config)
     else:
@@ -96,12 +124,23 @@ def share_done(schedule: ScheduleConfig, iterations: int, seconds: float, episod
     return min(1.0, max(done / limit for done, limit in shares if limit > 0))
 
 
+def own_envs(config: TrainConfig, shards: Shards) -> EnvConfig:
+    """The environments of this process, with its share of the cores for their simulators."""
+    if shards.size == 1:
+        return config.env
+    cores = 0 if playable(config.env).in_process else available_cpus()
+    workers = config.env.num_workers or cores
+    return replace(
+        config.env, num_envs=len(shards.own_envs), num_workers=-(-workers // shards.size)
+    )
+
+
 class TrainState:
     """Counts iterations, knows when the run is over, saves and restores it."""
 
     def __init__(
         self,
-        run: Run,
+        run: Run | FollowedRun,
         policy: Policy,
         learner: Learner,
         reward_function: RewardFunction,
@@ -120,6 +159,17 @@ class TrainState:
         """Whether another iteration is due: the run has not reached its end, and no process was asked to stop."""
         return not (self.world.any(stop.requested) or self.finished(schedule))
 
+    def look(self, stop: StopRequest, evaluate: Callable[[], object]) -> None:
+        """Evaluate, unless a stop was requested, which ends it at once.
+
+        Among several ranks the others may be in the middle of it. They cannot be met again, so the run ends here, with
+        what was last saved.
+        """
+        if self.world.any(stop.requested):
+            return
+        if not stop.run(evaluate) and self.world.size > 1:
+            self.say_how_to_go_on(stop)
+
     def finished(self, schedule: ScheduleConfig) -> bool:
         """Whether the run has reached its end."""
         return self.progress(schedule) >= 1.0
@@ -130,8 +180,8 @@ class TrainState:
 
     def advance(self, metrics: dict[str, float], seconds: float) -> None:
         """Count one iteration, log it, and save where it is due."""
-        self.episodes += sum(self.world.gather(int(metrics["rollout/episodes"])))
-        self.turns += sum(self.world.gather(int(metrics["rollout/turns"])))
+        self.episodes += int(metrics["rollout/episodes"])
+        self.turns += int(metrics["rollout/turns"])
         self.seconds += self.world.broadcast(seconds)  # clocks differ, the run's end must not
         totals = {
             "total/episodes": float(self.episodes),
@@ -139,7 +189,7 @@ class TrainState:
             "total/train_seconds": self.seconds,
         }
         self.iteration += 1
-        if self.world.rank == 0:
+        if isinstance(self.run, Run):
             self.run.log(self.iteration, metrics | totals)
         if self.iteration % self.save_every == 0:
             self.save()
@@ -176,22 +226,22 @@ class TrainState:
             "learner": self.learner.state_dict(),
             "reward": self.reward_function.state_dict(),
             "curriculum": self.curriculum.state_dict(),
-            "collector": self.collector.state_dict(),
+            "collector": whole_state(self.world.gather(self.collector.state_dict())),
         }
         tensors, state = split_arrays(tree, "state")
         for name, optimizer in self.learner.optimizers().items():
             parts, state[name] = flatten_optimizer(optimizer, name)
             tensors |= parts
-        if self.world.rank == 0:
+        if isinstance(self.run, Run):
             self.run.save(self.iteration, tensors, state, self.policy.save, self.score())
         self.world.barrier()
         self.saved_at = self.iteration
 
     def restore(self) -> bool:
         """Go on from the newest sound checkpoint; False if there is none yet, and the run begins anew."""
-        folder = self.run.latest()
+        folder = newest(self.run, self.world)
         if folder is None:
-            if self.run.resumed:
+            if isinstance(self.run, Run) and self.run.resumed:
                 self.run.rewind(0)
             return False
         saved = read_checkpoint(folder)
@@ -201,12 +251,13 @@ class TrainState:
         self.learner.load_state_dict(state["learner"])
         self.reward_function.load_state_dict(state.get("reward", {}))
         self.curriculum.load_state_dict(state["curriculum"])
-        self.collector.load_state_dict(state["collector"])
+        self.collector.load_state_dict(own_state(state["collector"], self.collector.shards))
         restore_torch_rng(state["random"])  # last: a reward model that is loaded draws numbers
         self.iteration, self.episodes = state["iteration"], state["episodes"]
         self.turns, self.seconds = state["turns"], state["seconds"]
         self.saved_at = self.iteration
-        self.run.rewind(self.iteration)
+        if isinstance(self.run, Run):
+            self.run.rewind(self.iteration)
         return True
 
     @contextmanager
@@ -217,7 +268,7 @@ class TrainState:
             yield
         except TrainingDivergedError as error:
             with suppress(CheckpointError):
-                good = self.run.latest()
+                good = self.run.latest() if isinstance(self.run, Run) else None
             kept = (
                 f"the last good checkpoint is {good}"
                 if good
