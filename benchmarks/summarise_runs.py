@@ -110,14 +110,14 @@ def draw(runs: list[Path], path: Path, label: str) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     for index, run in enumerate(runs):
         lines = metrics(run)
-        minutes = [line["total/train_seconds"] / 60 for line in lines]
+        episodes = [line["total/episodes"] for line in lines]
         tasks = [key for key in lines[-1] if key.startswith("curriculum/success/")]
         success = [100 * np.mean([line[key] for key in tasks]) for line in lines]
         colour = f"C{index}"
         axes.plot(
-            minutes, success, color=colour, lw=1.6, label=f"seed {config(run)['run']['seed']}"
+            episodes, success, color=colour, lw=1.6, label=f"seed {config(run)['run']['seed']}"
         )
-        for when, what in ((0.0, "before"), (minutes[-1], "after")):
+        for when, what in ((0.0, "before"), (episodes[-1], "after")):
             axes.plot(
                 when,
                 100 * result(run, what, "greedy")["overall"]["success_rate"],
@@ -126,7 +126,7 @@ def draw(runs: list[Path], path: Path, label: str) -> None:
                 ms=7,
             )
     axes.set(
-        xlabel="minutes of practice (PPO) on 2 CPU cores",
+        xlabel="episodes of practice (PPO)",
         ylabel="success, %",
         ylim=(0, 100),
         title=label,
