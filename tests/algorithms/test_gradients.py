@@ -27,7 +27,7 @@ def test_gradient_is_that_of_the_mean_loss(shares: int, micro_batch: int):
     rows = torch.tensor([10, 2, 3, 5, 8, 0, 1])
     value, numbers = loss(rows)
     expected = torch.autograd.grad(value, parameters[:-1])
-    stats = ThreadedGradients(shares, micro_batch).backward(loss, rows, parameters)
+    stats = ThreadedGradients(shares, micro_batch).backward(loss, rows.tensor_split(shares), parameters)
     for parameter, grad in zip(parameters, expected, strict=False):
         torch.testing.assert_close(parameter.grad, grad)
     assert parameters[-1].grad is None
@@ -40,7 +40,7 @@ def test_same_bits_every_time():
     parameters, loss = problem()
     sharded, grads = ThreadedGradients(3), []
     for _ in range(5):
-        sharded.backward(loss, torch.arange(11), parameters)
+        sharded.backward(loss, torch.arange(11).tensor_split(5), parameters)
         grads.append(torch.cat([p.grad.reshape(-1) for p in parameters[:-1]]))
     assert all(torch.equal(grads[0], g) for g in grads[1:])
 
@@ -52,7 +52,7 @@ def test_an_error_in_a_share_reaches_the_caller():
         raise RuntimeError("no loss today")
 
     with pytest.raises(RuntimeError, match="no loss today"):
-        ThreadedGradients(2).backward(broken, torch.arange(4), parameters)
+        ThreadedGradients(2).backward(broken, torch.arange(4).tensor_split(2), parameters)
 
 
 def test_tally_weighs_means_and_keeps_maxima():

@@ -10,7 +10,7 @@ import torch
 from builders.policies import narrow_policy
 from vla_rl.algorithms.advantages import compute_advantages
 from vla_rl.algorithms.learner import TrainingDivergedError
-from vla_rl.algorithms.minibatches import minibatches
+from vla_rl.algorithms.minibatches import Order, minibatches
 from vla_rl.algorithms.ppo import PPO
 from vla_rl.config import (
     CriticConfig,
@@ -56,14 +56,16 @@ class Practice:
         states = np.arange(10, dtype=np.int64)
         self.curriculum = TaskSampler(CurriculumConfig(), self.envs.tasks, states, seed=seed)
         self.collector = Collector(
-            self.policy, self.envs, self.curriculum.draw_one, self.curriculum.observe, seed=seed
+            self.policy, self.envs, self.curriculum.draw_one, seed=seed
         )
         self.collector.start()
         self.iteration = 0
 
     def rollout(self):
         play = self.play
-        return self.collector.collect(play.turns, play.temperature, self.iteration).rollout
+        collected = self.collector.collect(play.turns, play.temperature, self.iteration)
+        self.curriculum.end_window(collected.outcomes)
+        return collected.rollout
 
     def batch(self):
         rollout = self.rollout()
@@ -150,7 +152,7 @@ def test_ratio_is_one_at_the_first_minibatch_and_moves_after_an_update():
     assert first["losses/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert first["losses/clip_fraction"] == 0.0
     assert first["losses/logprob_max_difference"] < 1e-5
-    again = practice.learner.policy.backward(batch, torch.arange(len(batch)))
+    again = practice.learner.policy.backward(batch, [torch.arange(len(batch))])
     assert again["losses/approx_kl_k3"] > 1e-6
 
 
@@ -174,7 +176,7 @@ def test_gradient_of_a_minibatch_does_not_depend_on_micro_batches():
         Practice(ChainEnv, 10, SHARED, replace(FAST, micro_batch=size)) for size in (0, 7)
     )
     for practice in (whole, parts):
-        practice.learner.policy.backward(practice.batch(), torch.arange(60))
+        practice.learner.policy.backward(practice.batch(), [torch.arange(60)])
     for a, b in zip(
         whole.policy.policy_parameters(), parts.policy.policy_parameters(), strict=True
     ):
@@ -260,7 +262,7 @@ def test_imitation_term_raises_the_likelihood_of_own_successes_only():
 
     before = likelihood()
     for _ in range(5):
-        practice.learner.policy.backward(silent, rows)
+        practice.learner.policy.backward(silent, [rows])
         practice.learner.policy.optimizer.step()
     change = likelihood() - before
     assert change[batch.succeeded].mean() > 0
@@ -268,8 +270,22 @@ def test_imitation_term_raises_the_likelihood_of_own_successes_only():
 
 
 def test_every_sample_is_used_once_an_epoch_in_a_fresh_order():
-    order = torch.Generator().manual_seed(0)
-    parts = list(minibatches(10, 2, 4, order))
-    first, second = torch.cat(parts[: len(parts) // 2]), torch.cat(parts[len(parts) // 2 :])
-    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
+    shards = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1])
+    steps = list(minibatches(shards, None, 2, 4, Order(0, 0, "policy")))
+    assert [len(torch.cat(parts)) for parts in steps] == [5, 4, 3] * 2
+    for parts in steps:
+        assert all(shards[part].tolist() == [shard] * len(part) for shard, part in enumerate(parts))
+    halves = steps[:3], steps[3:]
+    first, second = (torch.cat([rows for parts in half for rows in parts]) for half in halves)
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(12))
     assert first.tolist() != second.tolist()
+
+
+@pytest.mark.parametrize("own", [range(0, 1), range(1, 3)])
+def test_a_process_draws_its_own_shards_as_everybody_else_would(own: range):
+    shards = np.repeat([0, 1, 2], [7, 9, 8])
+    order = Order(3, 5, "policy")
+    everything = list(minibatches(shards, None, 2, 6, order))
+    mine = list(minibatches(shards, own, 2, 6, order))
+    for all_parts, parts in zip(everything, mine, strict=True):
+        assert [p.tolist() for p in all_parts[own.start : own.stop]] == [p.tolist() for p in parts]

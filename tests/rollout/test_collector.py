@@ -33,19 +33,13 @@ def chain(num_envs: int, cls: type = SerialVectorEnv):
 
 def collector_of(policy: OpenVLAPolicy, envs, seed: int = 0):
     sampler = TaskSampler(CurriculumConfig(), envs.tasks, np.arange(5, dtype=np.int64), seed)
-    observed: list[bool] = []
-
-    def observe(task: str, success: bool) -> None:
-        observed.append(success)
-        sampler.observe(task, success)
-
-    collector = Collector(policy, envs, sampler.draw_one, observe, seed)
+    collector = Collector(policy, envs, sampler.draw_one, seed)
     collector.start()
-    return collector, sampler, observed
+    return collector, sampler
 
 
 def test_window_holds_what_was_seen_said_and_answered(policy: OpenVLAPolicy):
-    collector, _, observed = collector_of(policy, chain(4))
+    collector, _ = collector_of(policy, chain(4))
     collected = collector.collect(20, 1.0, 0)
     rollout = collected.rollout
     # the chain: a bright column is a cell passed, so the image tells the state; actions follow from the tokens
@@ -64,8 +58,8 @@ def test_window_holds_what_was_seen_said_and_answered(policy: OpenVLAPolicy):
             else:
                 assert rollout.time_fraction[t + 1, n] == 0.0
     assert np.array_equal(rollout.rewards > 0, rollout.terminated)
-    assert len(collected.finished) == ended.sum() == len(observed)
-    assert sum(e.success for e in collected.finished) == rollout.terminated.sum() == sum(observed)
+    assert len(collected.finished) == ended.sum()
+    assert sum(e.success for e in collected.finished) == rollout.terminated.sum()
     assert all(1 <= e.turns <= HORIZON for e in collected.finished)
 
 
@@ -77,8 +71,7 @@ def test_the_simulators_own_reward_is_of_the_state_after_a_turn(policy: OpenVLAP
             policy,
             envs,
             sampler.draw_one,
-            sampler.observe,
-            0,
+                0,
             dense_reward_max=ChainEnv.DENSE_REWARD_MAX,
         )
         collector.start()
@@ -108,7 +101,6 @@ def test_a_simulator_lost_while_it_is_asked_ends_nothing(policy: OpenVLAPolicy):
         policy,
         envs,
         sampler.draw_one,
-        sampler.observe,
         0,
         dense_reward_max=ChainEnv.DENSE_REWARD_MAX,
     )
@@ -119,12 +111,12 @@ def test_a_simulator_lost_while_it_is_asked_ends_nothing(policy: OpenVLAPolicy):
 
 
 def test_nobody_asks_the_simulator_unless_told_to(policy: OpenVLAPolicy):
-    collector, _, _ = collector_of(policy, chain(4))
+    collector, _ = collector_of(policy, chain(4))
     assert collector.collect(3, 1.0, 0).rollout.simulator_rewards is None
 
 
 def test_turns_of_an_episode_that_succeeded_are_marked(policy: OpenVLAPolicy):
-    collector, _, _ = collector_of(policy, chain(4))
+    collector, _ = collector_of(policy, chain(4))
     rollout = collector.collect(24, 1.0, 0).rollout
     for n in range(4):
         start = 0
@@ -136,7 +128,7 @@ def test_turns_of_an_episode_that_succeeded_are_marked(policy: OpenVLAPolicy):
 
 
 def test_windows_follow_each_other_without_a_gap(policy: OpenVLAPolicy):
-    one, _, _ = collector_of(policy, chain(4))
+    one, _ = collector_of(policy, chain(4))
     first, second = one.collect(7, 1.0, 0).rollout, one.collect(7, 1.0, 1).rollout
     running = ~(first.terminated[-1] | first.truncated[-1])
     assert running.any()
@@ -146,12 +138,12 @@ def test_windows_follow_each_other_without_a_gap(policy: OpenVLAPolicy):
 
 
 def test_continuing_from_a_saved_state_gives_the_same_window_to_the_bit(policy: OpenVLAPolicy):
-    first, sampler, _ = collector_of(policy, chain(5))
+    first, sampler = collector_of(policy, chain(5))
     first.collect(9, 1.0, 0)
     saved, tasks = first.state_dict(), sampler.state_dict()
     expected = first.collect(9, 1.0, 1).rollout
 
-    second, other_sampler, _ = collector_of(policy, chain(5))
+    second, other_sampler = collector_of(policy, chain(5))
     other_sampler.load_state_dict(tasks)
     second.load_state_dict(saved)
     again = second.collect(9, 1.0, 1).rollout
@@ -197,13 +189,14 @@ class CrashingEnv(SerialVectorEnv):
 
 def test_crashed_episode_is_played_again_and_never_counted(policy: OpenVLAPolicy):
     envs = chain(2, CrashingEnv)
-    collector, _, observed = collector_of(policy, envs)
-    rollout = collector.collect(12, 1.0, 0).rollout
+    collector, _ = collector_of(policy, envs)
+    collected = collector.collect(12, 1.0, 0)
+    rollout = collected.rollout
     assert not rollout.valid[2, 1]
     assert rollout.valid.sum() == rollout.valid.size - 1
     assert rollout.initial_states[3, 1] == rollout.initial_states[2, 1]
     assert rollout.time_fraction[3, 1] == 0.0
-    assert len(observed) == (rollout.terminated | rollout.truncated).sum()
+    assert len(collected.finished) == (rollout.terminated | rollout.truncated).sum()
 
 
 class FailingEnv(SerialVectorEnv):
@@ -227,16 +220,16 @@ class FailingEnv(SerialVectorEnv):
 
 def test_a_window_that_was_lost_whole_is_played_again(policy: OpenVLAPolicy):
     envs = chain(2, FailingEnv)
-    collector, _, observed = collector_of(policy, envs)
+    collector, _ = collector_of(policy, envs)
     collected = collector.collect(2, 1.0, 0)
     assert envs.infrastructure_errors == 4, "two turns of two environments"
     assert collected.rollout.valid.all()
     assert np.all(collected.rollout.time_fraction[0] == 0), "each episode from its beginning"
-    assert len(observed) == (collected.rollout.terminated | collected.rollout.truncated).sum()
+    assert len(collected.finished) == (collected.rollout.terminated | collected.rollout.truncated).sum()
 
 
 def test_turns_are_numbered_by_episode_across_windows(policy: OpenVLAPolicy):
-    collector, _, _ = collector_of(policy, chain(4))
+    collector, _ = collector_of(policy, chain(4))
     windows = [collector.collect(9, 1.0, 0), collector.collect(9, 1.0, 1)]
     ids, ended = (
         np.concatenate([getattr(w.rollout, name) for w in windows])
@@ -244,7 +237,8 @@ def test_turns_are_numbered_by_episode_across_windows(policy: OpenVLAPolicy):
     )
     # an environment's number changes after the last turn of an episode, and then only
     assert np.array_equal(ids[1:] != ids[:-1], ended[:-1])
-    assert sorted(np.unique(ids)) == list(range(len(np.unique(ids))))
+    assert np.array_equal(ids % 4, np.tile(np.arange(4), (18, 1))), "no environment asks another one"
+    assert all(np.array_equal(np.unique(of // 4), np.arange(of.max() // 4 + 1)) for of in ids.T)
     finished = [episode for w in windows for episode in w.finished]
     for episode in finished:
         turns = ids == episode.number
@@ -256,12 +250,12 @@ def test_turns_are_numbered_by_episode_across_windows(policy: OpenVLAPolicy):
 
 
 def test_numbers_go_on_after_a_resume_and_in_checkpoints_that_have_none(policy: OpenVLAPolicy):
-    first, drawn, _ = collector_of(policy, chain(4))
+    first, drawn = collector_of(policy, chain(4))
     first.collect(9, 1.0, 0)
     saved, tasks = first.state_dict(), drawn.state_dict()
     expected = first.collect(9, 1.0, 1).rollout
     for state in (saved, {"slots": saved["slots"]}):
-        again, sampler, _ = collector_of(policy, chain(4))
+        again, sampler = collector_of(policy, chain(4))
         again.load_state_dict(state)
         sampler.load_state_dict(tasks)
         rollout = again.collect(9, 1.0, 1).rollout
@@ -282,9 +276,8 @@ def groups_of(sampler: TaskSampler, groups: int, size: int) -> list[list[Episode
 def test_groups_are_played_to_the_end_of_every_episode(policy: OpenVLAPolicy, num_envs: int):
     """Known answers: the chain gives every reward its length and every failure the horizon's."""
     sampler = TaskSampler(CurriculumConfig(), ("chain",), np.arange(5, dtype=np.int64), 0)
-    observed: list[bool] = []
     collector = Collector(
-        policy, chain(num_envs), sampler.draw_one, lambda task, success: observed.append(success), 0
+        policy, chain(num_envs), sampler.draw_one, 0
     )
     groups = groups_of(sampler, 4, 3)
     collected = collector.collect_episodes(groups, 1.0, 0)
@@ -293,7 +286,6 @@ def test_groups_are_played_to_the_end_of_every_episode(policy: OpenVLAPolicy, nu
         spec for group in groups for spec in group
     ]
     assert sorted(e.number for e in collected.finished) == list(range(12))
-    assert len(observed) == 12
     assert np.array_equal(rollout.valid, ids >= 0)
     for episode in collected.finished:
         turns, slots = np.nonzero(ids == episode.number)
@@ -316,7 +308,7 @@ def test_groups_are_played_to_the_end_of_every_episode(policy: OpenVLAPolicy, nu
 
 def test_members_of_a_group_play_differently(policy: OpenVLAPolicy):
     sampler = TaskSampler(CurriculumConfig(), ("chain",), np.arange(5, dtype=np.int64), 0)
-    collector = Collector(policy, chain(4), sampler.draw_one, sampler.observe, 0)
+    collector = Collector(policy, chain(4), sampler.draw_one, 0)
     rollout = collector.collect_episodes([sampler.draw_group(4)], 1.0, 0).rollout
     first = rollout.tokens[0]
     assert len({tuple(row) for row in first}) > 1
@@ -326,7 +318,7 @@ def test_members_of_a_group_play_differently(policy: OpenVLAPolicy):
 def test_the_same_seed_plays_the_same_groups_and_the_next_window_others(policy: OpenVLAPolicy):
     def windows() -> list[np.ndarray]:
         sampler = TaskSampler(CurriculumConfig(), ("chain",), np.arange(5, dtype=np.int64), 0)
-        collector = Collector(policy, chain(3), sampler.draw_one, sampler.observe, 0)
+        collector = Collector(policy, chain(3), sampler.draw_one, 0)
         return [
             collector.collect_episodes(groups_of(sampler, 2, 2), 1.0, i).rollout.tokens
             for i in range(2)
@@ -342,7 +334,7 @@ def test_an_attempt_that_is_lost_counts_for_nothing_and_its_episode_is_played_ag
 ):
     sampler = TaskSampler(CurriculumConfig(), ("chain",), np.arange(5, dtype=np.int64), 0)
     envs = chain(2, CrashingEnv)
-    collector = Collector(policy, envs, sampler.draw_one, sampler.observe, 0)
+    collector = Collector(policy, envs, sampler.draw_one, 0)
     groups = [[EpisodeSpec("chain", 0)] * 2]
     collected = collector.collect_episodes(groups, 1.0, 0)
     rollout = collected.rollout
@@ -359,7 +351,7 @@ def test_an_attempt_that_is_lost_counts_for_nothing_and_its_episode_is_played_ag
 def test_a_window_of_groups_can_be_saved_and_learned_from(policy: OpenVLAPolicy):
     """Nothing of it is left running: the saved state starts from nothing."""
     sampler = TaskSampler(CurriculumConfig(), ("chain",), np.arange(5, dtype=np.int64), 0)
-    collector = Collector(policy, chain(3), sampler.draw_one, sampler.observe, 0)
+    collector = Collector(policy, chain(3), sampler.draw_one, 0)
     first = collector.collect_episodes(groups_of(sampler, 2, 3), 1.0, 0)
     saved, tasks = collector.state_dict(), sampler.state_dict()
     expected = collector.collect_episodes(groups_of(sampler, 2, 3), 1.0, 1).rollout
@@ -372,15 +364,17 @@ def test_a_window_of_groups_can_be_saved_and_learned_from(policy: OpenVLAPolicy)
     ppo = PPOConfig(normalize_advantages=False, gamma=1.0, gae_lambda=1.0, value_lambda=1.0)
     batch = compute_advantages(first.rollout, np.zeros_like(first.rollout.rewards), ppo)
     assert len(batch) == first.rollout.num_turns
-    outcome = first.rollout.succeeded[first.rollout.valid].astype(np.float32)
+    outcome = np.concatenate(
+        [first.rollout.succeeded[first.rollout.valid[:, env], env] for env in range(3)]  # by shard
+    ).astype(np.float32)
     np.testing.assert_allclose(batch.value_targets.numpy(), outcome, atol=1e-6)
 
 
 def test_windows_and_groups_do_not_mix(policy: OpenVLAPolicy):
-    collector, sampler, _ = collector_of(policy, chain(2))
+    collector, sampler = collector_of(policy, chain(2))
     with pytest.raises(RuntimeError, match="still running"):
         collector.collect_episodes([sampler.draw_group(2)], 1.0, 0)
-    idle = Collector(policy, chain(2), sampler.draw_one, sampler.observe, 0)
+    idle = Collector(policy, chain(2), sampler.draw_one, 0)
     with pytest.raises(RuntimeError, match="call start"):
         idle.collect(3, 1.0, 0)
     with pytest.raises(ValueError, match="no episodes"):

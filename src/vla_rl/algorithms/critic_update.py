@@ -187,7 +187,9 @@ class CriticUpdate:
                 part["images"], tuple(part["instructions"]), part["proprio"], part["time_fraction"]
             )
             of = part.get("shards", np.arange(len(seen)) * count // max(1, len(seen)))
-            mine = np.flatnonzero((of >= own.start) & (of < own.stop))
+            mine = np.arange(len(of))
+            if own is not None:
+                mine = np.flatnonzero((of >= own.start) & (of < own.stop))
             first = int(mine[0]) if len(mine) else 0
             self.replay.append(_Window(seen.select(mine), part["targets"], of, first))
 

@@ -50,9 +50,9 @@ class ThreadedGradients:
         self._pool = ThreadPoolExecutor(self.threads, "learner") if self.threads > 1 else None
 
     @property
-    def own_shards(self) -> range:
-        """The shards whose parts this process brings."""
-        return self.shards.own if self.shards else range(1)
+    def own_shards(self) -> range | None:
+        """The shards whose parts this process brings; None: all that there are."""
+        return self.shards.own if self.shards else None
 
     def backward(
         self,

@@ -31,7 +31,7 @@ class Order:
 
 
 def minibatches(
-    shards: Int64[np.ndarray, " B"], own: range, epochs: int, size: int, order: Order
+    shards: Int64[np.ndarray, " B"], own: range | None, epochs: int, size: int, order: Order
 ) -> Iterator[Parts]:
     """Every sample once per epoch, in a fresh order each time, in minibatches of about `size` samples.
 
@@ -39,12 +39,14 @@ def minibatches(
 
     Args:
         shards: Shard of each sample, of all processes.
-        own: Shards of this process.
+        own: Shards of this process; None: all.
         epochs: How often to go through all samples.
         size: Samples in a minibatch of all processes together.
         order: The random order.
     """
     steps = max(1, len(shards) // size)
+    if own is None:
+        own = range(int(shards.max(initial=0)) + 1)
     rows = {shard: torch.from_numpy(np.flatnonzero(shards == shard)) for shard in own}
     for epoch in range(epochs):
         cut = [

@@ -47,6 +47,7 @@ class PPO:
 
     def update(self, batch: Batch, iteration: int, progress: float) -> dict[str, float]:
         """Improve critic and policy from one batch, see `Learner.update`."""
+        self._require_shards(batch)
         metrics = {"losses/explained_variance": self.critic.explained_variance(batch)}
         warming = self.critic.warming_up(iteration)
         metrics["losses/critic_warmup"] = float(warming)
@@ -57,6 +58,14 @@ class PPO:
             order = Order(self.seed, iteration, "policy")
             metrics |= self.policy.improve(batch, order, progress)
         return metrics
+
+    def _require_shards(self, batch: Batch) -> None:
+        known = self.critic.gradients.shards
+        if known is not None and len(batch) and batch.shards[-1] >= known.count:
+            raise ValueError(
+                f"the batch has turns of shard {batch.shards[-1]}, the learner knows {known.count} shards: give "
+                "collector and learner the same `Shards`"
+            )
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Both optimizers, by their names in a checkpoint."""

@@ -59,7 +59,7 @@ class TaskSampler:
             tasks: Names, all different; in `levels` the easiest first, as far as known.
             train_states: Numbers of the initial states that training may use.
             seed: 0 or more.
-            shards: Into how many parts the environments are cut.
+            shards: Into how many parts the initial states are cut; environments of all shards share one part.
 
         Raises:
             ConfigError: No or repeated tasks, no states, a negative seed, or a floor that T tasks cannot all have.
@@ -233,6 +233,7 @@ class TaskSampler:
 
     def _next_state(self, task: int, shard: int) -> int:
         """The next initial state of a shard's permutation for a task."""
+        shard %= len(self._drawn)
         own = self._states_of(task, shard)
         turn, place = divmod(int(self._drawn[shard, task]), len(own))
         self._drawn[shard, task] += 1

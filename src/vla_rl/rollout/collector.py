@@ -79,7 +79,7 @@ class Collector:
         self.members = [group[:0] for group in self.groups]  # per group: the slots that play
         self.current: list[Observation] = []  # per group: what those see now
         self.started = np.zeros(self.shards.num_envs, np.int64)  # episodes of each environment
-        self.groups_started = 0  # by `collect_episodes`
+        self.listed, self.groups_started = 0, 0  # episodes and groups, by `collect_episodes`
 
     def start(self) -> None:
         """Start a first episode in every environment."""
@@ -89,14 +89,19 @@ class Collector:
     def _drawn(self, slot: int) -> Playing:
         """The next episode that the curriculum draws for an environment, a group of its own."""
         env = self.first + slot
-        return self._episode(slot, self.draw(env, self.shards.of_env(env)))
+        return self._next_of(slot, self.draw(env, self.shards.of_env(env)))
 
-    def _episode(self, slot: int, spec: EpisodeSpec, group: int | None = None) -> Playing:
-        """An episode that begins in an environment now: numbered so that no other process needs to be asked."""
+    def _next_of(self, slot: int, spec: EpisodeSpec) -> Playing:
+        """An episode of an environment: numbered so that no other process needs to be asked."""
         env = self.first + slot
         number = int(self.started[env]) * self.shards.num_envs + env
         self.started[env] += 1
-        return Playing(spec, number, number if group is None else group)
+        return Playing(spec, number, number)
+
+    def _listed(self, spec: EpisodeSpec, group: int) -> Playing:
+        """An episode of a list: numbered in its order."""
+        self.listed += 1
+        return Playing(spec, self.listed - 1, group)
 
     def _reset_all(self) -> None:
         """Start what is in `playing`."""
@@ -152,7 +157,7 @@ class Collector:
         if self.playing:
             raise RuntimeError("episodes of a window before are still running")
         waiting = deque(
-            (spec, self.groups_started + number)
+            self._listed(spec, self.groups_started + number)
             for number, group in enumerate(groups)
             for spec in group
         )
@@ -160,11 +165,11 @@ class Collector:
             raise ValueError("there are no episodes to play")
         self.groups_started += len(groups)
         slots = range(min(self.envs.num_envs, len(waiting)))
-        self.playing = {slot: self._episode(slot, *waiting.popleft()) for slot in slots}
+        self.playing = {slot: waiting.popleft() for slot in slots}
         self._reset_all()
         run = self._open(
             self.envs.horizon,
-            lambda slot: self._episode(slot, *waiting.popleft()) if waiting else None,
+            lambda slot: waiting.popleft() if waiting else None,
             to_the_end=True,
         )
         window, rng = run.window, generator(self.seed, "rollout", iteration)
@@ -257,7 +262,8 @@ class Collector:
         if result.lost[row]:
             if run.to_the_end:
                 run.window.drop_episode(slot, episode.window_start, turn)
-            return self._episode(slot, episode.spec, episode.group)
+                return self._listed(episode.spec, episode.group)
+            return self._next_of(slot, episode.spec)
         success = bool(result.terminated[row])
         run.window.finish_episode(slot, episode.window_start, turn, episode, success)
         return run.following(slot)
@@ -302,7 +308,7 @@ class Collector:
             "slots": [e and [e.spec.task, e.spec.initial_state, [*e.actions]] for e in slots],
             "numbers": [e and [e.number, e.group] for e in slots],
             "started": self.started[self.first : self.first + len(slots)].tolist(),
-            "groups_started": self.groups_started,
+            "listed": [self.listed, self.groups_started],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -315,10 +321,10 @@ class Collector:
         # runs of before did not number their episodes, or numbered them one after the other
         numbers = state.get("numbers", [[slot, slot] for slot in range(len(rows))])
         started = state.get("started", [1] * len(rows))
-        if "groups_started" not in state:
+        if "listed" not in state:
             started = [max(started)] * len(rows)
         self.started[self.first : self.first + len(rows)] = started
-        self.groups_started = int(state.get("groups_started", 0))
+        self.listed, self.groups_started = state.get("listed", [0, 0])
         self.playing = {
             slot: Playing(
                 EpisodeSpec(row[0], int(row[1])),
@@ -350,7 +356,7 @@ def whole_state(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     lists = {
         key: in_order([part[key] for part in parts]) for key in ("slots", "numbers", "started")
     }
-    return lists | {"groups_started": max(part["groups_started"] for part in parts)}
+    return lists | {"listed": parts[0]["listed"]}
 
 
 def own_state(whole: Mapping[str, Any], shards: Shards) -> dict[str, Any]:
@@ -362,7 +368,7 @@ def own_state(whole: Mapping[str, Any], shards: Shards) -> dict[str, Any]:
     state = dict(whole) | {"slots": rows[mine]}
     if "numbers" in whole:
         state["numbers"] = whole["numbers"][mine]
-    if "groups_started" in whole:
+    if "listed" in whole:
         state["started"] = whole["started"][mine]
     return state
 
