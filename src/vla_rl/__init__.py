@@ -3,7 +3,7 @@
     import vla_rl
 
     run = vla_rl.train(vla_rl.preset("toy"))              # a folder: checkpoints, metrics, evaluations
-    result = vla_rl.evaluate(run)                         # each task and held-out initial state once
+    result = vla_rl.evaluate(run)                         # 30 held-out states of each task, once
     print(result["overall"]["success_rate"])
 
 The names below are the public interface (docs/api.md). A name is imported when it is first used: importing the package

@@ -27,7 +27,9 @@ def test_gradient_is_that_of_the_mean_loss(shares: int, micro_batch: int):
     rows = torch.tensor([10, 2, 3, 5, 8, 0, 1])
     value, numbers = loss(rows)
     expected = torch.autograd.grad(value, parameters[:-1])
-    stats = ThreadedGradients(shares, micro_batch).backward(loss, rows.tensor_split(shares), parameters)
+    stats = ThreadedGradients(shares, micro_batch).backward(
+        loss, rows.tensor_split(shares), parameters
+    )
     for parameter, grad in zip(parameters, expected, strict=False):
         torch.testing.assert_close(parameter.grad, grad)
     assert parameters[-1].grad is None

@@ -55,9 +55,7 @@ class Practice:
         self.learner = PPO(self.policy, ppo, optimizer, critic, seed=seed)
         states = np.arange(10, dtype=np.int64)
         self.curriculum = TaskSampler(CurriculumConfig(), self.envs.tasks, states, seed=seed)
-        self.collector = Collector(
-            self.policy, self.envs, self.curriculum.draw_one, seed=seed
-        )
+        self.collector = Collector(self.policy, self.envs, self.curriculum.draw_one, seed=seed)
         self.collector.start()
         self.iteration = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from vla_rl.cli import main
+from vla_rl.cli.options import say
 from vla_rl.config import UserError
 from vla_rl.envs.known_answers import make_chain_envs
 from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.recipes import evaluate
+from vla_rl.runtime.progress import note
 
 OLD = Path(__file__).parent.parent / "fixtures" / "old_runs"
 # the inputs are not there: whoever looks at them first says so, instead of naming the output
@@ -23,9 +26,9 @@ COMMANDS = {
     f"convert {MISSING} --out": "file",
     f"sft --dataset {MISSING} --out": "file",
     f"train metaworld-mt1 --policy.checkpoint {MISSING} --run.name run --run.root": "file",
-    f"eval {MISSING} --json": "folder",
+    f"eval {MISSING} --json": "folder.json",
     f"eval {MISSING} --videos 1 --videos-out": "file",
-    f"eval {MISSING} --best-of 2 --chooser random --json": "folder",
+    f"eval {MISSING} --best-of 2 --chooser random --json": "folder.json",
     f"reward collect {MISSING} --out": "file",
     f"reward label {MISSING} --out": "file",
     f"reward train --datasets {MISSING} --out": "file",
@@ -35,7 +38,7 @@ COMMANDS = {
     f"learning-curve {MISSING} --out": "folder.png",
     f"ablate --checkpoint {MISSING} --out": "file",
     f"export {MISSING} --out": "file",
-    f"report {MISSING} --out": "folder",
+    f"report {MISSING} --out": "folder.html",
     f"film {MISSING} --out": "folder.gif",
     "quickstart --out": "file",
 }
@@ -45,7 +48,7 @@ COMMANDS = {
 def obstacles(tmp_path: Path) -> Path:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
-    for name in ("folder.png", "folder.gif"):
+    for name in ("folder.png", "folder.gif", "folder.json", "folder.html"):
         (tmp_path / name).mkdir()
     return tmp_path
 
@@ -123,3 +126,34 @@ def test_brackets_in_a_name_are_no_markup(
     assert main(["export", "[red]sft", "--out", "ex[/b]port"]) == 0
     assert "Exported: ex[/b]port" in capsys.readouterr().out
     assert run.is_dir()
+
+
+@pytest.mark.parametrize(
+    "words", ["eval {run} --json {run}/run.json", "report {run} --out {run}/run.json"]
+)
+def test_what_a_run_says_of_itself_is_not_replaced(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(OLD / "train", tmp_path / "run")
+    before = (run / "run.json").read_bytes()
+    assert main(words.format(run=run).split()) == 2
+    assert "run.json" in capsys.readouterr().err
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_what_is_no_file_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    assert main(["eval", MISSING, "--json", str(pipe)]) == 2
+    assert "a device or a pipe" in capsys.readouterr().err
+    assert pipe.is_fifo()
+
+
+def test_a_terminal_obeys_no_name(capsys: pytest.CaptureFixture[str]) -> None:
+    note("a \x1b[31mred\x1b[0m task\nof two lines")
+    say("\x1b]0;title\x07")
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert "task\nof two lines" in shown.err.replace("\r", "")

@@ -27,6 +27,9 @@ class ThreadRank:
         self._meeting.wait()  # nobody writes again before all have read
         return everyone
 
+    def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
+        return self.gather(tensor)
+
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         totals = []
         for parts in zip(*self.gather(tensors), strict=True):

@@ -80,6 +80,18 @@ def test_pairing_beats_two_separate_rates():
     assert got.standard_error == pytest.approx(math.sqrt(0.2 * 0.8 / 49), abs=1e-9)
 
 
+def test_no_pair_that_differs_is_not_certainty():
+    got = paired_difference([1, 0, 1, 0, 1], [1, 0, 1, 0, 1])
+    # as if one more had improved and one had got worse: sqrt(2) / 7
+    assert got == (
+        0.0,
+        pytest.approx(0.2020305, abs=1e-6),
+        pytest.approx(-0.395973, abs=1e-5),
+        pytest.approx(0.395973, abs=1e-5),
+        5,
+    )
+
+
 def test_paired_edges():
     assert paired_difference([0], [1]) == (1.0, 1.0, pytest.approx(-0.959964), 1.0, 1)
     with pytest.raises(ValueError, match="3 before and 2 after"):

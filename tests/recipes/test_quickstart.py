@@ -105,7 +105,35 @@ def test_force_throws_away_quickstarts_only(
     (tmp_path / "mine" / "demos").mkdir()
     quickstart(replace(mine, force=True, demos_per_task=1))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["quickstart.json"]
+    (tmp_path / "mine" / "notes.txt").write_text("of the user")
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     (tmp_path / "mine" / "demos").mkdir()
     quickstart(replace(mine, out=str(tmp_path / "link"), force=True))
     assert not (tmp_path / "mine" / "demos").exists()
+    assert (tmp_path / "mine" / "notes.txt").exists()
+
+
+def test_a_folder_of_somebody_else_never_becomes_a_quickstart(tmp_path: Path) -> None:
+    mine = tmp_path / "demos" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("x")
+    for force in (False, True):
+        with pytest.raises(
+            UserError, match=r"demos, but no quickstart|holds something, but no quick"
+        ):
+            quickstart(QuickstartConfig(out=str(tmp_path), preset="toy", force=force))
+    assert [path.name for path in tmp_path.iterdir()] == ["demos"]
+    assert mine.read_text() == "x"
+
+
+@pytest.mark.parametrize(("name", "value"), [("minutes", "ten"), ("episodes", [1]), ("seed", -1)])
+def test_a_damaged_request_is_named(
+    tmp_path: Path, name: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vla_rl.recipes.quickstart._run_steps", lambda config, base, out: out)
+    config = QuickstartConfig(out=str(tmp_path), preset="toy")
+    quickstart(config)
+    file = tmp_path / "quickstart.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(UserError, match=rf"quickstart\.json.*{name}"):
+        quickstart(config)

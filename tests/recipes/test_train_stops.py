@@ -220,3 +220,20 @@ def test_a_newer_checkpoint_that_is_damaged_is_set_aside_and_the_run_goes_on(
     assert (run / "checkpoints" / "unreadable-iteration-000005").is_dir()
     with Run.open(run) as opened:
         assert opened.latest() == run / "checkpoints" / "iteration-000005"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_envs", 3), ("horizon", 4), ("action_repeat", 2), ("held_out", 7)]
+)
+def test_a_run_goes_on_with_the_environments_of_its_checkpoint_alone(
+    policy: Path, tmp_path: Path, name: str, value: int
+) -> None:
+    run = train(small(policy, tmp_path))
+    config = read_config(run, TrainConfig)
+    longer = replace(config, schedule=replace(config.schedule, iterations=8))
+    before = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*.safetensors")}
+    with pytest.raises(UserError, match=rf"config\.json says env\.{name} {value} instead of \d+"):
+        train(replace(longer, env=replace(config.env, **{name: value})), resume=run)
+    assert {p: p.read_bytes() for p in (run / "checkpoints").rglob("*.safetensors")} == before
+    patient = replace(longer, env=replace(config.env, step_timeout=99.0))
+    train(patient, resume=run)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -215,6 +216,38 @@ def test_damaged_lines_and_repeated_iterations(run: Path):
 def test_counts_that_contradict_the_episodes_are_said(run: Path):
     edit(run / "eval/after-greedy.json", lambda e: e["overall"].update(successes=121))
     assert "121 of 150" in " ".join(read_run(run).problems)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda e: e["overall"].update(successes=-5),
+            "(0 of 0) and the list of episodes (120 of 150)",
+        ),
+        (lambda e: e["tasks"]["push-v3"].update(successes=0), "do not agree; the list is shown"),
+        (lambda e: e.update(format=2), "has format 2"),
+        (lambda e: e.update(episodes=[]), "nothing can be paired"),
+    ],
+)
+def test_evaluations_that_contradict_themselves_are_shown_by_their_episodes(
+    tmp_path: Path, change: Callable[[Any], None], said: str
+):
+    folder = make_run(tmp_path / "run", tasks=("reach-v3", "push-v3", "a", "b", "c"), iterations=4)
+    edit(folder / "eval/after-greedy.json", change)
+    found = read_run(folder)
+    assert said in " ".join(found.problems)
+    rate = found.evaluations["after", "greedy"].overall
+    assert (rate.successes, rate.episodes) == (120, 150)
+
+
+def test_a_pipe_is_left_out(run: Path):
+    for name in ("run.json", "sft.jsonl"):
+        (run / name).unlink()
+        os.mkfifo(run / name)
+    problems = " ".join(read_run(run).problems)
+    assert "run.json is no file" in problems
+    assert "sft.jsonl is no file" in problems
 
 
 def test_hostile_strings_stay_text(tmp_path: Path):

@@ -71,7 +71,7 @@ def test_the_simulators_own_reward_is_of_the_state_after_a_turn(policy: OpenVLAP
             policy,
             envs,
             sampler.draw_one,
-                0,
+            0,
             dense_reward_max=ChainEnv.DENSE_REWARD_MAX,
         )
         collector.start()
@@ -225,7 +225,10 @@ def test_a_window_that_was_lost_whole_is_played_again(policy: OpenVLAPolicy):
     assert envs.infrastructure_errors == 4, "two turns of two environments"
     assert collected.rollout.valid.all()
     assert np.all(collected.rollout.time_fraction[0] == 0), "each episode from its beginning"
-    assert len(collected.finished) == (collected.rollout.terminated | collected.rollout.truncated).sum()
+    assert (
+        len(collected.finished)
+        == (collected.rollout.terminated | collected.rollout.truncated).sum()
+    )
 
 
 def test_turns_are_numbered_by_episode_across_windows(policy: OpenVLAPolicy):
@@ -237,7 +240,9 @@ def test_turns_are_numbered_by_episode_across_windows(policy: OpenVLAPolicy):
     )
     # an environment's number changes after the last turn of an episode, and then only
     assert np.array_equal(ids[1:] != ids[:-1], ended[:-1])
-    assert np.array_equal(ids % 4, np.tile(np.arange(4), (18, 1))), "no environment asks another one"
+    assert np.array_equal(ids % 4, np.tile(np.arange(4), (18, 1))), (
+        "no environment asks another one"
+    )
     assert all(np.array_equal(np.unique(of // 4), np.arange(of.max() // 4 + 1)) for of in ids.T)
     finished = [episode for w in windows for episode in w.finished]
     for episode in finished:
@@ -276,9 +281,7 @@ def groups_of(sampler: TaskSampler, groups: int, size: int) -> list[list[Episode
 def test_groups_are_played_to_the_end_of_every_episode(policy: OpenVLAPolicy, num_envs: int):
     """Known answers: the chain gives every reward its length and every failure the horizon's."""
     sampler = TaskSampler(CurriculumConfig(), ("chain",), np.arange(5, dtype=np.int64), 0)
-    collector = Collector(
-        policy, chain(num_envs), sampler.draw_one, 0
-    )
+    collector = Collector(policy, chain(num_envs), sampler.draw_one, 0)
     groups = groups_of(sampler, 4, 3)
     collected = collector.collect_episodes(groups, 1.0, 0)
     rollout, ids = collected.rollout, collected.rollout.episode_ids

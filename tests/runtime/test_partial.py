@@ -37,6 +37,28 @@ def left(folder: Path, name: str, age: float = 0.0) -> Path:
     return path
 
 
+def test_a_folder_that_another_process_is_writing_is_left_to_it(tmp_path: Path) -> None:
+    code = "import sys, time; print('ready', flush=True); time.sleep(1000)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        left(tmp_path, f".demos.{other.pid}@{socket.gethostname()}.partial")
+        with (
+            pytest.raises(UserError, match=rf"process {other.pid} is writing"),
+            whole_folder(tmp_path / "demos"),
+        ):
+            pass
+        with whole_folder(tmp_path / "others"):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with whole_folder(tmp_path / "demos"):  # it is gone, and what it left as well
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demos", "others"]
+
+
 def test_a_name_tells_whose_it_is() -> None:
     path = unfinished_path(Path("runs/my run.v2"), "partial")
     found = read_name(path.name)

@@ -88,7 +88,7 @@ class FilmArguments(Config):
     """The animated image, .gif or .webp; by default film.gif in the run folder."""
     task: str = ""
     """The task to show; empty takes the first one that failed before practice and succeeded after it."""
-    size: Annotated[int, Ge(16), Le(4096)] = 224
+    size: Annotated[int, Ge(16), Le(1024)] = 224
     """Height and width of each half in pixels."""
 
 

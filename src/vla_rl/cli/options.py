@@ -22,6 +22,7 @@ from vla_rl.cli.fields import Option, RefusedError, in_its_words, negative, opti
 from vla_rl.cli.old_values import old_values, with_new_values
 from vla_rl.config import EnvConfig, LoraConfig, UserError, nearest
 from vla_rl.config.effects import Effect, without_effect
+from vla_rl.config.errors import in_lines
 from vla_rl.config.old_names import OLD_FIELDS
 from vla_rl.config.serialize import to_json
 
@@ -262,6 +263,6 @@ def with_lora(base: C, words: list[str]) -> tuple[C, list[str]]:
 def say(text: str) -> None:
     """To standard output; a reader that has had enough (`| head`) is no error."""
     try:
-        print(text, flush=True)
+        print(in_lines(text), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

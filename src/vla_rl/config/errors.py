@@ -28,3 +28,17 @@ def require(condition: bool, message: str) -> None:
     """Raise ConfigError(message) unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def printable(text: str) -> str:
+    """One line: what a terminal would obey or could not write is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
+def in_lines(text: str) -> str:
+    """`printable`, but for the ends of lines."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 
 from vla_rl.config.errors import UserError
 

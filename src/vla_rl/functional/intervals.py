@@ -61,7 +61,9 @@ def paired_difference(
 
     Pairing removes what makes some initial states easy and others hard, so the error is smaller than that of two
     separate rates. Normal approximation, cut to [-1, 1]; with a few pairs that all agree it claims
-    too much. The spread of a single pair is unknown: its largest possible value, 1, is taken.
+    too much. Where no pair differs, s would be 0 and the interval a point: it is then taken as if one more pair had
+    improved and one had got worse (Bonett and Price 2012, doi:10.3102/1076998611411915). The spread of a single pair is
+    unknown: its largest possible value, 1, is taken.
 
     Args:
         before: Outcome of each initial state, a success or a number in [0, 1].
@@ -83,7 +85,9 @@ def paired_difference(
     n = len(differences)
     mean = math.fsum(differences) / n
     error = 1.0
-    if n > 1:
+    if n > 1 and not any(differences):
+        error = math.sqrt(2) / (n + 2)
+    elif n > 1:
         error = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n)
     return PairedDifference(mean, error, max(-1.0, mean - z * error), min(1.0, mean + z * error), n)
 

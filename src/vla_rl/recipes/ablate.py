@@ -47,7 +47,7 @@ class Cell:
 
 PAPER = {
     "full": Cell("full", 90.2),
-    "no-reward": Cell("no process reward", 85.8),
+    "no-reward": Cell("no dense reward", 85.8),
     "no-curriculum": Cell("no curriculum (every task alike)", 88.0),
     "temperature": Cell("sampling temperature {temperature:g}", 85.8),
     "no-warmup": Cell("no critic warm-up", 80.0),
@@ -77,7 +77,7 @@ def cell_config(config: TrainConfig, cell: str) -> TrainConfig:
 
 def ablate(config: AblationConfig) -> Path:
     """Do every run that is still to do, and write the table. Returns its path."""
-    if not config.checkpoint:
+    if not (config.checkpoint or preset(config.preset).policy.scratch):
         raise UserError(
             "ablate: needs a policy to start from: --checkpoint runs/sft/policy (from `vla-rl sft` or a quickstart)"
         )

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vla_rl.config import ConfigError, EnvConfig, EvalConfig, PolicyConfig
+from vla_rl.config import ConfigError, EnvConfig, EvalConfig, PolicyConfig, UserError
 from vla_rl.envs import make_vector_env
 from vla_rl.envs.defaults import evaluation_env, require_same_robot
 from vla_rl.envs.env import VectorEnv
@@ -21,7 +21,7 @@ from vla_rl.evaluation.videos import record_videos
 from vla_rl.policies.policy import Policy
 from vla_rl.recipes.loading import load_with_env
 from vla_rl.runtime.devices import use_threads
-from vla_rl.runtime.files import require_writable, write_json
+from vla_rl.runtime.files import read_json, require_writable, write_json
 from vla_rl.runtime.memory import keep_freed_memory
 
 Evaluate = Callable[
@@ -100,9 +100,21 @@ def evaluate_checkpoint(
 
 def _require_outputs(json_path: Path | None, videos: Path | None, config: EvalConfig) -> None:
     if json_path is not None:
-        require_writable(json_path, "file")
+        require_writable(json_path, "file", ".json")
+        if json_path.is_file() and json_path.stat().st_size and not _is_evaluation(json_path):
+            raise UserError(
+                f"cannot write {json_path}: it holds something else than an evaluation, which would be lost; choose "
+                "another name"
+            )
     if videos is not None and config.videos > 0:
         require_writable(videos, "folder")
+
+
+def _is_evaluation(path: Path) -> bool:
+    try:
+        return {"episodes", "overall", "tasks"} <= read_json(path).keys()
+    except UserError:
+        return False
 
 
 def _evaluate(

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vla_rl.config import DemosConfig, PolicyConfig, SFTConfig, TrainConfig, UserError
 from vla_rl.config.quickstart import QuickstartConfig
-from vla_rl.config.serialize import differences, to_json
+from vla_rl.config.serialize import differences, from_json, to_json
 from vla_rl.recipes.demos import collect_demos
 from vla_rl.recipes.presets import preset
 from vla_rl.recipes.sft import fine_tune
@@ -36,6 +37,8 @@ LIMITS = ("episodes", "minutes")
 """What a quickstart may be given anew when it goes on."""
 EPISODES = 10_000
 """Of practice, where neither the quickstart nor its preset says how many."""
+PARTS = ("demos", "sft", QUICKSTART_RUN, "report.html")
+"""What a quickstart makes in its folder."""
 REQUEST = "quickstart.json"
 """What the quickstart in a folder was asked for."""
 
@@ -99,7 +102,7 @@ def _run_steps(config: QuickstartConfig, base: TrainConfig, out: Path) -> Path:
 
 
 def _throw_away(out: Path) -> None:
-    """Remove the quickstart in `out`. UserError where something else lies there, or it cannot be removed."""
+    """Remove the quickstart in `out`, and nothing else. UserError where there is none, or it cannot be removed."""
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / REQUEST).is_file():
@@ -108,11 +111,12 @@ def _throw_away(out: Path) -> None:
             "empty the folder yourself"
         )
     try:
-        for entry in out.iterdir():
+        for name in (*PARTS, REQUEST):  # the request last: without it this would be no quickstart
+            entry = out / name
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
-                entry.unlink()
+                entry.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be removed: {error.strerror}") from error
 
@@ -128,7 +132,12 @@ def _begin(config: QuickstartConfig, out: Path) -> None:
     except OSError as error:
         raise UserError(cannot_write(out, error)) from error
     file = out / REQUEST
-    before = read_json(file) if file.is_file() else asked
+    before = _request(file) if file.is_file() else asked
+    if not file.is_file() and any((out / name).exists() for name in PARTS):
+        raise UserError(
+            f"{out} holds {' and '.join(name for name in PARTS if (out / name).exists())}, but no quickstart: choose "
+            "another --out"
+        )
     different = [
         f"--{name.replace('_', '-')} {old}"
         for name, (old, _) in differences(before, asked).items()
@@ -143,6 +152,13 @@ def _begin(config: QuickstartConfig, out: Path) -> None:
         for old in (out / QUICKSTART_RUN / "eval").glob("after-*.json"):
             old.unlink()
     write_json(file, asked)
+
+
+def _request(file: Path) -> dict[str, Any]:
+    """What the quickstart in a folder was asked for. UserError where that is damaged."""
+    saved = read_json(file)
+    from_json(QuickstartConfig, {k: v for k, v in saved.items() if v is not None}, source=file)
+    return saved
 
 
 def _raised(before: float | None, now: float) -> bool:

@@ -116,7 +116,7 @@ def evaluate_search(
         costs.append(cost)
         return records
 
-    label = f"best of {search.best_of} by {name}"
+    label = f"best of {search.best_of} by {name}" if search.best_of > 1 else "one sampled candidate"
     result, records = evaluate_policy(policy, envs, env, config, label, play)
     result["sampling"] = {"mode": "best-of", "temperature": search.temperature}
     result["search"] = to_json(search)

@@ -65,7 +65,8 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
             dense_reward_max=dense_reward_max(config), shards=shards,
         )  # fmt: skip
         state = TrainState(
-            run, policy, learner, reward_function, curriculum, collector, config.run.save_every, world
+            run, policy, learner, reward_function, curriculum, collector, config.run.save_every, world,
+            config.env,
         )  # fmt: skip
         if state.restore():
             # one that a kill cut short

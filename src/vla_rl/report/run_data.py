@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -31,6 +31,7 @@ Stage = Literal["before", "after"]
 Mode = Literal["greedy", "sampled"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 MODES: tuple[Mode, ...] = get_args(Mode)
+_FORMAT = 1  # of evaluations
 _LAST_INDEX = 2**53
 _DIVERGED = 1e30  # a metric as large as this says as little as infinity
 
@@ -272,11 +273,14 @@ def _read_config(folder: Path, name: str, problems: list[str]) -> dict[str, Any]
 
 
 def _is_inside(folder: Path, name: str, problems: list[str]) -> bool:
-    """Whether `name` is the run's own: what a link out of its folder leads to must not end up in its report."""
+    """Whether `name` is the run's own file: what a link out of its folder leads to must not end up in its report."""
     try:
         path_inside(folder, name, source=folder, remedy="")
     except UserError:
         problems.append(f"{name} is a link that leads out of the run's folder, and was left out.")
+        return False
+    if (folder / name).exists() and not (folder / name).is_file():  # a pipe would never end
+        problems.append(f"{name} is no file, and was left out.")
         return False
     return True
 
@@ -342,15 +346,35 @@ def _evaluation(
         total = _count(
             sum(r.successes for r in tasks.values()), sum(r.episodes for r in tasks.values())
         )
-    if episodes and (sum(e.success for e in episodes), len(episodes)) != (
-        total.successes,
-        total.episodes,
-    ):
+    if raw.get("format", _FORMAT) != _FORMAT:
         problems.append(
-            f"{file.name}: the counts ({total.successes} of {total.episodes}) and the list of episodes "
-            f"({sum(e.success for e in episodes)} of {len(episodes)}) do not agree; the counts are shown."
+            f"{file.name} has format {raw['format']!r}, this version writes {_FORMAT}; it is shown as far as it is "
+            "understood."
+        )
+    if episodes:
+        names = dict.fromkeys(episode.task for episode in episodes)
+        listed = {name: _of_episodes([e for e in episodes if e.task == name]) for name in names}
+        everything = _of_episodes(episodes)
+        counted = {name: (r.successes, r.episodes) for name, r in tasks.items()}
+        if (total.successes, total.episodes) != (everything.successes, everything.episodes) or (
+            counted and counted != {name: (r.successes, r.episodes) for name, r in listed.items()}
+        ):
+            problems.append(
+                f"{file.name}: the counts ({total.successes} of {total.episodes}) and the list of episodes "
+                f"({everything.successes} of {everything.episodes}) do not agree; the list is shown."
+            )
+            tasks, total = listed, everything
+    elif total.episodes:
+        problems.append(
+            f"{file.name} has no list of episodes: its counts are shown, and nothing can be paired with them."
         )
     return Evaluation(stage, mode, file, tasks, total, episodes, raw)
+
+
+def _of_episodes(episodes: Sequence[EpisodeResult]) -> Rate:
+    rate = _count(sum(e.success for e in episodes), len(episodes))
+    turns = float(np.mean([e.turns for e in episodes]))
+    return Rate(rate.successes, rate.episodes, rate.low, rate.high, turns)
 
 
 def _rate(value: Mapping[str, Any]) -> Rate:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from vla_rl.config.errors import UserError
 from vla_rl.runtime import external
-from vla_rl.runtime.partial import sweep, unfinished_path
+from vla_rl.runtime.partial import other_writer, sweep, unfinished_path
 
 _MAX_NAME = 180  # bytes of a file name, which leaves room for the hidden name it is written under
 
@@ -86,6 +86,11 @@ def begin_folder(folder: Path) -> Path:
     aside = unfinished_path(folder, "partial")
     try:
         sweep(folder.parent)
+        writer = other_writer(folder)
+        if writer is not None:
+            raise UserError(
+                f"process {writer} is writing {folder}: wait for it, or choose another name"
+            )
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     except OSError as error:
@@ -106,12 +111,17 @@ def finish_folder(aside: Path, folder: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
-def require_writable(path: Path, kind: Literal["file", "folder"]) -> Path:
+def require_writable(path: Path, kind: Literal["file", "folder"], ending: str = "") -> Path:
     """Raise UserError, before any work is done for it, where the output `path` could not be written; returns it.
 
-    Folders above it may be missing, they are made when it is written.
+    Folders above it may be missing, they are made when it is written. ending: what a file's name must end in, so that
+    no file of another kind is replaced by a slip.
     """
+    if not path.name.lower().endswith(ending):
+        raise UserError(f"cannot write {path}: expected a name that ends in {ending}")
     try:
+        if kind == "file" and path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"cannot write {path}: it is a device or a pipe, expected a file")
         if kind == "file" and path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder, expected the name of a file")
         if kind == "folder" and path.exists() and not path.is_dir():

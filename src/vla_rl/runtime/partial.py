@@ -57,6 +57,21 @@ def read_name(name: str) -> Unfinished | None:
     return None
 
 
+def other_writer(target: Path) -> int | None:
+    """The process of this machine that is writing `target` at the moment, if it is another one."""
+    try:
+        entries = list(target.parent.iterdir())
+    except OSError:
+        return None
+    for path in entries:
+        found = read_name(path.name)
+        if found is None or (found.name, found.host) != (target.name, _host()):
+            continue
+        if found.kind == "partial" and found.pid != os.getpid() and not _is_left_over(path, found):
+            return found.pid
+    return None
+
+
 def sweep(folder: Path, *, all_dead: bool = False) -> None:
     """Remove what dead processes left half-written in `folder`; a folder that was being replaced gets its name back.
 

@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vla_rl.config.errors import in_lines
+
 _console: Console | None = None
 _stream: TextIO | None = None
 
@@ -56,7 +58,7 @@ def console() -> Console:
 
 def note(text: str) -> None:
     """Print a line for the user beside bars and log: as it is, whatever brackets or length it has."""
-    console().print(text, markup=False, highlight=False, soft_wrap=True)
+    console().print(in_lines(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def set_up_logging(level: int = logging.INFO) -> None:

@@ -9,12 +9,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vla_rl.algorithms.learner import Learner, TrainingDivergedError
 from vla_rl.algorithms.registry import require_algorithm
-from vla_rl.config import ConfigError, EnvConfig, ScheduleConfig, TrainConfig
+from vla_rl.config import ConfigError, EnvConfig, ScheduleConfig, TrainConfig, UserError
+from vla_rl.config.serialize import differences, to_json
 from vla_rl.curriculum import TaskSampler
 from vla_rl.distributed.shards import Shards
 from vla_rl.distributed.world import SingleProcess, World
@@ -135,6 +137,14 @@ def own_envs(config: TrainConfig, shards: Shards) -> EnvConfig:
     )
 
 
+_NOT_OF_PLAY = ("num_workers", "step_timeout", "start_timeout", "max_restarts")
+
+
+def _of_play(env: EnvConfig) -> dict[str, Any]:
+    """What decides what is played; not how many processes do it, and how long they may take."""
+    return {name: value for name, value in to_json(env).items() if name not in _NOT_OF_PLAY}
+
+
 class TrainState:
     """Counts iterations, knows when the run is over, saves and restores it."""
 
@@ -148,12 +158,15 @@ class TrainState:
         collector: Collector,
         save_every: int,
         world: World = SingleProcess(),
+        env: EnvConfig | None = None,
     ) -> None:
+        """`env`: what is played; a checkpoint notes it, and goes on with nothing else."""
         self.run, self.policy, self.learner, self.world = run, policy, learner, world
         self.reward_function = reward_function
         self.curriculum, self.collector = curriculum, collector
         self.iteration, self.episodes, self.turns, self.seconds = 0, 0, 0, 0.0
         self.save_every, self.saved_at = save_every, -1
+        self.played = None if env is None else _of_play(env)
 
     def goes_on(self, schedule: ScheduleConfig, stop: StopRequest) -> bool:
         """Whether another iteration is due: the run has not reached its end, and no process was asked to stop."""
@@ -219,6 +232,7 @@ class TrainState:
             return
         tree = {
             "iteration": self.iteration,
+            "played": self.played,
             "episodes": self.episodes,
             "turns": self.turns,
             "seconds": self.seconds,
@@ -246,6 +260,7 @@ class TrainState:
             return False
         saved = read_checkpoint(folder)
         state = join_arrays(saved.tensors, saved.state)
+        self._require_same_play(state.get("played"), folder)
         for name, optimizer in self.learner.optimizers().items():
             restore_optimizer(optimizer, saved.tensors, saved.state[name])
         self.learner.load_state_dict(state["learner"])
@@ -259,6 +274,19 @@ class TrainState:
         if isinstance(self.run, Run):
             self.run.rewind(self.iteration)
         return True
+
+    def _require_same_play(self, played: Mapping[str, Any] | None, checkpoint: Path) -> None:
+        if played is None or self.played is None:  # of before
+            return
+        changed = [
+            f"env.{name} {now} instead of {before}"
+            for name, (before, now) in differences(dict(played), self.played).items()
+        ]
+        if changed:
+            raise UserError(
+                f"{self.run.folder / 'config.json'} says {', '.join(changed)}, with which {checkpoint} was played: one "
+                "curve would be of two things. Put it back, or start a new run with --policy.checkpoint"
+            )
 
     @contextmanager
     def keep_on_divergence(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     the folder is said on the page.
     """
     target = run / "report.html" if out is None else out
-    require_writable(target, "file")
+    require_writable(target, "file", ".html")
     page = render(read_run(training_run(run)))
     write_text(target, page)
     return target

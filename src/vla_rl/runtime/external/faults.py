@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from vla_rl.config.errors import UserError
+from vla_rl.config.errors import UserError, printable
 
 REMEDY = "Fix the file or fetch it again."
 PLAIN_KEY = re.compile(r"[A-Za-z_][\w-]{0,59}")
@@ -78,12 +78,3 @@ def _quoted(text: str) -> str:
 
 def _cut(text: str) -> str:
     return printable(text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 3]}...")
-
-
-def printable(text: str) -> str:
-    """One line: what a terminal would obey or could not write is escaped."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
