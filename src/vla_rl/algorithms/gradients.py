@@ -87,7 +87,8 @@ class ThreadedGradients:
             sums[node] = tree_fold(*node, leaf, _add)
         grads = self._over_ranks(sums, shards, parameters)
         for parameter, grad in zip(parameters, grads, strict=True):
-            parameter.grad = grad
+            # one order in memory everywhere: a norm is rounded as its numbers lie, and convolutions turn theirs
+            parameter.grad = None if grad is None else grad.contiguous()
         tally = Tally()
         for one in in_order(self.world.gather(tallies)):
             tally.merge(one)
@@ -122,7 +123,7 @@ class ThreadedGradients:
             total.to(wanted[0].device).split([p.numel() for p in wanted]) if wanted else ()
         )
         return [
-            next(pieces).view_as(p).to(p.dtype) if is_used else None
+            next(pieces).view_as(p).clone() if is_used else None
             for p, is_used in zip(parameters, used, strict=True)
         ]
 

@@ -124,6 +124,7 @@ def _sft(words: list[str]) -> int:
 
 def _train(words: list[str]) -> int:
     config, resume = train_request(words, parse_command)
+    from vla_rl.recipes.ranks import train_on_ranks
 
     say(f"Run folder: {train_on_ranks(config, resume)}")
     return 0
