@@ -169,7 +169,7 @@ def test_killed_in_the_last_evaluation_nothing_is_learned_again(
     with monkeypatch.context() as patch:
         kill_in(
             patch, evaluation, "evaluate_policy",
-            lambda *arguments: arguments[4].startswith("evaluate after"),
+            lambda *arguments, **_: arguments[4].startswith("evaluate after"),
         )  # fmt: skip
         with pytest.raises(Killed):
             train(small(policy, tmp_path, save_every=100))
