@@ -227,7 +227,8 @@ def write_results(config: AblationConfig, runs: dict[tuple[str, int], TrainConfi
         rows.append(f"| {title} | {PAPER[cell].paper:.1f} % | {' | '.join(columns)} |")
     table = out / "table.md"
     notes = (
-        f"\nMeans over {config.seeds} seeds, Wilson 95 % intervals over all their episodes; differences are paired "
+        f"\nMeans over {config.seeds} seed{'s' if config.seeds > 1 else ''}, Wilson 95 % intervals over all their "
+        "episodes; differences are paired "
         "over the same seed and initial state, 95 %, and in brackets for each seed. The intervals know nothing of "
         "other seeds. Sampled episodes are at the temperature that a run practised at. Of a run that diverged, what it "
         "had last saved is compared.\n"
