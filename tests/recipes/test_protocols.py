@@ -19,7 +19,7 @@ from vla_rl.envs.defaults import (
 )
 from vla_rl.envs.libero.benchmark import LIBERO
 from vla_rl.envs.metaworld.benchmark import METAWORLD
-from vla_rl.envs.registry import benchmark, task_names
+from vla_rl.envs.registry import benchmark, playable, task_names
 from vla_rl.evaluation.result import initial_states_of
 from vla_rl.recipes.presets import PRESETS, SUMMARIES, preset
 
@@ -72,7 +72,12 @@ def test_more_states_than_there_are() -> None:
     with pytest.raises(UserError, match="more than the 20 initial states of the held-out split"):
         initial_states_of(env, EvalConfig(split="held-out", episodes_per_task=21))
     with pytest.raises(ConfigError, match="at most 50 on LIBERO"):
-        EnvConfig(suite="libero-object")
+        playable(EnvConfig(suite="libero-object"))
+
+
+def test_a_policy_of_unknown_origin_is_not_played_on_just_any_suite() -> None:
+    with pytest.raises(UserError, match=r"nothing beside this policy says.*--suite"):
+        evaluation_env("", None, 64, resizes=False, action_chunk=2)
 
 
 def test_a_policy_is_evaluated_as_it_was_trained() -> None:

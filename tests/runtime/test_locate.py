@@ -52,12 +52,6 @@ DAMAGED = [
 ]
 
 
-def test_a_run_without_its_configuration_is_not_played_as_another(run: Path) -> None:
-    (run / "config.json").unlink()
-    with pytest.raises(UserError, match=r"config\.json is missing"):
-        locate_policy(run)
-
-
 @pytest.mark.parametrize("content", DAMAGED, ids=lambda content: content[:12].decode("latin-1"))
 def test_a_damaged_configuration_is_named(
     run: Path, content: bytes, capsys: pytest.CaptureFixture[str]

@@ -15,7 +15,7 @@ from vla_rl.runtime.bases import ADAPTER_CONFIG_FILE
 from vla_rl.runtime.external import fault
 from vla_rl.runtime.files import read_json
 from vla_rl.runtime.hub import hidden_id, hub_id
-from vla_rl.runtime.run_folder import CHECKPOINTS, ENVIRONMENT_OF_RUN, training_run
+from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, training_run
 from vla_rl.runtime.run_policy import policy_of_run
 
 OFT_PARTS = ("action_head*", "proprio_projector*", "noisy_action_projector*", "vision_backbone*")
@@ -90,11 +90,6 @@ def _env_of_run(folder: Path) -> EnvConfig | None:
     if path.is_file():
         return _env(read_json(path), path, "")
     path = folder / "config.json"
-    if (folder / CHECKPOINTS).is_dir() and not path.is_file():
-        raise UserError(
-            f"{path} is missing, so nothing says in which environment this run was trained: bring back a copy of it, "
-            "or name the policy in one of its checkpoints alone, copied to another folder"
-        )
     if not (folder / "run.json").is_file() or not path.is_file():
         return None
     kind = read_json(folder / "run.json").get("config_type")
