@@ -55,7 +55,9 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
         stop = opened.enter_context(graceful_stop("this iteration"))
         opened.enter_context(use_threads(config.run.torch_threads))
         shards = Shards.of(config.env.num_envs, config.parallel.shards, world)
-        envs = opened.enter_context(make_vector_env(own_envs(config, shards)))
+        envs = opened.enter_context(
+            make_vector_env(own_envs(config, shards, world), world.local_rank, world.local_size)
+        )
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         curriculum = TaskSampler(
             config.curriculum, envs.tasks, train_states, config.run.seed, shards.count
