@@ -27,20 +27,20 @@ class TorchWorld:
     def __init__(self, store: Store, rank: int, size: int, timeout: float) -> None:
         """Join the group that `store` leads to. RankLostError if the others do not come."""
         self.rank, self.size, self._timeout = rank, size, timeout
-        with self._meeting("the start"):
+        with self.meeting("the start"):
             dist.init_process_group(
                 "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
             )
 
     def gather(self, value: T) -> list[T]:
         given: list[Any] = [None] * self.size
-        with self._meeting("an exchange"):
+        with self.meeting("an exchange"):
             dist.all_gather_object(given, value)
         return given
 
     def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
         given = [torch.empty_like(tensor) for _ in range(self.size)]
-        with self._meeting("an exchange of gradients"):
+        with self.meeting("an exchange of gradients"):
             dist.all_gather(given, tensor.contiguous())
         return given
 
@@ -65,7 +65,7 @@ class TorchWorld:
 
     def broadcast(self, value: T) -> T:
         given: list[Any] = [value]
-        with self._meeting("an exchange"):
+        with self.meeting("an exchange"):
             dist.broadcast_object_list(given, src=0)
         return given[0]
 
@@ -78,11 +78,21 @@ class TorchWorld:
             dist.destroy_process_group()
 
     @contextmanager
-    def _meeting(self, what: str) -> Iterator[None]:
+    def meeting(self, what: str, *, computes: bool = False) -> Iterator[None]:
+        """Inside, a rank that is lost raises RankLostError. computes: other errors may come, which stay as they are."""
         try:
             yield
         except RuntimeError as error:  # of gloo: a closed connection, or the time is over
+            if computes and not _is_loss(error):
+                raise
             raise RankLostError(
                 f"rank {self.rank} of {self.size} waited for the others in vain, at {what}: one of them has ended or "
                 f"was silent for {self._timeout:g} s ({str(error).splitlines()[0][:200]})"
             ) from error
+
+
+def _is_loss(error: RuntimeError) -> bool:
+    """Whether it comes from the exchange between ranks: gloo's errors are of no class of their own."""
+    return isinstance(error, dist.DistError) or any(
+        word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer")
+    )

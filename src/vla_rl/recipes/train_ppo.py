@@ -25,6 +25,7 @@ from vla_rl.curriculum import TaskSampler
 from vla_rl.distributed import Shards, SingleProcess, World
 from vla_rl.envs import make_vector_env, split_initial_states
 from vla_rl.policies.registry import with_micro_batch
+from vla_rl.policies.shardable import playing
 from vla_rl.recipes.refresh_reward import refresh_reward_model
 from vla_rl.rewards.registry import build_reward
 from vla_rl.rewards.simulator_reward import dense_reward_max
@@ -84,12 +85,11 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                     state.iteration, run, policy, envs, collector, reward_function, config, world
                 )
                 # 1. act: every environment plays `turns` turns with the current policy
-                collected = of_all(
-                    collector.collect(
+                with playing(policy):
+                    own = collector.collect(
                         config.rollout.turns, config.rollout.temperature, state.iteration
-                    ),
-                    world,
-                )
+                    )
+                collected = of_all(own, world)
                 curriculum.end_window(collected.outcomes, world)
 
                 # 2. score: the simulator's sparse success, plus a dense reward for each turn
