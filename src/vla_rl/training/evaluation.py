@@ -11,7 +11,6 @@ from vla_rl.evaluation.practised import apart
 from vla_rl.evaluation.result import evaluate_policy, summary
 from vla_rl.evaluation.videos import record_videos
 from vla_rl.policies.policy import Policy
-from vla_rl.policies.shardable import playing
 from vla_rl.runtime.files import write_json
 from vla_rl.runtime.run_folder import Run
 from vla_rl.training.state import FollowedRun, TrainState
@@ -28,10 +27,9 @@ def evaluate_before_or_after(
     """Evaluate greedily and sampled, with videos, into <run>/eval/<label>-{greedy,sampled}.json."""
     for mode, temperature in (("greedy", 0.0), ("sampled", config.rollout.temperature)):
         protocol = replace(config.eval, temperature=temperature)
-        with playing(policy):
-            result, records = evaluate_policy(
-                policy, envs, config.env, protocol, f"evaluate {label} {mode}", world=world
-            )
+        result, records = evaluate_policy(
+            policy, envs, config.env, protocol, f"evaluate {label} {mode}", world=world
+        )
         result["checkpoint"] = label
         result["practice"] = apart(records, config.env, summary)
         if not isinstance(run, Run):
@@ -64,10 +62,9 @@ def evaluate_during(
         return
     running = state.collector.state_dict()
     label = f"evaluate iteration {iteration}"
-    with playing(state.policy):
-        result, records = evaluate_policy(
-            state.policy, envs, config.env, config.eval, label, world=state.world
-        )
+    result, records = evaluate_policy(
+        state.policy, envs, config.env, config.eval, label, world=state.world
+    )
     result["practice"] = apart(records, config.env, summary)
     if isinstance(state.run, Run):
         write_json(state.run.eval_folder / file.name, result)
