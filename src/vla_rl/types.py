@@ -197,6 +197,8 @@ class Rollout:
     first: int = 0
     """The first of this process's environments among the N. Where several processes train together, each knows all of
     the window but the images of the others."""
+    versions: Int64[np.ndarray, "M N"] | None = None
+    """After how many windows of learning the weights were that decided the turn; None: not recorded."""
     shards: Int64[np.ndarray, " N"] | None = None
     """Shard of each environment; None: all are of shard 0."""
 

@@ -73,7 +73,9 @@ def require_same(run: Path, expected: Path) -> None:
     assert own.keys() == theirs.keys()
     assert {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in theirs.items()}
     policy = [name for name in own if name.startswith("model/")]
-    moved = 4 * 6 * 8 * read_config(expected, TrainConfig).optimizer.learning_rate  # at most, by Adam
+    moved = (
+        4 * 6 * 8 * read_config(expected, TrainConfig).optimizer.learning_rate
+    )  # at most, by Adam
     assert max(float((own[n] - theirs[n]).abs().max()) for n in policy) < 0.01 * moved
 
 
@@ -145,7 +147,11 @@ def _follow_and_refuse(port: int, rank: int, config: TrainConfig, resume: Path |
     ],
 )
 def test_a_rank_that_ends_ends_all_and_the_run_goes_on_later(
-    follow: Callable[..., None], said: str, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    follow: Callable[..., None],
+    said: str,
+    alone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = toy(tmp_path, 2)
     config = replace(config, run=replace(config.run, save_every=1))

@@ -21,6 +21,8 @@ class ParallelConfig(Config, group="parallel"):
     shards: Annotated[int, Ge(1), Le(4096)] = 4
     """Parts into which environments and minibatches are cut, however many processes there are; a process takes whole
     ones, so there can be at most as many. Another number plays other episodes."""
+    engine: str = "own"
+    """Who decides while a window is played: own, the policy that learns."""
     timeout: Annotated[float, Gt(0), Le(1_000_000)] = 1800.0
     """Seconds that a process waits for the others before it gives the run up."""
     shard: Literal["none", "fsdp2"] = "none"

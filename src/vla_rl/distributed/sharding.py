@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from vla_rl.config.errors import ConfigError
@@ -49,13 +48,14 @@ class Sharding:
 
         Raises ConfigError where weights cannot be divided: one rank, or an old torch.
         """
-        require_sharding(world)
-        self.world, self.device, self.gather, self.compute = world, device, gather, compute
+        meeting = require_sharding(world)
+        self.world, self.device, self.gather, self.compute = meeting, device, gather, compute
         self.roots: list[nn.Module] = []
-        self._mesh = _mesh(world, device)
+        self._mesh = _mesh(meeting, device)
         self._blanks: dict[str, Callable[[], object]] = {}
         self._plays = False  # inside `playing`, where calls are announced
         self._lent: list[Tensor] | None = None
+        self._lent_at: dict[int, int] = {}
 
     def split(
         self,
@@ -159,7 +159,6 @@ class Sharding:
     @contextmanager
     def meeting(self, what: str) -> Iterator[None]:
         """Inside, a rank that is lost raises RankLostError. FSDP's own meetings end with other errors."""
-        assert isinstance(self.world, TorchWorld)
         with self.world.meeting(what, computes=True):
             yield
 
@@ -173,6 +172,8 @@ class Sharding:
             *(p for root in self.roots for p in root.parameters() if is_sharded(p)),
             *_state_tensors(optimizers),
         ]
+        # a detached tensor is another object over the same memory, of which rank 0 always has some
+        self._lent_at = {local(tensor).data_ptr(): i for i, tensor in enumerate(self._lent)}
         try:
             if self.world.rank == 0:
                 try:
@@ -192,10 +193,7 @@ class Sharding:
             return tensor.detach().cpu()
         if self._lent is None:
             raise RuntimeError("a sharded tensor is whole inside `lending` alone")
-        # a detached tensor is another object over the same memory, of which rank 0 always has some
-        place = local(tensor).data_ptr()
-        index = next(i for i, lent in enumerate(self._lent) if local(lent).data_ptr() == place)
-        self.world.broadcast(index)
+        self.world.broadcast(self._lent_at[local(tensor).data_ptr()])
         return self._put_together(tensor)
 
     def _put_together(self, tensor: Tensor) -> Tensor:
@@ -203,7 +201,7 @@ class Sharding:
             return tensor.detach().full_tensor().cpu()  # type: ignore[attr-defined]
 
 
-def require_sharding(world: World) -> None:
+def require_sharding(world: World) -> TorchWorld:
     """Raise ConfigError unless weights can be divided among these ranks."""
     if world.size == 1:
         raise ConfigError(
@@ -219,26 +217,20 @@ def require_sharding(world: World) -> None:
             f"parallel.shard fsdp2 needs torch 2.13 or newer, this is {torch.__version__}: update torch, or set "
             "parallel.shard none"
         )
+    return world
 
 
-def _mesh(world: World, device: torch.device) -> DeviceMesh:
+def _mesh(world: TorchWorld, device: torch.device) -> DeviceMesh:
     from torch.distributed.device_mesh import DeviceMesh
 
-    if device.type == "cuda":
-        known = str(dist.get_backend_config())
-        if "nccl" not in known:
-            raise ConfigError(
-                f"parallel.shard fsdp2 on GPUs needs ranks that meet through NCCL, these meet through {known}: set "
-                "policy.device cpu, or parallel.shard none"
-            )
-        torch.cuda.set_device(device)
-    with world.meeting("the start") if isinstance(world, TorchWorld) else _nothing():
-        return DeviceMesh.from_group(dist.group.WORLD, device.type)  # type: ignore[arg-type]
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+    group = world.group_of(device)
+    if group is None:
+        raise ConfigError(
+            "parallel.shard fsdp2 on GPUs needs NCCL and a GPU for each rank of a machine: take as many ranks as GPUs, "
+            "or set policy.device cpu"
+        )
+    with world.meeting("the start"):
+        return DeviceMesh.from_group(group, device.type)
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -28,6 +28,8 @@ class PolicyOutput:
     tokens: Int64[Tensor, "N K"]  # action bins 0..bins-1, not vocabulary ids
     log_probs: Float[Tensor, "N K"]  # of the tempered distribution sampled from; float32
     values: Float[Tensor, " N"] | None = None  # of a `ValuePolicy` always
+    version: int | None = None
+    """After how many windows of learning these weights were; None: the learner's present ones."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from vla_rl.policies.shardable import playing
 from vla_rl.recipes.refresh_reward import refresh_reward_model
 from vla_rl.rewards.registry import build_reward
 from vla_rl.rewards.simulator_reward import dense_reward_max
-from vla_rl.rollout import Collector, of_all, rollout_metrics
+from vla_rl.rollout import Collector, build_engine, of_all, rollout_metrics
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import share_progress
@@ -56,13 +56,16 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
         stop = opened.enter_context(graceful_stop("this iteration"))
         opened.enter_context(use_threads(config.run.torch_threads))
         shards = Shards.of(config.env.num_envs, config.parallel.shards, world)
-        envs = opened.enter_context(make_vector_env(own_envs(config, shards)))
+        envs = opened.enter_context(
+            make_vector_env(own_envs(config, shards, world), world.local_rank, world.local_size)
+        )
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         curriculum = TaskSampler(
             config.curriculum, envs.tasks, train_states, config.run.seed, shards.count
         )
+        engine = opened.enter_context(build_engine(policy, config, world))
         collector = Collector(
-            policy, envs, curriculum.draw_one, config.run.seed,
+            engine, envs, curriculum.draw_one, config.run.seed,
             dense_reward_max=dense_reward_max(config), shards=shards,
         )  # fmt: skip
         state = TrainState(
@@ -105,6 +108,7 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                 with state.keep_on_divergence():
                     losses = learner.update(batch, state.iteration, state.progress(config.schedule))
                 seconds = collected.seconds | {"learn": time.perf_counter() - learning}
+                engine.renew(policy, state.iteration + 1)
 
                 # 5. log, checkpoint, evaluate
                 metrics = losses | curriculum.metrics() | reward_function.metrics()

@@ -2,6 +2,7 @@
 
 from vla_rl.rollout.buffer import FinishedEpisode, RolloutBuffer
 from vla_rl.rollout.collector import Collected, Collector
+from vla_rl.rollout.engine import build_engine
 from vla_rl.rollout.metrics import rollout_metrics
 from vla_rl.rollout.together import of_all
 
@@ -10,6 +11,7 @@ __all__ = [
     "Collector",
     "FinishedEpisode",
     "RolloutBuffer",
+    "build_engine",
     "of_all",
     "rollout_metrics",
 ]

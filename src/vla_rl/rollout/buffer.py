@@ -10,7 +10,8 @@ from jaxtyping import Int64
 
 from vla_rl.distributed.shards import Shards
 from vla_rl.envs.env import VectorEnv
-from vla_rl.policies.policy import Policy, PolicyOutput, has_critic
+from vla_rl.policies.policy import PolicyOutput
+from vla_rl.rollout.engine import Player, Valuing
 from vla_rl.types import EpisodeSpec, Observation, Rollout, StepResult
 
 
@@ -53,10 +54,11 @@ class RolloutBuffer:
         example: Observation,
         ask_simulator: bool = False,
         shards: Shards | None = None,
+        version: int = 0,
     ) -> None:
-        """`ask_simulator`: keep its dense rewards too."""
+        """`ask_simulator`: keep its dense rewards too. `version`: of the learner's own weights."""
         m, n = num_turns, envs.num_envs
-        self.shards = shards or Shards(n, 1)
+        self.shards, self.version = shards or Shards(n, 1), version
         self.tasks, self.instructions, self.num_tokens = envs.tasks, envs.instructions, num_tokens
         self.images = np.zeros((m, n, *example.images.shape[1:]), np.uint8)
         self.proprio = np.zeros((m, n, example.proprio.shape[1]), np.float32)
@@ -68,6 +70,7 @@ class RolloutBuffer:
         self.tokens = np.zeros((m, n, num_tokens), np.int64)
         self.log_probs = np.zeros((m, n, num_tokens), np.float32)
         self.values = np.zeros((m, n), np.float32)
+        self.versions = np.zeros((m, n), np.int64)
         self.rewards = np.zeros((m, n), np.float32)
         self.terminated, self.truncated = np.zeros((m, n), bool), np.zeros((m, n), bool)
         self.succeeded, self.valid = np.zeros((m, n), bool), np.zeros((m, n), bool)
@@ -97,6 +100,7 @@ class RolloutBuffer:
         self.group_ids[turn, slots] = [episode.group for episode in episodes]
         self.tokens[turn, slots] = tokens
         self.log_probs[turn, slots] = output.log_probs.float().cpu().numpy()
+        self.versions[turn, slots] = self.version if output.version is None else output.version
         if output.values is not None:  # zeros for a policy without a critic
             self.values[turn, slots] = output.values.float().cpu().numpy()
 
@@ -145,16 +149,16 @@ class RolloutBuffer:
     def num_turns(self) -> int:
         return len(self.rewards)
 
-    def finish(self, policy: Policy, following: Observation | None, temperature: float) -> Rollout:
+    def finish(self, player: Player, following: Observation | None, temperature: float) -> Rollout:
         """Value what follows the window, if anything does, and the true final observations; freeze the arrays."""
         final_values, next_values = np.zeros_like(self.values), np.zeros_like(self.values[0])
         next_images = np.zeros_like(self.images[0]) if following is None else following.images
-        if has_critic(policy):
+        if isinstance(player, Valuing):
             with torch.no_grad():
                 if following is not None:
-                    next_values = policy.values(following).float().cpu().numpy()
+                    next_values = player.values(following).float().cpu().numpy()
                 if self._cut:
-                    values = policy.values(Observation.concatenate(self._cut_observations))
+                    values = player.values(Observation.concatenate(self._cut_observations))
                     turns, slots = zip(*self._cut, strict=True)
                     final_values[list(turns), list(slots)] = values.float().cpu().numpy()
         return Rollout(
@@ -180,5 +184,6 @@ class RolloutBuffer:
             valid=self.valid,
             temperature=temperature,
             simulator_rewards=self.simulator_rewards,
+            versions=self.versions,
             shards=self.shards.by_env()[self.shards.own_envs.start : self.shards.own_envs.stop],
         )

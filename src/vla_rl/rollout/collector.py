@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float32, Int64
 from vla_rl.config.parallel import ParallelConfig
 from vla_rl.distributed.shards import Shards, in_order
 from vla_rl.envs.env import EpisodesLostError, VectorEnv
-from vla_rl.policies.policy import Policy
 from vla_rl.rollout.buffer import FinishedEpisode, Playing, RolloutBuffer
+from vla_rl.rollout.engine import Player
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation, Rollout, StepResult
 
@@ -56,7 +56,7 @@ class Collector:
 
     def __init__(
         self,
-        policy: Policy,
+        player: Player,
         envs: VectorEnv,
         draw: Callable[[int, int], EpisodeSpec],
         seed: int,
@@ -68,7 +68,7 @@ class Collector:
         `dense_reward_max`: also ask the simulator for its own dense reward after each turn (privileged), and divide
         it by this number, what a solved task gives (`Benchmark.dense_reward_max`). None: it is not asked.
         """
-        self.policy, self.envs, self.draw, self.seed = policy, envs, draw, seed
+        self.player, self.envs, self.draw, self.seed = player, envs, draw, seed
         self.shards = shards or Shards.of(envs.num_envs, ParallelConfig.shards)
         self.first = self.shards.own_envs.start  # of our environments
         self.dense_reward_max = dense_reward_max
@@ -125,7 +125,7 @@ class Collector:
             raise RuntimeError(
                 "some environments have no episode to go on with: call start() first"
             )
-        run = self._open(num_turns, self._drawn)
+        run = self._open(num_turns, iteration, self._drawn)
         window, clock = run.window, run.clock
         uniforms = generator(self.seed, "rollout", iteration).random(
             (num_turns, self.shards.num_envs, window.num_tokens), dtype=np.float32
@@ -138,7 +138,7 @@ class Collector:
         for index in range(len(self.groups)):
             self._receive(index, run, num_turns - 1)
         clock.switch("infer")
-        rollout = window.finish(self.policy, Observation.concatenate(self.current), temperature)
+        rollout = window.finish(self.player, Observation.concatenate(self.current), temperature)
         if not rollout.valid.any():  # bounded by env.max_restarts
             logger.warning(
                 "every turn of this window was lost with its simulator; playing it again"
@@ -169,6 +169,7 @@ class Collector:
         self._reset_all()
         run = self._open(
             self.envs.horizon,
+            iteration,
             lambda slot: waiting.popleft() if waiting else None,
             to_the_end=True,
         )
@@ -185,19 +186,24 @@ class Collector:
             turn += 1
         window.trim(int((window.episode_ids >= 0).any(1).sum()))
         run.clock.switch("infer")
-        rollout = window.finish(self.policy, None, temperature)
+        rollout = window.finish(self.player, None, temperature)
         return Collected(rollout, window.finished, window.simulator_steps, run.clock.stop())
 
     def _open(
-        self, num_turns: int, following: Callable[[int], Playing | None], to_the_end: bool = False
+        self,
+        num_turns: int,
+        version: int,
+        following: Callable[[int], Playing | None],
+        to_the_end: bool = False,
     ) -> _Run:
         for episode in self.playing.values():
             episode.window_start = 0
-        num_tokens = self.policy.action_chunk * self.policy.action_dim
+        num_tokens = self.player.action_chunk * self.player.action_dim
         seen = next(seen for seen in self.current if len(seen))
         window = RolloutBuffer(
-            num_turns, self.envs, num_tokens, seen, self.dense_reward_max is not None, self.shards
-        )
+            num_turns, self.envs, num_tokens, seen, self.dense_reward_max is not None, self.shards,
+            version,
+        )  # fmt: skip
         return _Run(window, following, _Clock(), to_the_end)
 
     def _act(
@@ -212,8 +218,8 @@ class Collector:
         if not len(slots):
             return
         clock.switch("infer")
-        output = self.policy.act(self.current[index], temperature, uniforms[slots])
-        actions = self.policy.decode_actions(output.tokens)
+        output = self.player.act(self.current[index], temperature, uniforms[slots])
+        actions = self.player.decode_actions(output.tokens)
         clock.switch("other")
         self.envs.post_step(list(slots), actions)
         tokens = output.tokens.cpu().numpy()
@@ -340,7 +346,7 @@ class Collector:
         for turn in range(max((e.turns for e in self.playing.values()), default=0)):
             behind = [slot for slot, e in self.playing.items() if e.turns > turn]
             tokens = torch.tensor([self.playing[i].actions[turn] for i in behind])
-            self.envs.post_step(behind, self.policy.decode_actions(tokens))
+            self.envs.post_step(behind, self.player.decode_actions(tokens))
             result = self.envs.wait(behind)
             for index, slots in enumerate(self.members):
                 members = {int(slot): row for row, slot in enumerate(slots)}
