@@ -1,7 +1,7 @@
 """Gradients of a policy of whose weights every rank keeps a part (`distributed.sharding`).
 
-The gathered tree of `gradients` would bring all gradients to all ranks. Here the backward pass sums each unit's over the
-ranks and leaves a rank with its part. Ranks pass in step: one with fewer samples makes empty passes of weight zero.
+The tree of `gradients` leaves every rank with all gradients. Here the backward pass sums each unit's over the ranks and
+leaves a rank with its part. Ranks pass in step: one with fewer samples makes empty passes of weight zero.
 """
 
 from __future__ import annotations

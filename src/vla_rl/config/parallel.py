@@ -40,3 +40,8 @@ class ParallelConfig(Config, group="parallel"):
             f"parallel.ranks may be at most parallel.shards = {self.shards}, got {self.ranks}: a process takes whole "
             f"shards. Set parallel.shards {self.ranks}, which plays other episodes, or parallel.ranks {self.shards}",
         )
+        require(
+            self.shard == "none" or self.engine == "own",
+            f"parallel.engine {self.engine} plays with a whole copy of the weights, and parallel.shard fsdp2 leaves "
+            "every process a part of them: set parallel.engine own, or parallel.shard none",
+        )

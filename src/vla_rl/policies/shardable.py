@@ -8,7 +8,6 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from vla_rl.config.errors import ConfigError
 from vla_rl.distributed.sharding import Sharding
 from vla_rl.policies.policy import Policy
 
@@ -45,13 +44,3 @@ def lending(
     """Inside, rank 0 saves the policy and the optimizers whole. All ranks enter, see `Sharding.lending`."""
     sharding = sharding_of(policy)
     return nullcontext() if sharding is None else sharding.lending(optimizers)
-
-
-def require_shardable(policy: Policy) -> Shardable:
-    """Raise ConfigError for a policy whose weights cannot be divided."""
-    if not isinstance(policy, Shardable):
-        raise ConfigError(
-            f"parallel.shard fsdp2 divides weights among ranks, which a policy of type {policy.kind!r} does not know "
-            "how to do: set parallel.shard none"
-        )
-    return policy

@@ -56,16 +56,17 @@ def refresh_reward_model(
     done = next((folder for folder in folders if _is_done(folder)), None)
     done = world.broadcast(done)
     if done is None:
-        running = collector.state_dict()
+        running, new = collector.state_dict(), folders[0]
         with playing(policy):
             if world.rank == 0:
-                # of a run that was killed in the middle of it
-                shutil.rmtree(folders[0], ignore_errors=True)
-                _play(folders[0] / "episodes", policy, envs, config, iteration)
-    if done is None and world.rank == 0:
-        done = folders[0]
-        _teach(done / "model", done / "episodes", scorer, config, iteration)
-        collector.load_state_dict(running)
+                shutil.rmtree(
+                    new, ignore_errors=True
+                )  # of a run that was killed in the middle of it
+                _play(new / "episodes", policy, envs, config, iteration)
+        if world.rank == 0:
+            done = new
+            _teach(new / "model", new / "episodes", scorer, config, iteration)
+            collector.load_state_dict(running)
     done = world.broadcast(done)  # rank 0 has played and taught meanwhile
     assert done is not None
     trained = done / "model"

@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vla_rl.config import TrainConfig
+from vla_rl.config import ConfigError, TrainConfig
 from vla_rl.distributed.sharding import Sharding
 from vla_rl.distributed.world import World
 from vla_rl.policies.policy import Policy
-from vla_rl.policies.shardable import require_shardable
+from vla_rl.policies.registry import family_of
+from vla_rl.policies.shardable import Shardable
 from vla_rl.runtime.devices import resolve_device
 from vla_rl.runtime.trees import Array
 
@@ -25,20 +26,32 @@ def sharded_policy(
     So a machine holds one whole model at a time, on the host, and a GPU one layer. Raises ConfigError for a policy
     whose weights cannot be divided.
     """
-    device = resolve_device(config.policy.device)
+    settings = config.policy
+    if settings.checkpoint and not family_of(settings.checkpoint, settings.base).shardable:
+        raise ConfigError(_cannot(settings.checkpoint))
+    device = resolve_device(settings.device)
     compute = compute_dtype(config, device)
     sharding = Sharding(world, device, config.parallel.gather, compute)
     # weights that are trained are float32 whatever computes; the policy knows whether adapters are
-    stored = "bfloat16" if compute == torch.bfloat16 and config.policy.lora else "float32"
-    of_host = replace(config, policy=replace(config.policy, device="cpu", dtype=stored))
+    stored = "bfloat16" if compute == torch.bfloat16 and settings.lora else "float32"
+    of_host = replace(config, policy=replace(settings, device="cpu", dtype=stored))
     policy: Policy | None = None
     for rank in range(world.size):
         if rank == world.rank:
             policy = make(of_host)
-            require_shardable(policy).shard(sharding)
+            if not isinstance(policy, Shardable):
+                raise ConfigError(_cannot(type(policy).__name__))
+            policy.shard(sharding)
         world.barrier()
     assert policy is not None
     return policy
+
+
+def _cannot(what: str) -> str:
+    return (
+        f"parallel.shard fsdp2 divides a policy's weights among ranks, and {what} is of a type that does not know how: "
+        "set parallel.shard none"
+    )
 
 
 def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:

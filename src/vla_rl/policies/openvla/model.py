@@ -132,7 +132,9 @@ class OpenVLA(nn.Module):
     ) -> Float[Tensor, "N D"]:
         """The hidden state that predicts the first action token."""
         x = self._embed(self.embed_images(pixel_values), prompts.ids)
-        return self.language_model.model(x, Columns(0, x.shape[1]), self._asked(prompts, 1))[:, 0].clone()
+        return self.language_model.model(x, Columns(0, x.shape[1]), self._asked(prompts, 1))[
+            :, 0
+        ].clone()
 
     def prefill(
         self,

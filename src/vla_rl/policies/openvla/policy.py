@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -37,12 +36,7 @@ from vla_rl.policies.openvla import lora
 from vla_rl.policies.openvla.config_files import Checkpoint
 from vla_rl.policies.openvla.decoding import TokenDecoder, record_cuda_graph
 from vla_rl.policies.openvla.exporting import fingerprint_of, save_policy
-from vla_rl.policies.openvla.loading import (
-    find_source,
-    load_network,
-    load_parts,
-    own_adapters,
-)
+from vla_rl.policies.openvla.loading import load_parts
 from vla_rl.policies.openvla.model import OpenVLA, critic_sizes, initialise
 from vla_rl.policies.openvla.processing import (
     Processor,
@@ -50,7 +44,8 @@ from vla_rl.policies.openvla.processing import (
     with_image_fit,
     with_protocol,
 )
-from vla_rl.policies.openvla.sharding import ReferenceAdapters, blank_observation, split
+from vla_rl.policies.openvla.reference import Reference
+from vla_rl.policies.openvla.sharding import blank_observation, split
 from vla_rl.policies.openvla.tokenizer import build_tiny_tokenizer
 from vla_rl.policies.policy import Evaluation, PolicyOutput, Proposals
 from vla_rl.policies.prompts import Prompts
@@ -58,6 +53,7 @@ from vla_rl.runtime.devices import resolve_device
 from vla_rl.types import Observation
 
 T = TypeVar("T")
+
 
 class OpenVLAPolicy(nn.Module):
     """The ValuePolicy protocol on an OpenVLA model and a critic.
@@ -100,8 +96,7 @@ class OpenVLAPolicy(nn.Module):
         self.stored_dtypes: dict[str, torch.dtype] = {}
         """Precision of the model's tensors in the files they were read from; `save` keeps it where nothing is lost."""
         self.model.checkpoint_activations(config.activation_checkpointing)
-        self._reference: list[OpenVLA] = []  # in a list: not a submodule, never saved or trained
-        self._reference_adapters: ReferenceAdapters | None = None
+        self._reference: Reference | None = None
         self.sharding: Sharding | None = None
         self.to(device)
         self.eval()
@@ -331,16 +326,8 @@ class OpenVLAPolicy(nn.Module):
         """
         if self.sharding is not None:
             raise RuntimeError("the weights are divided among ranks: keep_reference() comes before")
-        source = None if folder is None else find_source(folder, self.config.base)
-        if self.description.lora is not None:
-            adapters = lora.adapter_state(self.model) if source is None else own_adapters(source)
-            self._reference[:] = [lora.frozen_twin(self.model, adapters)]
-            return
-        if source is None:
-            reference = copy.deepcopy(self.model)
-        else:
-            reference = load_network(source, self.config, self.device, self.model.dtype).model
-        self._reference[:] = [reference.requires_grad_(False).eval()]
+        adapted = self.description.lora is not None
+        self._reference = Reference(self.model, adapted, folder, self.config, self.device)
 
     @torch.no_grad()
     def reference_log_probs(
@@ -352,33 +339,22 @@ class OpenVLAPolicy(nn.Module):
         later says `keep_reference()` first.
         """
         raw, prompts, _ = self._inputs(observation)
-        if self._reference_adapters is not None:
-            with self._reference_adapters.in_place():
-                logits, _ = self._logits(self.model, raw, prompts, tokens)
-            return gather_log_probs(action_log_softmax(logits, temperature), tokens.to(self.device))
-        if not self._reference:
+        if self._reference is None:
             if self._version() != self._initial_version:
                 raise RuntimeError(
                     "the policy has been trained since it was made: call keep_reference() before training, "
                     "or keep_reference(folder) with the initial checkpoint"
                 )
             self.keep_reference()
-        logits, _ = self._logits(self._reference[0], raw, prompts, tokens)
+        assert self._reference is not None
+        with self._reference.weights(self.model) as model:
+            logits, _ = self._logits(model, raw, prompts, tokens)
         return gather_log_probs(action_log_softmax(logits, temperature), tokens.to(self.device))
 
     def shard(self, sharding: Sharding) -> None:
         """Keep this rank's part of the model's weights, see `Shardable.shard`. The critic stays whole everywhere."""
-        reference = self._reference.pop() if self._reference else None
-        adapters = None
-        if reference is not None and self.description.lora is not None:
-            adapters = lora.adapter_state(reference)
-            reference = None  # it shares the base, which is divided now
-        split(self.model, sharding)
-        if reference is not None:
-            split(reference, sharding)
-            self._reference.append(reference)
-        if adapters is not None:
-            self._reference_adapters = ReferenceAdapters(self.model, adapters)
+        with self._reference.split_with(self.model, sharding) if self._reference else nullcontext():
+            split(self.model, sharding)
         self.critic.to(sharding.device)
         # a recording would read weights where they lay in another window
         self.decoder = TokenDecoder(self.model, self.num_tokens)
@@ -454,8 +430,8 @@ class OpenVLAPolicy(nn.Module):
         if coarse:
             raise UserError(
                 f"the model's weights are {coarse.pop()} and cannot be trained in that precision: train adapters on "
-                "them (policy.lora), or all weights in float32 (policy.dtype float32, 24 bytes a weight; on several ranks with "
-                "parallel.shard fsdp2 they compute in bfloat16)"
+                "them (policy.lora), or all weights in float32 (policy.dtype float32, 24 bytes a weight; on several "
+                "ranks with parallel.shard fsdp2 they compute in bfloat16)"
             )
         return trained
 

@@ -27,8 +27,11 @@ def units_of(model: OpenVLA) -> list[nn.Module]:
 
 
 def split(model: OpenVLA, sharding: Sharding) -> None:
-    """Keep this rank's part of the model. A frozen base is kept in the precision that computes; what is trained is
-    float32, and without adapters computes in that precision."""
+    """Keep this rank's part of the model.
+
+    A frozen base is kept in the precision that computes. What is trained is float32, and computes in that precision
+    where there are no adapters.
+    """
     adapters = {id(parameter) for parameter in lora.adapter_parameters(model).values()}
     if adapters:
         for parameter in model.parameters():
