@@ -1,0 +1,85 @@
+"""Runs with sharded weights (`parallel.shard fsdp2`): they go on from runs without, and the other way round."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from test_ranks import alone, require_same, toy, weights
+
+from vla_rl.config import ConfigError, TrainConfig
+from vla_rl.recipes.ranks import train_on_ranks
+
+__all__ = ["alone"]
+
+
+def sharded(
+    root: Path, ranks: int, gather: Literal["window", "call"] = "window", until: int = 4
+) -> TrainConfig:
+    config = toy(root, ranks)
+    return replace(
+        config,
+        schedule=replace(config.schedule, iterations=until),
+        parallel=replace(config.parallel, shard="fsdp2", gather=gather),
+    )
+
+
+def whole(config: TrainConfig, ranks: int, until: int = 4) -> TrainConfig:
+    return replace(
+        config,
+        schedule=replace(config.schedule, iterations=until),
+        parallel=replace(config.parallel, ranks=ranks, shard="none"),
+    )
+
+
+def begin(config: TrainConfig) -> Path:
+    """A run as far as it goes, as if it had been stopped there."""
+    run = train_on_ranks(config)
+    for file in (run / "eval").glob("after-*"):
+        file.unlink()
+    return run
+
+
+def files_in(run: Path) -> list[str]:
+    newest = max((run / "checkpoints").glob("iteration-*"))
+    return sorted(str(path.relative_to(newest)) for path in newest.rglob("*"))
+
+
+def test_a_sharded_run_goes_on_in_one_process(alone: Path, tmp_path: Path) -> None:
+    config = sharded(tmp_path, 2, until=2)
+    run = begin(config)
+    assert files_in(run) == files_in(alone)
+    shapes = {name: tensor.shape for name, tensor in weights(run).items()}
+    # the replay of the critic is as long as the run
+    optimizers = {n: s for n, s in shapes.items() if not n.startswith(("state", "arrays"))}
+    expected = {n: t.shape for n, t in weights(alone).items() if n in optimizers}
+    assert optimizers == expected
+    train_on_ranks(whole(config, 1), run)
+    require_same(run, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gather", ["window", "call"])
+def test_a_run_goes_on_with_sharded_weights(
+    gather: Literal["window", "call"], alone: Path, tmp_path: Path
+) -> None:
+    """By two ranks without, then by three with: the environments of one of them are fewer."""
+    config = sharded(tmp_path, 3, gather)
+    run = begin(whole(config, 2, until=2))
+    train_on_ranks(config, run)
+    require_same(run, alone)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_on_another_number_of_ranks(alone: Path, tmp_path: Path) -> None:
+    run = begin(sharded(tmp_path, 3, "call", until=2))
+    train_on_ranks(sharded(tmp_path, 2), run)
+    require_same(run, alone)
+
+
+def test_one_rank_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is one: set parallel\.ranks 2 or more"):
+        train_on_ranks(sharded(tmp_path, 1))
+    assert not list(tmp_path.iterdir())
