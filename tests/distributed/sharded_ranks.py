@@ -18,7 +18,7 @@ from builders.rollouts import window
 from vla_rl.algorithms.advantages import compute_advantages
 from vla_rl.algorithms.ppo import PPO
 from vla_rl.config import CriticConfig, LoraConfig, OptimizerConfig, PolicyConfig, PPOConfig
-from vla_rl.distributed import Shards, SingleProcess, World
+from vla_rl.distributed import Shards, World
 from vla_rl.distributed.sharding import Sharding, is_sharded
 from vla_rl.distributed.torch_world import TorchWorld
 from vla_rl.policies import OpenVLAPolicy

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -31,6 +31,7 @@ Grads = list[Tensor | None]
 """A gradient for each parameter; None where the loss does not depend on it."""
 
 
+@runtime_checkable
 class Gradients(Protocol):
     """Gradients of a mean loss over the samples of all processes, wherever the weights lie."""
 
