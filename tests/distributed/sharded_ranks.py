@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -17,9 +18,17 @@ from builders.policies import make_observation, narrow_model, tiny_policy
 from builders.rollouts import window
 from vla_rl.algorithms.advantages import compute_advantages
 from vla_rl.algorithms.ppo import PPO
-from vla_rl.config import CriticConfig, LoraConfig, OptimizerConfig, PolicyConfig, PPOConfig
+from vla_rl.algorithms.sharded_gradients import ShardedGradients
+from vla_rl.config import (
+    CriticConfig,
+    LoraConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    PPOConfig,
+    UserError,
+)
 from vla_rl.distributed import Shards, World
-from vla_rl.distributed.sharding import Sharding, is_sharded
+from vla_rl.distributed.sharding import Sharding, is_sharded, local
 from vla_rl.distributed.torch_world import TorchWorld
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.shardable import lending, playing
@@ -44,6 +53,8 @@ class Case:
     checkpointing: bool = False
     compute: torch.dtype = torch.float32
     learning_rate: float = 1e-3
+    checkpoint: str = ""
+    """In OpenVLA's own format; empty: a small policy of our own."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +69,21 @@ class Learned:
 def policy_of(case: Case) -> OpenVLAPolicy:
     """Two layers and two blocks of each; adapters that say something, so that all of them have gradients."""
     model = narrow_model()
-    model = replace(
-        model,
-        dino=replace(model.dino, depth=2),
-        siglip=replace(model.siglip, depth=2),
-        language=replace(model.language, layers=2),
-    )
     config = PolicyConfig(
         device="cpu",
         lora=LoraConfig(rank=3, alpha=6) if case.lora else None,
         critic=CriticConfig(kind=case.critic),  # type: ignore[arg-type]
         activation_checkpointing=case.checkpointing,
+        unnorm_key="kitchen" if case.checkpoint else "",
+    )
+    if case.checkpoint:
+        torch.manual_seed(0)  # new adapters are drawn as a run is seeded
+        return OpenVLAPolicy.from_checkpoint(case.checkpoint, config)
+    model = replace(
+        model,
+        dino=replace(model.dino, depth=2),
+        siglip=replace(model.siglip, depth=2),
+        language=replace(model.language, layers=2),
     )
     policy = tiny_policy(["go on"], model, config, action_chunk=1)
     generator = torch.Generator().manual_seed(1)
@@ -82,7 +97,7 @@ def policy_of(case: Case) -> OpenVLAPolicy:
 def play(policy: OpenVLAPolicy, iteration: int, turns: int = 4) -> Rollout:
     """A window of noise, played by the policy. In the third, rank 1 has no turn with an outcome."""
     rng = np.random.default_rng(iteration)
-    shape = (turns, ENVS)
+    shape, size = (turns, ENVS), policy.image_size
     valid = np.ones(shape, bool)
     valid[1, 3] = False
     if iteration == 2:
@@ -90,13 +105,13 @@ def play(policy: OpenVLAPolicy, iteration: int, turns: int = 4) -> Rollout:
     rollout = window(
         turns,
         ENVS,
-        images=rng.integers(0, 256, (*shape, 32, 32, 3), dtype=np.uint8),
+        images=rng.integers(0, 256, (*shape, size, size, 3), dtype=np.uint8),
         instructions=("go on",),
         time_fraction=rng.random(shape, dtype=np.float32),
         rewards=rng.random(shape, dtype=np.float32),
         terminated=rng.random(shape) < 0.2,
         next_values=rng.random(ENVS, dtype=np.float32),
-        next_images=np.zeros((ENVS, 32, 32, 3), np.uint8),
+        next_images=np.zeros((ENVS, size, size, 3), np.uint8),
         succeeded=rng.random(shape) < 0.5,
         valid=valid,
     )
@@ -205,3 +220,27 @@ def _follow(port: int, timeout: float, work: Callable[..., Any], arguments: Sequ
 
 def learn_all(world: World, cases: Sequence[Case], folder: Path) -> dict[str, Learned]:
     return {case.name: learn(world, case, folder / case.name) for case in cases}
+
+
+def other_weights(world: World) -> str:
+    """What a rank is told where one of them has read other weights."""
+    policy = policy_of(Case("other"))
+    if world.rank == 1:
+        policy.model.language_model.lm_head.weight.data.mul_(2)
+    sharding = Sharding(world, CPU)
+    policy.shard(sharding)
+    with pytest.raises(UserError) as error:
+        sharding.require_same()
+    return str(error.value)
+
+
+def broken_weight(world: World) -> list[bool]:
+    """What both ranks say of a weight of which one of them holds the part that is not a number."""
+    policy = policy_of(Case("broken"))
+    sharding = Sharding(world, CPU)
+    policy.shard(sharding)
+    gradients, weights = ShardedGradients(sharding, 0, None), policy.policy_parameters()
+    said = [gradients.finite(weights)]
+    if world.rank == 1:
+        local(policy.model.language_model.lm_head.weight).fill_(torch.nan)
+    return [*said, gradients.finite(weights)]

@@ -13,13 +13,16 @@ from sharded_ranks import (
     Case,
     Learned,
     both_ranks,
+    broken_weight,
     learn,
     learn_all,
+    other_weights,
     policy_of,
     uneven_play,
     weights_in,
 )
 
+from builders.checkpoints import save_official
 from builders.policies import make_observation
 from vla_rl.config import ConfigError, CriticConfig, PolicyConfig, TrainConfig
 from vla_rl.config.parallel import ParallelConfig
@@ -32,7 +35,7 @@ from vla_rl.training.sharded import sharded_policy
 pytest.importorskip("peft", reason="needs the extra vla-rl[lora]")
 
 CASES = [
-    Case("all-shared-kl", critic="shared", kl_coef=0.1, micro_batch=2, checkpointing=True),
+    Case("all-shared-kl", critic="shared", kl_coef=0.1, micro_batch=4, checkpointing=True),
     Case("lora-shared-call-kl", critic="shared", lora=True, gather="call", kl_coef=0.1),
 ]
 MORE = [
@@ -53,6 +56,7 @@ def by_name(case: Case) -> str:
 def everything(world: World, folder: Path) -> dict[str, Any]:
     done: dict[str, Any] = {"learned": learn_all(world, CASES, folder)}
     done |= {gather: uneven_play(world, gather) for gather in ("window", "call")}
+    done |= {"finite": broken_weight(world), "other": other_weights(world)}
     policy = policy_of(Case("lost"))
     policy.shard(Sharding(world, torch.device("cpu")))
     world.barrier()
@@ -166,6 +170,29 @@ def test_ranks_play_as_often_as_they_need_to(gather: str, ranks: list[dict[str, 
 
 def test_a_rank_that_is_lost_in_a_pass_is_told(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["lost"].startswith("rank 0 of 2 waited for the others in vain, at a pass")
+
+
+def test_ranks_with_other_weights_are_told(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["other"].startswith("rank 1 has read other weights than rank 0")
+
+
+def test_a_weight_that_one_rank_finds_broken_is_broken_for_all(ranks: list[dict[str, Any]]) -> None:
+    assert [rank["finite"] for rank in ranks] == [[True, False]] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True], ids=["all", "adapters"])
+def test_a_checkpoint_in_openvlas_format_is_trained_alike(lora: bool, tmp_path: Path) -> None:
+    save_official(tmp_path / "base")
+    case = Case("official", lora=lora, checkpoint=str(tmp_path / "base"), kl_coef=0.1)
+    sharded, _ = both_ranks(learn, case, tmp_path / "ranks")
+    whole = learn(SingleProcess(), case, tmp_path / "alone")
+    assert sharded.parts
+    assert difference(sharded.weights, whole.weights) < 1e-5
+    assert {file.name for file in (tmp_path / "ranks").iterdir()} == {
+        file.name for file in (tmp_path / "alone").iterdir()
+    }
 
 
 def test_weights_of_one_rank_are_not_divided() -> None:

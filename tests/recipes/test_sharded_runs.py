@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 from test_ranks import alone, require_same, toy, weights
 
-from vla_rl.config import ConfigError, TrainConfig
+from vla_rl.config import ConfigError, LoraConfig, TrainConfig
 from vla_rl.recipes.ranks import train_on_ranks
 
 __all__ = ["alone"]
@@ -47,15 +48,16 @@ def files_in(run: Path) -> list[str]:
     return sorted(str(path.relative_to(newest)) for path in newest.rglob("*"))
 
 
+def shapes(run: Path) -> dict[str, torch.Size]:
+    """Of weights and optimizers; the critic's replay is as long as the run."""
+    return {name: t.shape for name, t in weights(run).items() if "/replay/" not in name}
+
+
 def test_a_sharded_run_goes_on_in_one_process(alone: Path, tmp_path: Path) -> None:
     config = sharded(tmp_path, 2, until=2)
     run = begin(config)
     assert files_in(run) == files_in(alone)
-    shapes = {name: tensor.shape for name, tensor in weights(run).items()}
-    # the replay of the critic is as long as the run
-    optimizers = {n: s for n, s in shapes.items() if not n.startswith(("state", "arrays"))}
-    expected = {n: t.shape for n, t in weights(alone).items() if n in optimizers}
-    assert optimizers == expected
+    assert shapes(run) == shapes(alone)
     train_on_ranks(whole(config, 1), run)
     require_same(run, alone)
 
@@ -77,6 +79,27 @@ def test_a_sharded_run_goes_on_on_another_number_of_ranks(alone: Path, tmp_path:
     run = begin(sharded(tmp_path, 3, "call", until=2))
     train_on_ranks(sharded(tmp_path, 2), run)
     require_same(run, alone)
+
+
+@pytest.mark.slow
+def test_adapters_and_what_they_are_held_to_go_on(tmp_path: Path) -> None:
+    """The reference of the KL term is that of the beginning: it is made again when a run goes on."""
+    pytest.importorskip("peft", reason="needs the extra vla-rl[lora]")
+
+    def held(config: TrainConfig, name: str) -> TrainConfig:
+        return replace(
+            config,
+            run=replace(config.run, name=name),
+            policy=replace(config.policy, lora=LoraConfig(rank=4, alpha=8)),
+            ppo=replace(config.ppo, kl_coef=0.5),
+        )
+
+    expected = train_on_ranks(held(toy(tmp_path, 1), "alone"))
+    run = begin(held(sharded(tmp_path, 2, until=2), "sharded"))
+    train_on_ranks(held(sharded(tmp_path, 2, "call"), "sharded"), run)
+    own, theirs = weights(run), weights(expected)
+    assert shapes(run) == shapes(expected)
+    assert max(float((own[n].double() - theirs[n].double()).abs().max()) for n in own) < 1e-5
 
 
 def test_one_rank_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ Zhao et al. 2023 (arXiv:2304.11277); https://docs.pytorch.org/docs/stable/distri
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vla_rl.config.errors import ConfigError
+from vla_rl.config.errors import ConfigError, UserError
 from vla_rl.distributed.torch_world import TorchWorld
 from vla_rl.distributed.world import World
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SAMPLED = 16
+"""Values of a tensor by which it is told from another."""
 Gather = Literal["window", "call"]
 """window: all weights are put together for a whole window of play. call: layer by layer, in every call."""
 
@@ -56,6 +59,7 @@ class Sharding:
         self._plays = False  # inside `playing`, where calls are announced
         self._lent: list[Tensor] | None = None
         self._lent_at: dict[int, int] = {}
+        self._sample = hashlib.sha256()
 
     def split(
         self,
@@ -76,6 +80,9 @@ class Sharding:
             register_fsdp_forward_method,
         )
 
+        for name, parameter in root.named_parameters():
+            some = parameter.detach().reshape(-1)[:SAMPLED].float().cpu().numpy()
+            self._sample.update(f"{name} {tuple(parameter.shape)}".encode() + some.tobytes())
         coarse = None if compute == torch.float32 else compute
         # the model converts its inputs by itself: FSDP would copy the state that decoding changes in place
         precision = MixedPrecisionPolicy(coarse, torch.float32, cast_forward_inputs=False)
@@ -90,6 +97,15 @@ class Sharding:
         for method in methods:
             register_fsdp_forward_method(root, method)
         self.roots.append(root)
+
+    def require_same(self) -> None:
+        """Raise UserError unless all ranks have cut their parts from the same weights, by some of each tensor."""
+        samples = self.world.gather(self._sample.hexdigest())
+        other = [rank for rank, sample in enumerate(samples) if sample != samples[0]]
+        if other:
+            raise UserError(
+                f"rank {other[0]} has read other weights than rank 0: the checkpoint must be the same on every machine"
+            )
 
     # ----------------------------------------------------------------------------------------------
     # Playing

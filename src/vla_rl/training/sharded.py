@@ -24,7 +24,7 @@ def sharded_policy(
     """What `make` makes on the host, one rank after the other, of which each rank keeps its part on its device.
 
     So a machine holds one whole model at a time, on the host, and a GPU one layer. Raises ConfigError for a policy
-    whose weights cannot be divided.
+    whose weights cannot be divided, and UserError where the ranks have made different ones.
     """
     settings = config.policy
     if settings.checkpoint and not family_of(settings.checkpoint, settings.base).shardable:
@@ -44,6 +44,7 @@ def sharded_policy(
             policy.shard(sharding)
         world.barrier()
     assert policy is not None
+    sharding.require_same()
     return policy
 
 
