@@ -31,6 +31,7 @@ from vla_rl.distributed import Shards, World
 from vla_rl.distributed.sharding import Sharding, is_sharded, local
 from vla_rl.distributed.torch_world import TorchWorld
 from vla_rl.policies import OpenVLAPolicy
+from vla_rl.policies.openvla.sharding import units_of
 from vla_rl.policies.shardable import lending, playing
 from vla_rl.runtime.child_pool import ChildPool
 from vla_rl.types import Rollout
@@ -63,7 +64,7 @@ class Learned:
 
     metrics: list[dict[str, float]]
     weights: dict[str, Tensor]
-    parts: bool  # a rank held parts of the weights alone
+    share: float  # of the model's weights that this rank held
 
 
 def policy_of(case: Case) -> OpenVLAPolicy:
@@ -158,11 +159,12 @@ def learn(world: World, case: Case, folder: Path) -> Learned:
         )  # fmt: skip
         batch = compute_advantages(mine, np.zeros_like(mine.rewards), settings)
         metrics.append(learner.update(batch, iteration, 0.0))
-    parts = any(is_sharded(parameter) for parameter in policy.model.parameters())
+    everyones = sum(parameter.numel() for parameter in policy.model.parameters())
+    share = sum(local(parameter).numel() for parameter in policy.model.parameters()) / everyones
     with lending(policy, learner.optimizers().values()):
         if world.rank == 0:
             policy.save(folder)
-    return Learned(metrics, weights_in(folder) if world.rank == 0 else {}, parts)
+    return Learned(metrics, weights_in(folder) if world.rank == 0 else {}, share)
 
 
 def weights_in(folder: Path) -> dict[str, Tensor]:
@@ -179,6 +181,14 @@ def uneven_play(world: World, gather: str, kind: str = "shared") -> list[Tensor]
     if world.size > 1:
         policy.shard(Sharding(world, CPU, gather))  # type: ignore[arg-type]
     told: list[Tensor] = []
+    units, whole = units_of(policy.model), [0]
+
+    def count(*_: object) -> None:
+        together = sum(not is_sharded(next(unit.parameters())) for unit in units)
+        whole[0] = max(whole[0], together)
+
+    for layer in policy.model.language_model.model.layers:
+        layer.register_forward_pre_hook(count)
     seen = make_observation(3, texts=("go on",), size=32)
     for round_ in range(2):
         with playing(policy), torch.no_grad():
@@ -189,6 +199,7 @@ def uneven_play(world: World, gather: str, kind: str = "shared") -> list[Tensor]
                     told += [output.tokens, output.log_probs, policy.values(seen)]
             elif round_ == 0:
                 policy.values(seen)
+        told.append(torch.tensor(whole[0]))
         # a pass of learning: what is fetched ahead in it must not depend on who has played how often
         evaluation = policy.evaluate(seen, torch.zeros(3, 4, dtype=torch.int64))
         evaluation.log_probs.mean().backward()

@@ -29,9 +29,14 @@ from vla_rl.policies.openvla.memory import (
     count_weights,
     inference_budget,
     memory_table,
+    sharded_budget,
     training_budget,
+    units,
+    window_bytes,
 )
+from vla_rl.policies.openvla.model import OpenVLA
 from vla_rl.policies.registry import with_micro_batch
+from vla_rl.policies.shapes import shapes_alone
 from vla_rl.types import Observation
 
 LORA = LoraConfig(rank=4)
@@ -143,6 +148,27 @@ def test_more_memory_more_samples_and_the_total_is_never_above_it() -> None:
         assert budget.total(count) <= size * GB < budget.total(count + 1)
     plain = training_budget(OPENVLA_7B, LoraConfig(), rollout_batch=10)
     assert budget.per_sample < 0.15 * plain.per_sample
+
+
+def test_a_rank_holds_its_part_and_the_layers_that_compute() -> None:
+    layers = ".layers.", ".blocks."
+    with shapes_alone():
+        network = OpenVLA(MODEL)
+    root = sum(
+        p.numel() for n, p in network.named_parameters() if not any(part in n for part in layers)
+    )
+    layer = sum(p.numel() for p in network.language_model.model.layers[0].parameters())
+    block = sum(p.numel() for p in network.vision_backbone.fused_featurizer.blocks[0].parameters())
+    assert units(MODEL) == (root, max(layer, block))
+    whole = training_budget(MODEL, LORA, torch.float32, checkpointing=True)
+    part = sharded_budget(MODEL, LORA, 4, torch.float32)
+    assert (part.weights, part.trained) == (whole.weights / 4, whole.trained / 4)
+    assert part.once - whole.once == 4 * (root + 2 * max(layer, block))
+    trained, full = sharded_budget(MODEL, None, 4, torch.float32), training_budget(MODEL, None)
+    assert (trained.weights, trained.trained) == (0, full.trained / 4)
+    assert trained.once - part.once == 8 * (root + max(layer, block))
+    more = window_bytes(MODEL, LORA, 4, torch.float32, 3) - part.weights - part.trained
+    assert more == inference_budget(MODEL, torch.float32).total(3)
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
