@@ -125,6 +125,8 @@ def _sft(words: list[str]) -> int:
 
 
 def _train(words: list[str]) -> int:
+    # what its store has to say when another process has ended is said better by ours
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     place = launched(os.environ)
     if place is not None and place.size > 1:
         from vla_rl.recipes.launched_ranks import train_launched

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +17,10 @@ from vla_rl.distributed.watch import RankLostError, Watch
 
 T = TypeVar("T")
 _REASON = 5.0  # seconds that a rank which ends has to say why
+
+
+joined = False
+"""Whether this process has been a rank."""
 
 
 class TorchWorld:
@@ -36,8 +41,11 @@ class TorchWorld:
         Objects go from CPU to CPU by gloo; tensors too, or by NCCL where every rank of this machine has a GPU of its
         own, which is then its current one. watch: knows why another rank has ended.
         """
+        global joined
+        joined = True
         self.rank, self.size, self._timeout = rank, size, timeout
         self.local_rank, self.local_size, self._watch = local_rank, local_size, watch
+        self._seconds: dict[str, float] = {}
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if gpus:
             torch.cuda.set_device(local_rank % gpus)
@@ -61,14 +69,14 @@ class TorchWorld:
     def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
         near, group = self._near(tensor)
         given = [torch.empty_like(near) for _ in range(self.size)]
-        with self.meeting("an exchange of tensors"):
+        with self.meeting("an exchange of tensors", "sync"):
             dist.all_gather(given, near, group=group)
         return [part.to(tensor.device) for part in given]
 
     def exchange(self, tensor: Tensor) -> list[Tensor]:
         near, group = self._near(tensor)
         given = torch.empty_like(near)
-        with self.meeting("an exchange of gradients"):
+        with self.meeting("an exchange of gradients", "sync"):
             dist.all_to_all_single(given, near, group=group)
         return list(given.to(tensor.device).chunk(self.size))
 
@@ -100,6 +108,10 @@ class TorchWorld:
     def barrier(self) -> None:
         self.gather(None)
 
+    def lap(self) -> dict[str, float]:
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
     def leave(self) -> None:
         """End the membership."""
         if dist.is_initialized():
@@ -116,10 +128,19 @@ class TorchWorld:
         return self._nccl if device.type == "cuda" else dist.group.WORLD
 
     @contextmanager
-    def meeting(self, what: str, *, computes: bool = False) -> Iterator[None]:
-        """Inside, a rank that is lost raises RankLostError. computes: other errors may come, which stay as they are."""
+    def meeting(
+        self, what: str, counts_as: str = "wait", *, computes: bool = False
+    ) -> Iterator[None]:
+        """Inside, a rank that is lost raises RankLostError.
+
+        computes: other errors may come, which stay as they are, and the time is not one of waiting alone.
+        """
+        began = time.perf_counter()
         try:
             yield
+            if not computes:
+                spent = time.perf_counter() - began
+                self._seconds[counts_as] = self._seconds.get(counts_as, 0.0) + spent
         except RuntimeError as error:  # of gloo: a closed connection, or the time is over
             if computes and not _is_loss(error):
                 raise
