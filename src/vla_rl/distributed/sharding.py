@@ -149,8 +149,8 @@ class Sharding:
         finally:
             for module in parts:
                 module.set_reshard_after_forward(True, recurse=False)
-            # also forgets the calls that were made: they would decide what is fetched ahead in a backward pass, and
-            # they differ from rank to rank
+            # also drops the record of calls, by which FSDP chooses what to fetch ahead in a backward pass: it differs
+            # from rank to rank, and a call may have been broken off
             parts[0].reset_iter_state()
 
     def together(self, kind: str, own: Callable[[], T] | None) -> T:
