@@ -141,9 +141,15 @@ ADAPTERS = LoraConfig(dropout=0.1)
 SHARED, SEPARATE = {"policy.critic.kind": "shared"}, {"policy.critic.kind": "separate"}
 MODEL, REFRESHED = {"reward.model": "x"}, {"reward.model": "x", "reward.refresh_every": 5}
 SIMULATOR = {"reward.kind": "simulator"}
+SHARDED = {"parallel.shard": "fsdp2"}
 CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     # configuration, fields, what is said, without effect where, with effect where
     ("TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "cpu"}, {"policy.device": "cuda:1"}),
+    (
+        "TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "auto", **SHARDED},
+        {"policy.device": "auto"},
+    ),
+    ("TrainConfig", "parallel.gather", "error", {}, SHARDED),
     ("TrainConfig", "run.threads", "warning", {"policy.device": "cuda"}, {"policy.device": "cpu"}),
     ("TrainConfig", "policy.lora.dropout", "error", {"policy.lora": ADAPTERS}, {"policy.lora": ADAPTERS}),
     ("TrainConfig", "policy.critic.width", "error", SHARED, SEPARATE),
