@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from vla_rl.config import (
     UserError,
     tiny_model,
 )
+from vla_rl.distributed import SingleProcess
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies import memory as memory_budget
 from vla_rl.policies.openvla.memory import (
@@ -188,6 +190,22 @@ def test_the_micro_batch_is_sized_from_the_free_memory(monkeypatch: pytest.Monke
     with_free(monkeypatch, 0.5 * budget.total(1))
     with pytest.raises(UserError, match=r"set policy\.activation_checkpointing"):
         with_micro_batch(PPOConfig(micro_batch=-1), policy, 4)
+
+
+def test_ranks_take_the_micro_batch_that_all_have_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With sharded weights a rank needs room for its part; the others may have less than this one."""
+    policy = policy_of(None)
+    policy.sharding = Mock(world=SingleProcess(0, 4), compute=torch.float32)
+    budget = sharded_budget(MODEL, None, 4, torch.float32, checkpointing=False, rollout_batch=4)
+    present = count_weights(MODEL)[0]  # a quarter of four bytes
+    with_free(monkeypatch, budget.total(40) - present + 1)
+    ppo = PPOConfig(minibatch=64, micro_batch=-1)
+    assert with_micro_batch(ppo, policy, 4).micro_batch == 32
+    crowded = Mock(spec=SingleProcess)
+    crowded.gather = lambda own: [own, 8]
+    assert with_micro_batch(ppo, policy, 4, crowded).micro_batch == 8
 
 
 def test_a_micro_batch_that_is_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:
