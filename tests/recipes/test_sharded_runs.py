@@ -8,8 +8,9 @@ from typing import Literal
 
 import pytest
 import torch
-from test_ranks import alone, require_same, toy, weights
+from test_ranks import alone, toy
 
+from builders.same_runs import require_same, weights
 from vla_rl.config import ConfigError, LoraConfig, TrainConfig
 from vla_rl.recipes.ranks import train_on_ranks
 
