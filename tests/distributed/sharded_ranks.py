@@ -65,6 +65,7 @@ class Learned:
     metrics: list[dict[str, float]]
     weights: dict[str, Tensor]
     share: float  # of the model's weights that this rank held
+    dtypes: dict[bool, set[torch.dtype]]  # of the weights that were trained, and of the others
 
 
 def policy_of(case: Case) -> OpenVLAPolicy:
@@ -159,12 +160,15 @@ def learn(world: World, case: Case, folder: Path) -> Learned:
         )  # fmt: skip
         batch = compute_advantages(mine, np.zeros_like(mine.rewards), settings)
         metrics.append(learner.update(batch, iteration, 0.0))
+    dtypes: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    for parameter in policy.model.parameters():
+        dtypes[parameter.requires_grad].add(parameter.dtype)
     everyones = sum(parameter.numel() for parameter in policy.model.parameters())
     share = sum(local(parameter).numel() for parameter in policy.model.parameters()) / everyones
     with lending(policy, learner.optimizers().values()):
         if world.rank == 0:
             policy.save(folder)
-    return Learned(metrics, weights_in(folder) if world.rank == 0 else {}, share)
+    return Learned(metrics, weights_in(folder) if world.rank == 0 else {}, share, dtypes)
 
 
 def weights_in(folder: Path) -> dict[str, Tensor]:

@@ -153,6 +153,10 @@ def test_bfloat16_computes_and_float32_is_trained(
     assert {tensor.dtype for tensor in trained} == {torch.float32}
     finer = max(float((t - t.bfloat16().float()).abs().max()) for t in trained)
     assert finer > 0, "the weights were rounded"
+    assert sharded.dtypes == {
+        True: {torch.float32},
+        False: {torch.bfloat16 if case.lora else torch.float32},
+    }
     own, other = sharded.metrics[1]["losses/entropy"], whole.metrics[1]["losses/entropy"]
     assert own == pytest.approx(other, rel=0.02)
     if not case.lora:  # alone it computes in float32
