@@ -28,12 +28,14 @@ from vla_rl.config import (
     UserError,
 )
 from vla_rl.distributed import Shards, World
-from vla_rl.distributed.sharding import Sharding, is_sharded, local
+from vla_rl.distributed.sharding import Sharding, is_sharded, local, part_of
 from vla_rl.distributed.torch_world import TorchWorld
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.openvla.sharding import units_of
 from vla_rl.policies.shardable import lending, playing
+from vla_rl.runtime.checkpoint import flatten_optimizer, restore_optimizer
 from vla_rl.runtime.child_pool import ChildPool
+from vla_rl.training.sharded import whole
 from vla_rl.types import Rollout
 
 ENVS, COUNT, ITERATIONS = 6, 5, 4
@@ -160,6 +162,8 @@ def learn(world: World, case: Case, folder: Path) -> Learned:
         )  # fmt: skip
         batch = compute_advantages(mine, np.zeros_like(mine.rewards), settings)
         metrics.append(learner.update(batch, iteration, 0.0))
+        if iteration == 1:
+            save_and_restore(world, policy, learner)
     dtypes: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
     for parameter in policy.model.parameters():
         dtypes[parameter.requires_grad].add(parameter.dtype)
@@ -169,6 +173,19 @@ def learn(world: World, case: Case, folder: Path) -> Learned:
         if world.rank == 0:
             policy.save(folder)
     return Learned(metrics, weights_in(folder) if world.rank == 0 else {}, share, dtypes)
+
+
+def save_and_restore(world: World, policy: OpenVLAPolicy, learner: PPO) -> None:
+    """Take the optimizers' states whole, as a checkpoint has them, and put them back in parts."""
+    sharding, saved = policy.sharding, {}
+    with lending(policy, learner.optimizers().values()):
+        if world.rank == 0:
+            for name, optimizer in learner.optimizers().items():
+                tensors, state = flatten_optimizer(optimizer, name)
+                saved[name] = whole(tensors, sharding) if sharding else dict(tensors), state
+    for name, (tensors, state) in world.broadcast(saved).items():
+        assert not any(is_sharded(tensor) for tensor in tensors.values())
+        restore_optimizer(learner.optimizers()[name], tensors, state, part_of)
 
 
 def weights_in(folder: Path) -> dict[str, Tensor]:

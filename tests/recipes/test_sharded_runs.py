@@ -13,6 +13,7 @@ from test_ranks import alone, toy
 from builders.same_runs import require_same, weights
 from vla_rl.config import ConfigError, LoraConfig, TrainConfig
 from vla_rl.recipes.ranks import train_on_ranks
+from vla_rl.runtime.run_folder import Run
 
 __all__ = ["alone"]
 
@@ -103,7 +104,12 @@ def test_adapters_and_what_they_are_held_to_go_on(tmp_path: Path) -> None:
     assert max(float((own[n].double() - theirs[n].double()).abs().max()) for n in own) < 1e-5
 
 
-def test_one_rank_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_one_rank_is_refused_before_there_is_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> Run:
+        raise AssertionError("a run was made")
+
+    monkeypatch.setattr(Run, "create", never)
     with pytest.raises(ConfigError, match=r"there is one: set parallel\.ranks 2 or more"):
         train_on_ranks(sharded(tmp_path, 1))
-    assert not list(tmp_path.iterdir())
