@@ -13,7 +13,7 @@ figure the median of several calls after a warm-up, in device time between CUDA 
   learn               one micro-batch forward and backward: clipped surrogate and value loss, gradients of adapters
                       and critic; with and without activation checkpointing
 
-"share of peak" divides the FLOPs that the work cannot avoid (openvla_work.py: recomputed ones do not count) by
+"share of peak" divides the FLOPs that the work cannot avoid (policies/openvla/work.py: recomputed ones do not count) by
 those of the best large square product in the same precision, measured in the same run. What does not fit in memory
 is said to. Results go to `--out` as JSON and beside it as a Markdown table.
 """
@@ -33,7 +33,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openvla_work import act_products, learner_products
 from peer_generate import transformers_generate
 from vla_rl.algorithms.gradients import ThreadedGradients
 from vla_rl.config import (
@@ -50,6 +49,7 @@ from vla_rl.policies.openvla import lora
 from vla_rl.policies.openvla.config_files import Checkpoint
 from vla_rl.policies.openvla.decoding import TokenDecoder
 from vla_rl.policies.openvla.processing import pixel_values, raw_pixels
+from vla_rl.policies.openvla.work import act_products, learner_products
 from vla_rl.types import Observation
 
 WORDS = "pick up the black bowl between the plate and the ramekin and place it on the plate"

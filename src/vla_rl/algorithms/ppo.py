@@ -21,6 +21,7 @@ from vla_rl.config import CriticConfig, OptimizerConfig, PPOConfig
 from vla_rl.distributed.shards import Shards
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.policies.policy import ValuePolicy
+from vla_rl.runtime.call_times import CallTimes, own_seconds
 
 
 class PPO:
@@ -40,7 +41,9 @@ class PPO:
         """`shards`: how a run's environments are divided among its processes; None: there is one shard."""
         device = policy.policy_parameters()[0].device
         gradients = ThreadedGradients(threads, config.micro_batch, device, world, shards)
-        self.seed = seed
+        self.seed, self.gradients = seed, gradients
+        self.times = {what: CallTimes() for what in ("check", "critic", "policy", "steps")}
+        """What updates cost: passes of critic and policy, and in `steps` this thread beside them, by minibatch."""
         self.critic = CriticUpdate(policy, config, critic, optimizer.adam_beta2, gradients)
         joint = self.critic if critic.kind == "shared" else None
         self.policy = PolicyUpdate(policy, config, optimizer, gradients, joint)
@@ -51,13 +54,30 @@ class PPO:
         metrics = {"losses/explained_variance": self.critic.explained_variance(batch)}
         warming = self.critic.warming_up(iteration)
         metrics["losses/critic_warmup"] = float(warming)
+        device = self.policy.device
+        started = own_seconds(device)
         batch, difference = self.policy.check_sampler(batch, Order(self.seed, iteration, "check"))
         metrics["losses/logprob_max_difference"] = difference
+        checked = own_seconds(device)
+        self.times["check"].add(1, checked - started)
         metrics |= self.critic.improve(batch, warming, Order(self.seed, iteration, "critic"))
+        self._count("critic")
         if not warming:
             order = Order(self.seed, iteration, "policy")
             metrics |= self.policy.improve(batch, order, progress)
+            self._count("policy")
+        self.times["steps"].seconds += own_seconds(device) - checked
         return metrics
+
+    def _count(self, what: str) -> None:
+        """Note what the last passes of critic or policy cost, and their minibatches among all `steps`."""
+        gradients, steps = self.gradients, self.times["steps"]
+        passes, minibatches = gradients.times.take(), gradients.minibatches
+        gradients.minibatches = 0
+        if gradients.threads == 1:  # else they ran beside this thread
+            steps.seconds -= passes.seconds
+        steps.calls += minibatches
+        self.times[what].merge(passes)
 
     def _require_shards(self, batch: Batch) -> None:
         known = self.critic.gradients.shards

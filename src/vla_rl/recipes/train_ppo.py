@@ -34,6 +34,7 @@ from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import share_progress
 from vla_rl.runtime.seeding import seed_everything
 from vla_rl.runtime.signals import graceful_stop
+from vla_rl.training.costs import cost_metrics
 from vla_rl.training.evaluation import evaluate_before_or_after, evaluate_during
 from vla_rl.training.state import TrainState, open_training_run, own_envs, policy_of_run
 
@@ -113,6 +114,7 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                 metrics |= rollout_metrics(
                     collected, dense_rewards, seconds, time.perf_counter() - started, envs, world
                 )
+                metrics |= cost_metrics(policy, learner, envs, collected, world)
                 state.advance(metrics, time.perf_counter() - started)
                 bar.reach(state.progress(config.schedule), **state.headline(metrics))
                 state.look(stop, lambda: evaluate_during(state, envs, config))

@@ -51,6 +51,7 @@ from vla_rl.policies.openvla.processing import (
 from vla_rl.policies.openvla.tokenizer import build_tiny_tokenizer
 from vla_rl.policies.policy import Evaluation, PolicyOutput, Proposals
 from vla_rl.policies.prompts import Prompts
+from vla_rl.runtime.call_times import CallTimes, own_seconds
 from vla_rl.runtime.devices import resolve_device
 from vla_rl.types import Observation
 
@@ -103,6 +104,8 @@ class OpenVLAPolicy(nn.Module):
         self.decoder = TokenDecoder(
             self.model, self.num_tokens, record_cuda_graph if graphs else None
         )
+        self.times = {"prefill": CallTimes(), "tokens": CallTimes()}
+        """What `act` cost: reading images and prompts, and choosing the tokens."""
         self._initial_version = self._version()
 
     @classmethod
@@ -255,6 +258,7 @@ class OpenVLAPolicy(nn.Module):
     def _decode(
         self, observation: Observation, temperature: float, uniforms: np.ndarray | None
     ) -> tuple[Int64[Tensor, "N K"], Float32[Tensor, "N K"], Float32[Tensor, " N"]]:
+        started = own_seconds(self.device)
         raw, prompts, time = self._inputs(observation)
         shape = (len(observation), self.num_tokens)
         if uniforms is not None and uniforms.shape != shape:
@@ -265,7 +269,10 @@ class OpenVLAPolicy(nn.Module):
         if temperature > 0:
             given = torch.rand(shape) if uniforms is None else torch.from_numpy(np.array(uniforms))
             draws = given.to(self.device, torch.float32)
+        read = own_seconds(self.device)
         tokens, log_probs = self.decoder.choose(hidden, state, draws, temperature)
+        self.times["prefill"].add(len(observation), read - started)
+        self.times["tokens"].add(len(observation), own_seconds(self.device) - read)
         return tokens, log_probs, values
 
     def evaluate(
