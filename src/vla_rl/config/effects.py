@@ -350,6 +350,12 @@ _TEST_TIME = (
 )
 EFFECTS: Mapping[str, tuple[Effect, ...]] = {
     "TrainConfig": _TRAIN,
+    "PlanArguments": (
+        *_TRAIN,
+        Effect(
+            ("gpu_memory", "gpu"), lambda c: c.gpus > 0, "there is no GPU: set --gpus", "warning"
+        ),
+    ),
     "SFTConfig": _SFT,
     "DemosConfig": (),
     "RewardModelConfig": _REWARD_TRAIN,
