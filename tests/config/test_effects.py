@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vla_rl.cli import main
-from vla_rl.cli.arguments import EvalArguments
+from vla_rl.cli.arguments import EvalArguments, PlanArguments
 from vla_rl.cli.commands import COMMANDS
 from vla_rl.cli.fields import options_of
 from vla_rl.config import (
@@ -37,6 +37,7 @@ CONFIGS: dict[str, Any] = {
         RewardLabelConfig("x"),
         RewardEvalConfig("x"),
         EvalArguments(Path("x")),
+        PlanArguments(),
         ScalingConfig("x"),
         ExportConfig("x"),
         AblationConfig(),
@@ -94,6 +95,10 @@ ALWAYS = {
     ),
 }  # fmt: skip
 """Fields that count whatever else is set. A new field belongs here or into the table of `vla_rl.config.effects`."""
+ALWAYS["PlanArguments"] = (
+    *ALWAYS["TrainConfig"],
+    "{gpus,cpus,ram,nodes,episodes,episode_turns,costs,calibrate,json,save_costs}",
+)
 
 
 def expanded(patterns: tuple[str, ...]) -> set[str]:

@@ -7,6 +7,7 @@ threads of the learner cost each other is chosen so that the run's own learning 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,10 +16,19 @@ from typing import Any
 
 from vla_rl.config import TrainConfig, UserError
 from vla_rl.planning.arrangements import Arrangement, Machine
-from vla_rl.planning.costs import FORMAT, Costs, Line, PolicyCosts, ProcessCosts, SimulatorCosts
+from vla_rl.planning.costs import (
+    FORMAT,
+    Costs,
+    Line,
+    PolicyCosts,
+    ProcessCosts,
+    SimulatorCosts,
+    to_json,
+)
 from vla_rl.planning.timing import learning_seconds
 from vla_rl.planning.workload import Workload, workload
 from vla_rl.runtime.call_times import CallTimes
+from vla_rl.runtime.external import fault, parse_json
 from vla_rl.runtime.files import read_json
 from vla_rl.runtime.metrics import read_metrics
 from vla_rl.runtime.run_folder import read_config, training_run
@@ -29,6 +39,8 @@ VARIED = 0.08
 EVEN = Line(1.0, 0.05)
 """Proportion of fixed and each where nothing is known of a call."""
 ROUNDS = 40
+MOST = 1e15
+"""Of seconds, calls, samples and their squares in one iteration."""
 Row = dict[str, Any]
 
 
@@ -40,6 +52,7 @@ def calibrated(folder: Path, base: Costs) -> Costs:
     folder = training_run(folder)
     config = read_config(folder, TrainConfig)
     rows = read_metrics(folder / "metrics.jsonl")
+    _require_numbers(rows, folder / "metrics.jsonl")
     steady = steady_rows(rows, config)
     machine = _machine(folder)
     load = workload(replace(config, policy=_where_it_ran(folder, config)), len(machine["gpus"]))
@@ -47,15 +60,16 @@ def calibrated(folder: Path, base: Costs) -> Costs:
     policy = _policy(rows, load, base)
     process = _process(steady, load, config, base)
     policy = replace(policy, overlap=_overlap(steady, load, config, policy, machine["cpus"]))
-    return Costs(
+    costs = Costs(
         format=FORMAT,
         machine=f"{machine['cpus']} cores, {', '.join(machine['gpus']) or 'no GPU'}",
         date=str(machine["started"])[:10],
         simulators=(simulator,),
         policies=(policy,),
         processes=(process,),
-        names=(f"{folder}: {len(steady)} windows of {machine['started']}",),
     )
+    costs = parse_json(json.dumps(to_json(costs)), Costs, source=folder / "metrics.jsonl")
+    return replace(costs, names=(f"{folder}: {len(steady)} windows of {machine['started']}",))
 
 
 def steady_rows(rows: Sequence[Row], config: TrainConfig) -> list[Row]:
@@ -85,6 +99,20 @@ def steady_rows(rows: Sequence[Row], config: TrainConfig) -> list[Row]:
             "this version of the program, with the policies and simulators that come with it"
         )
     return found
+
+
+def _require_numbers(rows: Sequence[Row], path: Path) -> None:
+    """UserError for a time or a count that is none."""
+    for row in rows:
+        for key, value in row.items():
+            if not key.startswith("time/"):
+                continue
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            # what is left over of a window may be a little below 0
+            least = -1.0 if key == "time/other" else 0.0
+            if not number or not least <= value <= MOST:
+                where = f"iteration {row['iteration']}: {key}"
+                raise fault(path, where, "a number of seconds or calls", value, "Take another run.")
 
 
 def _machine(folder: Path) -> Row:

@@ -26,6 +26,7 @@ NEARLY = 0.97
 """An arrangement that is simpler and nearly as fast is recommended."""
 EPISODES = 10_000
 """To which hours are counted where neither the command nor the schedule names a number."""
+FEW_WORKERS = 4
 SIZES = (24, 40, 80, 141, 192, 288)
 """Memory of GPUs that there are, in GB."""
 
@@ -247,6 +248,11 @@ def _changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
             "--policy.lora --policy.activation-checkpointing --ppo.micro-batch 1",
             replace(config, policy=small, ppo=replace(ppo, micro_batch=1)),
         )
+    if (
+        env.num_workers == 0 or env.num_workers > FEW_WORKERS
+    ):  # each that draws on a GPU takes memory of it
+        changed = replace(env, num_workers=FEW_WORKERS)
+        yield f"--env.num-workers {FEW_WORKERS}", replace(config, env=changed)
     fewer = env.num_envs // 2
     while fewer >= 1:
         yield f"--env.num-envs {fewer}", replace(config, env=replace(env, num_envs=fewer))

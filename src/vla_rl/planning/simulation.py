@@ -130,6 +130,8 @@ class _World:
 
     def serve(self, seconds: float) -> _Event:
         """The engine's answer, after those that were asked for before."""
+        if seconds <= 0:
+            return self.delay(0.0)
         self.free_at = max(self.now, self.free_at) + seconds
         return self.delay(self.free_at - self.now)
 

@@ -38,7 +38,7 @@ class WindowTimes:
     sync: float
     """Exchanges between ranks, and of weights."""
     wait: float
-    """For the slowest rank."""
+    """For the slowest rank, the mean over all."""
     seconds: float
     """Of the whole window; less than the sum where playing and learning overlap."""
 
@@ -47,25 +47,35 @@ def window_times(
     load: Workload, arrangement: Arrangement, machine: Machine, costs: RunCosts, micro_batch: int
 ) -> WindowTimes:
     """Predict a window."""
-    slowest = _play(load, arrangement, machine, costs, envs_of_rank(load, arrangement.ranks))
-    fastest = slowest
-    fewest = load.config.env.num_envs // arrangement.ranks
-    if fewest < envs_of_rank(load, arrangement.ranks):
-        fastest = _play(load, arrangement, machine, costs, fewest)
+    envs, ranks = load.config.env.num_envs, arrangement.ranks
+    slowest = _play(load, arrangement, machine, costs, envs_of_rank(load, ranks))
+    mean = slowest
+    if envs % ranks > 0 and ranks <= envs:  # some ranks have one environment less
+        fastest = _play(load, arrangement, machine, costs, envs // ranks)
+        mean = _between(slowest, fastest, envs % ranks / ranks)
     score = costs.process.window.at(load.turns)
     learn, steps = _learning(load, arrangement, machine, costs.policy, micro_batch)
     sync = _exchanges(load, arrangement, costs, steps, micro_batch)
     played = slowest.total + score
     learned = learn + sync
     return WindowTimes(
-        simulate=slowest.simulate,
-        infer=slowest.infer,
-        score=slowest.other + score,
+        simulate=mean.simulate,
+        infer=mean.infer,
+        score=mean.other + score,
         learn=learn,
         sync=sync,
-        wait=(slowest.total - fastest.total) / 2,
+        wait=max(0.0, slowest.total - mean.simulate - mean.infer - mean.other),
         seconds=max(played, learned) if arrangement.staleness else played + learned,
     )
+
+
+def _between(first: PlayTimes, second: PlayTimes, share: float) -> PlayTimes:
+    """The mean of two kinds of ranks, of which the first has `share`."""
+    mixed = {
+        name: share * getattr(first, name) + (1 - share) * getattr(second, name)
+        for name in vars(first)
+    }
+    return PlayTimes(**mixed)
 
 
 def _play(
