@@ -111,7 +111,8 @@ def expanded(patterns: tuple[str, ...]) -> set[str]:
 
 
 def conditional(name: str) -> set[str]:
-    return {field for effect in EFFECTS[name] for field in effect.fields}
+    classes = [cls.__name__ for cls in type(CONFIGS[name]).__mro__]
+    return {f for known in classes for effect in EFFECTS.get(known, ()) for f in effect.fields}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -202,6 +203,8 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("RewardModelConfig", "action_chunk", "error", {"backbone": "y"}, {}),
     ("RewardModelConfig", "threads", "warning", {"device": "cuda:0"}, {"device": "auto"}),
     ("RewardLabelConfig", "max_plots", "error", {}, {"plot": True}),
+    ("PlanArguments", "gpu_memory gpu", "warning", {}, {"gpus": 8}),
+    ("PlanArguments", "policy.critic.width", "error", SHARED, SEPARATE),
     ("RewardEvalConfig", "seed", "warning", {"resamples": 0}, {}),
     ("EvalArguments", "mode chooser reward_model lookahead success_ahead", "error", {}, {"best_of": 2}),
     ("EvalArguments", "lookahead success_ahead", "error", {"best_of": 2, "mode": "refine"}, {"best_of": 2}),
