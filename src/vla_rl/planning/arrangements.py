@@ -12,6 +12,8 @@ from vla_rl.config import TrainConfig
 from vla_rl.config.parallel import ParallelConfig
 
 MOST_SHARDS = 4096
+MOST_CLIENTS = 16
+"""GPUs for each engine among them: with more, all wait for it."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def arrangements(machine: Machine, asked: int = 1) -> Iterator[Arrangement]:
     if machine.gpus and places > 1:
         yield Arrangement("fsdp2", places, nodes=machine.nodes)
     for actors in _powers(places // 2) if machine.gpus else []:
+        if places > MOST_CLIENTS * actors:
+            continue
         for staleness in (0, 1):
             yield Arrangement("pools", places - actors, actors, staleness, machine.nodes)
 

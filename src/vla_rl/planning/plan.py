@@ -27,6 +27,7 @@ NEARLY = 0.97
 EPISODES = 10_000
 """To which hours are counted where neither the command nor the schedule names a number."""
 FEW_WORKERS = 4
+KINDS = ("single", "ranks", "fsdp2", "pools")
 SIZES = (24, 40, 80, 141, 192, 288)
 """Memory of GPUs that there are, in GB."""
 
@@ -81,12 +82,13 @@ def plan(
     episodes: int = 0,
     episode_turns: float = 0.0,
     words: Sequence[str] = (),
+    kinds: Sequence[str] = KINDS,
 ) -> Plan:
     """Plan a run.
 
     episodes: to which hours are counted; 0 takes the schedule's, or `EPISODES`. episode_turns: mean length of an
-    episode; 0 takes the costs', or the horizon. words: of the command line after `vla-rl train`. UserError for a run
-    that cannot be planned.
+    episode; 0 takes the costs', or the horizon. words: of the command line after `vla-rl train`. kinds: of arrangements
+    to look at. UserError for a run that cannot be planned.
     """
     load = workload(config, machine.gpus)
     found = costs_of(load, costs, machine.gpu)
@@ -103,6 +105,7 @@ def plan(
     rows = tuple(
         _row(load, arrangement, machine, found, wanted, words)
         for arrangement in arrangements(machine, config.parallel.ranks)
+        if arrangement.kind in kinds
     )
     recommended, reason = _recommended(rows)
     return Plan(

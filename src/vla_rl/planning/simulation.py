@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -183,13 +184,20 @@ class _Rank:
         self.posted: list[list[_Event]] = [[] for _ in self.groups]
         self.spent = {"simulate": 0.0, "infer": 0.0, "other": 0.0}
         self.ended_at = 0.0
-        length = play.episode_turns
-        self.phases = [
-            0.0
-            if length == float("inf") or not play.staggered
-            else ((first + env) * _GOLDEN % 1.0) * length
-            for env in everyone
-        ]
+        self.ending = self._endings(first)
+
+    def _endings(self, first: int) -> dict[tuple[int, int], list[int]]:
+        """By group and turn: the environments whose episode ends there, in the steady state."""
+        length, found = self.play.episode_turns, {}
+        if length == float("inf"):
+            return {}
+        for index, group in enumerate(self.groups):
+            for env in group:
+                phase = (first + env) * _GOLDEN % 1.0 * length if self.play.staggered else 0.0
+                episodes = itertools.count(1)
+                while (turn := math.ceil(next(episodes) * length - phase) - 1) < self.play.turns:
+                    found.setdefault((index, turn), []).append(env)
+        return found
 
     def process(self) -> _Process:
         """`Collector.collect`."""
@@ -225,16 +233,10 @@ class _Rank:
 
     def _receive(self, index: int, turn: int) -> _Process:
         yield from self._timed("simulate", self.posted[index])
-        ended = [env for env in self.groups[index] if self._ends(env, turn)]
+        ended = self.ending.get((index, turn), [])
         if ended:
             events = yield from self._post(ended, self.play.reset, "other")
             yield from self._timed("simulate", events)
-
-    def _ends(self, env: int, turn: int) -> bool:
-        length, phase = self.play.episode_turns, self.phases[env]
-        if length == float("inf"):
-            return False
-        return int((phase + turn + 1) / length) > int((phase + turn) / length)
 
     def _post(
         self, envs: Iterable[int], seconds: float, activity: str
