@@ -34,8 +34,9 @@ from vla_rl.runtime.metrics import read_metrics
 from vla_rl.runtime.run_folder import read_config, training_run
 from vla_rl.training.costs import CALLS, OWN
 
-VARIED = 0.08
-"""The least spread of call sizes, relative to their mean, by which a line is fitted."""
+VARIED = 1.0
+"""The least spread of call sizes, relative to their mean and times the root of their number, by which a line is fitted:
+calls that vary by a tenth of their seconds then give a slope that is right within a tenth."""
 EVEN = Line(1.0, 0.05)
 """Proportion of fixed and each where nothing is known of a call."""
 ROUNDS = 40
@@ -153,7 +154,7 @@ def fitted(calls: CallTimes, like: Line | None = None) -> Line:
         return Line(0.0, 0.0)
     mean, seconds = calls.samples / calls.calls, calls.seconds / calls.calls
     variance = calls.squares / calls.calls - mean**2
-    if mean > 0 and variance > (VARIED * mean) ** 2:
+    if mean > 0 and variance * calls.calls > (VARIED * mean) ** 2:
         each = (calls.products / calls.calls - mean * seconds) / variance
         each = min(max(each, 0.0), seconds / mean)
         return Line(seconds - each * mean, each)
