@@ -110,8 +110,8 @@ def time_table() -> Iterator[str]:
 def memory_table() -> Iterator[str]:
     """GB of a GPU and of a node, on GPUs of 80 and of 141 GB."""
     yield (
-        "| GPUs | of 80 GB: weights | gradients, optimizer | caches | activations | workspace | rendering | all "
-        "| micro-batch | of 141 GB: all | micro-batch | a node | of it gradients of all ranks |"
+        "| GPUs | of 80 GB: weights | gradients, optimizer | caches | activations | workspace, exchange | rendering "
+        "| all | micro-batch | of 141 GB: all | micro-batch | memory of a node | of it simulators |"
     )
     yield "|---:|" + "---:|" * 12
     for gpus in GPUS:
@@ -119,12 +119,13 @@ def memory_table() -> Iterator[str]:
         held, more = small[0].memory, large[0].memory
         part = held.learner
         sizes = (
-            part.weights, part.gradients + part.optimizer, part.caches, part.activations, part.workspace,
+            part.weights, part.gradients + part.optimizer, part.caches, part.activations,
+            part.workspace + part.exchange,
             part.rendering, part.total,
         )  # fmt: skip
         cells = [f"{gpus:,}", *(f"{size / 1e9:.1f}" for size in sizes), str(held.micro_batch)]
         cells += [f"{more.learner.total / 1e9:.1f}", str(more.micro_batch)]
-        cells += [f"{held.node.total / 1e9:,.0f}", f"{held.node.exchange / 1e9:,.0f}"]
+        cells += [f"{held.node.total / 1e9:,.0f}", f"{held.node.simulators / 1e9:,.0f}"]
         yield f"| {' | '.join(cells)} |"
 
 

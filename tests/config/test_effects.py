@@ -65,7 +65,7 @@ ALWAYS = {
         "critic_max_grad_norm,value_loss,critic_warmup_until_explained,recompute_log_probs,logprob_tolerance}",
         "reward.{kind,model}", "curriculum.{mode,window,prior}", "eval.{split,episodes_per_task,seed,videos}",
         "run.{name,root,seed,save_every,keep,eval_every,torch_threads,tensorboard,wandb}",
-        "parallel.{ranks,shards,timeout}",
+        "parallel.{ranks,shards,engine,timeout}",
     ),
     "SFTConfig": (
         "{dataset,camera,image_size,image_fit,out,action_chunk,epochs,batch_size,micro_batch,learning_rate,"

@@ -127,7 +127,7 @@ def test_a_nodes_memory() -> None:
         1 + 2 * 3
     )  # the window, three of replay, and those joined
     assert found.node.simulators == 2 * SIMULATOR.worker_bytes
-    assert (found.node.processes, found.node.exchange) == (1e9, 0.0)
+    assert (found.node.processes, found.learner.exchange) == (1e9, 0.0)
     assert found.node.policies == found.learner.total
     assert found.lacking == ""
     assert "memory of a node" in held(config, gpus=0, cpus=2, ram=4 * GB).lacking
@@ -166,10 +166,15 @@ class Counting:
         self.received += tensor.nbytes * (self.size - 1)
         return [tensor] * self.size
 
+    def exchange(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        parts = tensor.chunk(self.size)
+        self.received += sum(part.nbytes for part in parts[1:])
+        return list(parts)
+
 
 @pytest.mark.parametrize(("ranks", "shards"), [(2, 4), (4, 4), (3, 4), (3, 5), (8, 8), (1, 4)])
 def test_the_gradients_that_a_rank_receives_are_counted(ranks: int, shards: int) -> None:
-    """What ThreadedGradients really asks for; a rank with fewer branches gives zeros in the others' turns."""
+    """What ThreadedGradients really asks for; a rank with fewer branches sends zeros in the others' turns."""
     parameter = nn.Parameter(torch.ones(100))
     most = 0
     for rank in range(ranks):

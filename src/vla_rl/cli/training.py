@@ -11,6 +11,8 @@ from vla_rl.cli.options import PRINT_CONFIG, ParseCommand, normal, old_options, 
 from vla_rl.config import AblationConfig, TrainConfig, UserError
 
 RESUMABLE = ("--schedule.iterations", "--schedule.minutes", "--schedule.episodes")
+_ELSEWHERE = ("--parallel.ranks", "--parallel.timeout")
+"""What may differ where a run goes on: it plays the same."""
 DEFAULT_PRESET = "metaworld-mt5"
 ARRANGED = tuple(
     f"--parallel.{name}"
@@ -34,7 +36,8 @@ def train_request(words: list[str], parse_command: ParseCommand) -> tuple[TrainC
     base, words = with_lora(preset(chosen or DEFAULT_PRESET), words)
     notes = (
         f"To go on with a run: vla-rl train --resume RUN\n"
-        f"  with a new length: [{'] ['.join(RESUMABLE)}]\n\n{_presets()}"
+        f"  with a new length: [{'] ['.join(RESUMABLE)}]\n"
+        f"  on another number of processes: [--parallel.ranks]\n\n{_presets()}"
     )
     config = parse_command(TrainConfig, words, "train", base, notes)
     if not config.run.name:
@@ -90,12 +93,15 @@ def _resumed(
     if chosen:
         raise UserError(f"--resume goes on with the run's own configuration: leave out {chosen!r}")
     config = read_config(folder, TrainConfig)
-    old, allowed = old_options(TrainConfig, config), (*RESUMABLE, PRINT_CONFIG, "--help")
+    old, allowed = (
+        old_options(TrainConfig, config),
+        (*RESUMABLE, *_ELSEWHERE, PRINT_CONFIG, "--help"),
+    )
     for word in words:
         option = normal(word)
         if option.startswith("--") and old.get(option, option) not in allowed:
             raise UserError(
-                f"{option} cannot change in a resumed run, only {', '.join(RESUMABLE)} can: "
+                f"{option} cannot change in a resumed run, only {', '.join((*RESUMABLE, *_ELSEWHERE))} can: "
                 "start a new run for it"
             )
     return parse_command(TrainConfig, words, "train", config)

@@ -133,10 +133,10 @@ class ProcessCosts:
 
 @dataclass(frozen=True)
 class LinkCosts:
-    """An exchange between processes: latency + bytes received / bandwidth."""
+    """An exchange between two processes: latency + bytes received / bandwidth; of more, see `timing`."""
 
     kind: Literal["processes", "gpus", "nodes", "weights"]
-    """processes: of one machine, through its memory. gpus: of one node. nodes: per node. weights: to the actors."""
+    """processes: of one machine. gpus: of one node. nodes: for each GPU. weights: to engines on other GPUs."""
     latency: Seconds
     bandwidth: Annotated[float, Ge(1), Le(1e15)]
     """Bytes a second."""

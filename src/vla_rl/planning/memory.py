@@ -19,6 +19,8 @@ from vla_rl.policies.openvla.work import layer_products
 
 MASTER, GRADIENTS, OPTIMIZER = 4, 8, 12
 """Of `TRAINED_BYTES` for each trained weight: its float32 self, two gradients, two moments and the step's temporary."""
+EXCHANGED = 4
+"""Copies of all gradients while they are exchanged: given, received, summed, and the sums of all ranks."""
 GATHERED_LAYERS = 2
 """Layers that sharded weights hold whole at a time: the one that computes, and the next."""
 assert MASTER + GRADIENTS + OPTIMIZER == TRAINED_BYTES
@@ -35,6 +37,8 @@ class DeviceMemory:
     activations: float
     workspace: float
     """The device's context and fragmentation."""
+    exchange: float
+    """The gradients of other ranks."""
     rendering: float
     """Of the simulators that draw on this GPU."""
 
@@ -51,8 +55,6 @@ class NodeMemory:
     simulators: float
     window: float
     """Images of a window, and the copies that learning makes of them."""
-    exchange: float
-    """The gradients of all ranks."""
     policies: float
     """Where there are no GPUs: what would lie on one."""
 
@@ -119,7 +121,9 @@ def _micro_batch(load: Workload, budget: MemoryBudget, free: float, part: int) -
     return min(1 << (fitting.bit_length() - 1), part) if fitting else 0
 
 
-def _device(load: Workload, budget: MemoryBudget, samples: int, rendering: float) -> DeviceMemory:
+def _device(
+    load: Workload, budget: MemoryBudget, samples: int, rendering: float, exchange: float = 0.0
+) -> DeviceMemory:
     trained = budget.trained / TRAINED_BYTES
     parts = DeviceMemory(
         weights=budget.weights + trained * MASTER,
@@ -128,9 +132,10 @@ def _device(load: Workload, budget: MemoryBudget, samples: int, rendering: float
         caches=budget.caches,
         activations=samples * budget.per_sample,
         workspace=0.0,
+        exchange=exchange,
         rendering=rendering,
     )
-    return replace(parts, workspace=budget.total(samples) + rendering - parts.total)
+    return replace(parts, workspace=budget.total(samples) + rendering + exchange - parts.total)
 
 
 def _playing(
@@ -168,8 +173,11 @@ def memory(
     free = machine.gpu_memory if load.on_gpu else (machine.memory or float("inf"))
     if not load.on_gpu:
         free /= arrangement.ranks_a_node
-    micro = _micro_batch(load, budget, free - rendering, part)
-    learner = _device(load, budget, max(1, micro), rendering)
+    exchange = 0.0
+    if arrangement.ranks > 1 and arrangement.kind != "fsdp2":
+        exchange = EXCHANGED * 4.0 * (load.trained + load.critic)
+    micro = _micro_batch(load, budget, free - rendering - exchange, part)
+    learner = _device(load, budget, max(1, micro), rendering, exchange)
     if not pools:
         playing = _playing(load, arrangement, -(-envs // 2), rendering)
         learner = max(learner, playing, key=lambda part: part.total)
@@ -190,14 +198,10 @@ def _node(
     images = config.rollout.turns * envs_of_rank(load, arrangement.ranks) * load.image_bytes
     # the window, its turns in the order of shards; a separate critic keeps windows, and joins them
     copies = 1 + 2 * config.ppo.critic_replay if load.separate_critic else 2
-    gathered = (arrangement.ranks + 1) * 4.0 * (load.trained + load.critic)
-    if arrangement.kind == "fsdp2" or arrangement.ranks == 1:
-        gathered = 0.0
     return NodeMemory(
         processes=ranks * (process.main_bytes if process else 0.0),
         simulators=ranks * workers * (simulator.worker_bytes if simulator else 0.0),
         window=float(ranks * images * copies),
-        exchange=ranks * gathered,
         policies=0.0 if load.on_gpu else ranks * learner.total,
     )
 

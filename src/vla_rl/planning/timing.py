@@ -14,8 +14,8 @@ from vla_rl.planning.workload import Workload
 
 FORWARD = 1 / 3
 """Share of a pass that is forward."""
-MEETINGS_A_MINIBATCH = 3
-"""Small exchanges of `ThreadedGradients.backward` beside the gradients: samples, who has gradients, numbers."""
+MEETINGS_A_MINIBATCH = 4
+"""Exchanges of `ThreadedGradients.backward` beside that of the gradients: samples, who has any, sums, numbers."""
 MEETINGS_A_WINDOW = 12
 """Small exchanges of a window: the window, the curriculum's outcomes, decisions that all must share."""
 TURN_BYTES = 120
@@ -139,7 +139,9 @@ def _learning(
     config = load.config
     ppo, shards = config.ppo, shards_of(arrangement, config)
     cores = machine.cpus / arrangement.ranks_a_node
-    threads = 1 if load.on_gpu else config.run.threads or max(1, machine.cpus // arrangement.ranks)
+    threads = (
+        1 if load.on_gpu else config.run.threads or max(1, machine.cpus // arrangement.ranks_a_node)
+    )
     own = -(-shards // arrangement.ranks)
 
     def minibatches(samples: int, epochs: int, line: Line) -> tuple[float, int]:
@@ -179,27 +181,33 @@ def _in_micro_batches(line: Line, samples: float, micro_batch: int) -> float:
 
 
 def exchanged_bytes(parameters: int, ranks: int, shards: int) -> float:
-    """Bytes of gradients that a rank receives for one minibatch: those of every other rank, for each of its branches.
+    """Bytes of gradients that a rank receives for one minibatch, as `algorithms.gradients.ThreadedGradients` has it.
 
-    As `algorithms.gradients.ThreadedGradients` has it, which gathers and does not reduce.
+    Each rank adds up one stretch of all gradients: it receives that of every other rank, for each of its branches, and
+    then the other ranks' sums.
     """
     if ranks == 1:
         return 0.0
     spread = Shards(shards, shards, 0, ranks)
     branches = max(len(tree_nodes(0, shards, spread.shards_of(rank))) for rank in range(ranks))
-    return 4.0 * parameters * (ranks - 1) * branches
+    padded = -(-parameters // ranks) * ranks
+    return 4.0 * padded * (ranks - 1) / ranks * (branches + 1)
 
 
 def _of_ranks(
     arrangement: Arrangement, costs: RunCosts, received: float, on_gpu: bool = True
 ) -> float:
-    """Seconds until every rank has received so many bytes, in equal parts from the others."""
-    inside = costs.links["gpus" if on_gpu else "processes"]
-    if arrangement.nodes == 1:
-        return inside.at(received)
+    """Seconds until every rank has received so many bytes, in equal parts from the others.
+
+    Around a ring: as many steps as there are other ranks, each with the latency of the slowest link.
+    """
+    inside, between = costs.links["gpus" if on_gpu else "processes"], costs.links["nodes"]
     others = max(1, arrangement.ranks - 1)
+    if arrangement.nodes == 1:
+        return others * inside.latency + received / inside.bandwidth
     near = (arrangement.ranks_a_node - 1) / others
-    return inside.at(received * near) + costs.links["nodes"].at(received * (1 - near))
+    moved = received * near / inside.bandwidth + received * (1 - near) / between.bandwidth
+    return others * max(inside.latency, between.latency) + moved
 
 
 def _exchanges(
