@@ -77,11 +77,12 @@ def test_one_gpu_holds_what_the_page_on_memory_says(
 
 
 def test_the_micro_batch_is_the_one_a_run_would_choose() -> None:
-    """docs/memory.md: 119 samples fit on 40 GB, 21 on 24 GB; of powers of two 64 and 16; a shard's part is 128 / 4."""
+    """docs/memory.md: 119 samples fit on 40 GB, 21 on 24 GB; of powers of two 64 and 16; at most a shard's part."""
     config = changed(SEVEN_B, parallel={"shards": 1})
     chosen = {gb: held(config, gigabytes=gb).micro_batch for gb in (24, 40, 80)}
     assert chosen == {24: 16, 40: 64, 80: 128}
-    assert held(preset(SEVEN_B), gigabytes=80).micro_batch == 32
+    eight = changed(SEVEN_B, parallel={"shards": 8})
+    assert held(eight, gigabytes=80).micro_batch == 128 // 8
     nothing = held(config, gigabytes=20)
     assert nothing.micro_batch == 0
     assert "GPU memory" in nothing.lacking

@@ -16,7 +16,7 @@ _ELSEWHERE = ("--parallel.ranks", "--parallel.timeout")
 DEFAULT_PRESET = "metaworld-mt5"
 ARRANGED = tuple(
     f"--parallel.{name}"
-    for name in ("ranks", "shard", "arrangement", "learners", "actors", "ray", "staleness")
+    for name in ("ranks", "shard", "arrangement", "learners", "actors", "hosts", "ray", "staleness")
 )
 """What a plan says itself."""
 
