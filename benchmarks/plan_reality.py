@@ -8,6 +8,7 @@ is the median of those after the warm-up. How much of the machine others used me
 a machine that is not idle, the figures are not what the plan is about.
 
     --busy 0.1     begin a run only where others use at most so much of the machine, and wait for it
+    taskset -c 1 python benchmarks/plan_reality.py ...      on one core, where others need the rest
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from vla_rl.planning.costs import packaged
 from vla_rl.planning.plan import Row, plan
 from vla_rl.planning.timing import PHASES
 from vla_rl.recipes.plan import machine_of
+from vla_rl.runtime.cpus import available_cpus
 from vla_rl.runtime.metrics import read_metrics
 from vla_rl.runtime.run_folder import read_config
 
@@ -49,7 +51,7 @@ LOOK = 1.0  # seconds between two looks at the machine
 
 @dataclass
 class Watch:
-    """Shares of the machine that others use, looked at every second."""
+    """Shares of the cores that this process may use which others use, looked at every second."""
 
     shares: list[float] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -57,7 +59,7 @@ class Watch:
     def watch(self, process: psutil.Process) -> None:
         """Until it is stopped: all that is busy without `process` and its children."""
         known: dict[int, float] = {}
-        busy = self._busy()
+        busy = self.busy()
         while not self.stopped.wait(LOOK):
             own = 0.0
             for one in self._family(process):
@@ -67,14 +69,16 @@ class Watch:
                     continue
                 own += spent - known.get(one.pid, spent)
                 known[one.pid] = spent
-            now = self._busy()
-            self.shares.append(max(0.0, now - busy - own) / LOOK / (psutil.cpu_count() or 1))
+            now = self.busy()
+            self.shares.append(max(0.0, now - busy - own) / LOOK / available_cpus())
             busy = now
 
     @staticmethod
-    def _busy() -> float:
-        times = psutil.cpu_times()
-        return sum(times[:3]) + getattr(times, "steal", 0.0)
+    def busy() -> float:
+        """Seconds in which our cores were not idle."""
+        every = psutil.cpu_times(percpu=True)
+        ours = [every[core] for core in psutil.Process().cpu_affinity() or range(len(every))]
+        return sum(sum(times[:3]) + getattr(times, "steal", 0.0) for times in ours)
 
     @staticmethod
     def _family(process: psutil.Process) -> list[psutil.Process]:
@@ -86,8 +90,11 @@ class Watch:
 
 def wait_for_quiet(busy: float) -> None:
     """Until others have used at most `busy` of the machine for five seconds."""
-    while psutil.cpu_percent(5.0) > 100 * busy:
+    while True:
+        before = Watch.busy()
         time.sleep(5.0)
+        if Watch.busy() - before <= busy * 5.0 * available_cpus():
+            return
 
 
 def play(name: str, words: list[str], out: Path) -> tuple[Path, float]:
