@@ -106,6 +106,20 @@ def test_known_times_of_one_rank() -> None:
     assert (single.times.sync, single.times.wait) == (0, pytest.approx(0))
 
 
+def test_ranks_that_share_a_core_take_as_long_as_their_work() -> None:
+    """Two ranks on one core: what they divide takes as long as in one rank, what each does for itself twice as long."""
+    base = packaged("laptop")
+    line = Line(0.0, 0.01)
+    policies = (replace(base.policies[0], learn=line, critic=Line(0, 0), step=1.0, overlap=1.0),)
+    costs = replace(base, policies=policies)
+    config = preset("metaworld-mt5")
+    machine = replace(PAIR, cpus=1)
+    config = replace(config, parallel=replace(config.parallel, ranks=2))
+    single, pair = (row.times.learn for row in plan(config, machine, costs).rows)
+    steps = 2 * (1600 // 256) + 2 * (3 * 1600 // 256)
+    assert pair - single == pytest.approx(steps * 1.0, rel=1e-6)
+
+
 def test_more_gpus_are_not_slower_and_cost_the_same_or_more() -> None:
     """As many environments a GPU, and turns of a minibatch."""
     rates, costs_of_all = [], []

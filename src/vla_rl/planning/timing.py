@@ -53,7 +53,8 @@ def window_times(
     if envs % ranks > 0 and ranks <= envs:  # some ranks have one environment less
         fastest = _play(load, arrangement, machine, costs, envs // ranks)
         mean = _between(slowest, fastest, envs % ranks / ranks)
-    score = costs.process.window.at(load.turns)
+    cores = machine.cpus / arrangement.ranks_a_node
+    score = costs.process.window.at(load.turns) * max(1.0, 1.0 / cores)
     learn, steps = _learning(load, arrangement, machine, costs.policy, micro_batch)
     sync = _exchanges(load, arrangement, costs, steps, micro_batch)
     played = slowest.total + score
@@ -143,6 +144,8 @@ def _learning(
         1 if load.on_gpu else config.run.threads or max(1, machine.cpus // arrangement.ranks_a_node)
     )
     own = -(-shards // arrangement.ranks)
+    # what every rank does for itself takes longer where ranks share a core
+    crowded = 1.0 if load.on_gpu else max(1.0, 1.0 / cores)
 
     def minibatches(samples: int, epochs: int, line: Line) -> tuple[float, int]:
         steps = max(1, samples // ppo.minibatch)
@@ -152,7 +155,7 @@ def _learning(
         else:
             one = _in_micro_batches(line, part, ppo.micro_batch)
             seconds = passes(own, one, threads, cores, policy.overlap)
-        return epochs * steps * (seconds + policy.step), epochs * steps
+        return epochs * steps * (seconds + crowded * policy.step), epochs * steps
 
     seconds, steps = minibatches(load.turns, ppo.epochs, policy.learn)
     checked = (
@@ -161,7 +164,7 @@ def _learning(
         else _a_minibatch(load, arrangement)
     )
     line = policy.prefill if load.on_gpu else policy.learn.times(FORWARD)
-    seconds += _in_micro_batches(line, checked, micro_batch if load.on_gpu else 0)
+    seconds += crowded * _in_micro_batches(line, checked, micro_batch if load.on_gpu else 0)
     if load.separate_critic:
         critic, more = minibatches(load.turns * ppo.critic_replay, ppo.critic_epochs, policy.critic)
         seconds, steps = seconds + critic, steps + more
