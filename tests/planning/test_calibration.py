@@ -41,6 +41,18 @@ def test_calls_of_one_size_take_the_proportion_they_are_given() -> None:
     assert found.fixed / found.each == pytest.approx(30)
 
 
+def test_the_less_sizes_vary_the_more_the_known_proportion_counts() -> None:
+    """The mean call takes what it took, whatever the proportion."""
+    known, true = Line(1.0, 0.0), Line(0.0, 0.1)
+    found = [fitted(calls(true, [16] * 20 + [size] * 4), like=known) for size in (15, 12, 1)]
+    slopes = [line.each for line in found]
+    assert slopes == sorted(slopes)
+    assert slopes[0] < 0.02 < 0.08 < slopes[-1] <= 0.1
+    for line, size in zip(found, (15, 12, 1), strict=True):
+        mean = (16 * 20 + size * 4) / 24
+        assert line.at(mean) == pytest.approx(true.at(mean))
+
+
 def test_a_fit_is_never_below_zero() -> None:
     made = CallTimes()
     for size, seconds in ((1, 5.0), (8, 1.0), (16, 0.5)):

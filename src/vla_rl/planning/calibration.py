@@ -1,7 +1,7 @@
 """Costs from a run folder: what the user's own machine took, from the run's metrics.jsonl.
 
 A call's seconds are fitted as fixed + each * samples where the run had calls of different sizes: its evaluations end
-with fewer and fewer episodes. Where all calls were of one size, the proportion of the packaged costs is taken. What the
+with fewer and fewer episodes. The less they varied, the more the proportion in the packaged costs counts. What the
 threads of the learner cost each other is chosen so that the run's own learning takes as long as it took.
 """
 
@@ -34,11 +34,13 @@ from vla_rl.runtime.metrics import read_metrics
 from vla_rl.runtime.run_folder import read_config, training_run
 from vla_rl.training.costs import CALLS, OWN
 
-VARIED = 1.0
-"""The least spread of call sizes, relative to their mean and times the root of their number, by which a line is fitted:
-calls that vary by a tenth of their seconds then give a slope that is right within a tenth."""
+VARIED = 0.1
+"""Spread of call sizes, relative to their mean, at which a run is believed as much as the proportion that is known: calls
+of an evaluation differ from those of practice by some such share for other reasons than their size."""
 EVEN = Line(1.0, 0.05)
 """Proportion of fixed and each where nothing is known of a call."""
+SAME = 1e-6
+"""Relative variance of sizes that are all alike."""
 ROUNDS = 40
 MOST = 1e15
 """Of seconds, calls, samples and their squares in one iteration."""
@@ -146,20 +148,23 @@ def _where_it_ran(folder: Path, config: TrainConfig) -> Any:
 
 
 def fitted(calls: CallTimes, like: Line | None = None) -> Line:
-    """Seconds of a call as fixed + each * samples, by least squares; neither is below 0.
+    """Seconds of a call as fixed + each * samples; neither is below 0, and the mean call takes what it took.
 
-    like: the proportion to take where the calls were all of about one size.
+    By least squares. like: a proportion that is known beforehand, which counts the more the less the sizes varied.
     """
     if calls.calls <= 0 or calls.seconds <= 0:
         return Line(0.0, 0.0)
     mean, seconds = calls.samples / calls.calls, calls.seconds / calls.calls
-    variance = calls.squares / calls.calls - mean**2
-    if mean > 0 and variance * calls.calls > (VARIED * mean) ** 2:
-        each = (calls.products / calls.calls - mean * seconds) / variance
-        each = min(max(each, 0.0), seconds / mean)
-        return Line(seconds - each * mean, each)
-    like = like if like is not None and like.at(mean) > 0 else EVEN
-    return like.times(seconds / like.at(mean)) if mean > 0 else Line(seconds, 0.0)
+    if mean <= 0:
+        return Line(seconds, 0.0)
+    variance = max(0.0, calls.squares / calls.calls - mean**2)
+    known = like if like is not None and like.at(mean) > 0 else EVEN
+    each = known.each * seconds / known.at(mean)
+    if variance > SAME * mean**2:
+        slope = (calls.products / calls.calls - mean * seconds) / variance
+        trusted = 1.0 if like is None else variance / (variance + (VARIED * mean) ** 2)
+        each = trusted * min(max(slope, 0.0), seconds / mean) + (1 - trusted) * each
+    return Line(seconds - each * mean, each)
 
 
 def _counted(rows: Sequence[Row], name: str) -> CallTimes:
