@@ -26,10 +26,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from openvla_work import act_products
 from peer_generate import transformers_generate
 from vla_rl.config import PolicyConfig, tiny_model
 from vla_rl.policies import OpenVLAPolicy, identity_statistics, kernels
+from vla_rl.policies.openvla.work import act_products
 from vla_rl.types import Observation
 
 INSTRUCTIONS = ("open the drawer", "close the drawer", "open the window", "close the window")

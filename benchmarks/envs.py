@@ -2,6 +2,7 @@
 
     python benchmarks/envs.py --seconds 25
     python benchmarks/envs.py --benchmark libero --seconds 40     (see libero_envs.py)
+    python benchmarks/envs.py --benchmark all --seconds 10 --costs costs.json     for `vla-rl plan --costs`
 
 Meta-World against gymnasium's AsyncVectorEnv over Meta-World's own rendering. Both sides play the mt5 tasks with random
 actions: 16 environments, two actions a turn held for five simulator steps each, a 64-pixel image from `corner2` at
@@ -19,13 +20,17 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from cost_files import simulator_costs, write_costs
 from side_by_side import alternate, memory_bytes, play
 from vla_rl.config import EnvConfig
+from vla_rl.envs.defaults import benchmark_env, laptop_env
 from vla_rl.envs.metaworld.env import MetaWorldEnv, expert_action
 from vla_rl.envs.metaworld.tasks import SUITES
 from vla_rl.envs.rendering.gl import load_mujoco
@@ -215,15 +220,37 @@ def split_a_turn(episodes: int) -> None:
     print(f"milliseconds per turn in one process: {shown} (resets spread over turns)")
 
 
+def measure_costs(path: Path, chosen: str, seconds: float) -> None:
+    """Our simulators as presets play them, so many seconds each."""
+    suites = {
+        "metaworld": [EnvConfig(suite="mt5")],
+        "libero": [benchmark_env("libero-spatial:0"), laptop_env("libero-spatial:0")],
+        "toy": [benchmark_env("toy")],
+    }
+    configs = [c for name, found in suites.items() if chosen in (name, "all") for c in found]
+    measured = [simulator_costs(replace(config, num_envs=2), seconds) for config in configs]
+    write_costs(path, simulators=measured)
+    for costs in measured:
+        print(
+            f"{costs.note}, {costs.image_size} px: step {1e3 * costs.step:.3f} ms, image {1e3 * costs.image:.2f} ms, "
+            f"reset {1e3 * costs.reset:.1f} ms, {costs.worker_bytes / 1e6:.0f} MB"
+        )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=25.0, help="per side, in all")
     parser.add_argument("--slices", type=int, default=5, help="alternations")
     parser.add_argument(
         "--benchmark",
-        choices=["metaworld", "libero", "all"],
+        choices=["metaworld", "libero", "toy", "all"],
         default="metaworld",
         help="what to measure",
+    )
+    parser.add_argument(
+        "--costs",
+        type=Path,
+        help="measure our simulators alone, and write a costs file for `vla-rl plan`",
     )
     arguments = parser.parse_args()
     # for the other side's processes; ours see to it themselves
@@ -231,6 +258,9 @@ if __name__ == "__main__":
         os.environ.setdefault(name, "1")
     os.environ.setdefault("MUJOCO_GL", "egl")
     warnings.filterwarnings("ignore")
+    if arguments.costs is not None:
+        measure_costs(arguments.costs, arguments.benchmark, arguments.seconds)
+        raise SystemExit
     if arguments.benchmark in (
         "libero",
         "all",

@@ -13,7 +13,7 @@ figure the median of several calls after a warm-up, in device time between CUDA 
   learn               one micro-batch forward and backward: clipped surrogate and value loss, gradients of adapters
                       and critic; with and without activation checkpointing
 
-"share of peak" divides the FLOPs that the work cannot avoid (openvla_work.py: recomputed ones do not count) by
+"share of peak" divides the FLOPs that the work cannot avoid (policies/openvla/work.py: recomputed ones do not count) by
 those of the best large square product in the same precision, measured in the same run. What does not fit in memory
 is said to. Results go to `--out` as JSON and beside it as a Markdown table.
 """
@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openvla_work import act_products, learner_products
+from cost_files import policy_costs, write_costs
 from peer_generate import transformers_generate
 from vla_rl.algorithms.gradients import ThreadedGradients
 from vla_rl.config import (
@@ -50,6 +50,7 @@ from vla_rl.policies.openvla import lora
 from vla_rl.policies.openvla.config_files import Checkpoint
 from vla_rl.policies.openvla.decoding import TokenDecoder
 from vla_rl.policies.openvla.processing import pixel_values, raw_pixels
+from vla_rl.policies.openvla.work import act_products, learner_products
 from vla_rl.types import Observation
 
 WORDS = "pick up the black bowl between the plate and the ramekin and place it on the plate"
@@ -287,6 +288,8 @@ def run(
     learn_flops = 2 * learner_products(config, PROMPT_TOKENS, policy.num_tokens, LORA.rank)
     result: Row = {
         "size": size,
+        "model": config.name,
+        "image_size": config.image_size,
         "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
         "torch": torch.__version__,
         "dtype": str(dtype).removeprefix("torch."),
@@ -380,6 +383,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("gpu_openvla.json"))
+    parser.add_argument("--costs", type=Path, help="also write a costs file for `vla-rl plan`")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     if arguments.size == "7b" and device.type != "cuda":
@@ -390,6 +394,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     text = markdown(result)
     arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    if arguments.costs is not None:
+        write_costs(arguments.costs, result["device"], policies=policy_costs(result))
     print(text)
 
 

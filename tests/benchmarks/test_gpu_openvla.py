@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import cost_files
 import gpu_openvla
+from vla_rl.envs.defaults import benchmark_env
+from vla_rl.planning.costs import read_costs
 
 pytest.importorskip("peft", reason="needs the extra vla-rl[lora]")
 
@@ -79,3 +84,51 @@ def test_the_full_size_is_refused_on_a_cpu(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         gpu_openvla.main(["--size", "7b", "--device", "cpu"])
     assert "needs a GPU" in capsys.readouterr().err
+
+
+def test_the_costs_it_writes_are_read_by_the_plan(tmp_path: Path) -> None:
+    """Known rows: 10 ms and 2 ms each for prefill, 6 tokens of 1 ms after the first, 30 ms and 5 ms each to learn."""
+    acting = [
+        {
+            "batch": n,
+            "fits": True,
+            "prefill_seconds": 0.01 + 0.002 * n,
+            "loop_seconds": 0.006,
+            "seconds": 1.0,
+        }
+        for n in (1, 4, 16)
+    ]
+    learning = [{"batch": n, "fits": True, "seconds": 0.03 + 0.005 * n} for n in (2, 8)]
+    result = {
+        "model": "openvla-7b", "device": "NVIDIA H200", "image_size": 224, "action_tokens": 7, "torch": "2.13",
+        "act_adapters": [*acting, {"batch": 64, "fits": False}],
+        "learn": learning, "learn_checkpointing": [{"batch": 2, "fits": False}],
+    }  # fmt: skip
+    file = tmp_path / "costs.json"
+    cost_files.write_costs(file, result["device"], policies=cost_files.policy_costs(result))
+    (policy,) = read_costs(file).policies
+    assert (policy.device, policy.adapters, policy.source) == ("gpu", True, "measured")
+    assert not policy.checkpointing
+    for line, fixed, each in (
+        (policy.prefill, 0.01, 0.002),
+        (policy.token, 0.001, 0.0),
+        (policy.learn, 0.03, 0.005),
+    ):
+        assert (line.fixed, line.each) == (pytest.approx(fixed), pytest.approx(each, abs=1e-12))
+
+
+def test_a_whole_run_writes_a_costs_file(tmp_path: Path) -> None:
+    words = "--size tiny --device cpu --batches 1 --micro-batches 1 --repeats 1 --out"
+    costs = tmp_path / "costs.json"
+    gpu_openvla.main([*words.split(), str(tmp_path / "gpu.json"), "--costs", str(costs)])
+    policies = read_costs(costs).policies
+    assert [(p.model, p.device, p.checkpointing) for p in policies] == [
+        ("tiny", "cpu", False),
+        ("tiny", "cpu", True),
+    ]
+
+
+def test_simulators_are_measured_as_presets_play_them() -> None:
+    found = cost_files.simulator_costs(replace(benchmark_env("toy"), num_envs=2), 0.0)
+    assert (found.benchmark, found.image_size, found.source) == ("toy", 32, "measured")
+    assert min(found.step, found.image, found.reset, found.worker_bytes) > 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vla_rl.cli import main
-from vla_rl.cli.arguments import EvalArguments
+from vla_rl.cli.arguments import EvalArguments, PlanArguments
 from vla_rl.cli.commands import COMMANDS
 from vla_rl.cli.fields import options_of
 from vla_rl.config import (
@@ -37,6 +37,7 @@ CONFIGS: dict[str, Any] = {
         RewardLabelConfig("x"),
         RewardEvalConfig("x"),
         EvalArguments(Path("x")),
+        PlanArguments(),
         ScalingConfig("x"),
         ExportConfig("x"),
         AblationConfig(),
@@ -94,6 +95,10 @@ ALWAYS = {
     ),
 }  # fmt: skip
 """Fields that count whatever else is set. A new field belongs here or into the table of `vla_rl.config.effects`."""
+ALWAYS["PlanArguments"] = (
+    *ALWAYS["TrainConfig"],
+    "{gpus,cpus,ram,nodes,episodes,episode_turns,costs,calibrate,json,save_costs}",
+)
 
 
 def expanded(patterns: tuple[str, ...]) -> set[str]:
@@ -106,7 +111,8 @@ def expanded(patterns: tuple[str, ...]) -> set[str]:
 
 
 def conditional(name: str) -> set[str]:
-    return {field for effect in EFFECTS[name] for field in effect.fields}
+    classes = [cls.__name__ for cls in type(CONFIGS[name]).__mro__]
+    return {f for known in classes for effect in EFFECTS.get(known, ()) for f in effect.fields}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -203,6 +209,8 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("RewardModelConfig", "action_chunk", "error", {"backbone": "y"}, {}),
     ("RewardModelConfig", "threads", "warning", {"device": "cuda:0"}, {"device": "auto"}),
     ("RewardLabelConfig", "max_plots", "error", {}, {"plot": True}),
+    ("PlanArguments", "gpu_memory gpu", "warning", {}, {"gpus": 8}),
+    ("PlanArguments", "policy.critic.width", "error", SHARED, SEPARATE),
     ("RewardEvalConfig", "seed", "warning", {"resamples": 0}, {}),
     ("EvalArguments", "mode chooser reward_model lookahead success_ahead", "error", {}, {"best_of": 2}),
     ("EvalArguments", "lookahead success_ahead", "error", {"best_of": 2, "mode": "refine"}, {"best_of": 2}),

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vla_rl.algorithms.learner import finite
 from vla_rl.distributed.shards import Shards, in_order, tree_fold, tree_nodes
 from vla_rl.distributed.world import SingleProcess, World
+from vla_rl.runtime.call_times import CallTimes, own_seconds
 from vla_rl.runtime.cpus import available_cpus
 
 LossOfRows = Callable[[Int64[Tensor, " b"]], tuple[Float[Tensor, ""], dict[str, float]]]
@@ -90,6 +91,9 @@ class ThreadedGradients:
         self.threads = 1 if on_gpu else threads or available_cpus()
         self.micro_batch, self.world, self.shards = micro_batch, world, shards
         self._pool = ThreadPoolExecutor(self.threads, "learner") if self.threads > 1 else None
+        self._device = device or torch.device("cpu")
+        self.times, self.minibatches = CallTimes(), 0
+        """What forward and backward passes cost, and how many minibatches they were for."""
 
     @property
     def own_shards(self) -> range | None:
@@ -121,7 +125,9 @@ class ThreadedGradients:
         """
         total = sum(self.world.gather(sum(map(len, parts))))
 
-        def of_part(part: Int64[Tensor, " s"]) -> tuple[Grads, Tally]:
+        self.minibatches += 1
+
+        def of_part(part: Int64[Tensor, " s"]) -> tuple[Grads, Tally, CallTimes]:
             return self._of_part(loss, part, total, parameters)
 
         compute = self._pool.map if self._pool else map
@@ -133,8 +139,9 @@ class ThreadedGradients:
         def leaf(node: tuple[int, int]) -> Grads | None:
             if node[1] - node[0] > 1:
                 return None
-            grads, tally = next(results)  # leaves are asked for in their order
+            grads, tally, times = next(results)  # leaves are asked for in their order
             tallies.append(tally)
+            self.times.merge(times)
             return grads
 
         for node in tree_nodes(0, shards.count, shards.own):
@@ -191,15 +198,17 @@ class ThreadedGradients:
         rows: Int64[Tensor, " s"],
         total: int,
         parameters: Sequence[nn.Parameter],
-    ) -> tuple[Grads, Tally]:
-        tally = Tally()
+    ) -> tuple[Grads, Tally, CallTimes]:
+        tally, times = Tally(), CallTimes()
         grads: Grads = [None] * len(parameters)
         for part in torch.split(rows, self.micro_batch or max(1, len(rows))) if len(rows) else ():
+            started = own_seconds(self._device)
             value, numbers = loss(part)
             new = torch.autograd.grad(value * (len(part) / total), parameters, allow_unused=True)
             grads = _add(grads, list(new))
             tally.add(numbers, weight=len(part))
-        return grads, tally
+            times.add(len(part), own_seconds(self._device) - started)
+        return grads, tally, times
 
     def close(self) -> None:
         if self._pool is not None:

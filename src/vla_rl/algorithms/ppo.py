@@ -23,6 +23,7 @@ from vla_rl.distributed.shards import Shards
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.policies.policy import ValuePolicy
 from vla_rl.policies.shardable import sharding_of
+from vla_rl.runtime.call_times import CallTimes, own_seconds
 
 
 class PPO:
@@ -46,7 +47,10 @@ class PPO:
         gradients: Gradients = threaded
         if sharding is not None:
             gradients = ShardedGradients(sharding, config.micro_batch, shards)
-        self.seed = seed
+        self.seed, self.gradients = seed, threaded
+        self.times = {what: CallTimes() for what in ("check", "critic", "policy", "steps")}
+        """What updates cost: passes of critic and policy (where they are not sharded), and in `steps` this thread beside
+        them, by minibatch."""
         shared = critic.kind == "shared"
         # a separate critic is no part of what is sharded
         of_critic = gradients if shared else threaded
@@ -60,13 +64,30 @@ class PPO:
         metrics = {"losses/explained_variance": self.critic.explained_variance(batch)}
         warming = self.critic.warming_up(iteration)
         metrics["losses/critic_warmup"] = float(warming)
+        device = self.policy.device
+        started = own_seconds(device)
         batch, difference = self.policy.check_sampler(batch, Order(self.seed, iteration, "check"))
         metrics["losses/logprob_max_difference"] = difference
+        checked = own_seconds(device)
+        self.times["check"].add(1, checked - started)
         metrics |= self.critic.improve(batch, warming, Order(self.seed, iteration, "critic"))
+        self._count("critic")
         if not warming:
             order = Order(self.seed, iteration, "policy")
             metrics |= self.policy.improve(batch, order, progress)
+            self._count("policy")
+        self.times["steps"].seconds += own_seconds(device) - checked
         return metrics
+
+    def _count(self, what: str) -> None:
+        """Note what the last passes of critic or policy cost, and their minibatches among all `steps`."""
+        gradients, steps = self.gradients, self.times["steps"]
+        passes, minibatches = gradients.times.take(), gradients.minibatches
+        gradients.minibatches = 0
+        if gradients.threads == 1:  # else they ran beside this thread
+            steps.seconds -= passes.seconds
+        steps.calls += minibatches
+        self.times[what].merge(passes)
 
     def _require_shards(self, batch: Batch) -> None:
         known = self.critic.gradients.shards

@@ -6,10 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
-from vla_rl.config import EvalConfig
-from vla_rl.config.bounds import Candidates, Config, PixelsOrStored, Workers
+from vla_rl.config import EvalConfig, TrainConfig
+from vla_rl.config.bounds import (
+    Candidates,
+    Config,
+    NotNegative,
+    PixelsOrStored,
+    Whole,
+    Workers,
+)
 
 
 @dataclass(frozen=True)
@@ -111,3 +118,33 @@ class DoctorArguments(Config):
     checkpoint: str = ""
     """Look at this checkpoint (a folder, a run or a hub id) instead: what is in it, whether it is whole, and whether
     this machine can run and train it."""
+
+
+@dataclass(frozen=True)
+class PlanArguments(TrainConfig):
+    """A training run as `vla-rl train` takes it, and the machine on which it is planned."""
+
+    gpus: Annotated[int, Ge(0), Le(64)] = 0
+    """GPUs of each node."""
+    gpu_memory: Annotated[float, Gt(0), Le(10_000)] = 80.0
+    """Memory of each GPU in GB (1e9 bytes)."""
+    gpu: Literal["h200", "h100", "h100-pcie", "a100", "l40s", "rtx4090"] = "h200"
+    """Kind of GPU. Others than the one whose costs are known are scaled by their published peaks, and marked."""
+    cpus: Annotated[int, Ge(0), Le(4096)] = 0
+    """CPU cores of each node; 0 takes this machine's, with GPUs 12 for each of them."""
+    ram: Annotated[float, Ge(0), Le(1_000_000)] = 0.0
+    """Host memory of each node in GB; 0 takes this machine's, with GPUs it is not looked at."""
+    nodes: Annotated[int, Ge(1), Le(4096)] = 1
+    """Nodes, all alike."""
+    episodes: Whole = 0
+    """Episodes to which hours are counted; 0 takes schedule.episodes, or 10,000."""
+    episode_turns: NotNegative = 0.0
+    """Mean length of an episode in turns; 0 takes the costs', or env.horizon."""
+    costs: tuple[Path, ...] = ()
+    """Costs files, or run folders to take costs from, laid over those that come with the program."""
+    calibrate: Path | None = None
+    """A run folder to take costs from: a run of this machine of four iterations or more, whatever its size."""
+    json: Path | None = None
+    """File for the whole plan."""
+    save_costs: Path | None = None
+    """File for the costs that were taken, to be given to --costs."""

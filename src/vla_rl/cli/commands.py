@@ -18,12 +18,13 @@ from vla_rl.cli.arguments import (
     EvalArguments,
     FilmArguments,
     LearningCurveArguments,
+    PlanArguments,
     ReportArguments,
 )
 from vla_rl.cli.needs import require_extras
 from vla_rl.cli.options import PRINT_CONFIG, normal, parse, say, value_of, with_lora
 from vla_rl.cli.tables import reward_model_table, success_table
-from vla_rl.cli.training import ablation_request, train_request
+from vla_rl.cli.training import ablation_request, plan_request, train_request
 from vla_rl.config import (
     AblationConfig,
     DemosConfig,
@@ -62,7 +63,7 @@ def parse_command(
         command=command,
         description="\n\n".join(part for part in parts if part),
         default=default,
-        usage=" [PRESET]" if command in ("train", "ablate") else "",
+        usage=" [PRESET]" if command in ("train", "ablate", "plan") else "",
         flat=cls is EvalArguments,
     )
     require_extras(command, config)
@@ -141,6 +142,22 @@ def _train(words: list[str]) -> int:
 
         folder = train_on_ranks(config, resume)
     say(f"Run folder: {folder}")
+    return 0
+
+
+def _plan(words: list[str]) -> int:
+    request, config, preset, rest = plan_request(words, parse_command)
+    from vla_rl.recipes.plan import machine_of, make_plan
+
+    machine = machine_of(
+        request.nodes, request.gpus, request.gpu_memory, request.gpu, request.cpus, request.ram
+    )
+    given = (*request.costs, *([request.calibrate] if request.calibrate else []))
+    text = make_plan(
+        config, machine, given, preset=preset, words=rest, episodes=request.episodes,
+        episode_turns=request.episode_turns, json=request.json, save_costs=request.save_costs,
+    )  # fmt: skip
+    say(text)
     return 0
 
 
@@ -284,6 +301,17 @@ COMMANDS: dict[str, Command] = {
         ),
         _train,
         TrainConfig,
+    ),
+    "plan": Command(
+        "say beforehand what fits on a machine, how fast it will be, and how to start it",
+        (
+            "vla-rl plan metaworld-mt5",
+            "vla-rl plan libero-spatial-openvla-7b --gpus 8 --gpu-memory 80 --cpus 96 --env.num-envs 80",
+            "vla-rl plan libero-spatial-openvla-7b --gpus 8 --nodes 4 --episodes 50000 --json plan.json",
+            "vla-rl plan metaworld-mt5 --calibrate runs/first --parallel.ranks 2",
+        ),
+        _plan,
+        PlanArguments,
     ),
     "eval": Command(
         "evaluate a policy on held-out initial states",

@@ -49,6 +49,7 @@ NEEDS: Mapping[str, Modules] = {
     "convert": lambda _: (*DATASETS, "h5py"),
     "sft": _datasets,
     "train": _train,
+    "plan": lambda _: (),
     "eval": lambda c: VIDEOS if c.protocol.videos > 0 else (),
     "reward collect": _datasets,
     "reward label": lambda c: (*DATASETS, *(("matplotlib",) if c.plot else ())),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 
+from vla_rl.cli.arguments import PlanArguments
 from vla_rl.cli.options import PRINT_CONFIG, ParseCommand, normal, old_options, with_lora
 from vla_rl.config import AblationConfig, TrainConfig, UserError
 
@@ -13,11 +14,16 @@ RESUMABLE = ("--schedule.iterations", "--schedule.minutes", "--schedule.episodes
 _ELSEWHERE = ("--parallel.ranks", "--parallel.timeout", "--parallel.shard", "--parallel.gather")
 """What may differ where a run goes on: it plays the same."""
 DEFAULT_PRESET = "metaworld-mt5"
+ARRANGED = tuple(
+    f"--parallel.{name}"
+    for name in ("ranks", "shard", "arrangement", "learners", "actors", "hosts", "ray", "staleness")
+)
+"""What a plan says itself."""
 
 
 def train_request(words: list[str], parse_command: ParseCommand) -> tuple[TrainConfig, Path | None]:
     """The configuration `vla-rl train WORDS` asks for, and the run folder to go on in, if any."""
-    from vla_rl.recipes.presets import SUMMARIES, preset
+    from vla_rl.recipes.presets import preset
 
     resume, words = _take_value(words, "--resume")
     chosen = words[0] if words and not words[0].startswith("-") else None
@@ -28,19 +34,55 @@ def train_request(words: list[str], parse_command: ParseCommand) -> tuple[TrainC
         run = training_run(Path(resume))
         return _resumed(run, chosen, words, parse_command), run
     base, words = with_lora(preset(chosen or DEFAULT_PRESET), words)
-    presets = "\n".join(f"  {name:<26} {summary}" for name, summary in SUMMARIES.items())
     notes = (
         f"To go on with a run: vla-rl train --resume RUN\n"
         f"  with a new length: [{'] ['.join(RESUMABLE)}]\n"
-        "  on another number of processes: [--parallel.ranks]\n\n"
-        f"Presets (default {DEFAULT_PRESET}); the options' defaults below are the chosen one's:\n{presets}\n\n"
-        "--policy.lora trains adapters only; --policy.lora.{rank,alpha,dropout,vision} set them."
+        f"  on another number of processes: [--parallel.ranks]\n\n{_presets()}"
     )
     config = parse_command(TrainConfig, words, "train", base, notes)
     if not config.run.name:
         name = f"{chosen or DEFAULT_PRESET}-{datetime.now():%Y%m%d-%H%M%S}"
         config = replace(config, run=replace(config.run, name=name))
     return config, None
+
+
+def _presets() -> str:
+    """The part of the help about presets."""
+    from vla_rl.recipes.presets import SUMMARIES
+
+    presets = "\n".join(f"  {name:<26} {summary}" for name, summary in SUMMARIES.items())
+    return (
+        f"Presets (default {DEFAULT_PRESET}); the options' defaults below are the chosen one's:\n{presets}\n\n"
+        "--policy.lora trains adapters only; --policy.lora.{rank,alpha,dropout,vision} set them."
+    )
+
+
+def plan_request(
+    words: list[str], parse_command: ParseCommand
+) -> tuple[PlanArguments, TrainConfig, str, list[str]]:
+    """What `vla-rl plan WORDS` asks for, the run in it, the preset, and the words that are `vla-rl train`'s."""
+    from vla_rl.recipes.presets import preset
+
+    chosen = words[0] if words and not words[0].startswith("-") else None
+    words = words[1:] if chosen else words
+    base, rest = with_lora(preset(chosen or DEFAULT_PRESET), words)
+    parts = {entry.name: getattr(base, entry.name) for entry in fields(TrainConfig)}
+    request = parse_command(PlanArguments, rest, "plan", PlanArguments(**parts), _presets())
+    config = TrainConfig(**{name: getattr(request, name) for name in parts})
+    return request, config, chosen or DEFAULT_PRESET, _of_training(words)
+
+
+def _of_training(words: list[str]) -> list[str]:
+    """`words` without the options that `vla-rl train` does not have, and without what belongs to them."""
+    own = {entry.name for entry in fields(PlanArguments)} - {e.name for e in fields(TrainConfig)}
+    names = {f"--{name}".replace("_", "-") for name in own} | {PRINT_CONFIG, *ARRANGED}
+    kept, skipping = [], False
+    for word in words:
+        if word.startswith("--"):
+            skipping = normal(word) in names
+        if not skipping:
+            kept.append(word)
+    return kept
 
 
 def _resumed(

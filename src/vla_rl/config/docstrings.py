@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -14,8 +15,11 @@ from typing import Any
 @functools.cache
 def field_docs(cls: type[Any]) -> dict[str, str]:
     """The docstring of each field of the dataclass `cls`, on one line; fields without one are left out."""
-    body = _classes(cls.__module__)[cls.__qualname__].body
     docs: dict[str, str] = {}
+    for base in cls.__bases__:
+        if dataclasses.is_dataclass(base):
+            docs |= field_docs(base)
+    body = _classes(cls.__module__)[cls.__qualname__].body
     for field, text in itertools.pairwise(body):
         if (
             isinstance(field, ast.AnnAssign)

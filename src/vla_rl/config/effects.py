@@ -62,7 +62,8 @@ def without_effect(
 
 def _missed(config: Any, field: str, others: Sequence[Effect]) -> Effect | None:
     """What says that `field` does not count in `config`, if anything does."""
-    for effect in (*EFFECTS.get(type(config).__name__, ()), *others):
+    known = [e for cls in type(config).__mro__ for e in EFFECTS.get(cls.__name__, ())]
+    for effect in (*known, *others):
         if _covers(effect.fields, field) and not effect.counts(config):
             return effect
     return None
@@ -361,6 +362,11 @@ _TEST_TIME = (
 )
 EFFECTS: Mapping[str, tuple[Effect, ...]] = {
     "TrainConfig": _TRAIN,
+    "PlanArguments": (
+        Effect(
+            ("gpu_memory", "gpu"), lambda c: c.gpus > 0, "there is no GPU: set --gpus", "warning"
+        ),
+    ),
     "SFTConfig": _SFT,
     "DemosConfig": (),
     "RewardModelConfig": _REWARD_TRAIN,
@@ -393,4 +399,4 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
         ),
     ),
 }
-"""By the name of a command's configuration."""
+"""By the name of a command's configuration; one made of another has that one's too."""

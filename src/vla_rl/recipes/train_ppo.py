@@ -34,6 +34,7 @@ from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import share_progress
 from vla_rl.runtime.seeding import seed_everything
 from vla_rl.runtime.signals import graceful_stop
+from vla_rl.training.costs import cost_metrics
 from vla_rl.training.evaluation import evaluate_before_or_after, evaluate_during
 from vla_rl.training.phases import Phases
 from vla_rl.training.state import TrainState, open_training_run, own_envs, policy_of_run
@@ -50,13 +51,13 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
         seed_everything(config.run.seed)
         keep_freed_memory()
         policy = policy_of_run(config, run, world)
-        ppo = with_micro_batch(config.ppo, policy, config.env.num_envs, world)
+        shards = Shards.of(config.env.num_envs, config.parallel.shards, world)
+        ppo = with_micro_batch(config.ppo, policy, len(shards.own_envs), world)
         config = replace(config, ppo=ppo)
         learner = build_learner(policy, config, world)
         reward_function = build_reward(config, policy, world)
         stop = opened.enter_context(graceful_stop("this iteration"))
         opened.enter_context(use_threads(config.run.torch_threads))
-        shards = Shards.of(config.env.num_envs, config.parallel.shards, world)
         envs = opened.enter_context(
             make_vector_env(own_envs(config, shards, world), world.local_rank, world.local_size)
         )
@@ -115,6 +116,7 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                 metrics = losses | curriculum.metrics() | reward_function.metrics()
                 ranks, seconds = phases.of_ranks(own), phases.wall_seconds()
                 metrics |= rollout_metrics(collected, dense_rewards, ranks, seconds, envs, world)
+                metrics |= cost_metrics(policy, learner, envs, collected, world)
                 state.advance(metrics, seconds, ranks)
                 bar.reach(state.progress(config.schedule), **state.headline(metrics))
                 state.look(stop, lambda: evaluate_during(state, envs, config))

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class Collected:
     finished: list[FinishedEpisode]
     simulator_steps: int
     seconds: dict[str, float]  # simulate (waiting for simulators), infer, other
+    own_seconds: dict[str, float] = field(default_factory=dict)
+    """The same in processor time of this thread, with `values`: valuing what follows the window."""
 
     @property
     def outcomes(self) -> list[tuple[str, bool]]:
@@ -137,14 +139,14 @@ class Collector:
                 self._act(index, run, turn, temperature, uniforms[turn])
         for index in range(len(self.groups)):
             self._receive(index, run, num_turns - 1)
-        clock.switch("infer")
+        clock.switch("infer", "values")
         rollout = window.finish(self.player, Observation.concatenate(self.current), temperature)
         if not rollout.valid.any():  # bounded by env.max_restarts
             logger.warning(
                 "every turn of this window was lost with its simulator; playing it again"
             )
             return self.collect(num_turns, temperature, iteration)
-        return Collected(rollout, window.finished, window.simulator_steps, clock.stop())
+        return Collected(rollout, window.finished, window.simulator_steps, clock.stop(), clock.own)
 
     def collect_episodes(
         self, groups: Sequence[Sequence[EpisodeSpec]], temperature: float, iteration: int
@@ -187,7 +189,9 @@ class Collector:
         window.trim(int((window.episode_ids >= 0).any(1).sum()))
         run.clock.switch("infer")
         rollout = window.finish(self.player, None, temperature)
-        return Collected(rollout, window.finished, window.simulator_steps, run.clock.stop())
+        return Collected(
+            rollout, window.finished, window.simulator_steps, run.clock.stop(), run.clock.own
+        )
 
     def _open(
         self,
@@ -414,16 +418,21 @@ def _replace_rows(base: Observation, rows: list[int], fresh: Observation) -> Obs
 
 
 class _Clock:
-    """Splits wall time between named activities."""
+    """Splits wall time, and this thread's processor time, between named activities."""
 
     def __init__(self) -> None:
         self.seconds = {"simulate": 0.0, "infer": 0.0, "other": 0.0}
-        self.activity, self.since = "other", time.perf_counter()
+        self.own = {**self.seconds, "values": 0.0}
+        self.activity, self.own_activity = "other", "other"
+        self.since, self.own_since = time.perf_counter(), time.thread_time()
 
-    def switch(self, activity: str) -> None:
-        now = time.perf_counter()
+    def switch(self, activity: str, own_activity: str = "") -> None:
+        """`own_activity`: what the processor time counts for, where that is told more finely."""
+        now, own_now = time.perf_counter(), time.thread_time()
         self.seconds[self.activity] += now - self.since
-        self.activity, self.since = activity, now
+        self.own[self.own_activity] += own_now - self.own_since
+        self.activity, self.own_activity = activity, own_activity or activity
+        self.since, self.own_since = now, own_now
 
     def stop(self) -> dict[str, float]:
         self.switch("other")

@@ -28,6 +28,7 @@ from vla_rl.envs.registry import make_envs as make_suite_envs
 from vla_rl.envs.registry import no_dense_reward
 from vla_rl.envs.rendering.egl import worker_devices
 from vla_rl.envs.vector.shared_memory import SlotArrays, anonymous_file
+from vla_rl.envs.vector.work_times import as_times
 from vla_rl.envs.vector.worker import MakeEnvs, WorkerSetup
 from vla_rl.envs.vector.worker_process import (
     WorkerFacts,
@@ -35,6 +36,7 @@ from vla_rl.envs.vector.worker_process import (
     WorkerProcess,
     WorkerSilentError,
 )
+from vla_rl.runtime.call_times import CallTimes
 from vla_rl.runtime.cpus import available_cpus
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
@@ -315,6 +317,14 @@ class ProcessVectorEnv:
         return answer
 
     # -- the rest ------------------------------------------------------------------------------------
+
+    def work_times(self) -> dict[str, CallTimes]:
+        """See `TimesItsWork`. What a worker did that was lost meanwhile is not known."""
+        tickets = [
+            self._post(worker, "work_times", [], None) for worker in range(self._num_workers)
+        ]
+        heard = [self._answer(worker, ticket) for worker, ticket in enumerate(tickets)]
+        return as_times([numbers for numbers in heard if isinstance(numbers, list)])
 
     def memory_bytes(self) -> int:
         """Resident memory of all worker processes together (what they share is counted in each)."""

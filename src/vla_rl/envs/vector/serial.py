@@ -14,7 +14,9 @@ from vla_rl.envs.env import DenselyRewarded, Snapshot
 from vla_rl.envs.registry import make_envs as make_suite_envs
 from vla_rl.envs.registry import no_dense_reward
 from vla_rl.envs.vector.shared_memory import SlotArrays
+from vla_rl.envs.vector.work_times import TimedWork, as_times
 from vla_rl.envs.vector.worker import MakeEnvs
+from vla_rl.runtime.call_times import CallTimes
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
 
@@ -33,6 +35,7 @@ class SerialVectorEnv:
         self.tasks, self.instructions = first.tasks, first.instructions
         self.infrastructure_errors = 0
         self._arrays = SlotArrays(config.num_envs, config.image_size, first.proprio_dim)
+        self._work = TimedWork(self._arrays, config.horizon)
         self._pending: set[int] = set()
 
     def _claim(self, slots: Sequence[int], count: int) -> None:
@@ -46,14 +49,12 @@ class SerialVectorEnv:
     def post_reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> None:
         self._claim(slots, len(specs))
         for slot, spec in zip(slots, specs, strict=True):
-            self._envs[slot].reset(spec)
-            self._arrays.write_reset(slot, self._envs[slot], self.horizon)
+            self._work.reset(slot, self._envs[slot], spec)
 
     def post_step(self, slots: Sequence[int], actions: Float32[np.ndarray, "S C A"]) -> None:
         self._claim(slots, len(actions))
         for slot, chunk in zip(slots, np.asarray(actions, dtype=np.float32), strict=True):
-            outcome = self._envs[slot].step(chunk)
-            self._arrays.write_step(slot, self._envs[slot], self.horizon, outcome)
+            self._work.step(slot, self._envs[slot], chunk)
 
     def wait(self, slots: Sequence[int]) -> StepResult:
         idle = [slot for slot in slots if slot not in self._pending]
@@ -100,6 +101,10 @@ class SerialVectorEnv:
         if len(rewards) != len(slots):
             raise no_dense_reward(self._suite)
         return np.array(rewards, dtype=np.float32)
+
+    def work_times(self) -> dict[str, CallTimes]:
+        """See `TimesItsWork`."""
+        return as_times([self._work.take()])
 
     def memory_bytes(self) -> int:
         """Resident memory of this process."""

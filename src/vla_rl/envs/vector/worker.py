@@ -23,6 +23,7 @@ from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import UserError
 from vla_rl.envs.env import DenselyRewarded, Env
 from vla_rl.envs.vector.shared_memory import SlotArrays
+from vla_rl.envs.vector.work_times import TimedWork
 from vla_rl.types import EpisodeSpec
 
 MakeEnvs = Callable[[EnvConfig, int], Sequence[Env]]
@@ -77,16 +78,18 @@ class _Worker:
         self, envs: dict[int, Env], arrays: SlotArrays, horizon: int, connection: Connection
     ) -> None:
         self._envs, self._arrays, self._horizon = envs, arrays, horizon
-        self._connection = connection
+        self._connection, self._work = connection, TimedWork(arrays, horizon)
         self._last_sign = time.monotonic()
         self._loaded: set[str] = set()
 
-    def _load(self, task: str) -> None:
+    def _load(self, task: str) -> bool:
         """Say so where the next reset is this process's first of a task: its simulator is built then."""
-        if task not in self._loaded:
+        first = task not in self._loaded
+        if first:
             self._loaded.add(task)
             self._connection.send(("loading",))
             self._last_sign = time.monotonic()
+        return first
 
     def _sign_of_life(self) -> None:
         """Building simulators takes seconds; say that we are at it, so as not to be taken for hung."""
@@ -99,17 +102,15 @@ class _Worker:
         # by task, so that the models in use change least often; image at once, while the state is loaded
         for row in sorted(range(len(slots)), key=lambda row: specs[row].task):
             env = self._envs[slots[row]]
-            self._load(specs[row].task)
-            env.reset(specs[row])
-            self._arrays.write_reset(slots[row], env, self._horizon)
+            builds = self._load(specs[row].task)
+            self._work.reset(slots[row], env, specs[row], builds=builds)
             self._sign_of_life()
         return [self._envs[slot].instruction for slot in slots]
 
     def step(self, slots: Sequence[int], actions: Float32[np.ndarray, "S C A"]) -> None:
         for row in sorted(range(len(slots)), key=lambda row: self._envs[slots[row]].instruction):
             env = self._envs[slots[row]]
-            outcome = env.step(actions[row])
-            self._arrays.write_step(slots[row], env, self._horizon, outcome)
+            self._work.step(slots[row], env, actions[row])
             self._sign_of_life()
 
     def snapshot(self, slots: Sequence[int]) -> list[dict[str, Any]]:
@@ -124,6 +125,10 @@ class _Worker:
             self._arrays.write_reset(slots[row], env, self._horizon)
             self._sign_of_life()
         return [self._envs[slot].instruction for slot in slots]
+
+    def work_times(self, slots: Sequence[int]) -> list[float]:
+        """What this process's work cost since this was last asked."""
+        return self._work.take()
 
     def dense_rewards(self, slots: Sequence[int]) -> list[float]:
         """One number per slot; none at all if the simulator has no such reward."""

@@ -49,6 +49,7 @@ from vla_rl.policies.openvla.sharding import blank_observation, split
 from vla_rl.policies.openvla.tokenizer import build_tiny_tokenizer
 from vla_rl.policies.policy import Evaluation, PolicyOutput, Proposals
 from vla_rl.policies.prompts import Prompts
+from vla_rl.runtime.call_times import CallTimes, own_seconds
 from vla_rl.runtime.devices import resolve_device
 from vla_rl.types import Observation
 
@@ -104,6 +105,9 @@ class OpenVLAPolicy(nn.Module):
         self.decoder = TokenDecoder(
             self.model, self.num_tokens, record_cuda_graph if graphs else None
         )
+        self.times = {"prefill": CallTimes(), "tokens": CallTimes()}
+        """What `act` cost after its first call: reading images and prompts, and choosing the tokens."""
+        self.warm = False
         self._initial_version = self._version()
 
     @classmethod
@@ -267,6 +271,7 @@ class OpenVLAPolicy(nn.Module):
     def _decode(
         self, observation: Observation, temperature: float, uniforms: np.ndarray | None
     ) -> tuple[Int64[Tensor, "N K"], Float[Tensor, "N K"], Float[Tensor, " N"]]:
+        started = own_seconds(self.device)
         raw, prompts, time = self._inputs(observation)
         shape = (len(observation), self.num_tokens)
         if uniforms is not None and uniforms.shape != shape:
@@ -277,7 +282,12 @@ class OpenVLAPolicy(nn.Module):
         if temperature > 0:
             given = torch.rand(shape) if uniforms is None else torch.from_numpy(np.array(uniforms))
             draws = given.to(self.device, torch.float32)
+        read = own_seconds(self.device)
         tokens, log_probs = self.decoder.choose(hidden, state, draws, temperature)
+        if self.warm:  # the first call finds nothing in place
+            self.times["prefill"].add(len(observation), read - started)
+            self.times["tokens"].add(len(observation), own_seconds(self.device) - read)
+        self.warm = True
         return tokens, log_probs, values
 
     def evaluate(

@@ -9,11 +9,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from openvla_work import act_products, embedding_products, layer_products, learner_products
 from vla_rl.config import OPENVLA_7B, LoraConfig, ModelConfig, tiny_model
 from vla_rl.policies import OpenVLA
 from vla_rl.policies.openvla import lora
 from vla_rl.policies.openvla.decoding import choose_tokens
+from vla_rl.policies.openvla.work import (
+    act_products,
+    embedding_products,
+    layer_products,
+    learner_products,
+)
 from vla_rl.policies.prompts import Prompts
 
 META = torch.device("meta")
