@@ -49,8 +49,8 @@ class PPO:
             gradients = ShardedGradients(sharding, config.micro_batch, shards)
         self.seed, self.gradients = seed, threaded
         self.times = {what: CallTimes() for what in ("check", "critic", "policy", "steps")}
-        """What updates cost: passes of critic and policy (where they are not sharded), and in `steps` this thread beside
-        them, by minibatch."""
+        """What updates cost: passes of critic and policy where they are not sharded, and in `steps` this thread
+        beside them, by minibatch."""
         shared = critic.kind == "shared"
         # a separate critic is no part of what is sharded
         of_critic = gradients if shared else threaded
