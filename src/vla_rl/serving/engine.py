@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -23,28 +20,24 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from vla_rl.config import ConfigError, TrainConfig, UserError
+from vla_rl.config import ConfigError, TrainConfig
 from vla_rl.distributed.world import World
-from vla_rl.policies.openvla.exporting import MergedWeights, export_merged
+from vla_rl.policies.openvla.exporting import MergedWeights
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
 from vla_rl.policies.policy import Policy, PolicyOutput
 from vla_rl.serving.addresses import Address
 from vla_rl.serving.client import EngineClient
-from vla_rl.serving.messages import COLDEST, Facts
-from vla_rl.serving.process import EngineProcess, engine_python
+from vla_rl.serving.hosting import EngineLostError, HostedEngine, connect
+from vla_rl.serving.messages import COLDEST
+from vla_rl.serving.process import engine_python
 from vla_rl.serving.staging import require_served, served_head_dim
-from vla_rl.serving.wire import ConnectionLostError, EngineError
+from vla_rl.serving.wire import DTYPES, ConnectionLostError
 from vla_rl.types import Observation
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_POLL = 0.1  # seconds between two looks whether it listens yet
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class EngineLostError(UserError):
-    """The engine's process has ended and is not started again."""
+_AGAIN = "the engine has died again within one iteration, and is not started a third time: {}"
 
 
 class ServedEngine:
@@ -79,7 +72,7 @@ class ServedEngine:
                 served_head_dim(policy.description.model.language, on_cpu=True)
             self._python = engine_python(self._parallel.engine_python)
         self._folder: Path | None = None
-        self._process: EngineProcess | None = None
+        self._hosted: HostedEngine | None = None
         self._client: EngineClient | None = None
         self._version: int | None = None
         self._restarted = False
@@ -156,109 +149,76 @@ class ServedEngine:
         self._close()
 
     def _open(self) -> None:
-        world, where = self._world, str(self._given or "")
+        world, where = self._world, ""
         if world.rank == 0:
-            if self._given is None:
-                where = str(self._start())
-            else:
-                self._client = self._connect(self._given)
+            where = str(self._given or self._start())
+            if self._given is not None:
+                self._client = connect(
+                    self._given, self._policy, self._parallel.timeout, self._backend
+                )
                 self._send(self._client, everything=True)
+            facts = self._conversation.facts
             LOG.warning(
                 "%s decides the actions (%s, %s): it draws its own random numbers, so that the same seed does not play "
-                "the same run again", self._facts.library, self._facts.device, self._facts.dtype,
+                "the same run again", facts.library, facts.device, facts.dtype,
             )  # fmt: skip
         where = world.broadcast(where)
         if world.rank > 0:
-            self._client = self._connect(Address.parse(where))
+            address = Address.parse(where)
+            self._client = connect(address, self._policy, self._parallel.timeout, self._backend)
+
+    def _start(self) -> Address:
+        self._folder = Path(tempfile.mkdtemp(prefix="vla-rl-engine-"))
+        self._hosted = HostedEngine(
+            self._policy, self._python, self._folder, self._parallel.timeout, self._backend,
+            self._parallel.engine_memory,
+        )  # fmt: skip
+        self._hosted.start()
+        return self._hosted.address
 
     def _close(self) -> None:
         if self._client is not None:
             self._client.close()
-        if self._process is not None:
-            self._process.stop()
+        if self._hosted is not None:
+            self._hosted.stop()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-        self._client = self._process = self._folder = None
-
-    def _start(self) -> Address:
-        """Start an engine with the learner's present weights, and wait until it answers."""
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="vla-rl-engine-"))
-        address = Address.of_path(self._folder / "socket")
-        checkpoint = self._folder / "checkpoint"
-        dtype = self._policy.model.dtype
-        export_merged(self._policy, checkpoint, dtype)
-        words = [
-            "engine", "serve", str(checkpoint), "--backend", self._backend,
-            "--socket", str(address.path), "--dtype", str(dtype).removeprefix("torch."),
-            "--memory", str(self._parallel.engine_memory),
-        ]  # fmt: skip
-        self._process = EngineProcess(self._python, words, self._folder, os.environ)
-        self._client = self._wait(address, self._process)
-        shutil.rmtree(checkpoint)  # 15 GB of a 7B model
-        return address
-
-    def _wait(self, address: Address, process: EngineProcess) -> EngineClient:
-        end = time.monotonic() + self._parallel.timeout
-        while time.monotonic() < end:
-            if not process.alive:
-                raise EngineLostError(f"the engine did not start: {process.obituary()}")
-            if address.path is not None and address.path.exists():
-                with suppress(ConnectionLostError):
-                    return self._connect(address)
-            time.sleep(_POLL)
-        raise EngineLostError(
-            f"the engine did not start within {self._parallel.timeout:g} s (parallel.timeout). {process.last_words()}"
-        )
-
-    def _connect(self, address: Address) -> EngineClient:
-        """Raises UserError for an engine of other images, ids or kind than the policy's."""
-        client = EngineClient(address, self._parallel.timeout)
-        try:
-            require_same_model(client.facts, self._policy, self._backend, str(address))
-        except BaseException:
-            client.close()
-            raise
-        return client
+        self._client = self._hosted = self._folder = None
 
     @property
-    def _facts(self) -> Facts:
+    def _conversation(self) -> EngineClient:
+        if self._hosted is not None:
+            return self._hosted.client
         assert self._client is not None
-        return self._client.facts
+        return self._client
 
     def _send(self, engine: EngineClient, everything: bool) -> None:
         """Send what was learned, or all weights, in the engine's precision."""
         merged = MergedWeights(self._policy)
-        dtype = _DTYPES[engine.facts.dtype]
+        dtype = DTYPES[engine.facts.dtype]
         names = list(merged.base) if everything else merged.learned
         engine.renew({name: merged.tensor(name).to(dtype) for name in names}, self._version or 0)
 
     def _ask(self, question: Callable[[EngineClient], T]) -> T:
         """Ask the engine; if it has died, start it again with the newest weights and ask that one, but once."""
-        assert self._client is not None
         try:
-            return question(self._client)
+            return question(self._conversation)
         except ConnectionLostError as error:
-            reason = f"the engine at {self._client.address} is lost ({error})"
-            if self._process is None or self._world.size > 1:
+            if self._hosted is None or self._world.size > 1:
                 raise EngineLostError(
-                    f"{reason}: start it again, and go on with the run"
+                    f"{self._conversation.source} is lost ({error}): go on with the run from its last checkpoint, with "
+                    "an engine that runs"
                 ) from error
-            how = self._process.obituary()
-        if self._restarted:
-            raise EngineLostError(f"the engine has died again in the same iteration: {how}")
+            how = self._hosted.process.obituary()
+            if self._restarted:
+                raise EngineLostError(_AGAIN.format(how)) from error
         self._restarted = True
         LOG.warning("the engine has died and is started again with the newest weights: %s", how)
-        self._client.close()
-        self._process.stop()
-        self._start()
-        assert self._client is not None
+        self._hosted.start()
         try:
-            return question(self._client)
+            return question(self._hosted.client)
         except ConnectionLostError as error:
-            raise EngineLostError(
-                f"the engine has died again in the same iteration: {self._process.obituary()}"
-            ) from error
+            raise EngineLostError(_AGAIN.format(self._hosted.process.obituary())) from error
 
 
 def row_seeds(count: int, uniforms: Float32[np.ndarray, "N K"] | None) -> Int64[Tensor, " N"]:
@@ -270,22 +230,3 @@ def row_seeds(count: int, uniforms: Float32[np.ndarray, "N K"] | None) -> Int64[
     rows = np.ascontiguousarray(uniforms, np.float32)
     digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
     return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests])
-
-
-def require_same_model(facts: Facts, policy: OpenVLAPolicy, backend: str, where: str) -> None:
-    """Raise EngineError unless an engine is of the wanted kind and takes what the policy takes."""
-    model = policy.description.model
-    first = model.language.text_vocab - model.action_bins
-    wanted = {
-        "engine": backend,
-        "image_size": model.image_size,
-        "bos_token": model.language.bos_token,
-        "first_action": first,
-        "action_bins": model.action_bins,
-    }
-    for name, value in wanted.items():
-        found = getattr(facts, name)
-        if found != value:
-            raise EngineError(
-                f"the engine at {where} serves another model: its {name} is {found}, the policy's {value}"
-            )

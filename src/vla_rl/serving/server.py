@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,6 +55,7 @@ class EngineServer:
         self._version: int | None = None
         self._checksum, self._rows, self._seconds = "", 0, 0.0
         self._places = threading.Semaphore(MOST_CLIENTS)
+        self._ended = False
         self._listener = address.listen()
 
     def serve(self) -> None:
@@ -70,9 +72,15 @@ class EngineServer:
         self._jobs.put(None)
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Listen no longer, and leave nobody waiting."""
+        self._ended = True
         self._listener.close()
         self.address.remove()
+        with suppress(queue.Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    job.answer.set_result(refused("the engine has ended"))
 
     # --- the working thread
 
@@ -215,6 +223,8 @@ class EngineServer:
             raise
 
     def _answer(self, message: Message) -> Message:
+        if self._ended:
+            raise ConnectionLostError("the engine has ended")
         if message.kind == "status":
             return Message("status", asdict(self._status()))
         if message.kind not in ("act", "weights"):
