@@ -8,7 +8,6 @@ A training run starts one for itself. By hand, on a GPU of its own, or in anothe
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 
@@ -38,18 +37,21 @@ def serve_engine(
     address = Address(port=port) if socket is None else Address.of_path(socket)
     address.token  # noqa: B018  raises where it is missing
     folder = Path(checkpoint_folder(locate_policy(checkpoint)[0]))
-    with tempfile.TemporaryDirectory(prefix="vla-rl-engine-") as scratch:
-        server = EngineServer(_backend(backend, folder, Path(scratch), dtype, memory), address)
-        facts = server.backend.facts
-        print(
-            f"{facts.library} serves {folder} on {address} ({facts.device}, {facts.dtype})",
-            flush=True,
-        )
-        try:
+    listener = address.listen()  # who asks now waits until the weights are there
+    try:
+        with tempfile.TemporaryDirectory(prefix="vla-rl-engine-") as scratch:
+            server = EngineServer(
+                _backend(backend, folder, Path(scratch), dtype, memory), address, listener
+            )
+            facts = server.backend.facts
+            print(
+                f"{facts.library} serves {folder} on {address} ({facts.device}, {facts.dtype})",
+                flush=True,
+            )
             server.serve()
-        finally:
-            server.close()
-            sys.stdout.flush()
+    finally:
+        listener.close()
+        address.remove()
     return f"ended at {address}"
 
 

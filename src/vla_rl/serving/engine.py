@@ -66,11 +66,11 @@ class ServedEngine:
         )
         if self._given is not None:
             self._given.token  # noqa: B018  raises where it is missing
-        elif backend == "vllm":
+        if backend == "vllm":
             require_served(policy.description.model)
             if policy.device.type == "cpu":
                 served_head_dim(policy.description.model.language, on_cpu=True)
-            self._python = engine_python(self._parallel.engine_python)
+        self._python = None if self._given else engine_python(self._parallel.engine_python)
         self._folder: Path | None = None
         self._hosted: HostedEngine | None = None
         self._client: EngineClient | None = None
@@ -168,6 +168,7 @@ class ServedEngine:
             self._client = connect(address, self._policy, self._parallel.timeout, self._backend)
 
     def _start(self) -> Address:
+        assert self._python is not None
         self._folder = Path(tempfile.mkdtemp(prefix="vla-rl-engine-"))
         self._hosted = HostedEngine(
             self._policy, self._python, self._folder, self._parallel.timeout, self._backend,

@@ -16,7 +16,7 @@ from vla_rl.runtime.children import start_program
 PYTHON_VARIABLE = "VLA_RL_ENGINE_PYTHON"
 VENV = ".venv-vllm"
 SET_UP = "make setup-vllm"
-_LAST_LINES, _LAST_BYTES = 15, 8000
+_LAST_LINES, _LAST_WIDTH, _LAST_BYTES = 15, 300, 16000
 _FAREWELL = 5.0  # seconds in which it may end by itself
 # its input ends when the run does, however that ends; what a terminal or a batch system sends is the run's to decide
 _PROGRAM = """
@@ -107,7 +107,7 @@ class EngineProcess:
         with self.log.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_BYTES))
             lines = log.read().decode(errors="replace").split("\n")
-        said = [line for line in lines if line.strip()][-_LAST_LINES:]
+        said = [line[:_LAST_WIDTH] for line in lines if line.strip()][-_LAST_LINES:]
         return "\n".join(["Its last words:", *said]) if said else "It said nothing."
 
     def stop(self) -> None:

@@ -47,8 +47,13 @@ class _Job:
 class EngineServer:
     """Serves one backend until `stop` is called, or it fails in the middle of new weights."""
 
-    def __init__(self, backend: Backend, address: Address) -> None:
-        """Listen. UserError where that cannot be done, ConfigError without a token that the address needs."""
+    def __init__(
+        self, backend: Backend, address: Address, listener: socket.socket | None = None
+    ) -> None:
+        """Listen, unless a `listener` on the address is given.
+
+        Raises UserError where that cannot be done, ConfigError without a token that the address needs.
+        """
         self.backend, self.address = backend, address
         self._token = address.token
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
@@ -56,7 +61,7 @@ class EngineServer:
         self._checksum, self._rows, self._seconds = "", 0, 0.0
         self._places = threading.Semaphore(MOST_CLIENTS)
         self._ended = False
-        self._listener = address.listen()
+        self._listener = listener or address.listen()
 
     def serve(self) -> None:
         """Answer until `stop`. Raises what the backend raises while it takes new weights."""

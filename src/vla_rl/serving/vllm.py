@@ -39,6 +39,12 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "HF_HUB_OFFLINE": "1",
 }
+TOO_TALKATIVE = (
+    "vllm.v1.worker.cpu_worker",  # for every batch: that its threads are bound already
+    # for every update: which layers it does not hold, as those that are not trained
+    "vllm.model_executor.model_loader.reload.layerwise",
+    "vllm.model_executor.model_loader.reload.inplace",
+)
 MOST_ROWS_AT_ONCE = 64
 """Rows that are decoded together; more wait for their turn."""
 
@@ -82,8 +88,8 @@ class VllmBackend:
             seed=0,
         )
         self._vllm = vllm
-        # it says for every batch that threads are bound already
-        logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
+        for name in TOO_TALKATIVE:
+            logging.getLogger(name).setLevel(logging.ERROR)
         patches = (self.model.image_size // self.model.dino.patch_size) ** 2
         self.facts = Facts(
             engine="vllm",
