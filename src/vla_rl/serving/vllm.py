@@ -47,6 +47,8 @@ TOO_TALKATIVE = (
 )
 MOST_ROWS_AT_ONCE = 64
 """Rows that are decoded together; more wait for their turn."""
+TOKENS_AT_ONCE = {True: 4096, False: 16384}
+"""Of prompts that are read together, on a CPU and on a GPU; vLLM keeps memory for so many."""
 
 
 class VllmBackend:
@@ -77,6 +79,9 @@ class VllmBackend:
             enforce_eager=on_cpu,
             max_model_len=language.max_positions,
             max_num_seqs=MOST_ROWS_AT_ONCE,
+            # a prompt that is read in parts draws for each, and takes it back: not so on a CPU
+            enable_chunked_prefill=False,
+            max_num_batched_tokens=max(language.max_positions, TOKENS_AT_ONCE[on_cpu]),
             max_logprobs=1,
             logprobs_mode="processed_logprobs",
             enable_prefix_caching=False,
