@@ -44,7 +44,7 @@ CONFIGS: dict[str, Any] = {
 }
 UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
-    "ReportArguments", "FilmArguments", "DoctorArguments",
+    "ReportArguments", "FilmArguments", "DoctorArguments", "CertifyArguments", "EngineServeArguments",
 }  # fmt: skip
 """Configurations of commands all of whose options always count."""
 
@@ -64,7 +64,7 @@ ALWAYS = {
         "critic_max_grad_norm,value_loss,critic_warmup_until_explained,recompute_log_probs,logprob_tolerance}",
         "reward.{kind,model}", "curriculum.{mode,window,prior}", "eval.{split,episodes_per_task,seed,videos}",
         "run.{name,root,seed,save_every,keep,eval_every,torch_threads,tensorboard,wandb}",
-        "parallel.{ranks,shards,timeout}",
+        "parallel.{ranks,shards,engine,timeout}",
     ),
     "SFTConfig": (
         "{dataset,camera,image_size,image_fit,out,action_chunk,epochs,batch_size,micro_batch,learning_rate,"
@@ -145,6 +145,11 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     # configuration, fields, what is said, without effect where, with effect where
     ("TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "cpu"}, {"policy.device": "cuda:1"}),
     ("TrainConfig", "run.threads", "warning", {"policy.device": "cuda"}, {"policy.device": "cpu"}),
+    ("TrainConfig", "parallel.engine_address", "error", {}, {"parallel.engine": "vllm"}),
+    (
+        "TrainConfig", "parallel.engine_python parallel.engine_memory", "error",
+        {"parallel.engine": "vllm", "parallel.engine_address": "unix:x"}, {"parallel.engine": "vllm"},
+    ),
     ("TrainConfig", "policy.lora.dropout", "error", {"policy.lora": ADAPTERS}, {"policy.lora": ADAPTERS}),
     ("TrainConfig", "policy.critic.width", "error", SHARED, SEPARATE),
     ("TrainConfig", "policy.critic.detach ppo.value_clip ppo.value_coef", "error", SEPARATE, SHARED),

@@ -365,7 +365,10 @@ COMMANDS: dict[str, Command] = {
     ),
     "engine serve": Command(
         "serve a policy's actions to training runs on this machine",
-        (".venv-vllm/bin/python -m vla_rl engine serve runs/export --socket runs/engine.socket",),
+        (
+            "vla-rl engine serve runs/export --backend own --socket runs/engine.socket",
+            ".venv-vllm/bin/python -m vla_rl engine serve runs/export --port 5005",
+        ),
         Recipe(EngineServeArguments, "recipes.serve_engine", "serve_engine", "Engine"),
     ),
     "doctor": Command(
