@@ -91,6 +91,7 @@ class VllmSetup(Setup):
             self.pip("vLLM", [f"vllm=={VLLM_VERSION}", "timm", *OURS, *given])
         else:
             self.install_for_cpu(given)
+        self.pip("vla-rl", ["--no-deps", "-e", str(self.root)])
         if not self.ask(WORKS).endswith(VLLM_VERSION):
             raise SetupError(
                 f"vLLM was installed but does not load. Try: {self.python} -c {WORKS!r}"

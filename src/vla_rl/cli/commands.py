@@ -367,7 +367,7 @@ COMMANDS: dict[str, Command] = {
         "serve a policy's actions to training runs on this machine",
         (
             "vla-rl engine serve runs/export --backend own --socket runs/engine.socket",
-            ".venv-vllm/bin/python -m vla_rl engine serve runs/export --port 5005",
+            ".venv-vllm/bin/vla-rl engine serve runs/export --port 5005",
         ),
         Recipe(EngineServeArguments, "recipes.serve_engine", "serve_engine", "Engine"),
     ),

@@ -2,7 +2,7 @@
 
 A training run starts one for itself. By hand, on a GPU of its own, or in another container of the same machine:
 
-    CUDA_VISIBLE_DEVICES=1 .venv-vllm/bin/python -m vla_rl engine serve runs/export --socket runs/engine.socket
+    CUDA_VISIBLE_DEVICES=1 .venv-vllm/bin/vla-rl engine serve runs/export --socket runs/engine.socket
     vla-rl train ... --parallel.engine vllm --parallel.engine-address unix:runs/engine.socket
 """
 
