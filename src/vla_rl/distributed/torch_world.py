@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,25 +13,52 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
-from vla_rl.config.errors import UserError
+from vla_rl.distributed.watch import RankLostError, Watch
 
 T = TypeVar("T")
+_REASON = 5.0  # seconds that a rank which ends has to say why
 
 
-class RankLostError(UserError):
-    """Another rank has ended, or has not come to a meeting in time: this run cannot go on."""
+joined = False
+"""Whether this process has been a rank."""
 
 
 class TorchWorld:
     """The `World` of a process group. Every meeting waits `timeout` seconds at most."""
 
-    def __init__(self, store: Store, rank: int, size: int, timeout: float) -> None:
-        """Join the group that `store` leads to. RankLostError if the others do not come."""
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        size: int,
+        timeout: float,
+        local_rank: int = 0,
+        local_size: int = 1,
+        watch: Watch | None = None,
+    ) -> None:
+        """Join the group that `store` leads to. RankLostError if the others do not come.
+
+        Objects go from CPU to CPU by gloo; tensors too, or by NCCL where every rank of this machine has a GPU of its
+        own, which is then its current one. watch: knows why another rank has ended.
+        """
+        global joined
+        joined = True
         self.rank, self.size, self._timeout = rank, size, timeout
+        self.local_rank, self.local_size, self._watch = local_rank, local_size, watch
+        self._seconds: dict[str, float] = {}
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if gpus:
+            torch.cuda.set_device(local_rank % gpus)
+        # two ranks on one GPU are more than NCCL can do
+        own_gpu = gpus >= local_size and dist.is_nccl_available()
         with self._meeting("the start"):
             dist.init_process_group(
                 "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
             )
+            self._nccl = None
+            if all(self.gather(own_gpu)):
+                group = dist.new_group(backend="nccl", timeout=timedelta(seconds=timeout))
+                self._nccl = group if isinstance(group, dist.ProcessGroup) else None
 
     def gather(self, value: T) -> list[T]:
         given: list[Any] = [None] * self.size
@@ -39,10 +67,18 @@ class TorchWorld:
         return given
 
     def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
-        given = [torch.empty_like(tensor) for _ in range(self.size)]
-        with self._meeting("an exchange of gradients"):
-            dist.all_gather(given, tensor.contiguous())
-        return given
+        near, group = self._near(tensor)
+        given = [torch.empty_like(near) for _ in range(self.size)]
+        with self._meeting("an exchange of tensors", "sync"):
+            dist.all_gather(given, near, group=group)
+        return [part.to(tensor.device) for part in given]
+
+    def exchange(self, tensor: Tensor) -> list[Tensor]:
+        near, group = self._near(tensor)
+        given = torch.empty_like(near)
+        with self._meeting("an exchange of gradients", "sync"):
+            dist.all_to_all_single(given, near, group=group)
+        return list(given.to(tensor.device).chunk(self.size))
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         if not tensors:
@@ -72,17 +108,32 @@ class TorchWorld:
     def barrier(self) -> None:
         self.gather(None)
 
+    def lap(self) -> dict[str, float]:
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
     def leave(self) -> None:
         """End the membership."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def _near(self, tensor: Tensor) -> tuple[Tensor, dist.ProcessGroup | None]:
+        """The tensor where the group that carries it wants it, and that group."""
+        if tensor.is_cuda and self._nccl is not None:
+            return tensor.contiguous(), self._nccl
+        return tensor.contiguous().cpu(), None
+
     @contextmanager
-    def _meeting(self, what: str) -> Iterator[None]:
+    def _meeting(self, what: str, counts_as: str = "wait") -> Iterator[None]:
+        began = time.perf_counter()
         try:
             yield
+            spent = time.perf_counter() - began
+            self._seconds[counts_as] = self._seconds.get(counts_as, 0.0) + spent
         except RuntimeError as error:  # of gloo: a closed connection, or the time is over
+            reason = self._watch.reason(_REASON) if self._watch else None
             raise RankLostError(
-                f"rank {self.rank} of {self.size} waited for the others in vain, at {what}: one of them has ended or "
-                f"was silent for {self._timeout:g} s ({str(error).splitlines()[0][:200]})"
+                reason
+                or f"rank {self.rank} of {self.size} waited for the others in vain, at {what}: one of them has ended "
+                f"or was silent for {self._timeout:g} s ({str(error).splitlines()[0][:200]})"
             ) from error

@@ -12,13 +12,16 @@ from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
 
 
-def make_vector_env(config: EnvConfig) -> ProcessVectorEnv | SerialVectorEnv:
+def make_vector_env(
+    config: EnvConfig, local_rank: int = 0, local_size: int = 1
+) -> ProcessVectorEnv | SerialVectorEnv:
     """`config.num_envs` environments of `config.suite`; the `VectorEnv` protocol, and a context manager.
 
     A benchmark whose environments cost less than the way to another process plays in this one, unless `num_workers`
-    asks for processes. ConfigError for a suite that there is not, UserError where its simulator is not installed.
+    asks for processes. local_rank, local_size: this process among those of the machine that have environments; they
+    share its GPUs for drawing. ConfigError for a suite that there is not, UserError where its simulator is missing.
     """
     played = playable(config)
     if played.in_process and config.num_workers == 0:
         return SerialVectorEnv(config, played.make_envs)
-    return ProcessVectorEnv(config, played.make_envs)
+    return ProcessVectorEnv(config, played.make_envs, local_rank, local_size)
