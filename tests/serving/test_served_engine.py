@@ -45,6 +45,7 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """The engine under a name, its folders where they can be looked for; nothing of it is left behind."""
     monkeypatch.setitem(ENGINES, SERVED, own_served)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the engine's
     yield
     assert not list(tmp_path.glob("vla-rl-engine-*"))
     assert not psutil.Process().children(recursive=True)
@@ -292,7 +293,9 @@ time.sleep(600)
 
 def test_an_engine_ends_with_a_run_that_was_killed(tmp_path: Path) -> None:
     make_policy().save(tmp_path / "policy")
-    program = _PARENT.format(folder=str(tmp_path), checkpoint=str(tmp_path / "policy"))
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    program = _PARENT.format(folder=str(folder), checkpoint=str(tmp_path / "policy"))
     with (tmp_path / "out").open("w+") as out:
         parent = start_program(program, stdout=out)
         while not (tmp_path / "out").read_text().endswith("\n"):

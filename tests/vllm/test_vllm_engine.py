@@ -39,6 +39,7 @@ CLOSE = 1e-3
 @pytest.fixture(autouse=True)
 def nothing_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the engine's
     yield
     assert not list(tmp_path.glob("vla-rl-engine-*"))
     assert not psutil.Process().children(recursive=True)

@@ -64,7 +64,7 @@ class EngineProcess:
     def __init__(
         self, python: Path, words: Sequence[str], folder: Path, environment: Mapping[str, str]
     ) -> None:
-        """Start it. folder: for its log and a way to our package."""
+        """Start it. folder: for its log, its own temporary files and a way to our package; the caller removes it."""
         self.log = folder / "engine.log"
         # a way to our package alone: what lies beside it is made for another environment
         way = folder / "package"
@@ -72,7 +72,13 @@ class EngineProcess:
         link = way / "vla_rl"
         if not link.is_symlink():
             link.symlink_to(Path(vla_rl.__file__).resolve().parent)
-        env = {**environment, "PYTHONPATH": str(way), "PYTHONUNBUFFERED": "1"}
+        # what it leaves when it is ended is removed with the folder
+        env = {
+            **environment,
+            "PYTHONPATH": str(way),
+            "PYTHONUNBUFFERED": "1",
+            "TMPDIR": str(folder),
+        }
         env.pop("PYTHONHOME", None)
         with self.log.open("ab") as log:
             self._process = start_program(
