@@ -54,7 +54,9 @@ def steps(
         (root / folder).mkdir(parents=True)
     for name in ("pyproject.toml", "scripts/install.py", "scripts/install_vllm.py"):
         (root / name).write_text("x")
-    (root / ".venv-vllm" / "bin" / "python").touch()
+    python = root / ".venv-vllm" / "bin" / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
     for name in ("constraints.txt", "constraints-vllm.txt"):
         (root / "scripts" / name).write_text("numba==0.65.0\n")
     monkeypatch.setenv("VLA_RL_TORCH", gpu)
