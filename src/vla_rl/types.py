@@ -58,6 +58,15 @@ class Observation:
             self.time_fraction[rows],
         )
 
+    def blank(self) -> Observation:
+        """One observation of nothing, as large as these are."""
+        return Observation(
+            np.zeros((1, *self.images.shape[1:]), np.uint8),
+            self.instructions[:1] or ("",),
+            np.zeros((1, *self.proprio.shape[1:]), np.float32),
+            np.zeros(1, np.float32),
+        )
+
     @staticmethod
     def concatenate(parts: Sequence[Observation]) -> Observation:
         """Stack batches of observations along N."""

@@ -64,7 +64,7 @@ ALWAYS = {
         "critic_max_grad_norm,value_loss,critic_warmup_until_explained,recompute_log_probs,logprob_tolerance}",
         "reward.{kind,model}", "curriculum.{mode,window,prior}", "eval.{split,episodes_per_task,seed,videos}",
         "run.{name,root,seed,save_every,keep,eval_every,torch_threads,tensorboard,wandb}",
-        "parallel.{ranks,shards,engine,timeout}",
+        "parallel.{ranks,shards,engine,timeout,shard}",
     ),
     "SFTConfig": (
         "{dataset,camera,image_size,image_fit,out,action_chunk,epochs,batch_size,micro_batch,learning_rate,"
@@ -141,9 +141,15 @@ ADAPTERS = LoraConfig(dropout=0.1)
 SHARED, SEPARATE = {"policy.critic.kind": "shared"}, {"policy.critic.kind": "separate"}
 MODEL, REFRESHED = {"reward.model": "x"}, {"reward.model": "x", "reward.refresh_every": 5}
 SIMULATOR = {"reward.kind": "simulator"}
+SHARDED = {"parallel.shard": "fsdp2"}
 CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     # configuration, fields, what is said, without effect where, with effect where
     ("TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "cpu"}, {"policy.device": "cuda:1"}),
+    (
+        "TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "auto", **SHARDED},
+        {"policy.device": "auto"},
+    ),
+    ("TrainConfig", "parallel.gather", "error", {}, SHARDED),
     ("TrainConfig", "run.threads", "warning", {"policy.device": "cuda"}, {"policy.device": "cpu"}),
     ("TrainConfig", "parallel.engine_address", "error", {}, {"parallel.engine": "vllm"}),
     (

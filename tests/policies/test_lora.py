@@ -147,7 +147,8 @@ def test_the_reference_of_a_start_with_adapters_is_that_start(base: Path, tmp_pa
     resumed.keep_reference(tmp_path / "sft")
     assert torch.equal(resumed.reference_log_probs(OBSERVATION, tokens), before)
     # the base is shared, and what is saved and trained is the policy's own
-    (reference,) = start._reference
+    assert start._reference is not None
+    reference = start._reference.model
     shared = {id(p) for p in start.model.parameters()}
     copied = sum(p.numel() for p in reference.parameters() if id(p) not in shared)
     assert copied == sum(p.numel() for p in start.policy_parameters())

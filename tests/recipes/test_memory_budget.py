@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from vla_rl.config import (
     UserError,
     tiny_model,
 )
+from vla_rl.distributed import SingleProcess
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies import memory as memory_budget
 from vla_rl.policies.openvla.memory import (
@@ -29,9 +31,14 @@ from vla_rl.policies.openvla.memory import (
     count_weights,
     inference_budget,
     memory_table,
+    sharded_budget,
     training_budget,
+    units,
+    window_bytes,
 )
+from vla_rl.policies.openvla.model import OpenVLA
 from vla_rl.policies.registry import with_micro_batch
+from vla_rl.policies.shapes import shapes_alone
 from vla_rl.types import Observation
 
 LORA = LoraConfig(rank=4)
@@ -145,6 +152,27 @@ def test_more_memory_more_samples_and_the_total_is_never_above_it() -> None:
     assert budget.per_sample < 0.15 * plain.per_sample
 
 
+def test_a_rank_holds_its_part_and_the_layers_that_compute() -> None:
+    layers = ".layers.", ".blocks."
+    with shapes_alone():
+        network = OpenVLA(MODEL)
+    root = sum(
+        p.numel() for n, p in network.named_parameters() if not any(part in n for part in layers)
+    )
+    layer = sum(p.numel() for p in network.language_model.model.layers[0].parameters())
+    block = sum(p.numel() for p in network.vision_backbone.fused_featurizer.blocks[0].parameters())
+    assert units(MODEL) == (root, max(layer, block))
+    whole = training_budget(MODEL, LORA, torch.float32, checkpointing=True)
+    part = sharded_budget(MODEL, LORA, 4, torch.float32)
+    assert (part.weights, part.trained) == (whole.weights / 4, whole.trained / 4)
+    assert part.once - whole.once == 4 * (root + 2 * max(layer, block))
+    trained, full = sharded_budget(MODEL, None, 4, torch.float32), training_budget(MODEL, None)
+    assert (trained.weights, trained.trained) == (0, full.trained / 4)
+    assert trained.once - part.once == 8 * (root + max(layer, block))
+    more = window_bytes(MODEL, LORA, 4, torch.float32, 3) - part.weights - part.trained
+    assert more == inference_budget(MODEL, torch.float32).total(3)
+
+
 def with_free(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
     monkeypatch.setattr(memory_budget, "free_memory", lambda device: free)
 
@@ -162,6 +190,22 @@ def test_the_micro_batch_is_sized_from_the_free_memory(monkeypatch: pytest.Monke
     with_free(monkeypatch, 0.5 * budget.total(1))
     with pytest.raises(UserError, match=r"set policy\.activation_checkpointing"):
         with_micro_batch(PPOConfig(micro_batch=-1), policy, 4)
+
+
+def test_ranks_take_the_micro_batch_that_all_have_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With sharded weights a rank needs room for its part; the others may have less than this one."""
+    policy = policy_of(None)
+    policy.sharding = Mock(world=SingleProcess(0, 4), compute=torch.float32)
+    budget = sharded_budget(MODEL, None, 4, torch.float32, checkpointing=False, rollout_batch=4)
+    present = count_weights(MODEL)[0]  # a quarter of four bytes
+    with_free(monkeypatch, budget.total(40) - present + 1)
+    ppo = PPOConfig(minibatch=64, micro_batch=-1)
+    assert with_micro_batch(ppo, policy, 4).micro_batch == 32
+    crowded = Mock(spec=SingleProcess)
+    crowded.gather = lambda own: [own, 8]
+    assert with_micro_batch(ppo, policy, 4, crowded).micro_batch == 8
 
 
 def test_a_micro_batch_that_is_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:

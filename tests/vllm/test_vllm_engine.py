@@ -105,8 +105,10 @@ def test_an_engine_started_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(TOKEN_VARIABLE, "correct horse battery staple")
     config = run_of(tmp_path)
     folder, words = tmp_path / "policy", ["--port", str(address.port), "--dtype", "float32"]
+    scratch = tmp_path / "engine"
+    scratch.mkdir()
     process = EngineProcess(
-        engine_python(""), ["engine", "serve", str(folder), *words], tmp_path, os.environ
+        engine_python(""), ["engine", "serve", str(folder), *words], scratch, os.environ
     )
     try:
         policy = OpenVLAPolicy.from_checkpoint(folder, PolicyConfig(device="cpu"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -40,6 +40,15 @@ class Batch:
     def own(self) -> Int64[Tensor, ...]:
         """The rows of this process."""
         return torch.arange(self.first, self.first + len(self.observation))
+
+    def blank(self) -> Batch:
+        """One turn that stands for none: for a process that has no turn where the others have some."""
+        of_turns = {
+            field.name: getattr(self, field.name)[:1]
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), (Tensor, np.ndarray))
+        }
+        return replace(self, observation=self.observation.blank(), first=0, **of_turns)
 
 
 def compute_advantages(

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vla_rl.algorithms.advantages import Batch
-from vla_rl.algorithms.gradients import Tally, ThreadedGradients
+from vla_rl.algorithms.gradients import Gradients, Tally
 from vla_rl.algorithms.learner import require_finite_step, require_finite_weights
 from vla_rl.algorithms.minibatches import Order, minibatches
 from vla_rl.config import CriticConfig, PPOConfig
@@ -36,7 +36,7 @@ class CriticUpdate:
         config: PPOConfig,
         critic: CriticConfig,
         adam_beta2: float,
-        gradients: ThreadedGradients,
+        gradients: Gradients,
     ) -> None:
         self.policy, self.config, self.gradients = policy, config, gradients
         self.separate = critic.kind == "separate"
@@ -104,7 +104,11 @@ class CriticUpdate:
         places = np.concatenate(_places(windows))
 
         def loss_of(rows: Int64[Tensor, " b"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
-            values = self.policy.values(observation.select(places[rows.numpy()]))
+            if len(rows):
+                seen = observation.select(places[rows.numpy()])
+            else:  # an empty pass
+                seen, rows = observation.blank(), torch.zeros(1, dtype=torch.int64)
+            values = self.policy.values(seen)
             old = None if old_values is None else self._to(old_values[rows])
             loss = self._loss(values, self._to(targets[rows]), old)
             return loss, {"losses/value": loss.item()}
@@ -132,14 +136,15 @@ class CriticUpdate:
 
     def clip(self, loss: float) -> dict[str, float]:
         """Clip the gradient; raises TrainingDivergedError where it or the loss is not finite."""
-        norm = nn.utils.clip_grad_norm_(self.parameters(), self.config.critic_max_grad_norm)
+        norm = self.gradients.clip(self.parameters(), self.config.critic_max_grad_norm)
         require_finite_step(loss, norm, "critic")
         return {"losses/grad_norm_critic": norm.item()}
 
     def step(self) -> None:
         """One optimizer step."""
         self.optimizer.step()
-        require_finite_weights(self.parameters(), "critic", self.config.critic_learning_rate)
+        are_finite = self.gradients.finite(self.parameters())
+        require_finite_weights(are_finite, "critic", self.config.critic_learning_rate)
 
     def _loss(
         self,

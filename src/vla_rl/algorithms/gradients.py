@@ -12,13 +12,15 @@ gets the same gradient and the same numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from vla_rl.algorithms.learner import finite
 from vla_rl.distributed.shards import Shards, in_order, tree_fold, tree_nodes
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.runtime.cpus import available_cpus
@@ -27,6 +29,46 @@ LossOfRows = Callable[[Int64[Tensor, " b"]], tuple[Float[Tensor, ""], dict[str, 
 """Mean loss over some samples, and named numbers about them."""
 Grads = list[Tensor | None]
 """A gradient for each parameter; None where the loss does not depend on it."""
+
+
+@runtime_checkable
+class Gradients(Protocol):
+    """Gradients of a mean loss over the samples of all processes, wherever the weights lie."""
+
+    @property
+    def world(self) -> World: ...
+
+    @property
+    def shards(self) -> Shards | None: ...
+
+    @property
+    def own_shards(self) -> range | None:
+        """The shards whose parts this process brings; None: all that there are."""
+        ...
+
+    def passes(self, rows: Int64[Tensor, " s"], size: int) -> list[Int64[Tensor, ...]]:
+        """The rows in passes of at most `size` (0: one) through the policy.
+
+        Some may be empty: passes that must be made and count for nothing, so that processes stay in step.
+        """
+        ...
+
+    def backward(
+        self,
+        loss: LossOfRows,
+        parts: Sequence[Int64[Tensor, ...]],
+        parameters: Sequence[nn.Parameter],
+    ) -> dict[str, float]:
+        """Set `.grad` of `parameters` to the gradient of the mean loss over all samples; returns the numbers' means."""
+        ...
+
+    def clip(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:
+        """Scale the gradient down to the norm `most`; returns its norm before, the same on all processes."""
+        ...
+
+    def finite(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether every number is finite, on all processes."""
+        ...
 
 
 class ThreadedGradients:
@@ -53,6 +95,18 @@ class ThreadedGradients:
     def own_shards(self) -> range | None:
         """The shards whose parts this process brings; None: all that there are."""
         return self.shards.own if self.shards else None
+
+    def passes(self, rows: Int64[Tensor, " s"], size: int) -> list[Int64[Tensor, ...]]:
+        """The rows in passes of at most `size` (0: one); none is empty."""
+        return list(torch.split(rows, size or len(rows))) if len(rows) else []
+
+    def clip(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:
+        """Scale the gradient down to the norm `most`; returns its norm before."""
+        return nn.utils.clip_grad_norm_(parameters, most)
+
+    def finite(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether every number is finite: weights are the same on all processes."""
+        return finite(tensors)
 
     def backward(
         self,

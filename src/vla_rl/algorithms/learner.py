@@ -52,9 +52,9 @@ def require_finite_step(loss: float, norm: Tensor, what: str) -> None:
         )
 
 
-def require_finite_weights(parameters: Iterable[Tensor], what: str, rate: float) -> None:
+def require_finite_weights(are_finite: bool, what: str, rate: float) -> None:
     """After a step: raise TrainingDivergedError unless every weight is finite."""
-    if not finite(parameters):
+    if not are_finite:
         raise TrainingDivergedError(
             f"the {what}'s weights are not finite after a step with learning rate {rate:g}: lower the learning rate"
         )

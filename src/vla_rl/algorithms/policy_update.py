@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vla_rl.algorithms.advantages import Batch
-from vla_rl.algorithms.gradients import Tally, ThreadedGradients
+from vla_rl.algorithms.gradients import Gradients, Tally
 from vla_rl.algorithms.learner import (
     TrainingDivergedError,
     finite,
@@ -61,7 +61,7 @@ class PolicyUpdate:
         policy: Policy,
         settings: PPOConfig,
         optimizer: OptimizerConfig,
-        gradients: ThreadedGradients,
+        gradients: Gradients,
         joint_critic: JointCritic | None = None,
     ) -> None:
         self.policy, self.settings, self.rates = policy, settings, optimizer
@@ -144,14 +144,14 @@ class PolicyUpdate:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parameters = self.policy.policy_parameters()
-        norm = nn.utils.clip_grad_norm_(parameters, self.rates.max_grad_norm)
+        norm = self.gradients.clip(parameters, self.rates.max_grad_norm)
         require_finite_step(loss, norm, "policy")
         stats = {"losses/grad_norm_policy": norm.item(), "losses/learning_rate": rate}
         if self.joint_critic is not None:
             stats |= self.joint_critic.clip(loss)
             self.joint_critic.step()
         self.optimizer.step()
-        require_finite_weights(parameters, "policy", rate)
+        require_finite_weights(self.gradients.finite(parameters), "policy", rate)
         self.steps += 1
         return stats
 
@@ -166,6 +166,8 @@ class PolicyUpdate:
         self, batch: Batch, rows: Int64[Tensor, " b"]
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         settings = self.settings
+        if not len(rows):
+            batch, rows = batch.blank(), torch.zeros(1, dtype=torch.int64)
         observation, tokens = batch.observe(rows), self._to(batch.tokens[rows])
         old, advantages = self._to(batch.log_probs[rows]), self._to(batch.advantages[rows])
         now: Evaluation = self.policy.evaluate(observation, tokens, batch.temperature)
@@ -205,16 +207,14 @@ class PolicyUpdate:
     def _log_probs(self, batch: Batch, rows: Int64[Tensor, " b"]) -> Float[Tensor, "b K"]:
         """The learner's log-probs of what was played, without gradients."""
         parts = [batch.log_probs[:0]]
-        for part in torch.split(rows, self.settings.micro_batch or self.settings.minibatch):
-            if not len(part):
-                break
+        size = self.settings.micro_batch or self.settings.minibatch
+        for part in self.gradients.passes(rows, size):
+            of, at = (batch, part) if len(part) else (batch.blank(), torch.zeros(1).long())
             with torch.no_grad():
                 evaluation = self.policy.evaluate(
-                    batch.observe(part),
-                    self._to(batch.tokens[part]),
-                    batch.temperature,
+                    of.observe(at), self._to(of.tokens[at]), of.temperature
                 )
-            parts.append(evaluation.log_probs.cpu())
+            parts.append(evaluation.log_probs.cpu()[: len(part)])
         return torch.cat(parts)
 
     def _to(self, tensor: Tensor) -> Tensor:

@@ -14,13 +14,15 @@ import torch
 
 from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.critic_update import CriticUpdate
-from vla_rl.algorithms.gradients import ThreadedGradients
+from vla_rl.algorithms.gradients import Gradients, ThreadedGradients
 from vla_rl.algorithms.minibatches import Order
 from vla_rl.algorithms.policy_update import PolicyUpdate
+from vla_rl.algorithms.sharded_gradients import ShardedGradients
 from vla_rl.config import CriticConfig, OptimizerConfig, PPOConfig
 from vla_rl.distributed.shards import Shards
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.policies.policy import ValuePolicy
+from vla_rl.policies.shardable import sharding_of
 
 
 class PPO:
@@ -39,10 +41,17 @@ class PPO:
     ) -> None:
         """`shards`: how a run's environments are divided among its processes; None: there is one shard."""
         device = policy.policy_parameters()[0].device
-        gradients = ThreadedGradients(threads, config.micro_batch, device, world, shards)
+        threaded = ThreadedGradients(threads, config.micro_batch, device, world, shards)
+        sharding = sharding_of(policy)
+        gradients: Gradients = threaded
+        if sharding is not None:
+            gradients = ShardedGradients(sharding, config.micro_batch, shards)
         self.seed = seed
-        self.critic = CriticUpdate(policy, config, critic, optimizer.adam_beta2, gradients)
-        joint = self.critic if critic.kind == "shared" else None
+        shared = critic.kind == "shared"
+        # a separate critic is no part of what is sharded
+        of_critic = gradients if shared else threaded
+        self.critic = CriticUpdate(policy, config, critic, optimizer.adam_beta2, of_critic)
+        joint = self.critic if shared else None
         self.policy = PolicyUpdate(policy, config, optimizer, gradients, joint)
 
     def update(self, batch: Batch, iteration: int, progress: float) -> dict[str, float]:

@@ -10,7 +10,7 @@ from vla_rl.cli.options import PRINT_CONFIG, ParseCommand, normal, old_options, 
 from vla_rl.config import AblationConfig, TrainConfig, UserError
 
 RESUMABLE = ("--schedule.iterations", "--schedule.minutes", "--schedule.episodes")
-_ELSEWHERE = ("--parallel.ranks", "--parallel.timeout")
+_ELSEWHERE = ("--parallel.ranks", "--parallel.timeout", "--parallel.shard", "--parallel.gather")
 """What may differ where a run goes on: it plays the same."""
 DEFAULT_PRESET = "metaworld-mt5"
 

@@ -150,6 +150,17 @@ _TRAIN = (
     Effect(_LOADED, lambda c: c.policy.checkpoint or not c.policy.scratch, _FROM_SCRATCH),
     _DECODE_GRAPHS,
     Effect(
+        ("policy.decode_graphs",),
+        lambda c: c.parallel.shard == "none",
+        "CUDA graphs need weights that stay where they are, and parallel.shard fsdp2 moves them",
+        "warning",
+    ),
+    Effect(
+        ("parallel.gather",),
+        lambda c: c.parallel.shard == "fsdp2",
+        "all weights are whole at all times; set parallel.shard fsdp2",
+    ),
+    Effect(
         ("policy.critic.width",),
         _separate,
         "a shared critic has no convolutions; set policy.critic.kind separate",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -32,6 +32,13 @@ class ParallelConfig(Config, group="parallel"):
     """An engine that runs already (`vla-rl engine serve`), unix:PATH or 127.0.0.1:PORT; empty starts one."""
     timeout: Annotated[float, Gt(0), Le(1_000_000)] = 1800.0
     """Seconds that a process waits for the others before it gives the run up."""
+    shard: Literal["none", "fsdp2"] = "none"
+    """fsdp2: each of several ranks keeps a part of the policy's weights, gradients and optimizer alone, and a layer is
+    put together when it computes. For training all weights, and for models that do not fit one GPU. With
+    policy.dtype bfloat16 trained weights stay float32 and compute in bfloat16; auto is bfloat16 on a GPU."""
+    gather: Literal["window", "call"] = "window"
+    """fsdp2 only, how the policy plays. window: all weights are put together for a window of play or an evaluation,
+    where they fit. call: layer by layer in every call, which takes little memory and much time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,4 +46,9 @@ class ParallelConfig(Config, group="parallel"):
             self.ranks <= self.shards,
             f"parallel.ranks may be at most parallel.shards = {self.shards}, got {self.ranks}: a process takes whole "
             f"shards. Set parallel.shards {self.ranks}, which plays other episodes, or parallel.ranks {self.shards}",
+        )
+        require(
+            self.shard == "none" or self.engine == "own",
+            f"parallel.engine {self.engine} plays with a whole copy of the weights, and parallel.shard fsdp2 leaves "
+            "every process a part of them: set parallel.engine own, or parallel.shard none",
         )

@@ -51,7 +51,7 @@ class TorchWorld:
             torch.cuda.set_device(local_rank % gpus)
         # two ranks on one GPU are more than NCCL can do
         own_gpu = gpus >= local_size and dist.is_nccl_available()
-        with self._meeting("the start"):
+        with self.meeting("the start"):
             dist.init_process_group(
                 "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
             )
@@ -62,21 +62,21 @@ class TorchWorld:
 
     def gather(self, value: T) -> list[T]:
         given: list[Any] = [None] * self.size
-        with self._meeting("an exchange"):
+        with self.meeting("an exchange"):
             dist.all_gather_object(given, value)
         return given
 
     def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
         near, group = self._near(tensor)
         given = [torch.empty_like(near) for _ in range(self.size)]
-        with self._meeting("an exchange of tensors", "sync"):
+        with self.meeting("an exchange of tensors", "sync"):
             dist.all_gather(given, near, group=group)
         return [part.to(tensor.device) for part in given]
 
     def exchange(self, tensor: Tensor) -> list[Tensor]:
         near, group = self._near(tensor)
         given = torch.empty_like(near)
-        with self._meeting("an exchange of gradients", "sync"):
+        with self.meeting("an exchange of gradients", "sync"):
             dist.all_to_all_single(given, near, group=group)
         return list(given.to(tensor.device).chunk(self.size))
 
@@ -101,7 +101,7 @@ class TorchWorld:
 
     def broadcast(self, value: T) -> T:
         given: list[Any] = [value]
-        with self._meeting("an exchange"):
+        with self.meeting("an exchange"):
             dist.broadcast_object_list(given, src=0)
         return given[0]
 
@@ -123,17 +123,37 @@ class TorchWorld:
             return tensor.contiguous(), self._nccl
         return tensor.contiguous().cpu(), None
 
+    def group_of(self, device: torch.device) -> dist.ProcessGroup | None:
+        """The group that carries tensors of a device without a detour; None where there is none."""
+        return self._nccl if device.type == "cuda" else dist.group.WORLD
+
     @contextmanager
-    def _meeting(self, what: str, counts_as: str = "wait") -> Iterator[None]:
+    def meeting(
+        self, what: str, counts_as: str = "wait", *, computes: bool = False
+    ) -> Iterator[None]:
+        """Inside, a rank that is lost raises RankLostError.
+
+        computes: other errors may come, which stay as they are, and the time is not one of waiting alone.
+        """
         began = time.perf_counter()
         try:
             yield
-            spent = time.perf_counter() - began
-            self._seconds[counts_as] = self._seconds.get(counts_as, 0.0) + spent
+            if not computes:
+                spent = time.perf_counter() - began
+                self._seconds[counts_as] = self._seconds.get(counts_as, 0.0) + spent
         except RuntimeError as error:  # of gloo: a closed connection, or the time is over
+            if computes and not _is_loss(error):
+                raise
             reason = self._watch.reason(_REASON) if self._watch else None
             raise RankLostError(
                 reason
                 or f"rank {self.rank} of {self.size} waited for the others in vain, at {what}: one of them has ended "
                 f"or was silent for {self._timeout:g} s ({str(error).splitlines()[0][:200]})"
             ) from error
+
+
+def _is_loss(error: RuntimeError) -> bool:
+    """Whether it comes from the exchange between ranks: gloo's errors are of no class of their own."""
+    return isinstance(error, dist.DistError) or any(
+        word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer")
+    )

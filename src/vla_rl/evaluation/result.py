@@ -19,6 +19,7 @@ from vla_rl.envs.registry import benchmark
 from vla_rl.evaluation.episodes import EpisodeRecord, play_each_once
 from vla_rl.functional import wilson_interval
 from vla_rl.policies.policy import Policy
+from vla_rl.policies.shardable import playing
 from vla_rl.runtime.progress import progress
 from vla_rl.runtime.provenance import versions
 from vla_rl.types import EpisodeSpec
@@ -55,15 +56,16 @@ def evaluate_policy(
             bar.advance(1, success=float(np.mean(done)))
 
         played = []
-        if specs:
-            played = play(
-                policy,
-                envs,
-                specs,
-                temperature=config.temperature,
-                seed=config.seed,
-                on_episode=on_episode,
-            )
+        with playing(policy):
+            if specs:
+                played = play(
+                    policy,
+                    envs,
+                    specs,
+                    temperature=config.temperature,
+                    seed=config.seed,
+                    on_episode=on_episode,
+                )
     parts = world.gather((played, envs.infrastructure_errors - errors_before))
     records = [parts[i % world.size][0][i // world.size] for i in range(len(every))]
     errors = sum(errors for _, errors in parts)

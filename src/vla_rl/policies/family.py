@@ -86,3 +86,5 @@ class PolicyFamily:
     create: CreatePolicy
     memory_budget: BudgetOf
     examine: Examine
+    shardable: bool = False
+    """Its policies' weights can be divided among ranks, see `shardable.Shardable`."""

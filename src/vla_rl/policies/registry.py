@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from vla_rl.config import SCRATCH_MODELS, Conventions, PolicyConfig, PPOConfig, UserError, nearest
+from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.policies.family import ImageFit, PolicyFamily
 from vla_rl.policies.memory import largest_micro_batch
 from vla_rl.policies.openvla.examining import examine as examine_openvla
@@ -53,6 +54,7 @@ POLICIES: dict[str, PolicyFamily] = {
         create=_openvla_from_scratch,
         memory_budget=policy_budget,
         examine=examine_openvla,
+        shardable=True,
     ),
 }
 
@@ -99,8 +101,10 @@ def load_policy(
     )
 
 
-def with_micro_batch(ppo: PPOConfig, policy: Policy, rollout_batch: int) -> PPOConfig:
-    """The settings with `micro_batch` -1 replaced by the largest power of two that the free memory allows.
+def with_micro_batch(
+    ppo: PPOConfig, policy: Policy, rollout_batch: int, world: World = SingleProcess()
+) -> PPOConfig:
+    """The settings with `micro_batch` -1 replaced by the largest power of two that the free memory allows everywhere.
 
     To be called with the weights on the device and before anything else is. Raises UserError if not even one sample
     fits.
@@ -109,6 +113,6 @@ def with_micro_batch(ppo: PPOConfig, policy: Policy, rollout_batch: int) -> PPOC
         return ppo
     budget = POLICIES[policy.kind].memory_budget(policy, rollout_batch)
     device = policy.policy_parameters()[0].device
-    chosen = largest_micro_batch(budget, device, ppo.minibatch)
+    chosen = min(world.gather(largest_micro_batch(budget, device, ppo.minibatch)))
     LOG.info("micro-batches of %d (of %d)", chosen, ppo.minibatch)
     return replace(ppo, micro_batch=0 if chosen == ppo.minibatch else chosen)

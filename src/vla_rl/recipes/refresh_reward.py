@@ -10,6 +10,7 @@ from vla_rl.config import TrainConfig
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.env import VectorEnv
 from vla_rl.policies.policy import Policy
+from vla_rl.policies.shardable import playing
 from vla_rl.rewards import RewardFunction, RewardModelScorer, ShapedReward
 from vla_rl.rewards.process.loading import load_reward_model, reward_model_folder
 from vla_rl.rewards.trajectory_files import TrajectoryWriter
@@ -54,13 +55,18 @@ def refresh_reward_model(
     ]
     done = next((folder for folder in folders if _is_done(folder)), None)
     done = world.broadcast(done)
-    if done is None and world.rank == 0:
-        done = folders[0]
-        shutil.rmtree(done, ignore_errors=True)  # of a run that was killed in the middle of it
-        running = collector.state_dict()
-        _play(done / "episodes", policy, envs, config, iteration)
-        _teach(done / "model", done / "episodes", scorer, config, iteration)
-        collector.load_state_dict(running)
+    if done is None:
+        running, new = collector.state_dict(), folders[0]
+        with playing(policy):
+            if world.rank == 0:
+                shutil.rmtree(
+                    new, ignore_errors=True
+                )  # of a run that was killed in the middle of it
+                _play(new / "episodes", policy, envs, config, iteration)
+        if world.rank == 0:
+            done = new
+            _teach(new / "model", new / "episodes", scorer, config, iteration)
+            collector.load_state_dict(running)
     done = world.broadcast(done)  # rank 0 has played and taught meanwhile
     assert done is not None
     trained = done / "model"

@@ -24,6 +24,7 @@ from vla_rl.curriculum import TaskSampler
 from vla_rl.distributed import Shards, SingleProcess, World
 from vla_rl.envs import make_vector_env, split_initial_states
 from vla_rl.policies.registry import with_micro_batch
+from vla_rl.policies.shardable import playing
 from vla_rl.recipes.refresh_reward import refresh_reward_model
 from vla_rl.rewards.registry import build_reward
 from vla_rl.rewards.simulator_reward import dense_reward_max
@@ -49,7 +50,8 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
         seed_everything(config.run.seed)
         keep_freed_memory()
         policy = policy_of_run(config, run, world)
-        config = replace(config, ppo=with_micro_batch(config.ppo, policy, config.env.num_envs))
+        ppo = with_micro_batch(config.ppo, policy, config.env.num_envs, world)
+        config = replace(config, ppo=ppo)
         learner = build_learner(policy, config, world)
         reward_function = build_reward(config, policy, world)
         stop = opened.enter_context(graceful_stop("this iteration"))
@@ -88,9 +90,10 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                     state.iteration, run, policy, envs, collector, reward_function, config, world
                 )
                 # 1. act: every environment plays `turns` turns with the current policy
-                own = collector.collect(
-                    config.rollout.turns, config.rollout.temperature, state.iteration
-                )
+                with playing(policy):
+                    own = collector.collect(
+                        config.rollout.turns, config.rollout.temperature, state.iteration
+                    )
                 collected = of_all(own, world)
                 curriculum.end_window(collected.outcomes, world)
 

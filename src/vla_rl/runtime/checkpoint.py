@@ -148,11 +148,15 @@ def flatten_optimizer(
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Array], state: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Array],
+    state: Mapping[str, Any],
+    place: Callable[[Tensor, Tensor], Tensor] = lambda value, parameter: value,
 ) -> None:
     """Put an optimizer over the same parameters back into the state that `flatten_optimizer` took.
 
-    It then goes on bit for bit, learning rates included. `tensors` may hold other names as well.
+    It then goes on bit for bit, learning rates included. `tensors` may hold other names as well. place: what to keep of
+    a tensor that belongs to a parameter.
     Raises CheckpointError where the parameters are not those of the checkpoint.
     """
     try:
@@ -167,13 +171,16 @@ def restore_optimizer(
             "it belongs to another configuration"
         )
     for parameter, index in zip(own, ids, strict=True):
-        for key, value in saved["state"].get(index, {}).items():
+        of_parameter = saved["state"].get(index, {})
+        for key, value in of_parameter.items():
             if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
                 raise CheckpointError(
                     f"optimizer state {key} of parameter {index}: the checkpoint has shape "
                     f"{tuple(value.shape)}, this policy {tuple(parameter.shape)}: "
                     "it belongs to another configuration"
                 )
+            if isinstance(value, Tensor):
+                of_parameter[key] = place(value, parameter)
     try:
         optimizer.load_state_dict(saved)
     except ValueError as error:

@@ -18,12 +18,14 @@ from vla_rl.algorithms.registry import require_algorithm
 from vla_rl.config import ConfigError, EnvConfig, ScheduleConfig, TrainConfig, UserError
 from vla_rl.config.serialize import differences, to_json
 from vla_rl.curriculum import TaskSampler
+from vla_rl.distributed.sharding import part_of, require_sharding
 from vla_rl.distributed.shards import Shards
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.defaults import require_same_robot
 from vla_rl.envs.registry import playable
 from vla_rl.policies.policy import Policy
 from vla_rl.policies.registry import load_policy
+from vla_rl.policies.shardable import lending, sharding_of
 from vla_rl.rewards import RewardFunction
 from vla_rl.rollout import Collector
 from vla_rl.rollout.collector import own_state, whole_state
@@ -39,6 +41,7 @@ from vla_rl.runtime.seeding import restore_torch_rng, torch_rng_state
 from vla_rl.runtime.signals import StopRequest
 from vla_rl.runtime.trees import join_arrays, split_arrays
 from vla_rl.training.scratch import keep_reference, scratch_policy
+from vla_rl.training.sharded import sharded_policy, whole
 
 
 class FollowedRun:
@@ -59,6 +62,8 @@ def open_training_run(
 ) -> Run | FollowedRun:
     """Open the folder to go on in, or make a new one; all ranks call it."""
     require_algorithm(config.algorithm)
+    if config.parallel.shard != "none":
+        require_sharding(world)
     if world.rank > 0:
         where: tuple[Path, bool] = world.broadcast((Path(), False))
         return FollowedRun(*where)
@@ -95,6 +100,13 @@ def policy_of_run(
 ) -> Policy:
     """The policy of the run's newest checkpoint, or the one to start from; KL is always to the latter."""
     saved = newest(run, world)
+    if config.parallel.shard == "none":
+        return _whole_policy(config, saved)
+    return sharded_policy(config, world, lambda of_host: _whole_policy(of_host, saved))
+
+
+def _whole_policy(config: TrainConfig, saved: Path | None) -> Policy:
+    """The policy in `saved`, the run's newest checkpoint; the one to start from without any."""
     if saved is None and not config.policy.checkpoint:
         policy = scratch_policy(config)
     else:
@@ -250,11 +262,13 @@ class TrainState:
             "collector": whole_state(self.world.gather(self.collector.state_dict())),
         }
         tensors, state = split_arrays(tree, "state")
-        for name, optimizer in self.learner.optimizers().items():
-            parts, state[name] = flatten_optimizer(optimizer, name)
-            tensors |= parts
-        if isinstance(self.run, Run):
-            self.run.save(self.iteration, tensors, state, self.policy.save, self.score())
+        optimizers, sharding = self.learner.optimizers(), sharding_of(self.policy)
+        with lending(self.policy, optimizers.values()):
+            if isinstance(self.run, Run):
+                for name, optimizer in optimizers.items():
+                    parts, state[name] = flatten_optimizer(optimizer, name)
+                    tensors |= parts if sharding is None else whole(parts, sharding)
+                self.run.save(self.iteration, tensors, state, self.policy.save, self.score())
         self.world.barrier()
         self.saved_at = self.iteration
 
@@ -269,7 +283,7 @@ class TrainState:
         state = join_arrays(saved.tensors, saved.state)
         self._require_same_play(state.get("played"), folder)
         for name, optimizer in self.learner.optimizers().items():
-            restore_optimizer(optimizer, saved.tensors, saved.state[name])
+            restore_optimizer(optimizer, saved.tensors, saved.state[name], part_of)
         self.learner.load_state_dict(state["learner"])
         self.reward_function.load_state_dict(state.get("reward", {}))
         self.curriculum.load_state_dict(state["curriculum"])

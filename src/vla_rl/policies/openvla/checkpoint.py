@@ -11,7 +11,7 @@ Nothing here writes atomically: the caller saves into a temporary folder and ren
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -133,22 +133,27 @@ def save_model(
     folder: Path,
     stored: Mapping[str, torch.dtype],
     limit: int = SHARD_BYTES,
+    whole: Callable[[Tensor], Tensor] = Tensor.detach,
 ) -> list[Path]:
     """Write a model's tensors, each in the precision it was stored in where that holds it exactly.
 
     A model that was stored in bfloat16 and computed with in float32 thus gives the same bytes again, and a weight
-    that has been trained keeps its float32. Returns the files.
+    that has been trained keeps its float32. whole: makes a tensor whole, of which this process holds a part. Returns
+    the files.
     """
     plan = {
-        name: Stored(_exact_dtype(tensor, stored.get(name)), tuple(tensor.shape))
+        name: Stored(_exact_dtype(tensor, stored.get(name), whole), tuple(tensor.shape))
         for name, tensor in state.items()
     }
-    return save_sharded(plan, lambda name: state[name].detach(), folder, limit)
+    return save_sharded(plan, lambda name: whole(state[name]), folder, limit)
 
 
-def _exact_dtype(tensor: Tensor, stored: torch.dtype | None) -> torch.dtype:
+def _exact_dtype(
+    tensor: Tensor, stored: torch.dtype | None, whole: Callable[[Tensor], Tensor]
+) -> torch.dtype:
     if stored is None or stored == tensor.dtype:
         return tensor.dtype
+    tensor = whole(tensor)
     # an exact float32 copy of bfloat16 values is stored as those; a bfloat16 copy of others stays what it is
     same = torch.equal(tensor.to(stored).to(tensor.dtype), tensor)
     return stored if same and stored.itemsize <= tensor.dtype.itemsize else tensor.dtype

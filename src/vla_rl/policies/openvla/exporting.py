@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vla_rl.config.errors import UserError
 from vla_rl.config.policy import LoraConfig
 from vla_rl.config.serialize import to_json
+from vla_rl.distributed.sharding import Sharding
 from vla_rl.policies.action_tokens import select_statistics
 from vla_rl.policies.fingerprint import fingerprint
 from vla_rl.policies.openvla import checkpoint as files
@@ -37,6 +38,7 @@ class Savable(Protocol):
     description: Checkpoint
     processor: Processor
     stored_dtypes: dict[str, torch.dtype]
+    sharding: Sharding | None
 
     @property
     def critic(self) -> nn.Module: ...
@@ -46,15 +48,16 @@ def save_policy(policy: Savable, folder: Path, limit: int = SHARD_BYTES) -> None
     """Write a checkpoint that `OpenVLAPolicy.from_checkpoint` loads to the same bits.
 
     Adapters go without their base if that lies in a folder or on the hub. Weights that were not trained have the
-    bytes they were read from.
+    bytes they were read from. Weights that are divided among ranks are written whole, by rank 0 inside `lending`.
     """
+    whole = Tensor.detach if policy.sharding is None else policy.sharding.whole
     _write_description(folder, policy.description, policy.processor.tokenizer)
     settings = policy.description.lora
     if settings is not None:
-        state = lora.adapter_state(policy.model)
+        state = {name: whole(t) for name, t in lora.adapter_state(policy.model).items()}
         write_adapter(folder, settings, state, policy.description.base or "")
     if policy.description.base is None:
-        files.save_model(lora.base_state(policy.model), folder, policy.stored_dtypes, limit)
+        files.save_model(lora.base_state(policy.model), folder, policy.stored_dtypes, limit, whole)
     save_tensors(policy.critic.state_dict(), folder / files.CRITIC_FILE)
 
 

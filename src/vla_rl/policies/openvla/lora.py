@@ -109,6 +109,15 @@ def _is_adapter(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
 
 
+def adapter_parameters(model: OpenVLA) -> dict[str, nn.Parameter]:
+    """The adapters' parameters, by the names of `adapter_state`."""
+    return {
+        name.replace(f".{ADAPTER}.", "."): parameter
+        for name, parameter in model.named_parameters()
+        if _is_adapter(name)
+    }
+
+
 def adapter_state(model: OpenVLA) -> dict[str, Tensor]:
     """The adapters' weights, named as in the model without the adapter's name."""
     return {

@@ -24,6 +24,7 @@ from vla_rl.policies.memory import GB, MemoryBudget
 from vla_rl.policies.openvla.lora import adapted_layers
 from vla_rl.policies.openvla.model import OpenVLA
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
+from vla_rl.policies.openvla.sharding import units_of
 from vla_rl.policies.shapes import shapes_alone
 
 TRAINED_BYTES = 24
@@ -131,9 +132,77 @@ def training_budget(
     )
 
 
+@lru_cache(maxsize=8)
+def units(model: ModelConfig) -> tuple[int, int]:
+    """Weights that sharding puts together at a time: the root's (embedding, head, projector), the largest layer's."""
+    with shapes_alone():
+        network = OpenVLA(model)
+    sizes = [sum(p.numel() for p in unit.parameters()) for unit in units_of(network)]
+    return count_weights(model)[0] - sum(sizes), max(sizes)
+
+
+def sharded_budget(
+    model: ModelConfig,
+    lora: LoraConfig | None,
+    ranks: int,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    checkpointing: bool = True,
+    rollout_batch: int = 0,
+    action_tokens: int = 7,
+) -> MemoryBudget:
+    """Memory of a learner's step on one of several ranks (`parallel.shard fsdp2`), computing in `dtype`.
+
+    Beside its part of everything a rank holds the weights of the root, of the layer that computes and of the next one.
+    Where all weights are trained, gradients of root and layer are whole until they are summed, in float32.
+    """
+    whole = training_budget(
+        model,
+        lora,
+        dtype,
+        checkpointing=checkpointing,
+        rollout_batch=rollout_batch,
+        action_tokens=action_tokens,
+    )
+    root, layer = units(model)
+    at_once = (root + 2 * layer) * dtype.itemsize
+    if lora is None:
+        at_once += (root + layer) * (dtype.itemsize + torch.float32.itemsize)
+    scale = 1.0 if lora is not None else dtype.itemsize / torch.float32.itemsize
+    return replace(
+        whole,
+        weights=whole.weights / ranks,
+        trained=whole.trained / ranks,
+        caches=whole.caches * scale,
+        per_sample=whole.per_sample * scale,
+        once=whole.once + at_once,
+    )
+
+
+def window_bytes(
+    model: ModelConfig, lora: LoraConfig | None, ranks: int, dtype: torch.dtype, rollout_batch: int
+) -> float:
+    """Memory of a rank while it plays with all weights put together (`parallel.gather window`)."""
+    held = sharded_budget(model, lora, ranks, dtype)
+    play = inference_budget(model, dtype)
+    return held.weights + held.trained + play.total(rollout_batch)
+
+
 def policy_budget(policy: OpenVLAPolicy, rollout_batch: int) -> MemoryBudget:
     """`training_budget` of a policy as it is configured, and what of it the policy holds."""
-    description = policy.description
+    description, sharding = policy.description, policy.sharding
+    if sharding is not None:
+        budget = sharded_budget(
+            description.model,
+            description.lora,
+            sharding.world.size,
+            sharding.compute,
+            checkpointing=policy.config.activation_checkpointing,
+            rollout_batch=rollout_batch,
+            action_tokens=policy.num_tokens,
+        )
+        mine = 4.0 * count_weights(description.model)[0] / sharding.world.size
+        return replace(budget, present=budget.weights if description.lora is not None else mine)
     budget = training_budget(
         description.model,
         description.lora,
@@ -162,6 +231,12 @@ def memory_table(model: ModelConfig = OPENVLA_7B, rank: int = 32) -> str:
             )
     full = training_budget(model, None, checkpointing=True)
     rows.append(("all weights, float32, with checkpointing: micro-batch", full))
+    for ranks in (2, 8):
+        held = sharded_budget(model, lora, ranks, rollout_batch=10)
+        rows.append((f"LoRA {rank}, sharded over {ranks}, 10 environments each: micro-batch", held))
+    for ranks in (4, 8, 16):
+        held = sharded_budget(model, None, ranks, rollout_batch=10)
+        rows.append((f"all weights, sharded over {ranks}, 10 environments each: micro-batch", held))
     lines = [
         "| | held | per sample | " + " | ".join(f"{size} GB" for size in sizes) + " |",
         "|---|---:|---:|" + "---:|" * len(sizes),

@@ -124,14 +124,17 @@ class OpenVLA(nn.Module):
             ids = ids.scatter(1, places.to(ids.device), given)
         x = self._embed(self.embed_images(pixel_values), ids)
         hidden = self.language_model.model(x, Columns(0, x.shape[1]), self._asked(prompts, count))
-        return self.action_logits(hidden), hidden[:, 0]
+        # not the method of the instance: sharded weights are put together around that, and they are here already
+        return OpenVLA.action_logits(self, hidden), hidden[:, 0].clone()
 
     def first_hidden(
         self, pixel_values: Float[Tensor, "N 6 H W"], prompts: Prompts
     ) -> Float[Tensor, "N D"]:
         """The hidden state that predicts the first action token."""
         x = self._embed(self.embed_images(pixel_values), prompts.ids)
-        return self.language_model.model(x, Columns(0, x.shape[1]), self._asked(prompts, 1))[:, 0]
+        return self.language_model.model(x, Columns(0, x.shape[1]), self._asked(prompts, 1))[
+            :, 0
+        ].clone()
 
     def prefill(
         self,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vla_rl.config.errors import UserError
 from vla_rl.config.openvla import ModelConfig
 from vla_rl.config.policy import Conventions, PolicyConfig
+from vla_rl.distributed.sharding import Sharding
 from vla_rl.functional import (
     action_log_softmax,
     entropy,
@@ -35,12 +36,7 @@ from vla_rl.policies.openvla import lora
 from vla_rl.policies.openvla.config_files import Checkpoint
 from vla_rl.policies.openvla.decoding import TokenDecoder, record_cuda_graph
 from vla_rl.policies.openvla.exporting import fingerprint_of, save_policy
-from vla_rl.policies.openvla.loading import (
-    find_source,
-    load_network,
-    load_parts,
-    own_adapters,
-)
+from vla_rl.policies.openvla.loading import load_parts
 from vla_rl.policies.openvla.model import OpenVLA, critic_sizes, initialise
 from vla_rl.policies.openvla.processing import (
     Processor,
@@ -48,11 +44,15 @@ from vla_rl.policies.openvla.processing import (
     with_image_fit,
     with_protocol,
 )
+from vla_rl.policies.openvla.reference import Reference
+from vla_rl.policies.openvla.sharding import blank_observation, split
 from vla_rl.policies.openvla.tokenizer import build_tiny_tokenizer
 from vla_rl.policies.policy import Evaluation, PolicyOutput, Proposals
 from vla_rl.policies.prompts import Prompts
 from vla_rl.runtime.devices import resolve_device
 from vla_rl.types import Observation
+
+T = TypeVar("T")
 
 
 class OpenVLAPolicy(nn.Module):
@@ -96,7 +96,8 @@ class OpenVLAPolicy(nn.Module):
         self.stored_dtypes: dict[str, torch.dtype] = {}
         """Precision of the model's tensors in the files they were read from; `save` keeps it where nothing is lost."""
         self.model.checkpoint_activations(config.activation_checkpointing)
-        self._reference: list[OpenVLA] = []  # in a list: not a submodule, never saved or trained
+        self._reference: Reference | None = None
+        self.sharding: Sharding | None = None
         self.to(device)
         self.eval()
         graphs = config.decode_graphs and device.type == "cuda"
@@ -223,7 +224,12 @@ class OpenVLAPolicy(nn.Module):
         """
         if temperature < 0:
             raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")
-        with torch.inference_mode():
+        return self._in_step("act", lambda: self._act(observation, temperature, uniforms))
+
+    def _act(
+        self, observation: Observation, temperature: float, uniforms: np.ndarray | None = None
+    ) -> PolicyOutput:
+        with self._playing():
             tokens, log_probs, values = self._decode(observation, temperature, uniforms)
         # copies made outside inference mode may take part in training
         return PolicyOutput(tokens.clone(), log_probs.clone(), values.clone())
@@ -241,7 +247,13 @@ class OpenVLAPolicy(nn.Module):
             raise ValueError(
                 f"uniforms must have shape ({len(observation)}, J, {self.num_tokens}), got {uniforms.shape}"
             )
-        with torch.inference_mode():
+        return self._in_step("act", lambda: self._propose(observation, temperature, uniforms))
+
+    def _propose(
+        self, observation: Observation, temperature: float, uniforms: Float32[np.ndarray, "N J K"]
+    ) -> Proposals:
+        shape = uniforms.shape
+        with self._playing():
             raw, prompts, time = self._inputs(observation)
             pixels = pixel_values(raw, self.processor.config)
             hidden, repeated, state = self.decoder.prefill_shared(pixels, prompts, shape[1])
@@ -288,10 +300,16 @@ class OpenVLAPolicy(nn.Module):
             raise ValueError(
                 f"tokens must have shape {(len(raw), self.num_tokens)}, got {tuple(tokens.shape)}"
             )
-        return model(pixel_values(raw, self.processor.config), prompts, tokens.to(self.device))
+        with nullcontext() if self.sharding is None else self.sharding.meeting("a pass"):
+            return model(pixel_values(raw, self.processor.config), prompts, tokens.to(self.device))
 
     def values(self, observation: Observation) -> Float[Tensor, " N"]:
         """V of each observation. A shared critic passes gradients to the trunk unless values are detached."""
+        if self.config.critic.kind == "shared":
+            return self._in_step("values", lambda: self._values(observation))
+        return self._values(observation)
+
+    def _values(self, observation: Observation) -> Float[Tensor, " N"]:
         raw, prompts, time = self._inputs(observation)
         hidden = None
         if self.config.critic.kind == "shared":
@@ -304,18 +322,12 @@ class OpenVLAPolicy(nn.Module):
         """Fix the reference policy: the present weights, or those of a checkpoint (when resuming a run).
 
         It is a model of its own, so that several threads may evaluate both at once. With adapters it costs a copy of
-        those, the base is shared; without, a copy of all weights.
+        those, the base is shared; without, a copy of all weights. To be called before `shard`.
         """
-        source = None if folder is None else find_source(folder, self.config.base)
-        if self.description.lora is not None:
-            adapters = lora.adapter_state(self.model) if source is None else own_adapters(source)
-            self._reference[:] = [lora.frozen_twin(self.model, adapters)]
-            return
-        if source is None:
-            reference = copy.deepcopy(self.model)
-        else:
-            reference = load_network(source, self.config, self.device, self.model.dtype).model
-        self._reference[:] = [reference.requires_grad_(False).eval()]
+        if self.sharding is not None:
+            raise RuntimeError("the weights are divided among ranks: keep_reference() comes before")
+        adapted = self.description.lora is not None
+        self._reference = Reference(self.model, adapted, folder, self.config, self.device)
 
     @torch.no_grad()
     def reference_log_probs(
@@ -327,15 +339,36 @@ class OpenVLAPolicy(nn.Module):
         later says `keep_reference()` first.
         """
         raw, prompts, _ = self._inputs(observation)
-        if not self._reference:
+        if self._reference is None:
             if self._version() != self._initial_version:
                 raise RuntimeError(
                     "the policy has been trained since it was made: call keep_reference() before training, "
                     "or keep_reference(folder) with the initial checkpoint"
                 )
             self.keep_reference()
-        logits, _ = self._logits(self._reference[0], raw, prompts, tokens)
+        assert self._reference is not None
+        with self._reference.weights(self.model) as model:
+            logits, _ = self._logits(model, raw, prompts, tokens)
         return gather_log_probs(action_log_softmax(logits, temperature), tokens.to(self.device))
+
+    def shard(self, sharding: Sharding) -> None:
+        """Keep this rank's part of the model's weights, see `Shardable.shard`. The critic stays whole everywhere."""
+        with self._reference.split_with(self.model, sharding) if self._reference else nullcontext():
+            split(self.model, sharding)
+        self.critic.to(sharding.device)
+        # a recording would read weights where they lay in another window
+        self.decoder = TokenDecoder(self.model, self.num_tokens)
+        nothing = blank_observation(self.image_size)
+        sharding.answer("act", lambda: self._act(nothing, 0.0))
+        sharding.answer("values", lambda: self._values(nothing))
+        self.sharding = sharding
+
+    def _in_step(self, kind: str, call: Callable[[], T]) -> T:
+        return call() if self.sharding is None else self.sharding.together(kind, call)
+
+    def _playing(self) -> AbstractContextManager[Any]:
+        # weights that are put together in inference mode could never be trained
+        return torch.inference_mode() if self.sharding is None else torch.no_grad()
 
     def _version(self) -> int:
         """Counts in-place changes of the model's weights."""
@@ -397,7 +430,8 @@ class OpenVLAPolicy(nn.Module):
         if coarse:
             raise UserError(
                 f"the model's weights are {coarse.pop()} and cannot be trained in that precision: train adapters on "
-                "them (policy.lora), or all weights in float32 (policy.dtype float32, 24 bytes a weight)"
+                "them (policy.lora), or all weights in float32 (policy.dtype float32, 24 bytes a weight; on several "
+                "ranks with parallel.shard fsdp2 they compute in bfloat16)"
             )
         return trained
 
