@@ -1,7 +1,7 @@
 # The verbs of this repository. `make` alone lists them. Continuous integration calls `make test-all`.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart setup setup-dev test test-all test-slow test-kernels check format bench docs docs-config clean
+.PHONY: help quickstart setup setup-dev setup-vllm test test-all test-slow test-kernels test-vllm check format bench docs docs-config clean
 
 BIN := .venv/bin
 # Handed on: make quickstart ARGS="--minutes 2", make test ARGS="tests/functional"
@@ -22,6 +22,9 @@ setup:  ## install into .venv what the quickstart needs (the second time: at onc
 setup-dev:  ## the same with the tools for development
 	@bash scripts/setup.sh dev
 
+setup-vllm:  ## install vLLM into .venv-vllm, an environment of its own (parallel.engine vllm)
+	@bash scripts/setup.sh vllm
+
 test: check  ## set up, lint, type-check, check the layers, run the tests
 	$(PYTEST) $(ARGS)
 
@@ -34,6 +37,9 @@ test-slow: setup-dev  ## the tests that take long: whole commands, every task of
 test-kernels: setup-dev  ## the numerical tests again, with the plainest kernels
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(PYTEST) -m "not slow and not sim" \
 	    tests/functional tests/algorithms tests/policies tests/rollout tests/rewards $(ARGS)
+
+test-vllm: setup-dev setup-vllm  ## the tests that start vLLM, one at a time: a few minutes
+	OMP_NUM_THREADS=1 VLA_RL_ENGINE_PYTHON=.venv-vllm $(BIN)/python -m pytest tests/vllm $(ARGS)
 
 check: setup-dev  ## ruff, formatting, pyright, import-linter
 	$(BIN)/ruff check .

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Sets up .venv beside this repository's Makefile:   bash scripts/setup.sh [quickstart|dev|docs]
-# Finds a Python that fits and hands over to scripts/install.py, which does the work.
+# Sets up .venv beside this repository's Makefile:   bash scripts/setup.sh [quickstart|dev|docs|vllm]
+# Finds a Python that fits and hands over to scripts/install.py, which does the work; for vLLM, which has an environment
+# of its own, to scripts/install_vllm.py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+script=scripts/install.py
+if [ "${1:-}" = vllm ]; then script=scripts/install_vllm.py; fi
 fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 found=""
 for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
@@ -11,7 +14,7 @@ for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
     if version=$("$candidate" --version 2>/dev/null </dev/null); then
         found="$found $candidate (${version#Python })"
         if "$candidate" -c "$fits" 2>/dev/null </dev/null; then
-            exec "$candidate" -u scripts/install.py "$@" </dev/null
+            exec "$candidate" -u "$script" "$@" </dev/null
         fi
     fi
 done

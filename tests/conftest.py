@@ -60,6 +60,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine cannot run, and say why."""
     if item.get_closest_marker("gpu") and not has_cuda():
         pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("vllm") and not os.environ.get("VLA_RL_ENGINE_PYTHON"):
+        pytest.skip("needs vLLM's own environment: make test-vllm")
     if item.get_closest_marker("sim"):
         skip_without_rendering()
 

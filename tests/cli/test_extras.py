@@ -97,7 +97,7 @@ def test_a_command_says_which_extra_it_needs_before_it_begins(
 def test_every_command_is_looked_at() -> None:
     assert NEEDS.keys() == COMMANDS.keys()
     # what these do without any extra is tested below
-    light = {"export", "report", "doctor", "eval"}
+    light = {"export", "report", "doctor", "eval", "certify", "engine serve"}
     assert {
         name for name in COMMANDS if any(f"{line} ".startswith(f"{name} ") for line in WANTED)
     } | light == set(COMMANDS)
@@ -116,6 +116,8 @@ def test_what_a_command_does_not_need_it_does_not_ask_for(tmp_path: Path) -> Non
         ["export", str(policy), "--out", str(tmp_path / "out")],
         ["eval", gone],
         ["report", gone],
+        ["certify", gone],
+        ["engine", "serve", gone, "--socket", str(tmp_path / "socket")],
         [*train, "--env.suite", "toy", "--run.no-tensorboard"],
     ]
     (exported, *others), _ = run_light(lines)

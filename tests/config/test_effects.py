@@ -45,7 +45,7 @@ CONFIGS: dict[str, Any] = {
 }
 UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
-    "ReportArguments", "FilmArguments", "DoctorArguments",
+    "ReportArguments", "FilmArguments", "DoctorArguments", "CertifyArguments", "EngineServeArguments",
 }  # fmt: skip
 """Configurations of commands all of whose options always count."""
 
@@ -157,6 +157,11 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("TrainConfig", "parallel.gather", "error", {}, SHARDED),
     ("TrainConfig", "run.threads", "warning", {"policy.device": "cuda"}, {"policy.device": "cpu"}),
+    ("TrainConfig", "parallel.engine_address", "error", {}, {"parallel.engine": "vllm"}),
+    (
+        "TrainConfig", "parallel.engine_python parallel.engine_memory", "error",
+        {"parallel.engine": "vllm", "parallel.engine_address": "unix:x"}, {"parallel.engine": "vllm"},
+    ),
     ("TrainConfig", "policy.lora.dropout", "error", {"policy.lora": ADAPTERS}, {"policy.lora": ADAPTERS}),
     ("TrainConfig", "policy.critic.width", "error", SHARED, SEPARATE),
     ("TrainConfig", "policy.critic.detach ppo.value_clip ppo.value_coef", "error", SEPARATE, SHARED),

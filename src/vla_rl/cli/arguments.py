@@ -14,6 +14,8 @@ from vla_rl.config.bounds import (
     Config,
     NotNegative,
     PixelsOrStored,
+    Seed,
+    Temperature,
     Whole,
     Workers,
 )
@@ -148,3 +150,52 @@ class PlanArguments(TrainConfig):
     """File for the whole plan."""
     save_costs: Path | None = None
     """File for the costs that were taken, to be given to --costs."""
+
+
+@dataclass(frozen=True)
+class EngineServeArguments(Config):
+    """Serve a policy's actions to training runs on this machine, until it is stopped."""
+
+    checkpoint: Path
+    """A whole checkpoint: a policy folder, a run whose policy has no adapters, or a hub id."""
+    backend: Literal["vllm", "own"] = "vllm"
+    """vllm: to be run with vLLM's environment. own: this project's own decoding."""
+    socket: Path | None = None
+    """The socket's file to listen on; only its user can open it."""
+    port: Annotated[int, Ge(0), Le(65535)] = 0
+    """A port of 127.0.0.1 to listen on instead; the password is VLA_RL_ENGINE_TOKEN."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the weights; auto takes the one they are stored in."""
+    memory: Annotated[float, Gt(0), Le(1)] = 0.4
+    """Share of a GPU's memory that vLLM takes."""
+
+
+@dataclass(frozen=True)
+class CertifyArguments(Config):
+    """Compare what engines decide for the same observations: tokens and log-probs."""
+
+    checkpoint: Path
+    """A run folder, one of its checkpoints, a policy folder, or a hub id."""
+    engines: str = "own,vllm"
+    """What is compared with the teacher-forced pass of our own model, by commas: own (cached decoding), vllm, official
+    (recorded answers of OpenVLA's code in the file of observations)."""
+    observations: str = "8"
+    """How many observations: pictures of noise with a suite's instructions. Or an .npz file of recorded ones."""
+    suite: str = ""
+    """Whose instructions; empty takes the run's own suite, or libero-spatial."""
+    temperature: Temperature = 1.0
+    """At which actions are sampled."""
+    tolerance: Annotated[float, Ge(0), Le(10)] = 0.0
+    """By how much log-probs may differ; 0 takes 1e-4 in float32 and 0.1 in bfloat16."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the weights."""
+    unnorm_key: str = ""
+    """Dataset whose action statistics un-normalise actions; they do not matter here, but an action's size does."""
+    base: str = ""
+    """Folder or hub id of the model that adapters belong to, where it is not the one they name themselves."""
+    engine_python: str = ""
+    """Python of vLLM's environment, or the environment's folder; empty takes VLA_RL_ENGINE_PYTHON, or .venv-vllm."""
+    seed: Seed = 0
+    """Of pictures and sampling."""
+    json: Path | None = None
+    """File for the whole result."""

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from vla_rl.cli import arguments
 from vla_rl.cli.arguments import (
+    CertifyArguments,
     ConvertArguments,
     DoctorArguments,
+    EngineServeArguments,
     EvalArguments,
     FilmArguments,
     LearningCurveArguments,
@@ -246,6 +248,15 @@ def _doctor(words: list[str]) -> int:
     return 0 if healthy(checks) else 1
 
 
+def _certify(words: list[str]) -> int:
+    request = parse_command(CertifyArguments, words, "certify")
+    from vla_rl.recipes.certify import certify, format_result
+
+    result = certify(**vars(request))
+    say(format_result(result))
+    return 0 if result["passed"] else 1
+
+
 class Command(NamedTuple):
     """What a command does, in a line, how it is called, and the function that does it."""
 
@@ -384,6 +395,23 @@ COMMANDS: dict[str, Command] = {
         "show one task before and after practice, as a short animated image",
         ("vla-rl film runs/quickstart --task drawer-open --out film.gif",),
         Recipe(FilmArguments, "report.figures.film", "write_film", "Film"),
+    ),
+    "certify": Command(
+        "compare what engines decide with our own model's log-probs",
+        (
+            "vla-rl certify runs/sft/policy",
+            "vla-rl certify runs/first --engines own,vllm --observations 32 --json certificate.json",
+        ),
+        _certify,
+        CertifyArguments,
+    ),
+    "engine serve": Command(
+        "serve a policy's actions to training runs on this machine",
+        (
+            "vla-rl engine serve runs/export --backend own --socket runs/engine.socket",
+            ".venv-vllm/bin/vla-rl engine serve runs/export --port 5005",
+        ),
+        Recipe(EngineServeArguments, "recipes.serve_engine", "serve_engine", "Engine"),
     ),
     "doctor": Command(
         "check this machine and say how to mend what is wrong",

@@ -62,6 +62,8 @@ NEEDS: Mapping[str, Modules] = {
     "export": lambda _: (),
     "report": lambda _: (),
     "film": lambda _: (*VIDEOS, "PIL"),
+    "certify": lambda _: (),
+    "engine serve": lambda _: (),
     "doctor": lambda _: (),
 }
 """Command -> modules, from its configuration."""

@@ -256,6 +256,16 @@ _TRAIN = (
         "before and after training both greedy and sampled play are evaluated; it counts between, with run.eval_every",
     ),
     Effect(
+        _named("parallel", "engine_python engine_memory engine_address"),
+        lambda c: c.parallel.engine != "own",
+        "the policy that learns plays itself; set parallel.engine vllm",
+    ),
+    Effect(
+        _named("parallel", "engine_python engine_memory"),
+        lambda c: not c.parallel.engine_address,
+        "the engine at parallel.engine_address runs already",
+    ),
+    Effect(
         ("run.threads",),
         lambda c: not _on_gpu(c),
         "the learner splits a minibatch on the CPU only, and policy.device is a GPU",

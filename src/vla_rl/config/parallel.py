@@ -22,7 +22,14 @@ class ParallelConfig(Config, group="parallel"):
     """Parts into which environments and minibatches are cut, however many processes there are; a process takes whole
     ones, so there can be at most as many. Another number plays other episodes."""
     engine: str = "own"
-    """Who decides while a window is played: own, the policy that learns."""
+    """Who decides while a window is played: own, the policy that learns; vllm, an engine of vLLM in a process of its
+    own, which is given the new weights after every window."""
+    engine_python: str = ""
+    """Python of vLLM's environment, or the environment's folder; empty takes VLA_RL_ENGINE_PYTHON, or .venv-vllm."""
+    engine_memory: Annotated[float, Gt(0), Le(1)] = 0.4
+    """Share of a GPU's memory that the engine takes; what is left is the learner's."""
+    engine_address: str = ""
+    """An engine that runs already (`vla-rl engine serve`), unix:PATH or 127.0.0.1:PORT; empty starts one."""
     timeout: Annotated[float, Gt(0), Le(1_000_000)] = 1800.0
     """Seconds that a process waits for the others before it gives the run up."""
     shard: Literal["none", "fsdp2"] = "none"

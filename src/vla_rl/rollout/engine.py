@@ -102,7 +102,17 @@ class OwnPolicy:
 
 BuildEngine = Callable[[Policy, TrainConfig, World], Engine]
 
-ENGINES: dict[str, BuildEngine] = {"own": lambda policy, config, world: OwnPolicy(policy)}
+
+def _vllm(policy: Policy, config: TrainConfig, world: World) -> Engine:
+    from vla_rl.serving.engine import ServedEngine
+
+    return ServedEngine(policy, config, world)
+
+
+ENGINES: dict[str, BuildEngine] = {
+    "own": lambda policy, config, world: OwnPolicy(policy),
+    "vllm": _vllm,
+}
 """Name (`parallel.engine`) -> what builds it."""
 
 

@@ -66,13 +66,17 @@ class ChildLostError(Exception):
 
 
 def start_program(
-    program: str, *, options: Sequence[str] = (), **keywords: Any
+    program: str,
+    *,
+    options: Sequence[str] = (),
+    python: str | os.PathLike[str] = sys.executable,
+    **keywords: Any,
 ) -> subprocess.Popen[Any]:
     """Start a Python program in a fresh interpreter that leaves signals to this process and ends with it.
 
-    options: of the interpreter. keywords: of `subprocess.Popen`. On Linux alone the kernel sees to its end, and only
-    for a program that the main thread started; elsewhere it has to notice by itself, by the end of its
-    input for example.
+    options: of the interpreter. python: which one. keywords: of `subprocess.Popen`. On Linux alone the kernel sees to
+    its end, and only for a program that the main thread started; elsewhere it has to notice by itself, by the end of
+    its input for example.
     """
     main_thread = threading.current_thread() is threading.main_thread()
     guard = _GUARD.format(
@@ -86,7 +90,7 @@ def start_program(
     # what a terminal sends reaches the parent alone; what is sent to everybody waits until the guard is there
     with block_signals():
         return subprocess.Popen(
-            [sys.executable, *options, "-c", guard + program], start_new_session=True, **keywords
+            [os.fspath(python), *options, "-c", guard + program], start_new_session=True, **keywords
         )
 
 

@@ -75,21 +75,40 @@ def export_merged(
         name = str(dtype).removeprefix("torch.")
         description = replace(description, extra={**description.extra, "torch_dtype": name})
     _write_description(folder, description, policy.processor.tokenizer)
-    base, adapters = lora.base_state(policy.model), lora.adapter_state(policy.model)
-    settings = policy.description.lora
-
-    def tensor_of(name: str) -> Tensor:
-        layer = name.removesuffix(".weight")
-        if settings is None or f"{layer}.lora_A.weight" not in adapters:
-            return base[name].detach()
-        pair = adapters[f"{layer}.lora_A.weight"], adapters[f"{layer}.lora_B.weight"]
-        return merged_weight(base[name].detach(), *pair, settings.alpha / settings.rank)
-
+    merged = MergedWeights(policy)
     plan = {
         name: Stored(dtype or policy.stored_dtypes.get(name, tensor.dtype), tuple(tensor.shape))
-        for name, tensor in base.items()
+        for name, tensor in merged.base.items()
     }
-    save_sharded(plan, tensor_of, folder, limit)
+    save_sharded(plan, merged.tensor, folder, limit)
+
+
+class MergedWeights:
+    """The model's weights under their official names, each merged with its adapter when it is asked for."""
+
+    def __init__(self, policy: Savable) -> None:
+        self.base = lora.base_state(policy.model)
+        self._adapters = lora.adapter_state(policy.model)
+        self._settings = policy.description.lora
+        trained = {name for name, p in policy.model.named_parameters() if p.requires_grad}
+        self.learned = [
+            name
+            for name in self.base
+            if (name in trained if self._settings is None else self._pair(name) is not None)
+        ]
+        """Names of those that training changes."""
+
+    def tensor(self, name: str) -> Tensor:
+        """In float32 if it has an adapter, else as it is."""
+        weight, pair = self.base[name].detach(), self._pair(name)
+        if self._settings is None or pair is None:
+            return weight
+        return merged_weight(weight, *pair, self._settings.alpha / self._settings.rank)
+
+    def _pair(self, name: str) -> tuple[Tensor, Tensor] | None:
+        layer = name.removesuffix(".weight")
+        down = self._adapters.get(f"{layer}.lora_A.weight")
+        return None if down is None else (down, self._adapters[f"{layer}.lora_B.weight"])
 
 
 def export_adapter(policy: Savable, folder: Path) -> None:

@@ -1,0 +1,274 @@
+"""Compare what engines decide for the same observations: `vla-rl certify CHECKPOINT`.
+
+The measure of all is one teacher-forced pass of our own model: what the learner computes gradients from. An engine
+passes if, for the tokens that it chose itself,
+
+- greedily, each is the likeliest, or as good as the likeliest within the tolerance (a tie may fall either way);
+- greedily and sampled, the log-probs that it reports are those of that pass within the tolerance.
+
+`own` is our cached decoding, as `parallel.engine own` plays. `vllm` runs as a child in its own environment, as
+`parallel.engine vllm` plays. `official` are recorded answers of OpenVLA's own code, which come with recorded
+observations: it needs releases of its libraries of its own, and is not run here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
+
+from vla_rl import __version__
+from vla_rl.config import ConfigError, PolicyConfig, UserError, nearest
+from vla_rl.envs.registry import benchmark
+from vla_rl.policies.openvla.policy import OpenVLAPolicy
+from vla_rl.policies.openvla.processing import pixel_values
+from vla_rl.policies.prompts import Prompts
+from vla_rl.policies.registry import load_policy
+from vla_rl.recipes.recorded import Recorded, read_recorded
+from vla_rl.runtime.files import require_writable, write_json
+from vla_rl.runtime.locate import locate_policy
+from vla_rl.serving.backend import Question
+from vla_rl.serving.hosting import HostedEngine
+from vla_rl.serving.own import OwnBackend
+from vla_rl.serving.process import engine_python
+from vla_rl.serving.staging import require_served
+
+ENGINES = ("own", "vllm", "official")
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+"""Of a log-prob. Measured in float32: 2e-5. In bfloat16 the order of sums alone moves it by some hundredths."""
+TIMEOUT = 1800.0
+DEFAULT_SUITE = "libero-spatial"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one engine decided: tokens as bins, and its own log-probs."""
+
+    tokens: Int64[Tensor, "N K"]
+    log_probs: Float32[Tensor, "N K"]
+    temperature: float
+    """At which it sampled; 0 greedily, with log-probs of temperature 1."""
+
+
+def certify(
+    checkpoint: Path,
+    engines: str,
+    observations: str,
+    suite: str,
+    temperature: float,
+    tolerance: float,
+    dtype: Literal["auto", "float32", "bfloat16"],
+    unnorm_key: str,
+    base: str,
+    engine_python: str,
+    seed: int,
+    json: Path | None,
+) -> dict[str, Any]:
+    """The comparison as JSON; "passed" says whether all engines are within the tolerance.
+
+    Raises UserError for a policy that cannot be read or is not served, observations that do not fit, and an engine
+    that is not there.
+    """
+    names = _chosen(engines)
+    if json is not None:
+        require_writable(json, "file", ".json")
+    folder, env = locate_policy(checkpoint)
+    settings = PolicyConfig(
+        checkpoint=str(folder), base=base, unnorm_key=unnorm_key, dtype=dtype, device="auto"
+    )
+    policy = load_policy(folder, settings)
+    if not isinstance(policy, OpenVLAPolicy):
+        raise UserError(
+            f"{folder} is a policy of type {policy.kind!r}; engines serve OpenVLA's class alone"
+        )
+    python = _python(policy, engine_python) if "vllm" in names else None
+    spoken = suite or (DEFAULT_SUITE if env is None else env.suite)
+    seen = _observations(policy, observations, spoken, seed, names)
+    allowed = tolerance or TOLERANCES[policy.model.dtype]
+    results = {
+        name: [_judged(policy, seen, answers, allowed) for answers in given]
+        for name, given in _all_answers(policy, seen, names, temperature, seed, python).items()
+    }
+    result = {
+        "format": FORMAT,
+        "checkpoint": str(checkpoint),
+        "observations": len(seen.images),
+        "dtype": str(policy.model.dtype).removeprefix("torch."),
+        "device": str(policy.device),
+        "tolerance": allowed,
+        "versions": {"vla-rl": __version__, "torch": torch.__version__},
+        "engines": results,
+        "passed": all(row["passed"] for rows in results.values() for row in rows),
+    }
+    if json is not None:
+        write_json(json, result)
+    return result
+
+
+def format_result(result: dict[str, Any]) -> str:
+    """The result as a table."""
+    head = f"{'engine':<10}{'at T':>6}{'tokens':>8}{'likeliest':>11}{'ties':>6}{'max difference':>16}   within"
+    lines = [
+        f"{result['observations']} observations, {result['dtype']} on {result['device']}; log-probs against our own "
+        f"model's, tolerance {result['tolerance']:g}",
+        head,
+    ]
+    for name, rows in result["engines"].items():
+        for row in rows:
+            greedy = row["temperature"] == 0
+            likeliest = str(row["likeliest"]) if greedy else "-"
+            ties = str(row["ties"]) if greedy else "-"
+            difference = f"{row['max_difference']:.1e}"
+            lines.append(
+                f"{name:<10}{row['temperature']:>6g}{row['tokens']:>8}{likeliest:>11}{ties:>6}{difference:>16}"
+                f"   {'yes' if row['passed'] else 'NO'}"
+            )
+    return "\n".join([*lines, "passed" if result["passed"] else "NOT passed"])
+
+
+def _chosen(engines: str) -> list[str]:
+    names = [name.strip() for name in engines.split(",") if name.strip()]
+    for name in names:
+        if name not in ENGINES:
+            raise ConfigError(
+                f"--engines: there is no engine {name!r}, expected some of {', '.join(ENGINES)}."
+                f"{nearest(name, ENGINES)}"
+            )
+    if not names:
+        raise ConfigError(f"--engines is empty: expected some of {', '.join(ENGINES)}")
+    return list(dict.fromkeys(names))
+
+
+def _python(policy: OpenVLAPolicy, given: str) -> Path:
+    require_served(policy.description.model)
+    return engine_python(given)
+
+
+def _observations(
+    policy: OpenVLAPolicy, wanted: str, suite: str, seed: int, names: Sequence[str]
+) -> Recorded:
+    """Recorded observations from a file, or as many pictures of noise with a suite's instructions."""
+    model = policy.description.model
+    if not wanted.isdecimal():
+        recorded = read_recorded(Path(wanted), model)
+        if "official" in names and recorded.tokens is None:
+            raise UserError(
+                f"{wanted} holds no answers of OpenVLA's own code: leave `official` out"
+            )
+        return recorded
+    if "official" in names:
+        raise ConfigError(
+            "--engines official compares with recorded answers: give their file as --observations FILE.npz"
+        )
+    count = int(wanted)
+    if not 1 <= count <= 4096:
+        raise ConfigError(
+            f"--observations: expected 1 to 4096 of them, or an .npz file, got {wanted}"
+        )
+    instructions = benchmark(suite).instructions(suite)
+    rng = np.random.default_rng(seed)
+    size = model.image_size
+    images: UInt8[np.ndarray, "N S S 3"] = rng.integers(0, 256, (count, size, size, 3), np.uint8)
+    texts = [instructions[i % len(instructions)] for i in range(count)]
+    prompts = policy.processor.prompts(texts, torch.device("cpu"))
+    return Recorded(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), prompts)
+
+
+def _all_answers(
+    policy: OpenVLAPolicy,
+    seen: Recorded,
+    names: Sequence[str],
+    temperature: float,
+    seed: int,
+    python: Path | None,
+) -> dict[str, list[Answers]]:
+    """What each engine decides, greedily and sampled."""
+    prompts = [
+        row[:length].tolist()
+        for row, length in zip(seen.prompts.ids, seen.prompts.lengths.tolist(), strict=True)
+    ]
+    seeds = np.random.default_rng(seed).integers(0, 2**62, len(prompts)).tolist()
+    count = policy.num_tokens if seen.tokens is None else seen.tokens.shape[1]
+    questions = [
+        Question(seen.images, prompts, seeds, count, degree) for degree in (0.0, temperature)
+    ]
+    vocabulary = policy.description.model.language.text_vocab
+
+    def as_answers(ids: Tensor, log_probs: Tensor, degree: float) -> Answers:
+        return Answers(vocabulary - 1 - ids, log_probs, degree)
+
+    found: dict[str, list[Answers]] = {}
+    for name in names:
+        if name == "own":
+            own = OwnBackend(policy)
+            found[name] = [as_answers(*own.act(q), q.temperature) for q in questions]
+        elif name == "official":
+            assert seen.tokens is not None
+            assert seen.log_probs is not None
+            found[name] = [as_answers(seen.tokens, seen.log_probs, 0.0)]
+        else:
+            assert python is not None
+            found[name] = [
+                as_answers(ids, log_probs, q.temperature)
+                for q, (ids, log_probs) in zip(
+                    questions, _vllm_answers(policy, seen, questions, python), strict=True
+                )
+            ]
+    return found
+
+
+def _vllm_answers(
+    policy: OpenVLAPolicy, seen: Recorded, questions: Sequence[Question], python: Path
+) -> list[tuple[Tensor, Tensor]]:
+    lengths = torch.from_numpy(seen.prompts.lengths)
+    with (
+        tempfile.TemporaryDirectory(prefix="vla-rl-engine-") as folder,
+        HostedEngine(policy, python, Path(folder), TIMEOUT) as engine,
+    ):
+        return [
+            engine.client.act(
+                q.images, seen.prompts.ids, lengths, torch.tensor(q.seeds), q.count, q.temperature
+            )
+            for q in questions
+        ]
+
+
+@torch.no_grad()
+def _judged(
+    policy: OpenVLAPolicy, seen: Recorded, answers: Answers, tolerance: float
+) -> dict[str, Any]:
+    """One engine's answers beside our model's teacher-forced pass on the tokens that it chose."""
+    device, rows = policy.device, len(answers.tokens)
+    best = torch.empty(answers.tokens.shape)
+    told = torch.empty(answers.tokens.shape)
+    for row in range(rows):  # alone, as nothing else in a batch should matter
+        length = int(seen.prompts.lengths[row])
+        ids = seen.prompts.ids[row : row + 1, :length].to(device)
+        raw = seen.images[row : row + 1].to(device).float().contiguous()
+        pixels = pixel_values(raw, policy.description.model)
+        tokens = answers.tokens[row : row + 1].to(device)
+        logits, _ = policy.model(pixels, Prompts(ids, np.array([length])), tokens)
+        log_probs = torch.log_softmax(logits.float() / (answers.temperature or 1.0), -1)
+        best[row] = log_probs.amax(-1)[0].cpu()
+        told[row] = log_probs.gather(-1, tokens[..., None])[0, :, 0].cpu()
+    behind = best - told
+    difference = (answers.log_probs - told).abs()
+    agrees = bool((difference <= tolerance).all())
+    greedy = answers.temperature == 0
+    return {
+        "temperature": answers.temperature,
+        "tokens": answers.tokens.numel(),
+        "likeliest": int((behind == 0).sum()),
+        "ties": int(((behind > 0) & (behind <= tolerance)).sum()),
+        "max_difference": float(difference.max()),
+        "mean_difference": float(difference.mean()),
+        "passed": agrees and (not greedy or bool((behind <= tolerance).all())),
+    }
