@@ -51,8 +51,8 @@ class PPO:
         metrics = {"losses/explained_variance": self.critic.explained_variance(batch)}
         warming = self.critic.warming_up(iteration)
         metrics["losses/critic_warmup"] = float(warming)
-        batch, difference = self.policy.check_sampler(batch, Order(self.seed, iteration, "check"))
-        metrics["losses/logprob_max_difference"] = difference
+        batch, numbers = self.policy.check_sampler(batch, Order(self.seed, iteration, "check"))
+        metrics |= numbers
         metrics |= self.critic.improve(batch, warming, Order(self.seed, iteration, "critic"))
         if not warming:
             order = Order(self.seed, iteration, "policy")
