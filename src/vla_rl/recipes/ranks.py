@@ -21,10 +21,14 @@ HERE = "127.0.0.1"
 
 
 def train_on_ranks(config: TrainConfig, resume: Path | None = None) -> Path:
-    """`train` with `config.parallel.ranks` processes; returns the run folder.
+    """`train` with the processes that `config.parallel` names; returns the run folder.
 
     What another rank raises is raised here. UserError, too, where one has died.
     """
+    if config.parallel.arrangement == "pools":
+        from vla_rl.recipes.pools import train_in_pools
+
+        return train_in_pools(config, resume)
     size = config.parallel.ranks
     if size == 1:
         return train(config, resume)

@@ -23,19 +23,20 @@ from vla_rl.algorithms.registry import build_learner
 from vla_rl.config import TrainConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.distributed import Shards, SingleProcess, World
-from vla_rl.envs import make_vector_env, split_initial_states
+from vla_rl.envs import split_initial_states
 from vla_rl.policies.registry import with_micro_batch
 from vla_rl.recipes.refresh_reward import refresh_reward_model
 from vla_rl.rewards.registry import build_reward
 from vla_rl.rewards.simulator_reward import dense_reward_max
-from vla_rl.rollout import Collector, build_engine, of_all, rollout_metrics
+from vla_rl.rollout import Collector, Windows, of_all, rollout_metrics
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import share_progress
 from vla_rl.runtime.seeding import seed_everything
 from vla_rl.runtime.signals import graceful_stop
 from vla_rl.training.evaluation import evaluate_before_or_after, evaluate_during
-from vla_rl.training.state import TrainState, open_training_run, own_envs, policy_of_run
+from vla_rl.training.pools import engine_of_run, envs_of_run
+from vla_rl.training.state import TrainState, open_training_run, policy_of_run
 
 
 def train(config: TrainConfig, resume: Path | None = None, world: World = SingleProcess()) -> Path:
@@ -55,16 +56,17 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
         stop = opened.enter_context(graceful_stop("this iteration"))
         opened.enter_context(use_threads(config.run.torch_threads))
         shards = Shards.of(config.env.num_envs, config.parallel.shards, world)
-        envs = opened.enter_context(make_vector_env(own_envs(config, shards)))
+        envs = opened.enter_context(envs_of_run(config, shards))
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         curriculum = TaskSampler(
             config.curriculum, envs.tasks, train_states, config.run.seed, shards.count
         )
-        engine = opened.enter_context(build_engine(policy, config, world))
+        engine = opened.enter_context(engine_of_run(config, policy, run, world))
         collector = Collector(
             engine, envs, curriculum.draw_one, config.run.seed,
             dense_reward_max=dense_reward_max(config), shards=shards,
         )  # fmt: skip
+        windows = opened.enter_context(Windows(collector, engine, policy, config.rollout))
         state = TrainState(
             run, policy, learner, reward_function, curriculum, collector, config.run.save_every, world,
             config.env,
@@ -79,19 +81,17 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
             collector.start()
 
         with share_progress("PPO", state.progress(config.schedule)) as bar:
-            while state.goes_on(config.schedule, stop):
+            # what is being played already is learned as well, so that nothing is lost
+            while (goes_on := state.goes_on(config.schedule, stop)) or windows.ahead:
                 started = time.perf_counter()
                 refresh_reward_model(
                     state.iteration, run, policy, envs, collector, reward_function, config, world
                 )
                 # 1. act: every environment plays `turns` turns with the current policy
-                collected = of_all(
-                    collector.collect(
-                        config.rollout.turns, config.rollout.temperature, state.iteration
-                    ),
-                    world,
-                )
+                collected = of_all(windows.take(state.iteration), world)
                 curriculum.end_window(collected.outcomes, world)
+                if goes_on and not state.rests_after(config, len(collected.finished)):
+                    windows.begin(state.iteration + 1)
 
                 # 2. score: the simulator's sparse success, plus a dense reward for each turn
                 dense_rewards = reward_function.score(collected.rollout)
@@ -105,8 +105,7 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                 learning = time.perf_counter()
                 with state.keep_on_divergence():
                     losses = learner.update(batch, state.iteration, state.progress(config.schedule))
-                seconds = collected.seconds | {"learn": time.perf_counter() - learning}
-                engine.renew(policy, state.iteration + 1)
+                seconds = collected.shares | {"learn": time.perf_counter() - learning}
 
                 # 5. log, checkpoint, evaluate
                 metrics = losses | curriculum.metrics() | reward_function.metrics()

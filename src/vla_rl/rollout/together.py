@@ -29,6 +29,7 @@ def of_all(collected: Collected, world: World) -> Collected:
         sorted(finished, key=lambda episode: (episode.turn, episode.number % envs)),
         sum(part.simulator_steps for part in parts),
         {name: float(np.mean([p.seconds[name] for p in parts])) for name in collected.seconds},
+        collected.waited,
     )
 
 
