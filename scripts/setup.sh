@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up .venv beside this repository's Makefile:   bash scripts/setup.sh [quickstart|dev|docs]
+# Sets up .venv beside this repository's Makefile:   bash scripts/setup.sh [quickstart|dev|docs|ray]
 # Finds a Python that fits and hands over to scripts/install.py, which does the work.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -56,8 +56,13 @@ class ParallelConfig(Config, group="parallel"):
         )
         require(
             self.actors <= self.learners,
-            f"parallel.actors may be at most parallel.learners = {self.learners}, got {self.actors}: a learner is served "
-            "by one actor, and the others would stand idle",
+            f"parallel.actors may be at most parallel.learners = {self.learners}, got {self.actors}: a learner is "
+            "served by one actor, and the others would stand idle",
+        )
+        require(
+            self.actors == 0 or self.engine == "own",
+            f"parallel.actors {self.actors} and parallel.engine {self.engine} contradict each other: actors hold the "
+            "policy that learns. Take parallel.engine own, or parallel.actors 0",
         )
         require(
             self.hosts == 0 or self.hosts >= self.learners,
@@ -66,12 +71,13 @@ class ParallelConfig(Config, group="parallel"):
         )
         require(
             self.staleness == 0 or self.actors > 0,
-            "parallel.staleness 1 needs parallel.actors 1 or more: a policy cannot play and learn at once in one process",
+            "parallel.staleness 1 needs parallel.actors 1 or more: a policy cannot play and learn at once in "
+            "one process",
         )
         require(
             self.arrangement == "pools" or self.staleness == 0,
-            "parallel.staleness 1 needs parallel.arrangement pools: the policy that plays must be another copy than the "
-            "one that learns",
+            "parallel.staleness 1 needs parallel.arrangement pools: the policy that plays must be another copy than "
+            "the one that learns",
         )
 
     @property

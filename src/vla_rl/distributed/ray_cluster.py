@@ -101,8 +101,8 @@ def _connect(ray: Any, parallel: ParallelConfig) -> None:
             raise UserError(f"Ray could not be started on this machine: {reason}") from error
         named = "RAY_ADDRESS" if parallel.ray == "auto" else "parallel.ray"
         raise UserError(
-            f"there is no Ray cluster at {named} = {address} that this process can join: {reason}. Look with `ray status "
-            f"--address {address}`, give the address that `ray start --head` has shown, or take --parallel.ray auto "
+            f"there is no Ray cluster at {named} = {address} that this process can join: {reason}. Look with `ray "
+            f"status --address {address}`, give the address that `ray start --head` has shown, or take --parallel.ray auto "
             "without RAY_ADDRESS to start one on this machine"
         ) from error
 
@@ -140,8 +140,8 @@ def _require_same_software(ray: Any) -> None:
         other = differences(software_here(), found)
         if other:
             raise UserError(
-                f"{where} has other software than the process that was started: {'; '.join(other)}. Learners, actors and "
-                "hosts must compute the same: install the same there"
+                f"{where} has other software than the process that was started: {'; '.join(other)}. Learners, actors "
+                "and hosts must compute the same: install the same there"
             )
 
 
@@ -167,8 +167,8 @@ def _warn_of_mixed_gpus(ray: Any) -> None:
     if len(kinds) > 1:
         listed = ", ".join(f"{kind} on {count} node(s)" for kind, count in sorted(kinds.items()))
         _log.warning(
-            "the Ray cluster has GPUs of several kinds (%s): they round differently, so another placement of the same "
-            "run gives other numbers, and the slowest kind sets the pace. Take a cluster of one kind where that matters",
+            "the Ray cluster has GPUs of several kinds (%s): they round differently, so another placement of the "
+            "same run gives other numbers, and the slowest kind sets the pace. Take a cluster of one kind where that matters",
             listed,
         )
 

@@ -64,7 +64,13 @@ class LearnerRank:
     """Another learner's side."""
 
     def follow(
-        self, address: str, port: int, rank: int, config: TrainConfig, resume: Path | None, folder: str
+        self,
+        address: str,
+        port: int,
+        rank: int,
+        config: TrainConfig,
+        resume: Path | None,
+        folder: str,
     ) -> None:
         """Train as rank `rank` to the end of the run."""
         enter_folder(folder)

@@ -89,7 +89,6 @@ def enter_folder(folder: str) -> None:
         os.chdir(folder)
     except OSError as error:
         raise UserError(
-            f"the folder {folder}, from which the run was started, is not there ({error.strerror}): learners and actors "
-            "read checkpoints and the run folder from a file system that all machines share"
+            f"the folder {folder}, from which the run was started, is not there ({error.strerror}): learners and "
+            "actors read checkpoints and the run folder from a file system that all machines share"
         ) from error
-

@@ -190,7 +190,9 @@ class ActorEngine:
                 raise UserError(str(error)) from error
 
     def _note_loss(self, error: PeerLostError) -> None:
-        if "unavailable" in str(error).lower():  # it is on its way, and was counted when it was lost
+        if (
+            "unavailable" in str(error).lower()
+        ):  # it is on its way, and was counted when it was lost
             return
         self._losses += 1
         if self._losses > self._max_restarts:

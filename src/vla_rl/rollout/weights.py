@@ -54,7 +54,11 @@ def bytes_of(tensor: Tensor) -> Bytes:
 
 def checksums_of(parts: Sequence[Bytes]) -> tuple[int, ...]:
     """CRC-32 of each tensor's bytes."""
-    return tuple(zlib.crc32(memoryview(part)) for part in parts)
+    return tuple(_crc(part) for part in parts)
+
+
+def _crc(part: Bytes) -> int:
+    return zlib.crc32(part.data)
 
 
 def checksum_of(checksums: Sequence[int]) -> int:
@@ -101,10 +105,10 @@ def put_in(policy: Policy, sent: WeightsSent) -> tuple[int, int]:
         )
     for place, part in sent.parts.items():
         expected = tensors[place].numel() * tensors[place].element_size()
-        if len(part) != expected or zlib.crc32(memoryview(part)) != sent.checksums[place]:
+        if len(part) != expected or _crc(part) != sent.checksums[place]:
             raise WeightsDamagedError(
-                f"tensor {place} of version {sent.version} came with {len(part)} bytes of {expected}, or with others than "
-                "were sent"
+                f"tensor {place} of version {sent.version} came with {len(part)} bytes of {expected}, or with others "
+                "than were sent"
             )
     with torch.no_grad():
         for place, part in sent.parts.items():

@@ -74,7 +74,9 @@ class SimulatorHost:
         return self._played(slots)
 
     def step(self, slots: Sequence[int], actions: Float32[np.ndarray, "S C A"]) -> Played:
-        self._opened.post_step(self._places(slots), actions.copy())  # Ray gives what cannot be changed
+        self._opened.post_step(
+            self._places(slots), actions.copy()
+        )  # Ray gives what cannot be changed
         return self._played(slots)
 
     def restore(self, slots: Sequence[int], snapshots: Sequence[Snapshot]) -> Played:
