@@ -102,8 +102,8 @@ def _connect(ray: Any, parallel: ParallelConfig) -> None:
         named = "RAY_ADDRESS" if parallel.ray == "auto" else "parallel.ray"
         raise UserError(
             f"there is no Ray cluster at {named} = {address} that this process can join: {reason}. Look with `ray "
-            f"status --address {address}`, give the address that `ray start --head` has shown, or take --parallel.ray auto "
-            "without RAY_ADDRESS to start one on this machine"
+            f"status --address {address}`, give the address that `ray start --head` has shown, or take --parallel.ray "
+            "auto without RAY_ADDRESS to start one on this machine"
         ) from error
 
 
@@ -168,7 +168,8 @@ def _warn_of_mixed_gpus(ray: Any) -> None:
         listed = ", ".join(f"{kind} on {count} node(s)" for kind, count in sorted(kinds.items()))
         _log.warning(
             "the Ray cluster has GPUs of several kinds (%s): they round differently, so another placement of the "
-            "same run gives other numbers, and the slowest kind sets the pace. Take a cluster of one kind where that matters",
+            "same run gives other numbers, and the slowest kind sets the pace. Take a cluster of one kind where that "
+            "matters",
             listed,
         )
 
