@@ -18,6 +18,7 @@ class ThreadRank:
 
     def __init__(self, rank: int, board: list[Any], meeting: threading.Barrier) -> None:
         self.rank, self.size = rank, len(board)
+        self.local_rank, self.local_size = rank, self.size
         self._board, self._meeting = board, meeting
 
     def gather(self, value: T) -> list[T]:
@@ -29,6 +30,9 @@ class ThreadRank:
 
     def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
         return self.gather(tensor)
+
+    def exchange(self, tensor: Tensor) -> list[Tensor]:
+        return [parts.chunk(self.size)[self.rank] for parts in self.gather(tensor)]
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         totals = []

@@ -15,8 +15,11 @@ from vla_rl.envs.rendering.egl import (
     EglDevice,
     drawing_devices,
     egl_devices,
+    free_memory,
     matching,
+    spread,
     visible_gpus,
+    worker_devices,
 )
 
 GPUS = ["GPU-11aa", "GPU-22bb", "GPU-22cc", "GPU-44dd"]
@@ -29,11 +32,20 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fake_machine(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, gpus: Sequence[str], devices: Sequence[EglDevice]
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    gpus: Sequence[str],
+    devices: Sequence[EglDevice],
+    free: Sequence[int] = (),
 ) -> None:
-    """nvidia-smi answers with a line for each GPU, and EGL has these devices."""
+    """nvidia-smi answers with a line for each GPU, and EGL has these devices. free: MiB of memory, where it is told."""
     tool = folder / "nvidia-smi"
-    tool.write_text("#!/bin/sh\n" + "".join(f"echo {gpu}\n" for gpu in gpus))
+    answers = {"uuid": gpus, "memory.free": free or ["[N/A]"] * len(gpus)}
+    cases = "".join(
+        f"*{name}*) " + "".join(f"echo '{line}'; " for line in lines) + ";;\n"
+        for name, lines in answers.items()
+    )
+    tool.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}esac\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(egl, "_devices_apart", lambda: list(devices))
@@ -213,3 +225,32 @@ def test_the_doctor_sees_that_cuda_hides_the_gpus(monkeypatch: pytest.MonkeyPatc
         "warn",
         "unset CUDA_VISIBLE_DEVICES, or name GPUs of 0 to 1",
     )
+
+
+def test_workers_go_where_most_memory_is_free() -> None:
+    gigabyte = 2.0**30
+    assert spread({3: 0.0, 1: 0.0}, 5) == [3, 1, 3, 1, 3]  # unknown: in turn
+    # the second has room for as many as both together have
+    assert spread({0: 1 * gigabyte, 1: 2.6 * gigabyte}, 6) == [1, 1, 1, 1, 1, 0]
+    assert spread({7: gigabyte}, 2) == [7, 7]
+
+
+def test_each_rank_draws_on_the_gpus_it_computes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_machine(monkeypatch, tmp_path, GPUS, numbered(0, 1, 2, 3))
+    assert [worker_devices(2, rank, 4) for rank in range(4)] == [[0, 0], [1, 1], [2, 2], [3, 3]]
+    assert [worker_devices(4, rank, 2) for rank in range(2)] == [[0, 2, 0, 2], [1, 3, 1, 3]]
+    assert [worker_devices(1, rank, 6) for rank in range(6)] == [[0], [1], [2], [3], [0], [1]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert [worker_devices(2, rank, 2) for rank in range(2)] == [[3, 3], [1, 1]]
+
+
+def test_free_memory_is_that_of_the_visible_gpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_machine(monkeypatch, tmp_path, GPUS, numbered(0, 1, 2, 3), free=[100, 200, 300, 40_000])
+    assert free_memory(4) == [n * 2**20 for n in (100, 200, 300, 40_000)]
+    assert worker_devices(3) == [3, 3, 3]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,0")
+    assert free_memory(2) == [40_000 * 2**20, 100 * 2**20]

@@ -369,10 +369,10 @@ def test_what_ends_a_command_is_the_parents_alone(number: signal.Signals):
 
 @pytest.mark.parametrize(
     ("drawing", "chosen", "expected"),
-    [([3, 1], None, ["3", "1", "3"]), ([], None, [None] * 3), ([0, 1], "5", ["5"] * 3)],
+    [([3, 1, 3], None, ["3", "1", "3"]), ([], None, [None] * 3), ([0, 1, 0], "5", ["5"] * 3)],
 )
 def test_workers_draw_on_the_gpus_in_turn(monkeypatch, drawing, chosen, expected):
-    monkeypatch.setattr("vla_rl.envs.vector.process.drawing_devices", lambda: drawing)
+    monkeypatch.setattr("vla_rl.envs.vector.process.worker_devices", lambda *_: drawing)
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
     if chosen is not None:
         monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", chosen)

@@ -114,16 +114,20 @@ class ThreadedGradients:
         known: dict[tuple[int, int], Tensor] = {}
         for turn in range(max(map(len, nodes))):
             given = mine[turn] if turn < len(mine) else [None] * len(parameters)
-            flat = _flat([g for g, is_used in zip(given, used, strict=True) if is_used], wanted)
-            for of_rank, part in zip(nodes, self.world.gather_tensors(flat), strict=True):
+            flat = _flat(
+                [g for g, is_used in zip(given, used, strict=True) if is_used],
+                wanted,
+                self.world.size,
+            )
+            # each rank adds up one stretch of all, so that as many numbers travel as in a ring
+            for of_rank, part in zip(nodes, self.world.exchange(flat), strict=True):
                 if turn < len(of_rank):
                     known[of_rank[turn]] = part
-        total = tree_fold(*whole, known.get, torch.add)
-        pieces = iter(
-            total.to(wanted[0].device).split([p.numel() for p in wanted]) if wanted else ()
-        )
+        total = torch.cat(self.world.gather_tensors(tree_fold(*whole, known.get, torch.add)))
+        sizes = [p.numel() for p in wanted]
+        pieces = iter(total[: sum(sizes)].split(sizes))
         return [
-            next(pieces).view_as(p).clone() if is_used else None
+            next(pieces).view_as(p).to(p.dtype).clone() if is_used else None
             for p, is_used in zip(parameters, used, strict=True)
         ]
 
@@ -154,13 +158,16 @@ def _add(first: Grads, second: Grads) -> Grads:
     ]
 
 
-def _flat(grads: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
-    """One vector on the CPU; zeros where there is no gradient."""
+def _flat(
+    grads: Sequence[Tensor | None], parameters: Sequence[nn.Parameter], multiple: int
+) -> Tensor:
+    """One vector, its length a multiple of `multiple`; zeros where there is no gradient."""
     parts = [
-        torch.zeros(p.numel(), dtype=p.dtype) if g is None else g.reshape(-1).cpu()
+        torch.zeros(p.numel(), dtype=p.dtype, device=p.device) if g is None else g.reshape(-1)
         for g, p in zip(grads, parameters, strict=True)
     ]
-    return torch.cat(parts) if parts else torch.zeros(0)
+    flat = torch.cat(parts) if parts else torch.zeros(0)
+    return nn.functional.pad(flat, (0, -len(flat) % multiple))
 
 
 class Tally:

@@ -21,7 +21,7 @@ def _ppo(policy: Policy, config: TrainConfig, world: World) -> Learner:
             f"PPO needs a policy with a value function, {type(policy).__name__} has none"
         )
     run, parallel = config.run, config.parallel
-    threads = run.threads or max(1, available_cpus() // world.size)
+    threads = run.threads or max(1, available_cpus() // world.local_size)
     shards = Shards.of(config.env.num_envs, parallel.shards, world)
     return PPO(
         policy, config.ppo, config.optimizer, config.policy.critic, run.seed, threads, world, shards

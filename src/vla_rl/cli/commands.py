@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -40,6 +41,7 @@ from vla_rl.config import (
 )
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import BestOfConfig, ScalingConfig
+from vla_rl.distributed.place import launched
 
 C = TypeVar("C")
 
@@ -123,10 +125,19 @@ def _sft(words: list[str]) -> int:
 
 
 def _train(words: list[str]) -> int:
-    config, resume = train_request(words, parse_command)
-    from vla_rl.recipes.ranks import train_on_ranks
+    place = launched(os.environ)
+    if place is not None and place.size > 1:
+        from vla_rl.recipes.launched_ranks import train_launched
 
-    say(f"Run folder: {train_on_ranks(config, resume)}")
+        folder = train_launched(place, lambda: train_request(words, parse_command))
+        if place.rank > 0:
+            return 0
+    else:
+        config, resume = train_request(words, parse_command)
+        from vla_rl.recipes.ranks import train_on_ranks
+
+        folder = train_on_ranks(config, resume)
+    say(f"Run folder: {folder}")
     return 0
 
 

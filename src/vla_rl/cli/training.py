@@ -10,6 +10,11 @@ from vla_rl.cli.options import PRINT_CONFIG, ParseCommand, normal, old_options, 
 from vla_rl.config import AblationConfig, TrainConfig, UserError
 
 RESUMABLE = ("--schedule.iterations", "--schedule.minutes", "--schedule.episodes")
+_ELSEWHERE = tuple(
+    f"--parallel.{name}"
+    for name in ("ranks", "timeout", "arrangement", "learners", "actors", "hosts", "ray")
+)
+"""What may differ where a run goes on: it plays the same."""
 DEFAULT_PRESET = "metaworld-mt5"
 
 
@@ -29,7 +34,8 @@ def train_request(words: list[str], parse_command: ParseCommand) -> tuple[TrainC
     presets = "\n".join(f"  {name:<26} {summary}" for name, summary in SUMMARIES.items())
     notes = (
         f"To go on with a run: vla-rl train --resume RUN\n"
-        f"  with a new length: [{'] ['.join(RESUMABLE)}]\n\n"
+        f"  with a new length: [{'] ['.join(RESUMABLE)}]\n"
+        "  on another number of processes: [--parallel.ranks], or --parallel.arrangement pools and what belongs to it\n\n"
         f"Presets (default {DEFAULT_PRESET}); the options' defaults below are the chosen one's:\n{presets}\n\n"
         "--policy.lora trains adapters only; --policy.lora.{rank,alpha,dropout,vision} set them."
     )
@@ -48,12 +54,15 @@ def _resumed(
     if chosen:
         raise UserError(f"--resume goes on with the run's own configuration: leave out {chosen!r}")
     config = read_config(folder, TrainConfig)
-    old, allowed = old_options(TrainConfig, config), (*RESUMABLE, PRINT_CONFIG, "--help")
+    old, allowed = (
+        old_options(TrainConfig, config),
+        (*RESUMABLE, *_ELSEWHERE, PRINT_CONFIG, "--help"),
+    )
     for word in words:
         option = normal(word)
         if option.startswith("--") and old.get(option, option) not in allowed:
             raise UserError(
-                f"{option} cannot change in a resumed run, only {', '.join(RESUMABLE)} can: "
+                f"{option} cannot change in a resumed run, only {', '.join((*RESUMABLE, *_ELSEWHERE))} can: "
                 "start a new run for it"
             )
     return parse_command(TrainConfig, words, "train", config)

@@ -47,13 +47,18 @@ class ParallelConfig(Config, group="parallel"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.arrangement == "pools":
+            self._check_pools()
+            return
         _require_shards("ranks", self.ranks, self.shards)
-        _require_shards("learners", self.learners, self.shards)
         require(
-            self.arrangement == "ranks" or self.ranks == 1,
-            f"parallel.ranks {self.ranks} and parallel.arrangement pools contradict each other: with pools, "
-            f"parallel.learners {self.ranks} says how many processes learn",
+            self.staleness == 0,
+            "parallel.staleness 1 needs parallel.arrangement pools and parallel.actors 1 or more: the policy that plays "
+            "must be another copy than the one that learns",
         )
+
+    def _check_pools(self) -> None:
+        _require_shards("learners", self.learners, self.shards)
         require(
             self.actors <= self.learners,
             f"parallel.actors may be at most parallel.learners = {self.learners}, got {self.actors}: a learner is "
@@ -73,11 +78,6 @@ class ParallelConfig(Config, group="parallel"):
             self.staleness == 0 or self.actors > 0,
             "parallel.staleness 1 needs parallel.actors 1 or more: a policy cannot play and learn at once in "
             "one process",
-        )
-        require(
-            self.arrangement == "pools" or self.staleness == 0,
-            "parallel.staleness 1 needs parallel.arrangement pools: the policy that plays must be another copy than "
-            "the one that learns",
         )
 
     @property

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-import zlib
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from vla_rl.runtime.provenance import code_digest
 
 PACKAGES = ("vla-rl", "torch", "numpy", "tokenizers", "ray")
 
@@ -22,7 +22,7 @@ def software_here() -> dict[str, str]:
             found[package] = version(package).partition("+")[0]
         except PackageNotFoundError:
             found[package] = "not installed"
-    found["vla-rl's source"] = _source_checksum()
+    found["vla-rl's source"] = code_digest()
     return found
 
 
@@ -33,12 +33,3 @@ def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
         for name in sorted(here.keys() | there.keys())
         if here.get(name) != there.get(name)
     ]
-
-
-def _source_checksum() -> str:
-    package = Path(__file__).parent.parent
-    total = 0
-    for file in sorted(package.rglob("*.py")):
-        total = zlib.crc32(str(file.relative_to(package)).encode(), total)
-        total = zlib.crc32(file.read_bytes(), total)
-    return f"{total:08x}"

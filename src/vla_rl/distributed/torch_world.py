@@ -12,25 +12,45 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
-from vla_rl.config.errors import UserError
+from vla_rl.distributed.watch import RankLostError, Watch
 
 T = TypeVar("T")
-
-
-class RankLostError(UserError):
-    """Another rank has ended, or has not come to a meeting in time: this run cannot go on."""
+_REASON = 5.0  # seconds that a rank which ends has to say why
 
 
 class TorchWorld:
     """The `World` of a process group. Every meeting waits `timeout` seconds at most."""
 
-    def __init__(self, store: Store, rank: int, size: int, timeout: float) -> None:
-        """Join the group that `store` leads to. RankLostError if the others do not come."""
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        size: int,
+        timeout: float,
+        local_rank: int = 0,
+        local_size: int = 1,
+        watch: Watch | None = None,
+    ) -> None:
+        """Join the group that `store` leads to. RankLostError if the others do not come.
+
+        Objects go from CPU to CPU by gloo; tensors too, or by NCCL where every rank of this machine has a GPU of its
+        own, which is then its current one. watch: knows why another rank has ended.
+        """
         self.rank, self.size, self._timeout = rank, size, timeout
+        self.local_rank, self.local_size, self._watch = local_rank, local_size, watch
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if gpus:
+            torch.cuda.set_device(local_rank % gpus)
+        # two ranks on one GPU are more than NCCL can do
+        own_gpu = gpus >= local_size and dist.is_nccl_available()
         with self._meeting("the start"):
             dist.init_process_group(
                 "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
             )
+            self._nccl = None
+            if all(self.gather(own_gpu)):
+                group = dist.new_group(backend="nccl", timeout=timedelta(seconds=timeout))
+                self._nccl = group if isinstance(group, dist.ProcessGroup) else None
 
     def gather(self, value: T) -> list[T]:
         given: list[Any] = [None] * self.size
@@ -39,10 +59,18 @@ class TorchWorld:
         return given
 
     def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
-        given = [torch.empty_like(tensor) for _ in range(self.size)]
+        near, group = self._near(tensor)
+        given = [torch.empty_like(near) for _ in range(self.size)]
+        with self._meeting("an exchange of tensors"):
+            dist.all_gather(given, near, group=group)
+        return [part.to(tensor.device) for part in given]
+
+    def exchange(self, tensor: Tensor) -> list[Tensor]:
+        near, group = self._near(tensor)
+        given = torch.empty_like(near)
         with self._meeting("an exchange of gradients"):
-            dist.all_gather(given, tensor.contiguous())
-        return given
+            dist.all_to_all_single(given, near, group=group)
+        return list(given.to(tensor.device).chunk(self.size))
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         if not tensors:
@@ -77,12 +105,20 @@ class TorchWorld:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def _near(self, tensor: Tensor) -> tuple[Tensor, dist.ProcessGroup | None]:
+        """The tensor where the group that carries it wants it, and that group."""
+        if tensor.is_cuda and self._nccl is not None:
+            return tensor.contiguous(), self._nccl
+        return tensor.contiguous().cpu(), None
+
     @contextmanager
     def _meeting(self, what: str) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:  # of gloo: a closed connection, or the time is over
+            reason = self._watch.reason(_REASON) if self._watch else None
             raise RankLostError(
-                f"rank {self.rank} of {self.size} waited for the others in vain, at {what}: one of them has ended or "
-                f"was silent for {self._timeout:g} s ({str(error).splitlines()[0][:200]})"
+                reason
+                or f"rank {self.rank} of {self.size} waited for the others in vain, at {what}: one of them has ended "
+                f"or was silent for {self._timeout:g} s ({str(error).splitlines()[0][:200]})"
             ) from error

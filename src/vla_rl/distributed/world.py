@@ -32,12 +32,29 @@ class World(Protocol):
         """How many processes train together."""
         ...
 
+    @property
+    def local_rank(self) -> int:
+        """Number among the ranks of this machine."""
+        ...
+
+    @property
+    def local_size(self) -> int:
+        """Ranks on this machine, which share its cores and GPUs."""
+        ...
+
     def gather(self, value: T) -> list[T]:
         """What every rank gave, in the order of the ranks; values may differ in size."""
         ...
 
     def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
         """The tensor of every rank, in the order of the ranks; shapes and types agree on all ranks."""
+        ...
+
+    def exchange(self, tensor: Tensor) -> list[Tensor]:
+        """Cut into `size` equal parts, of which rank r is sent the r-th; returns what each rank sent to this one.
+
+        tensor: a vector whose length is a multiple of `size`, the same on all ranks.
+        """
         ...
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -67,11 +84,16 @@ class SingleProcess:
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
 
     def gather(self, value: T) -> list[T]:
         return [value]
 
     def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor]
+
+    def exchange(self, tensor: Tensor) -> list[Tensor]:
         return [tensor]
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:

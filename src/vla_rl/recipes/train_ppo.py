@@ -56,7 +56,7 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
         stop = opened.enter_context(graceful_stop("this iteration"))
         opened.enter_context(use_threads(config.run.torch_threads))
         shards = Shards.of(config.env.num_envs, config.parallel.shards, world)
-        envs = opened.enter_context(envs_of_run(config, shards))
+        envs = opened.enter_context(envs_of_run(config, shards, world))
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         curriculum = TaskSampler(
             config.curriculum, envs.tasks, train_states, config.run.seed, shards.count

@@ -14,19 +14,23 @@ if TYPE_CHECKING:
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU; otherwise torch's own names.
+    """`auto` is a GPU where there is one (the first; each of several ranks has its own), else the CPU.
+
+    Otherwise torch's own names.
 
     Raises ConfigError for a name torch does not know and for a GPU this machine does not have.
     """
     import torch
 
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         known = ["auto", "cpu", "cuda", "cuda:0"]
         raise ConfigError(f"device {name!r} is not known.{nearest(name, known)}") from None
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return _own_gpu()
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(
@@ -34,6 +38,12 @@ def resolve_device(name: str = "auto") -> torch.device:
             "use `auto` or `cpu`, or install a CUDA build of torch"
         )
     return device
+
+
+def _own_gpu() -> torch.device:
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 @contextmanager

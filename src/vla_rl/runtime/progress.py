@@ -25,6 +25,7 @@ from vla_rl.config.errors import in_lines
 
 _console: Console | None = None
 _stream: TextIO | None = None
+_silent = False
 
 
 class _Tolerant:
@@ -58,7 +59,8 @@ def console() -> Console:
 
 def note(text: str) -> None:
     """Print a line for the user beside bars and log: as it is, whatever brackets or length it has."""
-    console().print(in_lines(text), markup=False, highlight=False, soft_wrap=True)
+    if not _silent:
+        console().print(in_lines(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
@@ -77,6 +79,17 @@ def set_up_logging(level: int = logging.INFO) -> None:
     root.propagate = False
 
 
+def be_silent(prefix: str) -> None:
+    """Show no progress from now on, and of the log warnings alone, behind `prefix`: another process speaks for all."""
+    global _silent
+    _silent = True
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{prefix}%(levelname)s: %(message)s"))
+    root = logging.getLogger("vla_rl")
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+
+
 def progress(
     title: str, total: int | None = None, *, every: float = 5.0, start: int = 0
 ) -> Reporter:
@@ -89,12 +102,16 @@ def progress(
     In a terminal it is a bar with elapsed and remaining time; in a pipe a line at most every `every`
     seconds, and one at the end.
     """
+    if _silent:
+        return _Silent(title, total, start)
     bar = console().is_terminal
     return _Bar(title, total, start) if bar else _Lines(title, total, start, every)
 
 
 def share_progress(title: str, start: float = 0.0, *, every: float = 5.0) -> Reporter:
     """A reporter for work of which the finished share, 0..1, is known: call `reach(share)`."""
+    if _silent:
+        return _Silent(title, 1, start, True)
     bar = console().is_terminal
     return _Bar(title, 1, start, True) if bar else _Lines(title, 1, start, every, True)
 
@@ -143,6 +160,14 @@ class Reporter:
 
     def _finish(self) -> None:
         raise NotImplementedError
+
+
+class _Silent(Reporter):
+    def _show(self) -> None:
+        pass
+
+    def _finish(self) -> None:
+        pass
 
 
 class _Bar(Reporter):

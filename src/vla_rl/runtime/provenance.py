@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import shutil
 import subprocess
@@ -40,6 +41,15 @@ def versions(packages: Sequence[str] = ()) -> dict[str, str | None]:
     return {"python": platform.python_version()} | {
         name: _version(name) for name in (*_PACKAGES, *packages)
     }
+
+
+def code_digest() -> str:
+    """Digest of this package's source files: what two machines run is the same where theirs is."""
+    digest = hashlib.sha256()
+    for file in sorted(_PACKAGE_FOLDER.rglob("*.py")):
+        digest.update(f"{file.relative_to(_PACKAGE_FOLDER)}\0".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
 
 
 def git_revision() -> dict[str, Any] | None:

@@ -14,12 +14,14 @@ from vla_rl.runtime.run_folder import Run
 from vla_rl.training.state import FollowedRun, load_or_make, newest, own_envs
 
 
-def envs_of_run(config: TrainConfig, shards: Shards) -> ProcessVectorEnv | SerialVectorEnv:
+def envs_of_run(
+    config: TrainConfig, shards: Shards, world: World
+) -> ProcessVectorEnv | SerialVectorEnv:
     """The environments of this process, in its own simulators or in its part of `parallel.hosts`."""
     parallel = config.parallel
-    own = own_envs(config, shards)
+    own = own_envs(config, shards, world)
     if parallel.arrangement != "pools" or parallel.hosts == 0:
-        return make_vector_env(own)
+        return make_vector_env(own, world.local_rank, world.local_size)
     from vla_rl.distributed.ray_cluster import share_of
     from vla_rl.envs.vector.hosted import HostedVectorEnv
 

@@ -130,14 +130,14 @@ def share_done(schedule: ScheduleConfig, iterations: int, seconds: float, episod
     return min(1.0, max(done / limit for done, limit in shares if limit > 0))
 
 
-def own_envs(config: TrainConfig, shards: Shards) -> EnvConfig:
+def own_envs(config: TrainConfig, shards: Shards, world: World) -> EnvConfig:
     """The environments of this process, with its share of the cores for their simulators."""
     if shards.size == 1:
         return config.env
     cores = 0 if playable(config.env).in_process else available_cpus()
     workers = config.env.num_workers or cores
     return replace(
-        config.env, num_envs=len(shards.own_envs), num_workers=-(-workers // shards.size)
+        config.env, num_envs=len(shards.own_envs), num_workers=-(-workers // world.local_size)
     )
 
 

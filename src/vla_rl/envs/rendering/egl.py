@@ -14,13 +14,15 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 DEVICE_ID = "MUJOCO_EGL_DEVICE_ID"
 _DEVICE_PLATFORM = 0x313F  # EGL_PLATFORM_DEVICE_EXT
 _CUDA_DEVICE = 0x323A  # EGL_CUDA_DEVICE_NV
+WORKER_BYTES = 400 * 2**20
+"""What a worker that draws takes of a GPU, about: context, meshes and textures of a suite."""
 _MOST = 64
 _TIMEOUT = 30.0  # seconds
 
@@ -88,6 +90,40 @@ def drawing_devices() -> list[int]:
     return matching(visible, len(gpus), _devices_apart())
 
 
+def worker_devices(workers: int, local_rank: int = 0, local_size: int = 1) -> list[int]:
+    """For each worker the EGL device that it draws on; empty where there is nothing to choose, see `drawing_devices`.
+
+    Of several ranks on a machine each draws on the GPUs that it computes on. Workers go where most memory is free.
+    """
+    devices = drawing_devices()
+    if not devices:
+        return []
+    free = dict(zip(devices, free_memory(len(devices)), strict=True))
+    first = local_rank % len(devices)
+    return spread({device: free[device] for device in devices[first::local_size]}, workers)
+
+
+def spread(free: Mapping[int, float], workers: int) -> list[int]:
+    """The device of each worker: the one with most free memory (bytes), what was given to others taken off."""
+    left = dict(free)
+    chosen: list[int] = []
+    for _ in range(workers):
+        device = max(left, key=lambda d: left[d])  # the first of equals
+        left[device] -= WORKER_BYTES
+        chosen.append(device)
+    return chosen
+
+
+def free_memory(visible: int) -> list[float]:
+    """Free memory of each of the `visible` GPUs that CUDA may use, bytes; zeros where it is not known."""
+    gpus = nvidia_gpu_ids()
+    numbers = visible_gpus(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    megabytes = [line for line in _nvidia_smi("memory.free") if line.isdecimal()]
+    if len(megabytes) != len(gpus) or len(numbers) != visible:
+        return [0.0] * visible
+    return [float(megabytes[number]) * 2**20 for number in numbers]
+
+
 def matching(visible: Sequence[int], gpus: int, devices: Sequence[EglDevice]) -> list[int]:
     """The numbers of the EGL devices that are the GPUs `visible`, of `gpus` in all, in their order."""
     if any(device.gpu is not None for device in devices):
@@ -101,10 +137,15 @@ def matching(visible: Sequence[int], gpus: int, devices: Sequence[EglDevice]) ->
 
 def nvidia_gpu_ids() -> list[str]:
     """The UUIDs of this machine's NVIDIA GPUs by `nvidia-smi`, which counts them as the driver does; else empty."""
+    return _nvidia_smi("uuid")
+
+
+def _nvidia_smi(wanted: str) -> list[str]:
+    """One property of each GPU; empty where the tool is not there or fails."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
-    question = [tool, "--query-gpu=uuid", "--format=csv,noheader"]
+    question = [tool, f"--query-gpu={wanted}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(
             question, capture_output=True, text=True, timeout=_TIMEOUT, check=False

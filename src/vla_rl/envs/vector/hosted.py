@@ -46,7 +46,7 @@ class HostedVectorEnv(ProcessVectorEnv):
         self._timeout, self._cpus, self._workers_in_host = timeout, cpus, workers
         self._errors_of: dict[int, int] = {}  # of the host that is there now
         self._played = playable(config)
-        super().__init__(config, self._played.make_envs, hosts)
+        super().__init__(config, self._played.make_envs, num_workers=hosts)
 
     def _new_worker(self, worker: int) -> HostWorker:
         slots = self._slots_of(worker)

@@ -13,20 +13,27 @@ from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.envs.vector.worker import MakeEnvs
 
 
-def make_vector_env(config: EnvConfig) -> ProcessVectorEnv | SerialVectorEnv:
+def make_vector_env(
+    config: EnvConfig, local_rank: int = 0, local_size: int = 1
+) -> ProcessVectorEnv | SerialVectorEnv:
     """`config.num_envs` environments of `config.suite`; the `VectorEnv` protocol, and a context manager.
 
     A benchmark whose environments cost less than the way to another process plays in this one, unless `num_workers`
-    asks for processes. ConfigError for a suite that there is not, UserError where its simulator is not installed.
+    asks for processes. local_rank, local_size: this process among those of the machine that have environments; they
+    share its GPUs for drawing. ConfigError for a suite that there is not, UserError where its simulator is missing.
     """
     played = playable(config)
-    return open_vector_env(config, played.make_envs, played.in_process)
+    return open_vector_env(config, played.make_envs, played.in_process, local_rank, local_size)
 
 
 def open_vector_env(
-    config: EnvConfig, make_envs: MakeEnvs, in_process: bool
+    config: EnvConfig,
+    make_envs: MakeEnvs,
+    in_process: bool,
+    local_rank: int = 0,
+    local_size: int = 1,
 ) -> ProcessVectorEnv | SerialVectorEnv:
     """The same for a simulator that need not be known here by its name."""
     if in_process and config.num_workers == 0:
         return SerialVectorEnv(config, make_envs)
-    return ProcessVectorEnv(config, make_envs)
+    return ProcessVectorEnv(config, make_envs, local_rank, local_size)

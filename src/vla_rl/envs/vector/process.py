@@ -26,7 +26,7 @@ from vla_rl.config.errors import ConfigError, UserError, nearest
 from vla_rl.envs.env import EpisodesLostError, Snapshot
 from vla_rl.envs.registry import make_envs as make_suite_envs
 from vla_rl.envs.registry import no_dense_reward
-from vla_rl.envs.rendering.egl import drawing_devices
+from vla_rl.envs.rendering.egl import worker_devices
 from vla_rl.envs.vector.shared_memory import SlotArrays, anonymous_file
 from vla_rl.envs.vector.worker import MakeEnvs, WorkerSetup
 from vla_rl.envs.vector.worker_process import (
@@ -56,16 +56,20 @@ class ProcessVectorEnv:
         self,
         config: EnvConfig,
         make_envs: MakeEnvs = make_suite_envs,
+        local_rank: int = 0,
+        local_size: int = 1,
         num_workers: int | None = None,
     ) -> None:
-        """num_workers: instead of what `config` says."""
+        """local_rank, local_size: of the processes of this machine that have environments, this one's number.
+        num_workers: instead of what `config` says.
+        """
         self.num_envs = config.num_envs
         self.horizon = config.horizon
         self.infrastructure_errors = 0
         self._config, self._make_envs = config, make_envs
         wanted = num_workers or config.num_workers or available_cpus()
         self._num_workers = min(wanted, config.num_envs)
-        self._egl_devices = drawing_devices()
+        self._egl_devices = worker_devices(self._num_workers, local_rank, local_size)
         self._memory = anonymous_file()
         self._workers: list[Worker] = []
         self._closed = False
@@ -108,7 +112,7 @@ class ProcessVectorEnv:
         slots = self._slots_of(worker)
         devices = self._egl_devices
         setup = WorkerSetup(self._make_envs, self._config, slots, self._memory)
-        return WorkerProcess(setup, devices[worker % len(devices)] if devices else None)
+        return WorkerProcess(setup, devices[worker] if devices else None)
 
     # -- posting -------------------------------------------------------------------------------------
 
