@@ -35,7 +35,7 @@ def train_request(words: list[str], parse_command: ParseCommand) -> tuple[TrainC
     notes = (
         f"To go on with a run: vla-rl train --resume RUN\n"
         f"  with a new length: [{'] ['.join(RESUMABLE)}]\n"
-        "  on another number of processes: [--parallel.ranks], or --parallel.arrangement pools and what belongs to it\n\n"
+        "  on another number of processes: [--parallel.ranks], or in pools: [--parallel.arrangement], ...\n\n"
         f"Presets (default {DEFAULT_PRESET}); the options' defaults below are the chosen one's:\n{presets}\n\n"
         "--policy.lora trains adapters only; --policy.lora.{rank,alpha,dropout,vision} set them."
     )

@@ -53,8 +53,8 @@ class ParallelConfig(Config, group="parallel"):
         _require_shards("ranks", self.ranks, self.shards)
         require(
             self.staleness == 0,
-            "parallel.staleness 1 needs parallel.arrangement pools and parallel.actors 1 or more: the policy that plays "
-            "must be another copy than the one that learns",
+            "parallel.staleness 1 needs parallel.arrangement pools and parallel.actors 1 or more: the policy that "
+            "plays must be another copy than the one that learns",
         )
 
     def _check_pools(self) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from vla_rl.config.errors import UserError
 
 _LAST_LINES = 12
+_OF_MEMORY = ("running low on memory", "memory usage threshold", "OutOfMemoryError")
+"""What Ray says of a process that it has ended itself; of any other it says that memory may have been the reason."""
 
 
 class PeerLostError(Exception):
@@ -53,7 +55,7 @@ def answer_of(reference: Any, timeout: float, who: str) -> Any:
         raise _meant(error, who) from error
     except errors.RayError as error:  # an actor, a worker, a node or an object that is gone
         text = str(error)
-        if "memory" in text.lower() and "oom" in text.lower():
+        if any(words in text for words in _OF_MEMORY):
             raise out_of_memory(who, text) from error
         raise PeerLostError(f"{who} has died: {_first_lines(text)}") from error
 

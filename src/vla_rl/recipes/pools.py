@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -36,6 +37,7 @@ _LAST_WORDS = 30.0
 """Seconds in which learners end after the first has."""
 _LOOK = 1.0
 """Seconds between two looks at whether the learners live."""
+_HERE = "vla_rl/here/{}"
 
 
 def train_in_pools(config: TrainConfig, resume: Path | None = None) -> Path:
@@ -54,6 +56,7 @@ def train_in_pools(config: TrainConfig, resume: Path | None = None) -> Path:
             others = _start_others(ray, seats, store.port, config, resume)
             looking = _Deaths(watch, [reference for _, reference in others])
             try:
+                _wait_for_all(store, size, config.parallel.timeout)
                 folder = _train_as(0, store, watch, config, resume, seats.share.gpus == 1)
                 looking.wait()
             finally:
@@ -85,7 +88,9 @@ class LearnerRank:
         connect = partial(_connect, address, port)
         with Watch(connect, rank) as watch:
             try:
-                _train_as(rank, connect(), watch, config, resume, own_gpu)
+                store = connect()
+                store.set(_HERE.format(rank), "1")
+                _train_as(rank, store, watch, config, resume, own_gpu)
             except RankLostError:
                 raise
             except BaseException as error:
@@ -139,6 +144,19 @@ def _train_as(
         return train(config, resume, world)
     finally:
         world.leave()
+
+
+def _wait_for_all(store: Store, size: int, timeout: float) -> None:
+    """Until the other learners are there, so that what keeps one away is heard at once."""
+    until = time.monotonic() + timeout
+    for rank in range(1, size):
+        while not store.check([_HERE.format(rank)]):
+            if time.monotonic() > until:
+                raise RankLostError(
+                    f"rank {rank} of {size} has not come within {timeout:g} s (parallel.timeout): `ray status` shows "
+                    "whether the cluster has room for it"
+                )
+            time.sleep(_LOOK / 5)
 
 
 def _connect(address: str, port: int) -> Store:
