@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vla_rl.policies.policy import Policy, has_critic
 
-Bytes = UInt8[np.ndarray, " n"]
+Bytes = UInt8[np.ndarray, "..."]
 
 
 @dataclass(frozen=True)
