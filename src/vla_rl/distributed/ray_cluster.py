@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 START_TIMEOUT = 120.0
 """Seconds in which the machines of a cluster must say what is installed there."""
+_KNOCK = 10.0  # seconds
 _SMALL_MACHINE = 48 * 2**30  # bytes
 _SMALL_STORE = 500 * 2**20  # bytes
 
@@ -90,6 +92,7 @@ def _connect(ray: Any, parallel: ParallelConfig) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         if address and address != "local":
+            _knock(address)
             ray.init(address=address, **quiet)
         else:
             small = psutil.virtual_memory().total < _SMALL_MACHINE
@@ -105,6 +108,16 @@ def _connect(ray: Any, parallel: ParallelConfig) -> None:
             f"status --address {address}`, give the address that `ray start --head` has shown, or take --parallel.ray "
             "auto without RAY_ADDRESS to start one on this machine"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError or ValueError where nothing listens; Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isdigit():
+        raise ValueError("expected an address as host:port, that of the cluster's head")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
 
 
 def alive_nodes(ray: Any) -> list[dict[str, Any]]:
