@@ -123,11 +123,9 @@ def started(out: Path, *options: str, **environment: str) -> subprocess.Popen[st
 
 
 def test_a_cluster_that_is_not_there_is_one_message(tmp_path: Path) -> None:
-    process = started(
-        tmp_path, "--parallel.ray", "127.0.0.1:1", RAY_gcs_server_request_timeout_seconds="3"
-    )
+    process = started(tmp_path, "--parallel.ray", "127.0.0.1:1")
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "there is no Ray cluster at parallel.ray = 127.0.0.1:1" in said
     assert "Traceback" not in said
 
@@ -148,10 +146,10 @@ def test_nothing_is_left_when_a_run_is_stopped_or_killed(
     assert any("LearnerRank" in " ".join(one.cmdline()) for one in family)
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=150)
     assert [one for one in alive if one.is_running() and one.status() != "zombie"] == []
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert "Go on with:  vla-rl train --resume" in said
+        assert "Go on with: vla-rl train --resume" in " ".join(said.split())
         assert len(list((tmp_path / "run" / "checkpoints").glob("iteration-*"))) > 0
     assert len(lines(tmp_path / "run")) >= 2

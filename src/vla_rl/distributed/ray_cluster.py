@@ -88,6 +88,8 @@ def _connect(ray: Any, parallel: ParallelConfig) -> None:
     address = os.environ.get("RAY_ADDRESS", "") if parallel.ray == "auto" else parallel.ray
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": uuid.uuid4().hex}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # a machine that is busy starts it in more than the half minute that Ray allows
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     # Ray would hide all GPUs from a process that asks for none, and bother with a warning about it
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
