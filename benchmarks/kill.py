@@ -38,7 +38,12 @@ TIMED = (
     "total/train_seconds",
     "rollout/infrastructure",
 )
-OPTIONS = ["toy", "--parallel.arrangement", "pools", "--parallel.learners", "2", "--parallel.actors", "1", "--parallel.hosts", "2", "--parallel.timeout", "120", "--env.num-envs", "8", "--rollout.turns", "16", "--ppo.critic-warmup", "1", "--schedule.episodes", "0", "--eval.episodes-per-task", "1", "--eval.videos", "0", "--run.save-every", "2", "--run.name", "run"]
+OPTIONS = [
+    "toy", "--parallel.arrangement", "pools", "--parallel.learners", "2", "--parallel.actors", "1",
+    "--parallel.hosts", "2", "--parallel.timeout", "120", "--env.num-envs", "8", "--rollout.turns", "16",
+    "--ppo.critic-warmup", "1", "--schedule.episodes", "0", "--eval.episodes-per-task", "1", "--eval.videos", "0",
+    "--run.save-every", "2", "--run.name", "run",
+]  # fmt: skip
 
 
 def start(words: list[str]) -> subprocess.Popen[str]:

@@ -88,28 +88,39 @@ def _connect(ray: Any, parallel: ParallelConfig) -> None:
     address = os.environ.get("RAY_ADDRESS", "") if parallel.ray == "auto" else parallel.ray
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": uuid.uuid4().hex}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # a machine that is busy starts it in more than the half minute that Ray allows
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     # Ray would hide all GPUs from a process that asks for none, and bother with a warning about it
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not address or address == "local":
+        return _start(ray, quiet)
     try:
-        if address and address != "local":
-            _knock(address)
-            ray.init(address=address, **quiet)
-        else:
-            small = psutil.virtual_memory().total < _SMALL_MACHINE
-            store = _SMALL_STORE if small else None
-            ray.init(address="local", include_dashboard=False, object_store_memory=store, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        _knock(address)
+        ray.init(address=address, **quiet)
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError, and a bare Exception
         reason = " ".join(str(error).split())[:400]
-        if not address:
-            raise UserError(f"Ray could not be started on this machine: {reason}") from error
         named = "RAY_ADDRESS" if parallel.ray == "auto" else "parallel.ray"
         raise UserError(
             f"there is no Ray cluster at {named} = {address} that this process can join: {reason}. Look with `ray "
             f"status --address {address}`, give the address that `ray start --head` has shown, or take --parallel.ray "
             "auto without RAY_ADDRESS to start one on this machine"
         ) from error
+
+
+def _start(ray: Any, quiet: dict[str, Any]) -> None:
+    """A cluster of this machine alone. Where the machine is too busy to start it in half a minute, once more."""
+    small = psutil.virtual_memory().total < _SMALL_MACHINE
+    store = _SMALL_STORE if small else None
+    for last in (False, True):
+        try:
+            ray.init(address="local", include_dashboard=False, object_store_memory=store, **quiet)
+            return
+        except Exception as error:  # Ray has none of its own for this
+            with suppress(Exception):
+                ray.shutdown()
+            if last:
+                reason = " ".join(str(error).split())[:400]
+                raise UserError(
+                    f"Ray could not be started on this machine: {reason}. Its logs lie in /tmp/ray/session_latest/logs"
+                ) from error
 
 
 def _knock(address: str) -> None:
