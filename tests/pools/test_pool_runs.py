@@ -15,6 +15,7 @@ from pool_runs import lines, pools, require_counted_once, require_same_to_the_bi
 
 from vla_rl.config import UserError
 from vla_rl.recipes import pools as recipe
+from vla_rl.recipes.presets import preset
 from vla_rl.recipes.ranks import train_on_ranks
 from vla_rl.rollout.collector import Collected, Collector
 
@@ -168,3 +169,28 @@ def test_a_learner_that_is_killed_ends_all_and_the_run_goes_on_later(
             train_on_ranks(config)
     run = train_on_ranks(config, tmp_path / "run")
     require_same_to_the_bit(run, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+def test_meta_world_in_hosts_is_meta_world(tmp_path: Path, sim: str) -> None:
+    """Simulators in processes of hosts, and an actor: one window and one update, to the bit."""
+
+    def short(config: Any) -> Any:
+        base = preset("metaworld-mt5")
+        return replace(
+            base,
+            env=replace(base.env, num_envs=2, horizon=4),
+            policy=replace(base.policy, scratch="tiny", checkpoint=""),
+            schedule=replace(base.schedule, iterations=2, minutes=0, episodes=0),
+            rollout=replace(base.rollout, turns=4),
+            ppo=replace(base.ppo, critic_warmup=1, minibatch=8, kl_coef=0.0),
+            reward=replace(base.reward, kind="success", model=""),
+            eval=replace(base.eval, episodes_per_task=1, videos=0),
+            run=config.run,
+            parallel=replace(config.parallel, shards=2, timeout=300.0),
+        )
+
+    alone = train_on_ranks(short(toy(tmp_path, "alone")))
+    run = train_on_ranks(short(pools(tmp_path, "pools", actors=1, hosts=2)))
+    require_same_to_the_bit(run, alone)

@@ -27,8 +27,9 @@ def envs_of_run(
 
     share = share_of(parallel)
     first, last = (parallel.hosts * rank // shards.size for rank in (shards.rank, shards.rank + 1))
+    asked = -(-config.env.num_workers // parallel.hosts)  # of all hosts together
     return HostedVectorEnv(
-        own, last - first, parallel.timeout, min(1.0, share.cpus), share.simulator_workers
+        own, last - first, parallel.timeout, share.cpus, asked or share.simulator_workers
     )
 
 

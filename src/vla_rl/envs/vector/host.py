@@ -30,6 +30,8 @@ class HostSetup(NamedTuple):
     make_envs: MakeEnvs
     in_process: bool
     slots: tuple[int, ...]  # numbers of its environments with the learner
+    number: int  # among the learner's hosts
+    count: int
 
 
 class HostFacts(NamedTuple):
@@ -58,7 +60,10 @@ class SimulatorHost:
     def open(self) -> HostFacts:
         """Start the simulators. UserError where they are not installed or cannot start."""
         setup = self._setup
-        envs = self._envs = open_vector_env(setup.config, setup.make_envs, setup.in_process)
+        envs = self._envs = open_vector_env(
+            # as if all hosts were on one machine, so that they share its GPUs for drawing
+            setup.config, setup.make_envs, setup.in_process, setup.number, setup.count,
+        )  # fmt: skip
         proprio_dim = envs.proprio_dim
         return HostFacts(
             WorkerFacts(envs.tasks, envs.instructions, envs.action_dim, proprio_dim), os.getpid()

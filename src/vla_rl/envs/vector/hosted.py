@@ -56,7 +56,7 @@ class HostedVectorEnv(ProcessVectorEnv):
             num_envs=len(slots),
             num_workers=0 if in_process else min(self._workers_in_host, len(slots)),
         )
-        setup = HostSetup(config, self._make_envs, in_process, slots)
+        setup = HostSetup(config, self._make_envs, in_process, slots, worker, self._num_workers)
         self._errors_of[worker] = 0
         return HostWorker(setup, self._timeout, self._cpus, f"simulator host {worker}")
 
