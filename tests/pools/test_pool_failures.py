@@ -124,7 +124,7 @@ def started(out: Path, *options: str, **environment: str) -> subprocess.Popen[st
 
 def test_a_cluster_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     process = started(tmp_path, "--parallel.ray", "127.0.0.1:1")
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate()
     assert process.returncode == 2
     assert "there is no Ray cluster at parallel.ray = 127.0.0.1:1" in said
     assert "Traceback" not in said
@@ -145,7 +145,7 @@ def test_nothing_is_left_when_a_run_is_stopped_or_killed(
     family = psutil.Process(process.pid).children(recursive=True)
     assert any("LearnerRank" in " ".join(one.cmdline()) for one in family)
     process.send_signal(number)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate()
     _, alive = psutil.wait_procs(family, timeout=150)
     assert [one for one in alive if one.is_running() and one.status() != "zombie"] == []
     if number == signal.SIGINT:

@@ -83,8 +83,7 @@ def compute_advantages(
     # A crashed simulator cuts the trace: the turn before it bootstraps from the value of what was seen last.
     trace[:-1] = trace[:-1] * valid[1:]
     dense = tensor(dense_rewards)
-    rewards = tensor(rollout.rewards)
-    rewards = rewards + dense if in_return else rewards
+    rewards = tensor(rollout.rewards) + dense if in_return else tensor(rollout.rewards)
     advantages = generalized_advantages(
         rewards, discounts, values, next_values, trace, config.gae_lambda
     )

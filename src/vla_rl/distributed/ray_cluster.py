@@ -119,7 +119,8 @@ def _start(ray: Any, quiet: dict[str, Any]) -> None:
             if last:
                 reason = " ".join(str(error).split())[:400]
                 raise UserError(
-                    f"Ray could not be started on this machine: {reason}. Its logs lie in /tmp/ray/session_latest/logs"
+                    f"Ray could not be started on this machine: {reason}. Its logs are in the folder of "
+                    "its newest session, ray/session_latest/logs below the folder for temporary files"
                 ) from error
 
 
