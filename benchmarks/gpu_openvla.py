@@ -241,7 +241,7 @@ def measure_learning(policy: OpenVLAPolicy, batch: int, repeats: int) -> Row:
 
     def work(clock: Clock) -> None:
         clock.mark()
-        gradients.backward(loss, torch.arange(batch), parameters)
+        gradients.backward(loss, [torch.arange(batch)], parameters)
         clock.mark()
 
     (seconds,), peak = measure(work, device, repeats)

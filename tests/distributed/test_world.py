@@ -11,11 +11,11 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from thread_ranks import ThreadRank, on_ranks
 from torch import nn
 
 from builders.policies import narrow_policy
 from builders.rollouts import window
+from builders.thread_ranks import ThreadRank, on_ranks
 from vla_rl.algorithms.advantages import compute_advantages
 from vla_rl.algorithms.gradients import ThreadedGradients
 from vla_rl.algorithms.learner import TrainingDivergedError

@@ -19,6 +19,7 @@ from vla_rl.policies import build_tiny_tokenizer
 from vla_rl.policies.openvla.config_files import read_checkpoint_config
 from vla_rl.recipes.demos import collect_demos
 from vla_rl.recipes.presets import preset
+from vla_rl.recipes.ranks import train_on_ranks
 from vla_rl.recipes.train_ppo import train
 
 pytest.importorskip("libero", reason="needs the extra vla-rl[libero]")
@@ -72,7 +73,11 @@ def test_the_papers_preset_runs_end_to_end(official: Path, tmp_path: Path) -> No
     )
     assert evaluation["infrastructure_errors"] == 0
     assert evaluation["versions"]["robosuite"]
-    # adapters of every linear layer of the language model have moved, in PEFT's format; the base has not
+    require_moved(run, official)
+
+
+def require_moved(run: Path, official: Path) -> None:
+    """Adapters of every linear layer of the language model have moved, in PEFT's format; the base has not."""
     adapters = load_file(
         run / "checkpoints" / "iteration-000002" / "policy" / "adapter_model.safetensors"
     )
@@ -80,6 +85,24 @@ def test_the_papers_preset_runs_end_to_end(official: Path, tmp_path: Path) -> No
     layers = read_checkpoint_config(official).model.language.layers
     assert len(moved) == 7 * layers
     assert all("language_model" in name for name in moved)
+
+
+@pytest.mark.slow
+def test_the_papers_preset_on_two_ranks(official: Path, tmp_path: Path) -> None:
+    """Two processes with a simulator each play and learn together."""
+    config = short(preset("libero-spatial-openvla-7b"), official, tmp_path)
+    config = replace(
+        config,
+        parallel=replace(config.parallel, ranks=2),
+        run=replace(config.run, eval_every=0),
+    )
+    run = train_on_ranks(config)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["rollout/turns"] for line in lines] == [8, 8]
+    assert all(np.isfinite(line["losses/value"]) for line in lines)
+    shares = [json.loads(line) for line in (run / "ranks.jsonl").read_text().splitlines()]
+    assert [(share["0/turns"], share["1/turns"]) for share in shares] == [(4, 4), (4, 4)]
+    require_moved(run, official)
 
 
 def test_evaluation_of_an_official_checkpoint(official: Path, tmp_path: Path) -> None:

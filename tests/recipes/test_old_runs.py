@@ -58,7 +58,7 @@ def test_a_training_run_goes_on_from_its_checkpoint(
     second = read_metrics(run / "metrics.jsonl")[1]
     before = load_policy(run / "checkpoints" / "iteration-000002" / "policy")
     monkeypatch.setattr(
-        train_ppo, "make_vector_env", lambda config: SerialVectorEnv(config, make_chain_envs)
+        train_ppo, "make_vector_env", lambda config, *_: SerialVectorEnv(config, make_chain_envs)
     )
     config = read_config(run, TrainConfig)
     train_ppo.train(config, run)

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from builders.example_run import make_run
+from builders.same_runs import lines, require_same
 from vla_rl.config import (
     DemosConfig,
     EvalConfig,
     PolicyConfig,
+    ProcessRewardConfig,
     RewardCollectConfig,
     RewardEvalConfig,
     RewardModelConfig,
@@ -22,6 +24,7 @@ from vla_rl.config import (
     TrainConfig,
     UserError,
 )
+from vla_rl.config.parallel import ParallelConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import BestOfConfig
 from vla_rl.envs.vector.make import make_vector_env
@@ -34,6 +37,7 @@ from vla_rl.recipes.label_trajectories import collect_trajectories
 from vla_rl.recipes.loading import load_policy
 from vla_rl.recipes.presets import preset
 from vla_rl.recipes.quickstart import quickstart
+from vla_rl.recipes.ranks import train_on_ranks
 from vla_rl.recipes.sft import fine_tune
 from vla_rl.recipes.test_time_scaling import evaluate_best_of
 from vla_rl.recipes.train_ppo import train
@@ -230,3 +234,29 @@ def test_the_toy_plays_here_and_in_processes_alike() -> None:
             )
     for here, there in zip(*seen, strict=True):
         np.testing.assert_array_equal(here, there)
+
+
+def test_ranks_share_a_reward_model_that_is_refreshed(
+    policy: Path, reward_model: str, tmp_path: Path
+) -> None:
+    """What it says of an episode, how it is normalised, and what it has learned, is the same on all ranks."""
+    reward = ProcessRewardConfig(
+        model=reward_model, weight=0.3, refresh_every=1, refresh_episodes=2, refresh_epochs=1
+    )
+    runs = [
+        train_on_ranks(
+            short(
+                tmp_path / str(ranks),
+                policy=PolicyConfig(checkpoint=str(policy), device="cpu"),
+                reward=reward,
+                parallel=ParallelConfig(ranks=ranks, timeout=120.0),
+            )
+        )
+        for ranks in (1, 2)
+    ]
+    require_same(runs[1], runs[0])
+    for alone, shared in zip(*map(lines, runs), strict=True):
+        assert alone["rollout/return_dense"] != 0
+        for name in alone:
+            if name.startswith(("reward/", "rollout/")):
+                assert shared[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-6), name

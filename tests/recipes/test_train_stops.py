@@ -47,7 +47,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def play_on_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        train_ppo, "make_vector_env", lambda config: SerialVectorEnv(config, make_chain_envs)
+        train_ppo, "make_vector_env", lambda config, *_: SerialVectorEnv(config, make_chain_envs)
     )
 
 
@@ -91,7 +91,9 @@ def whole(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What comes out without a stop."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            train_ppo, "make_vector_env", lambda config: SerialVectorEnv(config, make_chain_envs)
+            train_ppo,
+            "make_vector_env",
+            lambda config, *_: SerialVectorEnv(config, make_chain_envs),
         )
         return outcome(train(small(policy, tmp_path_factory.mktemp("whole"))))
 

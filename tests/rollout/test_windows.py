@@ -56,7 +56,7 @@ def test_a_window_ahead_is_played_with_the_weights_from_before_and_beside_the_le
         played.gate.set()
         taken = ours.take(1)
         assert taken.simulator_steps == 1
-        assert taken.shares.keys() == {"wait"}
+        assert taken.waited is not None
         ours.begin(2)
         ours.take(2)
     # window 2 is played while window 1 is learned, with what one window of learning has made

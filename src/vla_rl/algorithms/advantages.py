@@ -97,20 +97,28 @@ def compute_advantages(
     )
     if config.normalize_advantages:
         advantages = masked_whiten(advantages, valid)
-    shards = np.zeros(valid.shape[1], np.int64) if rollout.shards is None else rollout.shards
+    return _batch(rollout, advantages, targets)
+
+
+def _batch(
+    rollout: Rollout, advantages: Float[Tensor, "M N"], targets: Float[Tensor, "M N"]
+) -> Batch:
+    """The turns that count, shard after shard."""
+    num_envs, num_tokens = rollout.valid.shape[1], rollout.tokens.shape[-1]
+    shards = np.zeros(num_envs, np.int64) if rollout.shards is None else rollout.shards
     turns, envs = np.nonzero(rollout.valid)
     order = np.argsort(shards[envs], kind="stable")
     turns, envs = turns[order], envs[order]
-    kept = torch.from_numpy(turns * valid.shape[1] + envs)
+    kept = torch.from_numpy(turns * num_envs + envs)
     own = np.flatnonzero((envs >= rollout.own.start) & (envs < rollout.own.stop))
     seen = turns[own] * rollout.images.shape[1] + envs[own] - rollout.first
-    num_tokens = rollout.tokens.shape[-1]
+    tensor = torch.from_numpy
     return Batch(
         observation=rollout.flat_observation().select(seen),
         tokens=tensor(rollout.tokens).reshape(-1, num_tokens)[kept],
         log_probs=tensor(rollout.log_probs).reshape(-1, num_tokens)[kept],
         advantages=advantages.reshape(-1)[kept],
-        values=values.reshape(-1)[kept],
+        values=tensor(rollout.values).reshape(-1)[kept],
         value_targets=targets.reshape(-1)[kept],
         succeeded=tensor(rollout.succeeded).reshape(-1)[kept],
         temperature=rollout.temperature,

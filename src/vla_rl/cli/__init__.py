@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from vla_rl import __version__
 from vla_rl.cli.commands import COMMANDS
@@ -31,7 +32,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0, 1 (failed), 2 (a user's mistake), or as shells have it after a signal: 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP).
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return _answer(list(argv))
+    try:
+        code = _answer(sys.argv[1:])
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            _end_as_rank(end.code)
+        raise
+    _end_as_rank(code)
+    return code
+
+
+def _end_as_rank(code: int) -> None:
+    """End a process that was one of several ranks, at once.
+
+    While the interpreter takes itself apart, the threads of torch.distributed abort it once in fifty times, after
+    everything is done (torch 2.13).
+    """
+    world = sys.modules.get("vla_rl.distributed.torch_world")
+    if world is not None and world.joined:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+def _answer(arguments: list[str]) -> int:
     debug = "--debug" in arguments or os.environ.get("VLA_RL_DEBUG", "") not in ("", "0")
     arguments = [word for word in arguments if word != "--debug"]
     try:

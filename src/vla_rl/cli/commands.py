@@ -41,7 +41,6 @@ from vla_rl.config import (
 )
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import BestOfConfig, ScalingConfig
-from vla_rl.distributed.place import launched
 
 C = TypeVar("C")
 
@@ -125,6 +124,10 @@ def _sft(words: list[str]) -> int:
 
 
 def _train(words: list[str]) -> int:
+    # what its store has to say when another process has ended is said better by ours
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from vla_rl.distributed.place import launched
+
     place = launched(os.environ)
     if place is not None and place.size > 1:
         from vla_rl.recipes.launched_ranks import train_launched

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +17,10 @@ from vla_rl.distributed.watch import RankLostError, Watch
 
 T = TypeVar("T")
 _REASON = 5.0  # seconds that a rank which ends has to say why
+
+
+joined = False
+"""Whether this process has been a rank."""
 
 
 class TorchWorld:
@@ -36,8 +41,11 @@ class TorchWorld:
         Objects go from CPU to CPU by gloo; tensors too, or by NCCL where every rank of this machine has a GPU of its
         own, which is then its current one. watch: knows why another rank has ended.
         """
+        global joined
+        joined = True
         self.rank, self.size, self._timeout = rank, size, timeout
         self.local_rank, self.local_size, self._watch = local_rank, local_size, watch
+        self._seconds: dict[str, float] = {}
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if gpus:
             torch.cuda.set_device(local_rank % gpus)
@@ -61,14 +69,14 @@ class TorchWorld:
     def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
         near, group = self._near(tensor)
         given = [torch.empty_like(near) for _ in range(self.size)]
-        with self._meeting("an exchange of tensors"):
+        with self._meeting("an exchange of tensors", "sync"):
             dist.all_gather(given, near, group=group)
         return [part.to(tensor.device) for part in given]
 
     def exchange(self, tensor: Tensor) -> list[Tensor]:
         near, group = self._near(tensor)
         given = torch.empty_like(near)
-        with self._meeting("an exchange of gradients"):
+        with self._meeting("an exchange of gradients", "sync"):
             dist.all_to_all_single(given, near, group=group)
         return list(given.to(tensor.device).chunk(self.size))
 
@@ -100,6 +108,10 @@ class TorchWorld:
     def barrier(self) -> None:
         self.gather(None)
 
+    def lap(self) -> dict[str, float]:
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
     def leave(self) -> None:
         """End the membership."""
         if dist.is_initialized():
@@ -112,9 +124,12 @@ class TorchWorld:
         return tensor.contiguous().cpu(), None
 
     @contextmanager
-    def _meeting(self, what: str) -> Iterator[None]:
+    def _meeting(self, what: str, counts_as: str = "wait") -> Iterator[None]:
+        began = time.perf_counter()
         try:
             yield
+            spent = time.perf_counter() - began
+            self._seconds[counts_as] = self._seconds.get(counts_as, 0.0) + spent
         except RuntimeError as error:  # of gloo: a closed connection, or the time is over
             reason = self._watch.reason(_REASON) if self._watch else None
             raise RankLostError(

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -18,8 +19,9 @@ from torch._C._distributed_c10d import Store
 
 from vla_rl.config.errors import UserError
 
-_PERIOD = 1.0  # seconds
-_ENDED, _SPOKEN = "vla_rl/ended", "vla_rl/spoken"
+_PERIOD = 1.0  # seconds between two looks of the thread, and below of a rank that waits
+_LOOK = 0.05
+_ENDED, _SPOKEN, _HEARD = "ended", "spoken", "heard"
 
 
 class RankLostError(UserError):
@@ -51,33 +53,37 @@ class Watch:
 
     def reason(self, wait: float = 0.0) -> str | None:
         """Why the run ends, as far as any rank has said it within `wait` seconds."""
-        ended = threading.Event()
-        while True:
-            with suppress(RuntimeError):
-                if self._store.check([_ENDED]):
-                    return self._store.get(_ENDED).decode()
-            if wait <= 0:
-                return None
-            ended.wait(min(wait, 0.1))
-            wait -= 0.1
+        with suppress(RuntimeError):
+            if self._comes([_ENDED], wait):
+                return self._store.get(_ENDED).decode()
+        return None
 
-    def speak(self) -> None:
-        """Tell the others that the reason has been shown to the user."""
+    def speak(self, size: int, wait: float) -> None:
+        """Tell the others that the reason is shown to the user, and let them hear it before the store goes."""
         with suppress(RuntimeError):
             self._store.set(_SPOKEN, "1")
+        self._comes([f"{_HEARD}/{rank}" for rank in range(1, size)], wait)
 
     def is_spoken(self, wait: float) -> bool:
         """Whether somebody has shown it, or does within `wait` seconds."""
-        quiet = threading.Event()
-        while wait > 0:
+        spoken = self._comes([_SPOKEN], wait)
+        if spoken:
+            with suppress(RuntimeError):
+                self._store.set(f"{_HEARD}/{self._rank}", "1")
+        return spoken
+
+    def _comes(self, keys: list[str], wait: float) -> bool:
+        """Whether the store has all `keys` within `wait` seconds."""
+        until = time.monotonic() + wait
+        while True:
             try:
-                if self._store.check([_SPOKEN]):
+                if self._store.check(keys):
                     return True
             except RuntimeError:
                 return False
-            quiet.wait(0.1)
-            wait -= 0.1
-        return False
+            if time.monotonic() > until:
+                return False
+            time.sleep(_LOOK)
 
     def __enter__(self) -> Watch:
         if self._interrupts:

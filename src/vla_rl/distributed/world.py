@@ -77,6 +77,10 @@ class World(Protocol):
         """Wait for all ranks."""
         ...
 
+    def lap(self) -> dict[str, float]:
+        """Seconds spent in meetings since it was last asked: `sync`, exchanging tensors, and `wait`, all others."""
+        ...
+
 
 @dataclass(frozen=True)
 class SingleProcess:
@@ -110,3 +114,6 @@ class SingleProcess:
 
     def barrier(self) -> None:
         pass
+
+    def lap(self) -> dict[str, float]:
+        return {}

@@ -31,12 +31,13 @@ def evaluation_env(
     one trained on, the horizon is that suite's, in turns, if the benchmark has one for each; so many simulator steps
     stay when the chunk changes. UserError where neither `suite` nor `trained_in` says what to play.
     """
-    if not suite and trained_in is None:
-        raise UserError(
-            "nothing beside this policy says what it was trained on (its run's config.json, or environment.json): "
-            "expected a suite to play, give one with --suite, for example --suite mt5"
-        )
-    suite = suite or (trained_in.suite if trained_in is not None else "")
+    if not suite:
+        if trained_in is None:
+            raise UserError(
+                "nothing beside this policy says what it was trained on (its run's config.json, or environment.json): "
+                "expected a suite to play, give one with --suite, for example --suite mt5"
+            )
+        suite = trained_in.suite
     played = benchmark(suite)
     env = played.env_defaults(suite)
     if trained_in is not None and benchmark(trained_in.suite) is played:

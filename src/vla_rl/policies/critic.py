@@ -58,11 +58,11 @@ class SharedCritic(nn.Module):
         nn.init.zeros_(self.fc2.weight)
         nn.init.zeros_(self.fc2.bias)
 
-    def forward(self, x: CriticInput) -> Float32[Tensor, " N"]:
+    def forward(self, x: CriticInput) -> Float[Tensor, " N"]:
         assert x.hidden is not None
-        hidden = F.layer_norm(x.hidden.float(), x.hidden.shape[-1:])
+        hidden = F.layer_norm(x.hidden.to(self.fc1.weight.dtype), x.hidden.shape[-1:])
         if self.time:
-            hidden = torch.cat([hidden, time_features(x.time_fraction)], 1)
+            hidden = torch.cat([hidden, time_features(x.time_fraction).to(hidden.dtype)], 1)
         return self.fc2(F.gelu(self.fc1(hidden)))[:, 0]
 
 
@@ -83,22 +83,22 @@ class SeparateCritic(nn.Module):
         self.fc2 = Linear(128, 128)
         self.fc3 = Linear(128, 1)
 
-    def forward(self, x: CriticInput) -> Float32[Tensor, " N"]:
+    def forward(self, x: CriticInput) -> Float[Tensor, " N"]:
         assert x.raw_pixels is not None
         assert x.prompts is not None
         # pixels / 127.5 - 1 folded into the convolution (exact: it has no padding), saving two passes over them
         weight, bias = self.conv1.weight, self.conv1.bias
         assert bias is not None
         bias = bias - weight.sum((1, 2, 3))
-        h = F.relu(F.conv2d(x.raw_pixels, weight / 127.5, bias, stride=4))
+        h = F.relu(F.conv2d(x.raw_pixels.to(weight.dtype), weight / 127.5, bias, stride=4))
         h = F.relu(self.conv3(F.relu(self.conv2(h))))
         parts = [h.permute(0, 2, 3, 1).flatten(1), self._text(x.prompts)]
         if self.time:
-            parts.append(time_features(x.time_fraction))
+            parts.append(time_features(x.time_fraction).to(h.dtype))
         h = F.relu(self.fc1(torch.cat(parts, 1)))
         return self.fc3(F.relu(self.fc2(h)))[:, 0]
 
-    def _text(self, prompts: Prompts) -> Float32[Tensor, "N T"]:
+    def _text(self, prompts: Prompts) -> Float[Tensor, "N T"]:
         """Mean over the prompt's own tokens, padding left out."""
         embedded = self.text(prompts.ids)
         if prompts.equal_length:

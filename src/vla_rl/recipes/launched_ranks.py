@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 JOIN_TIMEOUT = 600.0
 """Seconds that the ranks may take to come together; python starts slowly from a network drive."""
-_SPOKEN_TIMEOUT = 10.0
+_SPOKEN_TIMEOUT, _HEARD_TIMEOUT = 10.0, 3.0
 _LOOK = 0.05  # seconds between two looks at the store
 
 Request = Callable[[], tuple[TrainConfig, Path | None]]
@@ -83,7 +83,7 @@ def _end(place: Place, watch: Watch, error: BaseException) -> None:
     if not stopped and not isinstance(error, RankLostError):
         watch.tell_own(error)
     if place.rank == 0:
-        watch.speak()
+        watch.speak(place.size, _HEARD_TIMEOUT)
     elif stopped or (isinstance(error, UserError) and watch.is_spoken(_SPOKEN_TIMEOUT)):
         code = error.exit_code if isinstance(error, Stopped) else 2
         raise SystemExit(code) from error

@@ -20,6 +20,7 @@ from vla_rl.config import (
     TrainConfig,
     nearest,
 )
+from vla_rl.config.parallel import ParallelConfig
 from vla_rl.envs.defaults import benchmark_env, laptop_env
 
 # Our own recipe: the defaults of TrainConfig, found on Meta-World with two CPU cores.
@@ -105,6 +106,7 @@ def _libero_openvla(suite: str) -> TrainConfig:
             critic=CriticConfig(kind="shared", time_fraction=False),
             activation_checkpointing=True,
         ),
+        parallel=ParallelConfig(shards=8),  # up to eight GPUs play the same run
         schedule=ScheduleConfig(iterations=200),
         rollout=RolloutConfig(
             turns=128,  # script, in each of 10 environments

@@ -12,7 +12,6 @@ One process and its simulator workers, CPU or GPU:   vla-rl train metaworld-mt5 
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from vla_rl.runtime.progress import share_progress
 from vla_rl.runtime.seeding import seed_everything
 from vla_rl.runtime.signals import graceful_stop
 from vla_rl.training.evaluation import evaluate_before_or_after, evaluate_during
+from vla_rl.training.phases import Phases
 from vla_rl.training.pools import engine_of_run, envs_of_run
 from vla_rl.training.state import TrainState, open_training_run, policy_of_run
 
@@ -80,21 +80,24 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
             )
             collector.start()
 
+        phases = Phases(world)
         with share_progress("PPO", state.progress(config.schedule)) as bar:
             # what is being played already is learned as well, so that nothing is lost
             while (goes_on := state.goes_on(config.schedule, stop)) or windows.ahead:
-                started = time.perf_counter()
+                phases.begin()
                 refresh_reward_model(
                     state.iteration, run, policy, envs, collector, reward_function, config, world
                 )
                 # 1. act: every environment plays `turns` turns with the current policy
-                collected = of_all(windows.take(state.iteration), world)
+                own = windows.take(state.iteration)
+                collected = of_all(own, world)
                 curriculum.end_window(collected.outcomes, world)
                 if goes_on and not state.rests_after(config, len(collected.finished)):
                     windows.begin(state.iteration + 1)
 
                 # 2. score: the simulator's sparse success, plus a dense reward for each turn
-                dense_rewards = reward_function.score(collected.rollout)
+                with phases.phase("score"):
+                    dense_rewards = reward_function.score(collected.rollout)
 
                 # 3. advantages: advantages and value targets
                 batch = compute_advantages(
@@ -102,17 +105,14 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                 )
 
                 # 4. improve: the critic, then (after its warm-up) the policy
-                learning = time.perf_counter()
-                with state.keep_on_divergence():
+                with phases.phase("learn"), state.keep_on_divergence():
                     losses = learner.update(batch, state.iteration, state.progress(config.schedule))
-                seconds = collected.shares | {"learn": time.perf_counter() - learning}
 
                 # 5. log, checkpoint, evaluate
                 metrics = losses | curriculum.metrics() | reward_function.metrics()
-                metrics |= rollout_metrics(
-                    collected, dense_rewards, seconds, time.perf_counter() - started, envs, world
-                )
-                state.advance(metrics, time.perf_counter() - started)
+                ranks, seconds = phases.of_ranks(own), phases.wall_seconds()
+                metrics |= rollout_metrics(collected, dense_rewards, ranks, seconds, envs, world)
+                state.advance(metrics, seconds, ranks)
                 bar.reach(state.progress(config.schedule), **state.headline(metrics))
                 state.look(stop, lambda: evaluate_during(state, envs, config))
         state.save()

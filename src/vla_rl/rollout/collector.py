@@ -46,11 +46,6 @@ class Collected:
         """Task and success of the episodes that ended, in that order."""
         return [(episode.spec.task, episode.success) for episode in self.finished]
 
-    @property
-    def shares(self) -> dict[str, float]:
-        """What of the iteration's seconds playing has taken; beside the learning it is the wait for it alone."""
-        return self.seconds if self.waited is None else {"wait": self.waited}
-
 
 class WindowGivenUpError(RuntimeError):
     """The window was of no use any more."""

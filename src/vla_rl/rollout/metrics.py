@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from jaxtyping import Float32
 
@@ -10,11 +12,15 @@ from vla_rl.envs.env import VectorEnv
 from vla_rl.rollout.collector import Collected
 from vla_rl.runtime.memory import resident_memory
 
+PHASES = ("simulate", "infer", "score", "learn", "sync", "wait", "other")
+"""What an iteration's seconds go to: waiting for simulators, inference, the reward model, learning, the exchange of
+gradients (sync), waiting for other ranks or for a window that is played beside the learning, and the rest."""
+
 
 def rollout_metrics(
     collected: Collected,
     dense_rewards: Float32[np.ndarray, "M N"],
-    seconds: dict[str, float],
+    ranks: Sequence[Mapping[str, float]],
     wall_seconds: float,
     envs: VectorEnv,
     world: World = SingleProcess(),
@@ -24,9 +30,10 @@ def rollout_metrics(
     `rollout/success_rate` is the share of those episodes: a task that the curriculum plays often weighs much in it. The
     mean over tasks is the curriculum's `curriculum/success_mean`.
 
-    `time/*` split the iteration's wall seconds; `speed/*` count over the whole iteration, `speed/rollout_*` over the
-    time spent playing alone. Sparse and dense return are per episode started-or-ended share: the window's
-    total divided by the episodes that ended, so that a dense reward can be compared with success.
+    ranks: what each has spent its seconds on. `time/*` split the iteration's wall seconds, as the mean over them;
+    `speed/*` count over the whole iteration, `speed/rollout_*` over the time spent playing alone. Sparse and dense
+    return are per episode started-or-ended share: the window's total divided by the episodes that ended, so that a
+    dense reward can be compared with success.
     """
     finished = collected.finished
     playing = sum(collected.seconds.values())
@@ -43,10 +50,8 @@ def rollout_metrics(
         "memory/main_mb": sum(world.gather(resident_memory(children=False))) / 2**20,
         "memory/workers_mb": sum(world.gather(envs.memory_bytes())) / 2**20,
     }
-    metrics |= {f"time/{name}": spent for name, spent in seconds.items()}
-    metrics["time/other"] = wall_seconds - sum(
-        spent for name, spent in seconds.items() if name != "other"
-    )
+    for name in PHASES:
+        metrics[f"time/{name}"] = float(np.mean([rank[name] for rank in ranks]))
     if finished:
         metrics["rollout/success_rate"] = float(np.mean([e.success for e in finished]))
         metrics["rollout/episode_length"] = float(np.mean([e.turns for e in finished]))

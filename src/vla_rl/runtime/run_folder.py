@@ -5,6 +5,7 @@
       environment.json  of a fine-tuning: where its demonstrations were played
       run.json          command, git revision, versions, machine, times of start and resumption
       metrics.jsonl     one line per iteration
+      ranks.jsonl       the same for each of several ranks: where its time went, and what it played
       tensorboard/      the same for TensorBoard
       checkpoints/      iteration-000010/ ..., index.json
       eval/             evaluation results
@@ -140,6 +141,8 @@ class Run:
         try:
             self._sinks: list[Sink] = optional_sinks(folder, tensorboard, wandb)
             self._metrics = MetricsFile(folder / "metrics.jsonl")
+            ranks = folder / "ranks.jsonl"
+            self._ranks = MetricsFile(ranks) if ranks.is_file() else None
         except BaseException:
             self._lock.release()
             raise
@@ -214,6 +217,14 @@ class Run:
         self._metrics.append(iteration, metrics)
         self._to_sinks(lambda sink: sink.log(iteration, metrics))
 
+    def log_ranks(self, iteration: int, ranks: Sequence[Mapping[str, float]]) -> None:
+        """Append one line to ranks.jsonl: what each of several ranks has spent its time on, as `0/learn`."""
+        if self._ranks is None:
+            self._ranks = MetricsFile(self.folder / "ranks.jsonl")
+        numbered = enumerate(ranks)
+        of_all = {f"{rank}/{name}": n for rank, numbers in numbered for name, n in numbers.items()}
+        self._ranks.append(iteration, of_all)
+
     def rewind(self, iteration: int) -> None:
         """Forget what came after `iteration`: metric lines, a half-written last line, checkpoints.
 
@@ -221,6 +232,8 @@ class Run:
         that cannot be read is set aside under another name, never deleted.
         """
         self._metrics.rewind(iteration)
+        if self._ranks is not None:
+            self._ranks.rewind(iteration)
         self._to_sinks(lambda sink: sink.rewind(iteration))
         scores = self._scores()
         for number, folder in self._saved():
@@ -312,6 +325,8 @@ class Run:
     def close(self) -> None:
         """Flush the sinks and let other processes have the folder."""
         self._metrics.close()
+        if self._ranks is not None:
+            self._ranks.close()
         self._to_sinks(lambda sink: sink.close())
         self._lock.release()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -208,8 +208,13 @@ class TrainState:
         """Share of the run that is done, in [0, 1]; training time counts, evaluation does not."""
         return share_done(schedule, self.iteration, self.seconds, self.episodes)
 
-    def advance(self, metrics: dict[str, float], seconds: float) -> None:
-        """Count one iteration, log it, and save where it is due."""
+    def advance(
+        self,
+        metrics: dict[str, float],
+        seconds: float,
+        ranks: Sequence[Mapping[str, float]] = (),
+    ) -> None:
+        """Count one iteration, log it, and save where it is due. ranks: what each rank has done in it."""
         self.episodes += int(metrics["rollout/episodes"])
         self.turns += int(metrics["rollout/turns"])
         self.seconds += self.world.broadcast(seconds)  # clocks differ, the run's end must not
@@ -221,6 +226,8 @@ class TrainState:
         self.iteration += 1
         if isinstance(self.run, Run):
             self.run.log(self.iteration, metrics | totals)
+            if len(ranks) > 1:
+                self.run.log_ranks(self.iteration, ranks)
         if self.iteration % self.save_every == 0:
             self.save()
 

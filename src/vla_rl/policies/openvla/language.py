@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vla_rl.config.openvla import LanguageConfig
+from vla_rl.functional import at_least_float32
 from vla_rl.policies import kernels
 from vla_rl.policies.kernels import Linear
 
@@ -242,5 +243,6 @@ class LanguageModel(nn.Module):
     def logits(
         self, hidden: Float[Tensor, "*rows D"], first: int, end: int
     ) -> Float[Tensor, "*rows ids"]:
-        """Float32 logits of the vocabulary ids first..end-1."""
-        return kernels.linear(hidden.float(), self.lm_head.weight[first:end].float())
+        """Logits of the vocabulary ids first..end-1, in float32 at least."""
+        weight = self.lm_head.weight[first:end]
+        return kernels.linear(at_least_float32(hidden), at_least_float32(weight))

@@ -206,7 +206,7 @@ class OpenVLAPolicy(nn.Module):
 
     def _value(
         self, raw: Tensor, prompts: Prompts, time: Tensor, hidden: Tensor | None
-    ) -> Float32[Tensor, " N"]:
+    ) -> Float[Tensor, " N"]:
         if hidden is not None and (self.detach_values or self.config.critic.detach):
             hidden = hidden.detach()
         return self.critic(CriticInput(time, hidden, raw, prompts))
@@ -254,7 +254,7 @@ class OpenVLAPolicy(nn.Module):
 
     def _decode(
         self, observation: Observation, temperature: float, uniforms: np.ndarray | None
-    ) -> tuple[Int64[Tensor, "N K"], Float32[Tensor, "N K"], Float32[Tensor, " N"]]:
+    ) -> tuple[Int64[Tensor, "N K"], Float[Tensor, "N K"], Float[Tensor, " N"]]:
         raw, prompts, time = self._inputs(observation)
         shape = (len(observation), self.num_tokens)
         if uniforms is not None and uniforms.shape != shape:
@@ -390,10 +390,10 @@ class OpenVLAPolicy(nn.Module):
     def policy_parameters(self) -> list[nn.Parameter]:
         """All weights of the model that are trained: the adapters alone if there are any.
 
-        Raises UserError where they are not float32: in bfloat16 steps of a learning rate's size are rounded away.
+        Raises UserError where they are less than float32: in bfloat16 steps of a learning rate's size are rounded away.
         """
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        coarse = {parameter.dtype for parameter in trained} - {torch.float32}
+        coarse = {p.dtype for p in trained if p.dtype.itemsize < torch.float32.itemsize}
         if coarse:
             raise UserError(
                 f"the model's weights are {coarse.pop()} and cannot be trained in that precision: train adapters on "

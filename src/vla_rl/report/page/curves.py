@@ -225,7 +225,7 @@ def _time_split(run: Run) -> str:
     parts = [
         Line(part, values, color_of(i))
         for i, part in enumerate(TIME_PARTS)
-        if (values := run.metrics.get(f"time/{part}")) is not None
+        if (values := run.metrics.get(f"time/{part}")) is not None and np.nansum(values) > 0
     ]
     if not parts:
         return ""

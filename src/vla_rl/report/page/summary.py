@@ -14,7 +14,7 @@ from vla_rl.report.page.charts import Values, moving_average, percent, points
 from vla_rl.report.run_data import MODES, Evaluation, Mode, Rate, Run
 
 FEW_EPISODES = 20  # per task: the 95 % interval is then wider than 40 points at 50 %
-TIME_PARTS = ("simulate", "infer", "learn", "other")
+TIME_PARTS = ("simulate", "infer", "learn", "score", "sync", "wait", "other")
 _LONGEST = 1e15  # a limit beyond this is none, and would not fit a float
 _COLLAPSE = 0.10  # fall of the training success from its best that is worth a word
 _RETRIED = "restarted and retried, not counted as failed episodes"

@@ -55,6 +55,9 @@ class ThreadRank:
     def barrier(self) -> None:
         self._meeting.wait()
 
+    def lap(self) -> dict[str, float]:
+        return {}
+
 
 def on_ranks(size: int, work: Callable[[ThreadRank], R]) -> list[R]:
     """What `work` returns on each rank. An error on one of them ends the meetings of the others."""
