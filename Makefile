@@ -1,7 +1,7 @@
 # The verbs of this repository. `make` alone lists them. Continuous integration calls `make test-all`.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart setup setup-dev setup-vllm test test-all test-slow test-kernels test-vllm check format bench docs docs-config clean
+.PHONY: help quickstart setup setup-dev setup-vllm test test-all test-slow test-kernels test-ray test-vllm check format bench docs docs-config clean
 
 BIN := .venv/bin
 # Handed on: make quickstart ARGS="--minutes 2", make test ARGS="tests/functional"
@@ -37,6 +37,11 @@ test-slow: setup-dev  ## the tests that take long: whole commands, every task of
 test-kernels: setup-dev  ## the numerical tests again, with the plainest kernels
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(PYTEST) -m "not slow and not sim" \
 	    tests/functional tests/algorithms tests/policies tests/rollout tests/rewards $(ARGS)
+
+# One process: the tests share one small Ray cluster.
+test-ray: setup-dev  ## the tests of pools, with Ray, which the others do not need
+	@bash scripts/setup.sh ray
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" tests/pools $(ARGS)
 
 test-vllm: setup-dev setup-vllm  ## the tests that start vLLM, one at a time: a few minutes
 	OMP_NUM_THREADS=1 VLA_RL_ENGINE_PYTHON=.venv-vllm $(BIN)/python -m pytest tests/vllm $(ARGS)

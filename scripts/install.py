@@ -1,4 +1,4 @@
-"""Install VLA-RL into .venv: `python scripts/install.py [quickstart|dev|docs]`.
+"""Install VLA-RL into .venv: `python scripts/install.py [quickstart|dev|docs|ray]`.
 
 Standard library only, asks nothing, needs no display. In order: the virtual environment, torch (a CPU
 build where there is no NVIDIA GPU, a CUDA build where there is one), this package with its extras, and
@@ -28,8 +28,13 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH_VERSION = "2.13.0"
-EXTRAS = ("quickstart", "dev", "docs")
-COVERED_BY = {"quickstart": ("quickstart", "dev"), "dev": ("dev",), "docs": ("docs",)}
+EXTRAS = ("quickstart", "dev", "docs", "ray")
+COVERED_BY = {
+    "quickstart": ("quickstart", "dev"),
+    "dev": ("dev",),
+    "docs": ("docs",),
+    "ray": ("ray",),
+}
 CUDA_PACKAGES = ("nvidia-", "cuda-", "triton")
 EGL_PACKAGES = ("libegl1", "libgl1", "libgl1-mesa-dri", "libopengl0")
 OSMESA_PACKAGES = ("libosmesa6", "libgl1", "libopengl0")
@@ -91,7 +96,7 @@ class Setup:
             self.refuse_strays(wants_cuda)
             done["extras"] = sorted({*done["extras"], extra})
             write_stamp(self.stamp, fingerprint, done)
-        if extra != "docs":
+        if extra in ("quickstart", "dev"):
             done["rendering"] = self.install_rendering(required=extra == "quickstart")
             write_stamp(self.stamp, fingerprint, done)
         print(f"setup: done in {time.perf_counter() - started:.0f} s")

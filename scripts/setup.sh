@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up .venv beside this repository's Makefile:   bash scripts/setup.sh [quickstart|dev|docs|vllm]
+# Sets up .venv beside this repository's Makefile:   bash scripts/setup.sh [quickstart|dev|docs|ray|vllm]
 # Finds a Python that fits and hands over to scripts/install.py, which does the work; for vLLM, which has an environment
 # of its own, to scripts/install_vllm.py.
 set -euo pipefail

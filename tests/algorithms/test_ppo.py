@@ -1,5 +1,6 @@
 """PPO against answers that are known: a bandit it must solve, a chain whose values are known, exact relations."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -190,6 +191,34 @@ def test_sampler_and_learner_that_disagree_are_an_error():
     batch = practice.batch()
     with pytest.raises(TrainingDivergedError, match="log-probs differ"):
         practice.learner.update(replace(batch, temperature=1.5), 0, 0.0)
+
+
+def updated(
+    versions: int | None, behavior: float = 0.0
+) -> tuple[dict[str, float], list[torch.Tensor]]:
+    """Numbers and weights after an update of iteration 3 on turns that were played after `versions` windows."""
+    practice = Practice(BanditEnv, 1, SEPARATE, replace(FAST, importance_cap=1.5))
+    batch = practice.batch()
+    of = None if versions is None else np.full(len(batch), versions)
+    batch = replace(batch, versions=of, log_probs=batch.log_probs + behavior)
+    return practice.learner.update(batch, 3, 0.0), list(practice.policy.policy_parameters())
+
+
+def test_turns_of_the_learners_own_weights_are_learned_as_if_nothing_was_known_of_versions():
+    (own, weights), (expected, expected_weights) = updated(3), updated(None)
+    assert own == expected
+    assert all(torch.equal(a, b) for a, b in zip(weights, expected_weights, strict=True))
+
+
+def test_turns_of_older_weights_are_weighted_and_do_not_count_as_a_sampler_that_disagrees():
+    # the weights that played found each of 4 tokens 5 % likelier, which is a weight of exp(-0.2)
+    older, _ = updated(2, behavior=0.05)
+    assert older["losses/stale_turns"] == 1.0
+    assert older["losses/importance_mean"] == pytest.approx(math.exp(-0.2), rel=1e-4)
+    assert older["losses/logprob_max_difference"] == 0.0
+    assert updated(2, behavior=-0.5)[0]["losses/importance_max"] == pytest.approx(1.5)  # the cap
+    with pytest.raises(TrainingDivergedError, match="log-probs differ"):
+        updated(3, behavior=0.05)
 
 
 def test_not_a_number_stops_before_any_weight_changes():

@@ -24,6 +24,7 @@ from vla_rl.config import (
     TrainConfig,
 )
 from vla_rl.config.effects import EFFECTS, without_effect
+from vla_rl.config.parallel import ParallelConfig
 from vla_rl.config.search import ScalingConfig
 from vla_rl.recipes.presets import PRESETS
 
@@ -65,7 +66,7 @@ ALWAYS = {
         "critic_max_grad_norm,value_loss,critic_warmup_until_explained,recompute_log_probs,logprob_tolerance}",
         "reward.{kind,model}", "curriculum.{mode,window,prior}", "eval.{split,episodes_per_task,seed,videos}",
         "run.{name,root,seed,save_every,keep,eval_every,torch_threads,tensorboard,wandb}",
-        "parallel.{ranks,shards,engine,timeout,shard}",
+        "parallel.{arrangement,shards,engine,staleness,timeout,shard}",
     ),
     "SFTConfig": (
         "{dataset,camera,image_size,image_fit,out,action_chunk,epochs,batch_size,micro_batch,learning_rate,"
@@ -148,6 +149,8 @@ SHARED, SEPARATE = {"policy.critic.kind": "shared"}, {"policy.critic.kind": "sep
 MODEL, REFRESHED = {"reward.model": "x"}, {"reward.model": "x", "reward.refresh_every": 5}
 SIMULATOR = {"reward.kind": "simulator"}
 SHARDED = {"parallel.shard": "fsdp2"}
+POOLS = {"parallel": ParallelConfig(arrangement="pools")}
+AHEAD = {"parallel": ParallelConfig(arrangement="pools", actors=1, staleness=1)}
 CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     # configuration, fields, what is said, without effect where, with effect where
     ("TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "cpu"}, {"policy.device": "cuda:1"}),
@@ -170,6 +173,9 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("TrainConfig", "ppo.critic_epochs", "error", SHARED | {"ppo.critic_warmup": 0}, SHARED),
     ("TrainConfig", "ppo.critic_epochs", "error", SHARED | {"ppo.critic_warmup": 0}, SEPARATE),
     ("TrainConfig", "ppo.critic_warmup", "warning", {"schedule.iterations": 2}, {"schedule.iterations": 3}),
+    ("TrainConfig", "parallel.learners parallel.actors parallel.hosts parallel.ray", "error", {}, POOLS),
+    ("TrainConfig", "parallel.ranks", "error", POOLS, {}),
+    ("TrainConfig", "ppo.importance_cap", "warning", POOLS, AHEAD),
     ("TrainConfig", "ppo.kl_estimator", "warning", {"ppo.kl_coef": 0.0}, {"ppo.kl_coef": 0.1}),
     ("TrainConfig", "reward.weight reward.form reward.limit reward.normalize", "error", {}, MODEL),
     ("TrainConfig", "reward.weight reward.form reward.limit reward.normalize", "error", {}, SIMULATOR),

@@ -13,6 +13,7 @@ from vla_rl.functional import (
     KLEstimator,
     Ratio,
     clipped_surrogate,
+    importance_weights,
     kl_estimate,
     surrogate_statistics,
     turn_mean,
@@ -273,3 +274,52 @@ def test_unknown_names_are_errors():
             advantages,
             ratio="sequence",  # pyright: ignore[reportArgumentType]
         )
+
+
+def all_actions(bins: int, tokens: int) -> Tensor:
+    """Every sequence of tokens, one a row."""
+    return torch.cartesian_prod(*[torch.arange(bins)] * tokens).reshape(-1, tokens)
+
+
+def token_log_probs(logits: Tensor, actions: Tensor) -> Tensor:
+    """Of independent tokens; logits (K, bins), actions (B, K)."""
+    log_probs = logits.log_softmax(-1)
+    return log_probs[torch.arange(actions.shape[1]), actions]
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@given(seed=st.integers(0, 1000))
+def test_weighted_turns_of_another_policy_give_the_gradient_of_the_proximal_ones(
+    ratio: Ratio, seed: int
+):
+    """A bandit with all its actions in the batch, as often as a policy takes them: expectations are exact."""
+    generator = torch.Generator().manual_seed(seed)
+    behavior, proximal, new = torch.randn(
+        3, 2, 3, generator=generator, dtype=torch.float64
+    ).unbind()
+    new = proximal + 0.3 * new
+    actions = all_actions(3, 2)
+    rewards = torch.randn(len(actions), generator=generator, dtype=torch.float64)
+    of_proximal = token_log_probs(proximal, actions)
+    of_behavior = token_log_probs(behavior, actions)
+
+    def loss(leaf: Tensor, sampled_from: Tensor, importance: Tensor | None) -> Tensor:
+        frequency = sampled_from.sum(-1).exp() * len(actions)
+        return clipped_surrogate(
+            token_log_probs(leaf, actions), of_proximal, frequency * rewards,
+            ratio=ratio, importance=importance,
+        )  # fmt: skip
+
+    weights = importance_weights(of_proximal, of_behavior)
+    ours = gradient(lambda leaf: loss(leaf, of_behavior, weights), new)
+    expected = gradient(lambda leaf: loss(leaf, of_proximal, None), new)
+    torch.testing.assert_close(ours, expected)
+    unweighted = gradient(lambda leaf: loss(leaf, of_behavior, None), new)
+    assert not torch.allclose(unweighted, expected, rtol=1e-3)
+
+
+def test_importance_weights_known():
+    behavior, proximal = log_of(1.0, 1.0)[None], log_of(2.0, 1.5)[None]
+    assert importance_weights(proximal, behavior).tolist() == pytest.approx([3.0])
+    assert importance_weights(proximal, behavior, cap=2.0).tolist() == [2.0]
+    assert importance_weights(behavior, behavior, cap=2.0).tolist() == [1.0]

@@ -28,6 +28,10 @@ class Batch:
     temperature: float
     shards: Int64[np.ndarray, " B"]  # ascending
     first: int = 0  # of this process's turns
+    versions: Int64[np.ndarray, " B"] | None = None
+    """After how many windows of learning the weights were that played each turn; None: the learner's own played."""
+    importance: Float[Tensor, " B"] | None = None
+    """Weight of each turn, where older weights have played it; None: all count alike."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -35,6 +39,12 @@ class Batch:
     def observe(self, rows: Int64[Tensor, " b"]) -> Observation:
         """What was seen in some of this process's turns, by their numbers among the B."""
         return self.observation.select(rows.numpy() - self.first)
+
+    def stale(self, version: int) -> Bool[np.ndarray, " B"]:
+        """Which turns were played with older weights than those after `version` windows of learning."""
+        if self.versions is None:
+            return np.zeros(len(self), bool)
+        return self.versions < version
 
     @property
     def own(self) -> Int64[Tensor, ...]:
@@ -82,8 +92,7 @@ def compute_advantages(
     # A crashed simulator cuts the trace: the turn before it bootstraps from the value of what was seen last.
     trace[:-1] = trace[:-1] * valid[1:]
     dense = tensor(dense_rewards)
-    rewards = tensor(rollout.rewards)
-    rewards = rewards + dense if in_return else rewards
+    rewards = tensor(rollout.rewards) + dense if in_return else tensor(rollout.rewards)
     advantages = generalized_advantages(
         rewards, discounts, values, next_values, trace, config.gae_lambda
     )
@@ -124,4 +133,5 @@ def _batch(
         temperature=rollout.temperature,
         shards=shards[envs],
         first=int(own[0]) if len(own) else 0,
+        versions=None if rollout.versions is None else rollout.versions[turns, envs],
     )

@@ -1,10 +1,11 @@
 """Several epochs of the clipped objective on action tokens: the half of PPO and its kin that moves the policy.
 
-    L = - sum_k min(r_k A, clip(r_k, 1 - low, 1 + high) A)             the clipped surrogate
+    L = - w sum_k min(r_k A, clip(r_k, 1 - low, 1 + high) A)           the clipped surrogate
         - c_ent H(pi) + c_kl KL(pi || pi_ref) - c_sil 1[success] log pi(a)
 
 Schulman et al. 2017 (arXiv:1707.06347) with the log-prob of an action as the sum over its K tokens (VLA-RL,
-arXiv:2505.18719, section 3.2). Where the advantages A come from is not its business.
+arXiv:2505.18719, section 3.2). Where the advantages A come from is not its business. w is 1 but for turns that older
+weights have played (decoupled objective, Hilton et al. 2021, arXiv:2110.00641).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from vla_rl.algorithms.advantages import Batch
@@ -26,7 +27,13 @@ from vla_rl.algorithms.learner import (
 )
 from vla_rl.algorithms.minibatches import Order, Parts, minibatches
 from vla_rl.config import OptimizerConfig, PPOConfig
-from vla_rl.functional import clipped_surrogate, kl_estimate, surrogate_statistics, turn_mean
+from vla_rl.functional import (
+    clipped_surrogate,
+    importance_weights,
+    kl_estimate,
+    surrogate_statistics,
+    turn_mean,
+)
 from vla_rl.policies.policy import Evaluation, Policy
 
 LAST_LOOK = 32
@@ -76,30 +83,55 @@ class PolicyUpdate:
         )
         self.steps = 0
 
-    def check_sampler(self, batch: Batch, order: Order) -> tuple[Batch, float]:
+    def check_sampler(self, batch: Batch, order: Order) -> tuple[Batch, dict[str, float]]:
         """Compare the sampler's log-probs with the learner's, before anything has moved.
 
-        On a minibatch, or on all turns where the learner's own are to be the old ones. Returns the batch to learn from
-        and the largest difference.
+        On a minibatch, or on all turns where the learner's own are to be the old ones. Turns that older weights have
+        played say nothing about that: they get the learner's log-probs as the old ones, and a weight. Returns the batch
+        to learn from and numbers about it.
         """
-        settings = self.settings
+        settings, world = self.settings, self.gradients.world
+        stale = torch.from_numpy(batch.stale(order.iteration))
+        recomputes = settings.recompute_log_probs or bool(stale.any())
         rows = batch.own
-        if not settings.recompute_log_probs:
+        if not recomputes:
             own = self.gradients.own_shards
             rows = torch.cat(next(minibatches(batch.shards, own, 1, settings.minibatch, order)))
         now = self._log_probs(batch, rows)
-        own = float((now - batch.log_probs[rows]).abs().max()) if len(rows) else 0.0
-        differences = self.gradients.world.gather(own)
-        for difference in differences:
+        fresh = ~stale[rows]
+        differences = (now - batch.log_probs[rows])[fresh].abs()
+        all_differences = world.gather(float(differences.max()) if len(differences) else 0.0)
+        for difference in all_differences:
             if not difference <= settings.logprob_tolerance:
                 raise TrainingDivergedError(
                     f"the learner's log-probs differ from the sampler's by up to {difference:.2g}, allowed is "
                     f"{settings.logprob_tolerance:g} (ppo.logprob_tolerance): rollout and learner do not run the "
                     "same weights, temperature or precision, and the ratio would mean nothing"
                 )
-        if settings.recompute_log_probs:
-            batch = replace(batch, log_probs=torch.cat(self.gradients.world.gather(now)))
-        return batch, max(differences)
+        numbers = {"losses/logprob_max_difference": max(all_differences)}
+        if recomputes:
+            proximal = torch.cat(world.gather(now))
+            batch, weights = self._decoupled(batch, proximal, stale)
+            numbers |= weights
+        return batch, numbers
+
+    def _decoupled(
+        self, batch: Batch, proximal: Float[Tensor, "B K"], stale: Bool[Tensor, " B"]
+    ) -> tuple[Batch, dict[str, float]]:
+        """The batch with `proximal` for the old log-probs, and weights where older weights have played."""
+        old = proximal
+        if not self.settings.recompute_log_probs:
+            old = torch.where(stale[:, None], proximal, batch.log_probs)
+        if not stale.any():
+            return replace(batch, log_probs=old), {}
+        weights = importance_weights(proximal, batch.log_probs, self.settings.importance_cap)
+        weights = torch.where(stale, weights, torch.ones_like(weights))
+        numbers = {
+            "losses/stale_turns": float(stale.float().mean()),
+            "losses/importance_mean": weights.mean().item(),
+            "losses/importance_max": weights.max().item(),
+        }
+        return replace(batch, log_probs=old, importance=weights), numbers
 
     def improve(self, batch: Batch, order: Order, progress: float) -> dict[str, float]:
         """Several epochs over the batch; stops early at `target_kl`.
@@ -179,6 +211,7 @@ class PolicyUpdate:
             clip_high=settings.clip_high,
             dual_clip=settings.dual_clip,
             ratio=settings.ratio,
+            importance=None if batch.importance is None else self._to(batch.importance[rows]),
         )
         stats = {"losses/policy": loss.item(), "losses/entropy": now.entropy.mean().item()}
         moved = surrogate_statistics(

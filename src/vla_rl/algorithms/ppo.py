@@ -66,8 +66,8 @@ class PPO:
         metrics["losses/critic_warmup"] = float(warming)
         device = self.policy.device
         started = own_seconds(device)
-        batch, difference = self.policy.check_sampler(batch, Order(self.seed, iteration, "check"))
-        metrics["losses/logprob_max_difference"] = difference
+        batch, numbers = self.policy.check_sampler(batch, Order(self.seed, iteration, "check"))
+        metrics |= numbers
         checked = own_seconds(device)
         self.times["check"].add(1, checked - started)
         metrics |= self.critic.improve(batch, warming, Order(self.seed, iteration, "critic"))

@@ -11,7 +11,22 @@ from vla_rl.cli.options import PRINT_CONFIG, ParseCommand, normal, old_options, 
 from vla_rl.config import AblationConfig, TrainConfig, UserError
 
 RESUMABLE = ("--schedule.iterations", "--schedule.minutes", "--schedule.episodes")
-_ELSEWHERE = ("--parallel.ranks", "--parallel.timeout", "--parallel.shard", "--parallel.gather")
+_ELSEWHERE = tuple(
+    f"--parallel.{name}"
+    for name in (
+        *(
+            "ranks",
+            "timeout",
+            "shard",
+            "gather",
+            "arrangement",
+            "learners",
+            "actors",
+            "hosts",
+            "ray",
+        ),
+    )
+)
 """What may differ where a run goes on: it plays the same."""
 DEFAULT_PRESET = "metaworld-mt5"
 ARRANGED = tuple(
@@ -37,7 +52,8 @@ def train_request(words: list[str], parse_command: ParseCommand) -> tuple[TrainC
     notes = (
         f"To go on with a run: vla-rl train --resume RUN\n"
         f"  with a new length: [{'] ['.join(RESUMABLE)}]\n"
-        f"  on another number of processes: [--parallel.ranks]\n\n{_presets()}"
+        "  on another number of processes: [--parallel.ranks], or in pools: [--parallel.arrangement], ...\n\n"
+        f"{_presets()}"
     )
     config = parse_command(TrainConfig, words, "train", base, notes)
     if not config.run.name:

@@ -205,6 +205,22 @@ _TRAIN = (
         "warning",
     ),
     Effect(
+        _named("parallel", "learners actors hosts ray"),
+        lambda c: c.parallel.arrangement == "pools",
+        "it belongs to parallel.arrangement pools; set that, or parallel.ranks for several processes of this machine",
+    ),
+    Effect(
+        _named("parallel", "ranks"),
+        lambda c: c.parallel.arrangement == "ranks",
+        "with parallel.arrangement pools, parallel.learners says how many processes learn",
+    ),
+    Effect(
+        ("ppo.importance_cap",),
+        lambda c: c.parallel.staleness > 0,
+        "no turn is weighted where the learner's own weights play; set parallel.staleness 1",
+        "warning",
+    ),
+    Effect(
         ("ppo.kl_estimator",),
         lambda c: c.ppo.kl_coef > 0,
         "ppo.kl_coef is 0, so there is no KL penalty",

@@ -18,6 +18,25 @@ class ParallelConfig(Config, group="parallel"):
     ranks: Annotated[int, Ge(1), Le(4096)] = 1
     """Processes on this machine that train together, each with simulators, inference and a share of every minibatch of
     its own. The numbers are those of one process, up to rounding."""
+    arrangement: Literal["ranks", "pools"] = "ranks"
+    """ranks: every process simulates, plays and learns. pools: learners, actors and simulator hosts are processes of
+    their own, on one machine or on several, through Ray (extra vla-rl[ray])."""
+    learners: Annotated[int, Ge(1), Le(4096)] = 1
+    """pools: processes that learn together, what `ranks` is to the other arrangement. The first is the one that was
+    started; the others lie as near to it as there is room."""
+    actors: Annotated[int, Ge(0), Le(4096)] = 0
+    """pools: processes that hold a copy of the policy and play for the learners, each for as many as the others or one
+    more. 0: learners play with their own."""
+    hosts: Annotated[int, Ge(0), Le(65_536)] = 0
+    """pools: processes that hold the simulators, all learners' together, spread over the machines. 0: they stay with
+    the learners."""
+    ray: str = "auto"
+    """pools: address of the Ray cluster to join. auto: the one that RAY_ADDRESS names, else one is started on this
+    machine for the time of the run."""
+    staleness: Annotated[int, Ge(0), Le(1)] = 0
+    """pools: 1 plays the next window while this one is learned, with the weights from before. Ratios are then clipped
+    against the weights before the update and weighted with how far those are from the ones that played
+    (`ppo.importance_cap`). 0: one after the other, with the numbers of `ranks`."""
     shards: Annotated[int, Ge(1), Le(4096)] = 4
     """Parts into which environments and minibatches are cut, however many processes there are; a process takes whole
     ones, so there can be at most as many. Another number plays other episodes."""
@@ -42,13 +61,58 @@ class ParallelConfig(Config, group="parallel"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.arrangement == "pools":
+            self._check_pools()
+            return
+        _require_shards("ranks", self.ranks, self.shards)
         require(
-            self.ranks <= self.shards,
-            f"parallel.ranks may be at most parallel.shards = {self.shards}, got {self.ranks}: a process takes whole "
-            f"shards. Set parallel.shards {self.ranks}, which plays other episodes, or parallel.ranks {self.shards}",
+            self.staleness == 0,
+            "parallel.staleness 1 needs parallel.arrangement pools and parallel.actors 1 or more: the policy that "
+            "plays must be another copy than the one that learns",
         )
         require(
             self.shard == "none" or self.engine == "own",
             f"parallel.engine {self.engine} plays with a whole copy of the weights, and parallel.shard fsdp2 leaves "
             "every process a part of them: set parallel.engine own, or parallel.shard none",
         )
+
+    def _check_pools(self) -> None:
+        _require_shards("learners", self.learners, self.shards)
+        require(
+            self.actors <= self.learners,
+            f"parallel.actors may be at most parallel.learners = {self.learners}, got {self.actors}: a learner is "
+            "served by one actor, and the others would stand idle",
+        )
+        require(
+            self.actors == 0 or self.engine == "own",
+            f"parallel.actors {self.actors} and parallel.engine {self.engine} contradict each other: actors hold the "
+            "policy that learns. Take parallel.engine own, or parallel.actors 0",
+        )
+        require(
+            self.actors == 0 or self.shard == "none",
+            "parallel.actors play with a whole copy of the weights, and parallel.shard fsdp2 leaves every learner a "
+            "part of them: set parallel.actors 0, or parallel.shard none",
+        )
+        require(
+            self.hosts == 0 or self.hosts >= self.learners,
+            f"parallel.hosts must be 0 (simulators stay with the learners) or at least parallel.learners = "
+            f"{self.learners}, got {self.hosts}: every learner needs one",
+        )
+        require(
+            self.staleness == 0 or self.actors > 0,
+            "parallel.staleness 1 needs parallel.actors 1 or more: a policy cannot play and learn at once in "
+            "one process",
+        )
+
+    @property
+    def size(self) -> int:
+        """Processes that learn together."""
+        return self.learners if self.arrangement == "pools" else self.ranks
+
+
+def _require_shards(name: str, count: int, shards: int) -> None:
+    require(
+        count <= shards,
+        f"parallel.{name} may be at most parallel.shards = {shards}, got {count}: a process takes whole "
+        f"shards. Set parallel.shards {count}, which plays other episodes, or parallel.{name} {shards}",
+    )

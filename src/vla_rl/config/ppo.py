@@ -89,7 +89,11 @@ class PPOConfig(Config, group="ppo"):
     bfloat16: cached decoding and the learner's one pass round differently there (by 0.1 and more), and the ratio would
     start away from 1. Costs one more forward pass over the window; in float32 both are equal to 1e-5."""
     logprob_tolerance: NotNegative = 1e-3
-    """Largest allowed difference between the sampler's and the learner's log-probs at the first minibatch."""
+    """Largest allowed difference between the sampler's and the learner's log-probs at the first minibatch; of turns
+    that were played with the learner's own weights."""
+    importance_cap: NotNegative = 5.0
+    """Where older weights have played (`parallel.staleness`): largest weight of a turn, the probability of its action
+    before this update over that when it was played; 0 is off."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

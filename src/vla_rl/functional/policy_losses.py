@@ -64,6 +64,7 @@ def clipped_surrogate(
     ratio: Ratio = "token",
     dual_clip: float = 0.0,
     mask: Bool[Tensor, "B K"] | None = None,
+    importance: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, ""]:
     """PPO's clipped surrogate as a loss to minimise.
 
@@ -84,6 +85,8 @@ def clipped_surrogate(
         ratio: Importance ratio per `token`, or per `action` (the product over the turn, as in the paper).
         dual_clip: Bound on the loss of bad actions that became much likelier, above 1; 0 is off.
         mask: Tokens that count.
+        importance: Weight of each turn where another policy than that of `old_log_probs` has sampled it
+            (`importance_weights`); no gradient. None: all count alike.
 
     Raises:
         ValueError: If the log-probabilities differ in shape, or advantages are not one per turn. Broadcasting
@@ -98,7 +101,30 @@ def clipped_surrogate(
     surrogate = torch.minimum(rho * credit, rho.clamp(1 - clip_low, 1 + clip_high) * credit)
     if dual_clip > 0:
         surrogate = torch.where(credit < 0, torch.maximum(surrogate, dual_clip * credit), surrogate)
+    if importance is not None:
+        surrogate = at_least_float32(importance).detach().unsqueeze(-1) * surrogate
     return -turn_mean(surrogate, counted)
+
+
+@torch.no_grad()
+def importance_weights(
+    proximal_log_probs: Float[Tensor, "B K"],
+    behavior_log_probs: Float[Tensor, "B K"],
+    cap: float = 0.0,
+) -> Float[Tensor, " B"]:
+    """Weight of each turn in the decoupled objective: its probability under the proximal over the behaviour policy.
+
+        w    = prod_k pi_prox(a_k) / pi_behav(a_k)      of the whole turn, since all its tokens share one advantage
+        loss = -(1/B) sum_b w_b sum_k min(rho A, clip(rho) A)_bk,    rho = pi_new / pi_prox
+
+    Hilton et al. 2021 (arXiv:2110.00641, eq. 5 and 6). In expectation over turns of the behaviour policy the loss
+    and its gradient are those over turns of the proximal policy. A `cap` above 0 bounds the weights and with them the
+    variance, at the price of a bias towards turns that the behaviour policy liked.
+    """
+    log_ratio = _log_ratio(proximal_log_probs, behavior_log_probs, None)
+    weights, _ = _ratios(log_ratio, None, "action")
+    weights = weights.squeeze(-1)
+    return weights.clamp(max=cap) if cap > 0 else weights
 
 
 @torch.no_grad()

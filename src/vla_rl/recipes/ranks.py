@@ -23,10 +23,14 @@ HERE = "127.0.0.1"
 
 
 def train_on_ranks(config: TrainConfig, resume: Path | None = None) -> Path:
-    """`train` with `config.parallel.ranks` processes; returns the run folder.
+    """`train` with the processes that `config.parallel` names; returns the run folder.
 
     UserError where another rank ends too early, with what it said; an error of the program is raised here as it was.
     """
+    if config.parallel.arrangement == "pools":
+        from vla_rl.recipes.pools import train_in_pools
+
+        return train_in_pools(config, resume)
     size = config.parallel.ranks
     if size == 1:
         return train(config, resume)

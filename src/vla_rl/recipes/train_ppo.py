@@ -22,13 +22,13 @@ from vla_rl.algorithms.registry import build_learner
 from vla_rl.config import TrainConfig
 from vla_rl.curriculum import TaskSampler
 from vla_rl.distributed import Shards, SingleProcess, World
-from vla_rl.envs import make_vector_env, split_initial_states
+from vla_rl.envs import split_initial_states
 from vla_rl.policies.registry import with_micro_batch
 from vla_rl.policies.shardable import playing
 from vla_rl.recipes.refresh_reward import refresh_reward_model
 from vla_rl.rewards.registry import build_reward
 from vla_rl.rewards.simulator_reward import dense_reward_max
-from vla_rl.rollout import Collector, build_engine, of_all, rollout_metrics
+from vla_rl.rollout import Collector, Windows, of_all, rollout_metrics
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.runtime.progress import share_progress
@@ -37,7 +37,8 @@ from vla_rl.runtime.signals import graceful_stop
 from vla_rl.training.costs import cost_metrics
 from vla_rl.training.evaluation import evaluate_before_or_after, evaluate_during
 from vla_rl.training.phases import Phases
-from vla_rl.training.state import TrainState, open_training_run, own_envs, policy_of_run
+from vla_rl.training.pools import engine_of_run, envs_of_run
+from vla_rl.training.state import TrainState, open_training_run, policy_of_run
 
 
 def train(config: TrainConfig, resume: Path | None = None, world: World = SingleProcess()) -> Path:
@@ -58,18 +59,17 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
         reward_function = build_reward(config, policy, world)
         stop = opened.enter_context(graceful_stop("this iteration"))
         opened.enter_context(use_threads(config.run.torch_threads))
-        envs = opened.enter_context(
-            make_vector_env(own_envs(config, shards, world), world.local_rank, world.local_size)
-        )
+        envs = opened.enter_context(envs_of_run(config, shards, world))
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         curriculum = TaskSampler(
             config.curriculum, envs.tasks, train_states, config.run.seed, shards.count
         )
-        engine = opened.enter_context(build_engine(policy, config, world))
+        engine = opened.enter_context(engine_of_run(config, policy, run, world))
         collector = Collector(
             engine, envs, curriculum.draw_one, config.run.seed,
             dense_reward_max=dense_reward_max(config), shards=shards,
         )  # fmt: skip
+        windows = opened.enter_context(Windows(collector, engine, policy, config.rollout))
         state = TrainState(
             run, policy, learner, reward_function, curriculum, collector, config.run.save_every, world,
             config.env,
@@ -85,18 +85,19 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
 
         phases = Phases(world)
         with share_progress("PPO", state.progress(config.schedule)) as bar:
-            while state.goes_on(config.schedule, stop):
+            # what is being played already is learned as well, so that nothing is lost
+            while (goes_on := state.goes_on(config.schedule, stop)) or windows.ahead:
                 phases.begin()
                 refresh_reward_model(
                     state.iteration, run, policy, envs, collector, reward_function, config, world
                 )
                 # 1. act: every environment plays `turns` turns with the current policy
                 with playing(policy):
-                    own = collector.collect(
-                        config.rollout.turns, config.rollout.temperature, state.iteration
-                    )
+                    own = windows.take(state.iteration)
                 collected = of_all(own, world)
                 curriculum.end_window(collected.outcomes, world)
+                if goes_on and not state.rests_after(config, len(collected.finished)):
+                    windows.begin(state.iteration + 1)
 
                 # 2. score: the simulator's sparse success, plus a dense reward for each turn
                 with phases.phase("score"):
@@ -110,7 +111,6 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                 # 4. improve: the critic, then (after its warm-up) the policy
                 with phases.phase("learn"), state.keep_on_divergence():
                     losses = learner.update(batch, state.iteration, state.progress(config.schedule))
-                engine.renew(policy, state.iteration + 1)
 
                 # 5. log, checkpoint, evaluate
                 metrics = losses | curriculum.metrics() | reward_function.metrics()

@@ -8,6 +8,7 @@ gives the same rollout to the bit, with any number of worker processes.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -40,11 +41,16 @@ class Collected:
     seconds: dict[str, float]  # simulate (waiting for simulators), infer, other
     own_seconds: dict[str, float] = field(default_factory=dict)
     """The same in processor time of this thread, with `values`: valuing what follows the window."""
+    waited: float | None = None  # seconds, where it was played beside the learning
 
     @property
     def outcomes(self) -> list[tuple[str, bool]]:
         """Task and success of the episodes that ended, in that order."""
         return [(episode.spec.task, episode.success) for episode in self.finished]
+
+
+class WindowGivenUpError(RuntimeError):
+    """The window was of no use any more."""
 
 
 class Collector:
@@ -80,6 +86,8 @@ class Collector:
         self.playing: dict[int, Playing] = {}  # by slot
         self.members = [group[:0] for group in self.groups]  # per group: the slots that play
         self.current: list[Observation] = []  # per group: what those see now
+        self.given_up = threading.Event()
+        """Set by another thread: the window that is being played ends with WindowGivenUpError at its next turn."""
         self.started = np.zeros(self.shards.num_envs, np.int64)  # episodes of each environment
         self.listed, self.groups_started = 0, 0  # episodes and groups, by `collect_episodes`
 
@@ -218,6 +226,8 @@ class Collector:
         temperature: float,
         uniforms: Float32[np.ndarray, "N K"],
     ) -> None:
+        if self.given_up.is_set():
+            raise WindowGivenUpError
         slots, clock = self.members[index], run.clock
         if not len(slots):
             return

@@ -14,7 +14,7 @@ from vla_rl.runtime.memory import resident_memory
 
 PHASES = ("simulate", "infer", "score", "learn", "sync", "wait", "other")
 """What an iteration's seconds go to: waiting for simulators, inference, the reward model, learning, the exchange of
-gradients (sync), waiting for other ranks, and the rest."""
+gradients (sync), waiting for other ranks or for a window that is played beside the learning, and the rest."""
 
 
 def rollout_metrics(

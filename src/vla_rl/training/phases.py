@@ -44,7 +44,11 @@ class Phases:
     def of_ranks(self, own: Collected) -> list[dict[str, float]]:
         """For each rank: its seconds by `PHASES`, and what it has played. own: what this rank has."""
         self._add(self._world.lap())
-        mine = self._seconds | {name: own.seconds[name] for name in ("simulate", "infer")}
+        if own.waited is None:
+            self._add({name: own.seconds[name] for name in ("simulate", "infer")})
+        else:  # played beside the learning
+            self._add({"wait": own.waited})
+        mine = self._seconds
         shares = {name: mine.get(name, 0.0) for name in PHASES}
         shares["other"] = self.wall_seconds() - sum(mine.values())
         shares["turns"] = float(own.rollout.num_turns)

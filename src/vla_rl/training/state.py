@@ -101,17 +101,9 @@ def policy_of_run(
     """The policy of the run's newest checkpoint, or the one to start from; KL is always to the latter."""
     saved = newest(run, world)
     if config.parallel.shard == "none":
-        return _whole_policy(config, saved)
-    return sharded_policy(config, world, lambda of_host: _whole_policy(of_host, saved))
-
-
-def _whole_policy(config: TrainConfig, saved: Path | None) -> Policy:
-    """The policy in `saved`, the run's newest checkpoint; the one to start from without any."""
-    if saved is None and not config.policy.checkpoint:
-        policy = scratch_policy(config)
+        policy = load_or_make(config, saved)
     else:
-        source = saved / "policy" if saved else Path(config.policy.checkpoint)
-        policy = load_policy(source, config.policy, seed=config.run.seed)
+        policy = sharded_policy(config, world, lambda of_host: load_or_make(of_host, saved))
     require_same_robot(policy.action_dim, config.env.suite)
     if not policy.resizes_images and policy.image_size != config.env.image_size:
         raise ConfigError(
@@ -126,6 +118,14 @@ def _whole_policy(config: TrainConfig, saved: Path | None) -> Policy:
     if config.ppo.kl_coef > 0:
         keep_reference(policy, config, resumed=saved is not None)
     return policy
+
+
+def load_or_make(config: TrainConfig, saved: Path | None) -> Policy:
+    """The policy of a checkpoint of the run; without one the policy that the run starts from."""
+    if saved is None and not config.policy.checkpoint:
+        return scratch_policy(config)
+    source = saved / "policy" if saved else Path(config.policy.checkpoint)
+    return load_policy(source, config.policy, seed=config.run.seed)
 
 
 def share_done(schedule: ScheduleConfig, iterations: int, seconds: float, episodes: int) -> float:
@@ -198,6 +198,19 @@ class TrainState:
     def finished(self, schedule: ScheduleConfig) -> bool:
         """Whether the run has reached its end."""
         return self.progress(schedule) >= 1.0
+
+    def rests_after(self, config: TrainConfig, episodes: int) -> bool:
+        """Whether nothing may be played while this iteration is learned.
+
+        After it the run is saved, evaluated or over, or its reward model is refreshed, all of which want the
+        environments at rest; or windows are not to overlap anyway. episodes: that have ended in this iteration.
+        """
+        if config.parallel.staleness == 0:
+            return True
+        done = self.iteration + 1
+        pauses = (self.save_every, config.run.eval_every, config.reward.refresh_every)
+        share = share_done(config.schedule, done, self.seconds, self.episodes + episodes)
+        return share >= 1.0 or any(every and done % every == 0 for every in pauses)
 
     def progress(self, schedule: ScheduleConfig) -> float:
         """Share of the run that is done, in [0, 1]; training time counts, evaluation does not."""

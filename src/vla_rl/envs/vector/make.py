@@ -10,6 +10,7 @@ from vla_rl.config.env import EnvConfig
 from vla_rl.envs.registry import playable
 from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
+from vla_rl.envs.vector.worker import MakeEnvs
 
 
 def make_vector_env(
@@ -22,6 +23,17 @@ def make_vector_env(
     share its GPUs for drawing. ConfigError for a suite that there is not, UserError where its simulator is missing.
     """
     played = playable(config)
-    if played.in_process and config.num_workers == 0:
-        return SerialVectorEnv(config, played.make_envs)
-    return ProcessVectorEnv(config, played.make_envs, local_rank, local_size)
+    return open_vector_env(config, played.make_envs, played.in_process, local_rank, local_size)
+
+
+def open_vector_env(
+    config: EnvConfig,
+    make_envs: MakeEnvs,
+    in_process: bool,
+    local_rank: int = 0,
+    local_size: int = 1,
+) -> ProcessVectorEnv | SerialVectorEnv:
+    """The same for a simulator that need not be known here by its name."""
+    if in_process and config.num_workers == 0:
+        return SerialVectorEnv(config, make_envs)
+    return ProcessVectorEnv(config, make_envs, local_rank, local_size)

@@ -31,6 +31,7 @@ from vla_rl.envs.vector.shared_memory import SlotArrays, anonymous_file
 from vla_rl.envs.vector.work_times import as_times
 from vla_rl.envs.vector.worker import MakeEnvs, WorkerSetup
 from vla_rl.envs.vector.worker_process import (
+    Worker,
     WorkerFacts,
     WorkerLostError,
     WorkerProcess,
@@ -59,16 +60,20 @@ class ProcessVectorEnv:
         make_envs: MakeEnvs = make_suite_envs,
         local_rank: int = 0,
         local_size: int = 1,
+        num_workers: int | None = None,
     ) -> None:
-        """local_rank, local_size: of the processes of this machine that have environments, this one's number."""
+        """local_rank, local_size: of the processes of this machine that have environments, this one's number.
+        num_workers: instead of what `config` says.
+        """
         self.num_envs = config.num_envs
         self.horizon = config.horizon
         self.infrastructure_errors = 0
         self._config, self._make_envs = config, make_envs
-        self._num_workers = min(config.num_workers or available_cpus(), config.num_envs)
+        wanted = num_workers or config.num_workers or available_cpus()
+        self._num_workers = min(wanted, config.num_envs)
         self._egl_devices = worker_devices(self._num_workers, local_rank, local_size)
         self._memory = anonymous_file()
-        self._workers: list[WorkerProcess] = []
+        self._workers: list[Worker] = []
         self._closed = False
         self._patience = 1.0  # times config.step_timeout
         self._ticket = 0
@@ -83,7 +88,7 @@ class ProcessVectorEnv:
             self.close()
             raise
         self.tasks, self.instructions = facts.tasks, facts.instructions
-        self.action_dim = facts.action_dim
+        self.action_dim, self.proprio_dim = facts.action_dim, facts.proprio_dim
         self._arrays = SlotArrays(
             config.num_envs, config.image_size, facts.proprio_dim, self._memory
         )
@@ -102,8 +107,11 @@ class ProcessVectorEnv:
             raise UserError(f"A simulator process could not start: {error}{remedy}") from error
         return facts[0]
 
-    def _new_worker(self, worker: int) -> WorkerProcess:
-        slots = tuple(range(worker, self.num_envs, self._num_workers))
+    def _slots_of(self, worker: int) -> tuple[int, ...]:
+        return tuple(range(worker, self.num_envs, self._num_workers))
+
+    def _new_worker(self, worker: int) -> Worker:
+        slots = self._slots_of(worker)
         devices = self._egl_devices
         setup = WorkerSetup(self._make_envs, self._config, slots, self._memory)
         return WorkerProcess(setup, devices[worker] if devices else None)
@@ -231,21 +239,24 @@ class ProcessVectorEnv:
             worker, old.pid, self.infrastructure_errors, self._config.max_restarts, last_words,
         )  # fmt: skip
         old.kill()
-        mine = set(range(worker, self.num_envs, self._num_workers))
+        mine = set(self._slots_of(worker))
         self._lost |= mine & self._playing
         self._playing -= mine
         self._outstanding[worker].clear()
         if self.infrastructure_errors > self._config.max_restarts:
-            raise UserError(
-                f"Simulator processes crashed or hung {self.infrastructure_errors} times, more than "
-                f"env.max_restarts = {self._config.max_restarts} allows. The last one: {last_words}\n"
-                "If they are merely slow, raise env.step_timeout and env.start_timeout, or lower env.num_workers."
-            )
+            raise self._too_many_errors(last_words)
         self._workers[worker] = self._new_worker(worker)
         try:
             self._workers[worker].wait_ready()
         except WorkerLostError as again:
             self._recover(worker, again)
+
+    def _too_many_errors(self, last_words: str) -> UserError:
+        return UserError(
+            f"Simulator processes crashed or hung {self.infrastructure_errors} times, more than "
+            f"env.max_restarts = {self._config.max_restarts} allows. The last one: {last_words}\n"
+            "If they are merely slow, raise env.step_timeout and env.start_timeout, or lower env.num_workers."
+        )
 
     def _step_timeout(self) -> float:
         """Seconds of silence that are allowed by now."""

@@ -31,7 +31,7 @@ class SerialVectorEnv:
         first = self._envs[0]
         self.num_envs, self.horizon = config.num_envs, config.horizon
         self._suite = config.suite
-        self.action_dim = first.action_dim
+        self.action_dim, self.proprio_dim = first.action_dim, first.proprio_dim
         self.tasks, self.instructions = first.tasks, first.instructions
         self.infrastructure_errors = 0
         self._arrays = SlotArrays(config.num_envs, config.image_size, first.proprio_dim)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from vla_rl.config.errors import UserError
 from vla_rl.envs.vector.worker import WorkerSetup, serve
@@ -33,6 +33,23 @@ class WorkerSilentError(WorkerLostError):
         doing = " while it started or loaded a task" if starting else ""
         super().__init__(f"no answer for {seconds:g} seconds{doing}")
         self.starting = starting
+
+
+class Worker(Protocol):
+    """What `ProcessVectorEnv` asks of one of its workers; see `WorkerProcess` for what each method means."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def wait_ready(self) -> WorkerFacts: ...
+
+    def send(self, command: str, ticket: int, work: tuple[Any, ...], *, idle: bool) -> None: ...
+
+    def receive(self, timeout: float) -> tuple[Any, ...]: ...
+
+    def kill(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class WorkerProcess:
