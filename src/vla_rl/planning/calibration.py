@@ -35,7 +35,7 @@ from vla_rl.runtime.run_folder import read_config, training_run
 from vla_rl.training.costs import CALLS, OWN
 
 VARIED = 0.1
-"""Spread of call sizes, relative to their mean, at which a run is believed as much as the proportion that is known: calls
+"""Spread of call sizes, relative to their mean, at which a run is believed as much as the known proportion: the calls
 of an evaluation differ from those of practice by some such share for other reasons than their size."""
 EVEN = Line(1.0, 0.05)
 """Proportion of fixed and each where nothing is known of a call."""
