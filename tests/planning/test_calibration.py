@@ -131,7 +131,7 @@ def test_a_runs_costs_are_those_of_its_policy_and_simulator(run: Path, costs: Co
     assert (simulator.benchmark, simulator.image_size) == ("toy", 32)
     rows = steady_rows(read_metrics(run / "metrics.jsonl"), toy(run.parent))
     assert [row["iteration"] for row in rows] == [3, 4]
-    passes = CallTimes.of_metrics(read_metrics(run / "metrics.jsonl"), f"{CALLS}/policy")
+    passes = CallTimes.of_metrics(rows, f"{CALLS}/policy")
     assert policy.learn.at(4) == pytest.approx(passes.seconds / passes.calls)
     assert 1 <= simulator.episode_turns <= 5
     assert costs.links == ()  # a run of one process says nothing of them

@@ -35,8 +35,8 @@ from vla_rl.runtime.run_folder import read_config, training_run
 from vla_rl.training.costs import CALLS, OWN
 
 VARIED = 0.1
-"""Spread of call sizes, relative to their mean, at which a run is believed as much as the proportion that is known:
-calls of an evaluation differ from those of practice by some such share for other reasons than their size."""
+"""Spread of call sizes, relative to their mean, at which a run is believed as much as the known proportion: the calls
+of an evaluation differ from those of practice by some such share for other reasons than their size."""
 EVEN = Line(1.0, 0.05)
 """Proportion of fixed and each where nothing is known of a call."""
 SAME = 1e-6
@@ -59,8 +59,8 @@ def calibrated(folder: Path, base: Costs) -> Costs:
     steady = steady_rows(rows, config)
     machine = _machine(folder)
     load = workload(replace(config, policy=_where_it_ran(folder, config)), len(machine["gpus"]))
-    simulator = _simulator(rows, steady, load, config, base)
-    policy = _policy(rows, load, base)
+    simulator = _simulator(steady, load, config, base)
+    policy = _policy(rows, steady, load, base)
     process = _process(steady, load, config, base)
     policy = replace(policy, overlap=_overlap(steady, load, config, policy, machine["cpus"]))
     costs = Costs(
@@ -171,6 +171,13 @@ def _counted(rows: Sequence[Row], name: str) -> CallTimes:
     return CallTimes.of_metrics(rows, f"{CALLS}/{name}")
 
 
+def _line(rows: Sequence[Row], steady: Sequence[Row], name: str, like: Line | None = None) -> Line:
+    """The slope from all of a run's calls, the level from those of its steady windows."""
+    line, calls = fitted(_counted(rows, name), like), _counted(steady, name)
+    expected = calls.calls * line.fixed + calls.samples * line.each
+    return line.times(calls.seconds / expected) if expected > 0 else line
+
+
 def _each(calls: CallTimes, per: float) -> float:
     return calls.seconds / per if per > 0 else 0.0
 
@@ -181,10 +188,10 @@ def _mean(rows: Sequence[Row], name: str) -> float:
 
 
 def _simulator(
-    rows: Sequence[Row], steady: Sequence[Row], load: Workload, config: TrainConfig, base: Costs
+    steady: Sequence[Row], load: Workload, config: TrainConfig, base: Costs
 ) -> SimulatorCosts:
     env = config.env
-    steps, images, resets = (_counted(rows, name) for name in ("step", "image", "reset"))
+    steps, images, resets = (_counted(steady, name) for name in ("step", "image", "reset"))
     played = _counted(steady, "step")
     possible = played.calls * env.action_chunk * env.action_repeat
     workers = 0 if load.in_process else min(env.num_workers or 10**9, env.num_envs)
@@ -204,22 +211,22 @@ def _simulator(
     )
 
 
-def _policy(rows: Sequence[Row], load: Workload, base: Costs) -> PolicyCosts:
+def _policy(rows: Sequence[Row], steady: Sequence[Row], load: Workload, base: Costs) -> PolicyCosts:
     device = "gpu" if load.on_gpu else "cpu"
     alike = [p for p in base.policies if p.device == device]
     prior = next((p for p in alike if p.model == load.model.name), alike[0] if alike else None)
-    tokens, steps = _counted(rows, "tokens"), _counted(rows, "steps")
-    all_tokens = fitted(tokens, prior.token if prior else None)
+    steps = _counted(steady, "steps")
+    all_tokens = _line(rows, steady, "tokens", prior.token if prior else None)
     policy = load.config.policy
     return PolicyCosts(
         model=load.model.name,
         device=device,
         image_size=load.model.image_size,
         tokens=load.tokens,
-        prefill=fitted(_counted(rows, "prefill"), prior.prefill if prior else None),
+        prefill=_line(rows, steady, "prefill", prior.prefill if prior else None),
         token=all_tokens.times(1 / max(1, load.tokens - 1)),
-        learn=fitted(_counted(rows, "policy"), prior.learn if prior else None),
-        critic=fitted(_counted(rows, "critic"), prior.critic if prior else None),
+        learn=_line(rows, steady, "policy", prior.learn if prior else None),
+        critic=_line(rows, steady, "critic", prior.critic if prior else None),
         step=_each(steps, steps.calls),
         source="measured",
         adapters=policy.lora is not None,
