@@ -188,7 +188,7 @@ def test_the_gradients_that_a_rank_receives_are_counted(ranks: int, shards: int)
     assert exchanged_bytes(100, ranks, shards) == most
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ranks=st.integers(1, 64), gigabytes=st.sampled_from([24.0, 40.0, 80.0, 141.0]))
 def test_more_ranks_never_need_more_of_a_gpu(ranks: int, gigabytes: float) -> None:
     config = changed(SEVEN_B, env={"num_envs": 128}, parallel={"shards": 128})

@@ -119,7 +119,7 @@ def test_passes_in_threads() -> None:
 seconds = st.floats(0.0, 2.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     envs=st.integers(1, 6), workers=st.integers(0, 4), cores=st.floats(0.5, 6.0), turn=seconds,
     fixed=seconds, each=seconds, reset=seconds, length=st.floats(1.5, 9.0), device=st.booleans(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from types import TracebackType
 from vla_rl.config.errors import UserError
 from vla_rl.policies.openvla.exporting import export_merged
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
-from vla_rl.serving.addresses import Address
+from vla_rl.serving.addresses import LONGEST_PATH, Address
 from vla_rl.serving.client import EngineClient
 from vla_rl.serving.messages import Facts
 from vla_rl.serving.process import EngineProcess
@@ -42,7 +43,10 @@ class HostedEngine:
         python: that runs it. folder: for its socket, log and weights; the caller removes it. timeout: seconds that
         it may take to start, and to answer. memory: share of a GPU's memory.
         """
-        self.address = Address.of_path(folder / "socket")
+        self._sockets = folder
+        if len(os.fsencode(folder / "socket")) > LONGEST_PATH:  # the weights stay where there is room
+            self._sockets = Path(tempfile.mkdtemp(prefix="vla-rl-", dir="/tmp"))
+        self.address = Address.of_path(self._sockets / "socket")
         self._policy, self._python, self._folder = policy, python, folder
         self._timeout, self._backend, self._memory = timeout, backend, memory
         self._process: EngineProcess | None = None
@@ -61,6 +65,7 @@ class HostedEngine:
     def start(self) -> None:
         """Start it with the policy's weights, and wait until it answers. EngineLostError where it does not."""
         self.stop()
+        self._sockets.mkdir(mode=0o700, exist_ok=True)
         checkpoint = self._folder / "checkpoint"
         dtype = self._policy.model.dtype
         try:
@@ -81,6 +86,8 @@ class HostedEngine:
         if self._process is not None:
             self._process.stop()
         self.address.remove()
+        if self._sockets != self._folder:
+            shutil.rmtree(self._sockets, ignore_errors=True)
         self._client = self._process = None
 
     def __enter__(self) -> HostedEngine:
