@@ -116,7 +116,7 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                 metrics = losses | curriculum.metrics() | reward_function.metrics()
                 ranks, seconds = phases.of_ranks(own), phases.wall_seconds()
                 metrics |= rollout_metrics(collected, dense_rewards, ranks, seconds, envs, world)
-                metrics |= cost_metrics(policy, learner, envs, collected, world)
+                metrics |= cost_metrics(policy, learner, collected, world)
                 state.advance(metrics, seconds, ranks)
                 bar.reach(state.progress(config.schedule), **state.headline(metrics))
                 state.look(stop, lambda: evaluate_during(state, envs, config))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,8 +22,11 @@ from jaxtyping import Bool, Float32, Int64
 from vla_rl.config.parallel import ParallelConfig
 from vla_rl.distributed.shards import Shards, in_order
 from vla_rl.envs.env import EpisodesLostError, VectorEnv
+from vla_rl.envs.vector.work_times import TimesItsWork
 from vla_rl.rollout.buffer import FinishedEpisode, Playing, RolloutBuffer
+from vla_rl.rollout.clock import Clock
 from vla_rl.rollout.engine import Player
+from vla_rl.runtime.call_times import CallTimes
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation, Rollout, StepResult
 
@@ -41,6 +43,8 @@ class Collected:
     seconds: dict[str, float]  # simulate (waiting for simulators), infer, other
     own_seconds: dict[str, float] = field(default_factory=dict)
     """The same in processor time of this thread, with `values`: valuing what follows the window."""
+    simulators: dict[str, CallTimes] = field(default_factory=dict)
+    """What the simulators' steps, images and resets cost, where they count it, since the window before."""
     waited: float | None = None  # seconds, where it was played beside the learning
 
     @property
@@ -154,7 +158,7 @@ class Collector:
                 "every turn of this window was lost with its simulator; playing it again"
             )
             return self.collect(num_turns, temperature, iteration)
-        return Collected(rollout, window.finished, window.simulator_steps, clock.stop(), clock.own)
+        return self._collected(rollout, run)
 
     def collect_episodes(
         self, groups: Sequence[Sequence[EpisodeSpec]], temperature: float, iteration: int
@@ -197,8 +201,14 @@ class Collector:
         window.trim(int((window.episode_ids >= 0).any(1).sum()))
         run.clock.switch("infer")
         rollout = window.finish(self.player, None, temperature)
+        return self._collected(rollout, run)
+
+    def _collected(self, rollout: Rollout, run: _Run) -> Collected:
+        window, seconds = run.window, run.clock.stop()
+        # asked here: the next window may be played in another thread than the one that reads the numbers
+        simulators = self.envs.work_times() if isinstance(self.envs, TimesItsWork) else {}
         return Collected(
-            rollout, window.finished, window.simulator_steps, run.clock.stop(), run.clock.own
+            rollout, window.finished, window.simulator_steps, seconds, run.clock.own, simulators
         )
 
     def _open(
@@ -216,7 +226,7 @@ class Collector:
             num_turns, self.envs, num_tokens, seen, self.dense_reward_max is not None, self.shards,
             version,
         )  # fmt: skip
-        return _Run(window, following, _Clock(), to_the_end)
+        return _Run(window, following, Clock(), to_the_end)
 
     def _act(
         self,
@@ -400,7 +410,7 @@ class _Run:
     window: RolloutBuffer
     following: Callable[[int], Playing | None]
     """The next episode to play; None where there is no other."""
-    clock: _Clock
+    clock: Clock
     to_the_end: bool = False
     """Every episode of the window is played to its end, or counts for nothing."""
 
@@ -425,25 +435,3 @@ def _replace_rows(base: Observation, rows: list[int], fresh: Observation) -> Obs
     for row, text in zip(rows, fresh.instructions, strict=True):
         instructions[row] = text
     return Observation(images, tuple(instructions), proprio, time_fraction)
-
-
-class _Clock:
-    """Splits wall time, and this thread's processor time, between named activities."""
-
-    def __init__(self) -> None:
-        self.seconds = {"simulate": 0.0, "infer": 0.0, "other": 0.0}
-        self.own = {**self.seconds, "values": 0.0}
-        self.activity, self.own_activity = "other", "other"
-        self.since, self.own_since = time.perf_counter(), time.thread_time()
-
-    def switch(self, activity: str, own_activity: str = "") -> None:
-        """`own_activity`: what the processor time counts for, where that is told more finely."""
-        now, own_now = time.perf_counter(), time.thread_time()
-        self.seconds[self.activity] += now - self.since
-        self.own[self.own_activity] += own_now - self.own_since
-        self.activity, self.own_activity = activity, own_activity or activity
-        self.since, self.own_since = now, own_now
-
-    def stop(self) -> dict[str, float]:
-        self.switch("other")
-        return self.seconds

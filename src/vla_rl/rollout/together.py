@@ -30,6 +30,7 @@ def of_all(collected: Collected, world: World) -> Collected:
         sum(part.simulator_steps for part in parts),
         {name: float(np.mean([p.seconds[name] for p in parts])) for name in collected.seconds},
         {name: sum(p.own_seconds[name] for p in parts) for name in collected.own_seconds},
+        collected.simulators,
         collected.waited,
     )
 

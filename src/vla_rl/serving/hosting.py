@@ -44,7 +44,9 @@ class HostedEngine:
         it may take to start, and to answer. memory: share of a GPU's memory.
         """
         self._sockets = folder
-        if len(os.fsencode(folder / "socket")) > LONGEST_PATH:  # the weights stay where there is room
+        if (
+            len(os.fsencode(folder / "socket")) > LONGEST_PATH
+        ):  # the weights stay where there is room
             self._sockets = Path(tempfile.mkdtemp(prefix="vla-rl-", dir="/tmp"))
         self.address = Address.of_path(self._sockets / "socket")
         self._policy, self._python, self._folder = policy, python, folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from vla_rl.distributed.world import SingleProcess, World
-from vla_rl.envs.vector.work_times import TimesItsWork
 from vla_rl.rollout.collector import Collected
 from vla_rl.runtime.call_times import CallTimes
 
@@ -14,7 +13,7 @@ OWN = "time/own"
 
 
 def cost_metrics(
-    policy: Any, learner: Any, envs: Any, collected: Collected, world: World = SingleProcess()
+    policy: Any, learner: Any, collected: Collected, world: World = SingleProcess()
 ) -> dict[str, float]:
     """Sums over all processes since the last iteration, evaluations between the two included.
 
@@ -22,11 +21,9 @@ def cost_metrics(
     beside them, its `check` of the sampler; `step`, `image` and `reset` of the simulators. `time/own/...`: processor
     seconds of the main threads while playing. What a policy, a learner or a simulator does not count is left out.
     """
-    times: dict[str, CallTimes] = {}
+    times = dict(collected.simulators)
     for counting in (policy, learner):
         times |= {name: counted.take() for name, counted in getattr(counting, "times", {}).items()}
-    if isinstance(envs, TimesItsWork):
-        times |= envs.work_times()
     total = {name: CallTimes() for name in times}
     for of_rank in world.gather(times):
         for name, counted in of_rank.items():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -339,7 +340,11 @@ class ProcessVectorEnv:
 
     def memory_bytes(self) -> int:
         """Resident memory of all worker processes together (what they share is counted in each)."""
-        return sum(psutil.Process(worker.pid).memory_info().rss for worker in self._workers)
+        total = 0
+        for worker in tuple(self._workers):
+            with suppress(psutil.NoSuchProcess):  # one that is being replaced
+                total += psutil.Process(worker.pid).memory_info().rss
+        return total
 
     def worker_pids(self) -> tuple[int, ...]:
         """Process ids, by worker."""

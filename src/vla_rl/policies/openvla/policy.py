@@ -78,22 +78,19 @@ class OpenVLAPolicy(nn.Module):
         self.model = model
         self.critic = build_critic(config.critic, critic_sizes(description.model))
         self.processor = Processor(description.model, tokenizer)
-        self.action_tokenizer = ActionTokenizer(
-            description.model.action_bins,
-            description.model.bin_style,
-            description.model.language.text_vocab,
-        )
-        self.unnorm_key, self.statistics = select_statistics(
-            description.norm_stats, description.unnorm_key
-        )
+        bins, style = description.model.action_bins, description.model.bin_style
+        vocabulary = description.model.language.text_vocab
+        self.action_tokenizer = ActionTokenizer(bins, style, vocabulary)
+        norm_stats, key = description.norm_stats, description.unnorm_key
+        self.unnorm_key, self.statistics = select_statistics(norm_stats, key)
         if self.statistics.q01.size != description.action_dim:
+            name, size = dataset_name(self.unnorm_key), self.statistics.q01.size
             raise UserError(
-                f"Action statistics of {dataset_name(self.unnorm_key)!r} have {self.statistics.q01.size} dimensions, "
-                f"the policy {description.action_dim}"
+                f"Action statistics of {name!r} have {size} dimensions, the policy {description.action_dim}"
             )
         self.detach_values = False
         self.critic_restored = False
-        """Whether the critic came from the checkpoint (true) or was initialised afresh."""
+        """Whether the critic came from the checkpoint; else it was initialised afresh."""
         self.stored_dtypes: dict[str, torch.dtype] = {}
         """Precision of the model's tensors in the files they were read from; `save` keeps it where nothing is lost."""
         self.model.checkpoint_activations(config.activation_checkpointing)
@@ -101,10 +98,8 @@ class OpenVLAPolicy(nn.Module):
         self.sharding: Sharding | None = None
         self.to(device)
         self.eval()
-        graphs = config.decode_graphs and device.type == "cuda"
-        self.decoder = TokenDecoder(
-            self.model, self.num_tokens, record_cuda_graph if graphs else None
-        )
+        record = record_cuda_graph if config.decode_graphs and device.type == "cuda" else None
+        self.decoder = TokenDecoder(self.model, self.num_tokens, record)
         self.times = {"prefill": CallTimes(), "tokens": CallTimes()}
         """What `act` cost after its first call: reading images and prompts, and choosing the tokens."""
         self.warm = False
@@ -424,9 +419,8 @@ class OpenVLAPolicy(nn.Module):
             unnorm_key=next(iter(statistics)),
             action_chunk=action_chunk,
         )
-        policy = OpenVLAPolicy(
-            self.model, self.processor.tokenizer, description, self.config, self.device
-        )
+        tokenizer = self.processor.tokenizer
+        policy = OpenVLAPolicy(self.model, tokenizer, description, self.config, self.device)
         policy.stored_dtypes = self.stored_dtypes
         return policy
 
