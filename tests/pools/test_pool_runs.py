@@ -13,10 +13,23 @@ from typing import Any
 import pytest
 from pool_runs import lines, pools, require_counted_once, require_same_to_the_bit, toy
 
-from vla_rl.config import UserError
+from vla_rl.config import (
+    DemosConfig,
+    PolicyConfig,
+    ProcessRewardConfig,
+    RewardCollectConfig,
+    RewardModelConfig,
+    SFTConfig,
+    TrainConfig,
+    UserError,
+)
 from vla_rl.recipes import pools as recipe
+from vla_rl.recipes.demos import collect_demos
+from vla_rl.recipes.label_trajectories import collect_trajectories
 from vla_rl.recipes.presets import preset
 from vla_rl.recipes.ranks import train_on_ranks
+from vla_rl.recipes.sft import fine_tune
+from vla_rl.recipes.train_reward import train_reward
 from vla_rl.rollout.collector import Collected, Collector
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -54,6 +67,36 @@ def test_a_simulator_reward_comes_from_hosts_too(tmp_path: Path) -> None:
     run = train_on_ranks(rewarded(pools(tmp_path, "pools", 2, actors=1, hosts=2)))
     require_same_to_the_bit(run, ranks)
     assert lines(run)[0]["rollout/return_dense"] > 0
+
+
+@pytest.mark.slow
+def test_a_reward_model_says_the_same_in_pools(tmp_path: Path) -> None:
+    """And learns the same, on new episodes that the actor plays no part in."""
+    demos = collect_demos(
+        DemosConfig(env=toy(tmp_path, "x").env, out=str(tmp_path / "demos"), episodes_per_task=3)
+    )
+    policy = PolicyConfig(scratch="mini", device="cpu")
+    start = fine_tune(
+        SFTConfig(str(demos), out=str(tmp_path / "sft"), policy=policy, action_chunk=1, epochs=2)
+    )
+    play = collect_trajectories(
+        RewardCollectConfig(str(start), out=str(tmp_path / "play"), episodes_per_task=4)
+    )
+    out = str(tmp_path / "reward")
+    train_reward(RewardModelConfig((str(demos), str(play)), out=out, epochs=1, device="cpu"))
+
+    def rewarded(config: TrainConfig) -> TrainConfig:
+        reward = ProcessRewardConfig(
+            model=out, weight=0.3, refresh_every=1, refresh_episodes=2, refresh_epochs=1
+        )
+        return replace(
+            config, policy=PolicyConfig(checkpoint=str(start), device="cpu"), reward=reward
+        )
+
+    ranks = train_on_ranks(rewarded(toy(tmp_path, "ranks", 2, ranks=2)))
+    run = train_on_ranks(rewarded(pools(tmp_path, "pools", 2, learners=2, actors=2, hosts=2)))
+    require_same_to_the_bit(run, ranks)
+    assert lines(run)[0]["rollout/return_dense"] != 0
 
 
 def test_a_window_ahead_gives_the_same_numbers_every_time(ahead: Path, tmp_path: Path) -> None:
