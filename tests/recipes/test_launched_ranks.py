@@ -65,6 +65,7 @@ def metrics_of(run: Path) -> list[str]:
     return [str([line[name] for name in wanted]) for line in lines]
 
 
+@pytest.mark.slow
 def test_torchrun_and_srun_run_the_run_of_one_process(tmp_path: Path) -> None:
     root = ["--run.root", str(tmp_path), "--run.name"]
     alone = [sys.executable, "-m", "vla_rl", "train", *SMALL, *root, "alone"]
@@ -122,6 +123,7 @@ def test_ranks_that_were_asked_for_different_things_end_at_once(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_more_ranks_than_shards_and_another_number_than_asked_for(tmp_path: Path) -> None:
     for words, said in (
         (["--parallel.ranks", "3"], "srun has started 2 processes, parallel.ranks is 3"),
@@ -150,6 +152,7 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     assert "MASTER_PORT" in err
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path) -> None:
     """Also where nobody else looks after them; the reason is then that it is silent, not why."""
     port, root = free_port(), ["--run.root", str(tmp_path), "--run.name", "killed"]

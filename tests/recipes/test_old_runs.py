@@ -25,6 +25,7 @@ from vla_rl.rewards.process.loading import load_reward_model, reward_model_folde
 from vla_rl.runtime.locate import locate_policy
 from vla_rl.runtime.metrics import read_metrics
 from vla_rl.runtime.run_folder import read_config
+from vla_rl.training import pools
 
 OLD = Path(__file__).parent.parent / "fixtures" / "old_runs"
 
@@ -58,7 +59,7 @@ def test_a_training_run_goes_on_from_its_checkpoint(
     second = read_metrics(run / "metrics.jsonl")[1]
     before = load_policy(run / "checkpoints" / "iteration-000002" / "policy")
     monkeypatch.setattr(
-        train_ppo, "make_vector_env", lambda config, *_: SerialVectorEnv(config, make_chain_envs)
+        pools, "make_vector_env", lambda config, *_: SerialVectorEnv(config, make_chain_envs)
     )
     config = read_config(run, TrainConfig)
     train_ppo.train(config, run)

@@ -25,7 +25,7 @@ from vla_rl.recipes import train_ppo
 from vla_rl.recipes.train_ppo import train
 from vla_rl.runtime.run_folder import Run, read_config
 from vla_rl.runtime.signals import Stopped
-from vla_rl.training import evaluation
+from vla_rl.training import evaluation, pools
 
 TIMED = ("time/", "speed/", "memory/", "wall_seconds", "total/train_seconds", "versions")
 
@@ -47,7 +47,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def play_on_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        train_ppo, "make_vector_env", lambda config, *_: SerialVectorEnv(config, make_chain_envs)
+        pools, "make_vector_env", lambda config, *_: SerialVectorEnv(config, make_chain_envs)
     )
 
 
@@ -91,7 +91,7 @@ def whole(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What comes out without a stop."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            train_ppo,
+            pools,
             "make_vector_env",
             lambda config, *_: SerialVectorEnv(config, make_chain_envs),
         )

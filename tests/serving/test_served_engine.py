@@ -46,9 +46,10 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setitem(ENGINES, SERVED, own_served)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # the engine's
+    before = set(psutil.Process().children(recursive=True))  # of other tests
     yield
     assert not list(tmp_path.glob("vla-rl-engine-*"))
-    assert not psutil.Process().children(recursive=True)
+    assert not set(psutil.Process().children(recursive=True)) - before
 
 
 def run_of(root: Path, **parts: Any) -> TrainConfig:

@@ -101,9 +101,13 @@ def policy_of_run(
     """The policy of the run's newest checkpoint, or the one to start from; KL is always to the latter."""
     saved = newest(run, world)
     if config.parallel.shard == "none":
-        policy = load_or_make(config, saved)
-    else:
-        policy = sharded_policy(config, world, lambda of_host: load_or_make(of_host, saved))
+        return _checked_policy(config, saved)
+    return sharded_policy(config, world, lambda of_host: _checked_policy(of_host, saved))
+
+
+def _checked_policy(config: TrainConfig, saved: Path | None) -> Policy:
+    """With its reference, which is kept before the weights are divided. ConfigError where it cannot play the suite."""
+    policy = load_or_make(config, saved)
     require_same_robot(policy.action_dim, config.env.suite)
     if not policy.resizes_images and policy.image_size != config.env.image_size:
         raise ConfigError(
