@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 JOIN_TIMEOUT = 600.0
 """Seconds that the ranks may take to come together; python starts slowly from a network drive."""
-_SPOKEN_TIMEOUT, _HEARD_TIMEOUT = 30.0, 3.0
+_SPOKEN_TIMEOUT, _HEARD_TIMEOUT = 30.0, 15.0
 _LOOK = 0.05  # seconds between two looks at the store
 
 Request = Callable[[], tuple[TrainConfig, Path | None]]
