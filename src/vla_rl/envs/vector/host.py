@@ -18,6 +18,7 @@ from vla_rl.envs.env import EpisodesLostError, Snapshot
 from vla_rl.envs.vector.make import open_vector_env
 from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
+from vla_rl.envs.vector.work_times import as_numbers
 from vla_rl.envs.vector.worker import MakeEnvs
 from vla_rl.envs.vector.worker_process import WorkerFacts
 from vla_rl.types import EpisodeSpec, StepResult
@@ -101,6 +102,10 @@ class SimulatorHost:
             return self._opened.dense_rewards(self._places(slots)).tolist()
         except EpisodesLostError:
             return None
+
+    def work_times(self, *_: object) -> list[float]:
+        """As numbers in a row, see `work_times.as_numbers`."""
+        return as_numbers(self._opened.work_times())
 
     def memory_bytes(self) -> int:
         return self._opened.memory_bytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -58,7 +58,12 @@ class TimedWork:
 
     def take(self) -> list[float]:
         """The sums since this was last called, as numbers in a row."""
-        return [number for kind in KINDS for number in vars(self._times[kind].take()).values()]
+        return as_numbers({kind: times.take() for kind, times in self._times.items()})
+
+
+def as_numbers(times: Mapping[str, CallTimes]) -> list[float]:
+    """In a row, to be sent from process to process; `as_times` reads it."""
+    return [number for kind in KINDS for number in vars(times[kind]).values()]
 
 
 def as_times(rows: Sequence[Sequence[float]]) -> dict[str, CallTimes]:
