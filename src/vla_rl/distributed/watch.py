@@ -47,7 +47,8 @@ class Watch:
             self._store.compare_set(_ENDED, "", reason)
 
     def tell_own(self, error: BaseException) -> None:
-        """Say that this rank ends by `error`."""
+        """Say that this rank ends by `error`, and look no more: it knows why the run ends."""
+        self._over.set()
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         self.tell(f"rank {self._rank} on {socket.gethostname()}: {text}")
 
