@@ -43,9 +43,6 @@ class ThreadRank:
             totals.append(total)
         return totals
 
-    def mean(self, value: float) -> float:
-        return sum(self.gather(value)) / self.size
-
     def any(self, flag: bool) -> bool:
         return any(self.gather(flag))
 

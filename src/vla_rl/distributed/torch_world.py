@@ -93,9 +93,6 @@ class TorchWorld:
             part.view_as(tensor) for part, tensor in zip(total.split(sizes), tensors, strict=True)
         ]
 
-    def mean(self, value: float) -> float:
-        return sum(self.gather(value)) / self.size
-
     def any(self, flag: bool) -> bool:
         return any(self.gather(flag))
 

@@ -62,10 +62,6 @@ class World(Protocol):
         """Each tensor summed over the ranks, in their order; shapes and types agree on all ranks."""
         ...
 
-    def mean(self, value: float) -> float:
-        """The mean over the ranks."""
-        ...
-
     def any(self, flag: bool) -> bool:
         """Whether it is true on any rank."""
         ...
@@ -103,9 +99,6 @@ class SingleProcess:
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors)
-
-    def mean(self, value: float) -> float:
-        return value
 
     def any(self, flag: bool) -> bool:
         return flag

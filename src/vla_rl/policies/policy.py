@@ -178,3 +178,21 @@ class ValuePolicy(Policy, Critic, Protocol):
 def has_critic(policy: object) -> TypeGuard[ValuePolicy]:
     """Whether the policy has a value function."""
     return isinstance(policy, Critic)
+
+
+class ForPolicy:
+    """What every engine leaves to the policy that it plays for: the sizes of actions, and what tokens mean."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    @property
+    def action_dim(self) -> int:
+        return self._policy.action_dim
+
+    @property
+    def action_chunk(self) -> int:
+        return self._policy.action_chunk
+
+    def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]:
+        return self._policy.decode_actions(tokens)

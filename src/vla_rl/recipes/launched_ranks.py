@@ -27,12 +27,13 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from vla_rl.config import ConfigError, TrainConfig, UserError
 from vla_rl.config.serialize import differences, from_json, to_json
 from vla_rl.distributed.place import Place
+from vla_rl.distributed.software import software_here
 from vla_rl.distributed.torch_world import TorchWorld
 from vla_rl.distributed.watch import RankLostError, Watch
 from vla_rl.envs.registry import playable
 from vla_rl.recipes.train_ppo import train
 from vla_rl.runtime.progress import be_silent
-from vla_rl.runtime.provenance import code_digest, versions
+from vla_rl.runtime.provenance import versions
 from vla_rl.runtime.run_folder import read_config
 from vla_rl.runtime.signals import Stopped
 
@@ -127,10 +128,12 @@ def _agree(place: Place, store: Store, request: Request) -> tuple[TrainConfig, P
     """
     config, resume = request()
     config = _of_size(config, place, resume)
+    simulator = playable(config.env).packages
+    known = versions(simulator)
     own = {
         "host": socket.gethostname(),
         "config": to_json(config) | {"resume": None if resume is None else str(resume)},
-        "versions": versions(playable(config.env).packages) | {"vla_rl's source": code_digest()},
+        "versions": software_here() | {name: known[name] for name in simulator},
         "gpu": torch.cuda.get_device_name(place.local_rank % torch.cuda.device_count())
         if torch.cuda.is_available()
         else None,

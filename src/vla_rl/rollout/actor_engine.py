@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from vla_rl.config import TrainConfig, UserError
@@ -26,7 +26,7 @@ from vla_rl.distributed.ray_errors import (
     require_ray,
 )
 from vla_rl.distributed.world import World
-from vla_rl.policies.policy import Policy, PolicyOutput, has_critic
+from vla_rl.policies.policy import ForPolicy, Policy, PolicyOutput, has_critic
 from vla_rl.rollout.actor import PlayingActor
 from vla_rl.rollout.weights import SentWeights, WeightsSent, checksum_of
 from vla_rl.types import Observation
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 _PATIENCE = 0.2  # seconds between two looks at an actor that is being started again
 
 
-class ActorEngine:
+class ActorEngine(ForPolicy):
     """The `Engine` protocol over `parallel.actors` Ray actors; rank r of R is served by actor r A // R alone.
 
     A batch is answered as it came, never together with another's: so its numbers do not depend on who was faster. An
@@ -56,7 +56,8 @@ class ActorEngine:
         make_policy: what an actor calls for its copy; it travels to the actor's machine. What learning changes is sent
         by `renew`, all else must be the same there.
         """
-        self._policy, self._world = policy, world
+        super().__init__(policy)
+        self._world = world
         self._timeout, self._max_restarts = config.parallel.timeout, config.env.max_restarts
         self._weights, self._losses, self._closed = SentWeights(), 0, False
         count = config.parallel.actors
@@ -77,17 +78,6 @@ class ActorEngine:
         )
         if has_critic(policy):
             self.values = self._values
-
-    @property
-    def action_dim(self) -> int:
-        return self._policy.action_dim
-
-    @property
-    def action_chunk(self) -> int:
-        return self._policy.action_chunk
-
-    def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]:
-        return self._policy.decode_actions(tokens)
 
     def act(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vla_rl.config import ConfigError, TrainConfig, nearest
 from vla_rl.distributed.world import World
-from vla_rl.policies.policy import Policy, PolicyOutput, has_critic
+from vla_rl.policies.policy import ForPolicy, Policy, PolicyOutput, has_critic
 from vla_rl.types import Observation
 
 
@@ -58,21 +58,13 @@ class Engine(Player, AbstractContextManager["Engine"], Protocol):
         ...
 
 
-class OwnPolicy:
+class OwnPolicy(ForPolicy):
     """The learner's own policy in the learner's process: what it has learned it plays at once."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        super().__init__(policy)
         if has_critic(policy):
             self.values = policy.values
-
-    @property
-    def action_dim(self) -> int:
-        return self._policy.action_dim
-
-    @property
-    def action_chunk(self) -> int:
-        return self._policy.action_chunk
 
     def act(
         self,
@@ -81,9 +73,6 @@ class OwnPolicy:
         uniforms: Float32[np.ndarray, "N K"] | None = None,
     ) -> PolicyOutput:
         return self._policy.act(observation, temperature, uniforms)
-
-    def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]:
-        return self._policy.decode_actions(tokens)
 
     def renew(self, policy: Policy, version: int) -> None:
         pass

@@ -24,7 +24,7 @@ from vla_rl.config import ConfigError, TrainConfig
 from vla_rl.distributed.world import World
 from vla_rl.policies.openvla.exporting import MergedWeights
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
-from vla_rl.policies.policy import Policy, PolicyOutput
+from vla_rl.policies.policy import ForPolicy, Policy, PolicyOutput
 from vla_rl.serving.addresses import Address
 from vla_rl.serving.client import EngineClient
 from vla_rl.serving.hosting import EngineLostError, HostedEngine, connect
@@ -40,7 +40,7 @@ T = TypeVar("T")
 _AGAIN = "the engine has died again within one iteration, and is not started a third time: {}"
 
 
-class ServedEngine:
+class ServedEngine(ForPolicy):
     """`rollout.engine.Engine` on an engine that is started here, or that runs already.
 
     With several ranks, rank 0 starts it and gives it new weights; all ask it.
@@ -59,7 +59,9 @@ class ServedEngine:
                 f"parallel.engine {backend} serves policies of OpenVLA's class alone, this one is of type "
                 f"{policy.kind!r}: take parallel.engine own"
             )
-        self._policy, self._config, self._world, self._backend = policy, config, world, backend
+        super().__init__(policy)
+        self._policy: OpenVLAPolicy = policy
+        self._config, self._world, self._backend = config, world, backend
         self._parallel = config.parallel
         self._given = (
             Address.parse(self._parallel.engine_address) if self._parallel.engine_address else None
@@ -79,17 +81,6 @@ class ServedEngine:
         self.values = policy.values
 
     # --- what the collector asks
-
-    @property
-    def action_dim(self) -> int:
-        return self._policy.action_dim
-
-    @property
-    def action_chunk(self) -> int:
-        return self._policy.action_chunk
-
-    def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]:
-        return self._policy.decode_actions(tokens)
 
     def act(
         self,
