@@ -360,7 +360,7 @@ def test_what_a_command_raises_becomes_a_line_and_a_code(
     code: int,
     shown: str,
 ) -> None:
-    def fail(_: list[str]) -> int:
+    def fail(*_: object) -> int:
         raise raised
 
     monkeypatch.setitem(COMMANDS, "doctor", COMMANDS["doctor"]._replace(run=fail))
@@ -372,7 +372,7 @@ def test_what_a_command_raises_becomes_a_line_and_a_code(
 def test_our_own_defects_keep_their_traceback(
     monkeypatch: pytest.MonkeyPatch, raised: Exception
 ) -> None:
-    def fail(_: list[str]) -> int:
+    def fail(*_: object) -> int:
         raise raised
 
     monkeypatch.setitem(COMMANDS, "doctor", COMMANDS["doctor"]._replace(run=fail))

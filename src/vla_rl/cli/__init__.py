@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from vla_rl import __version__
-from vla_rl.cli.commands import COMMANDS
+from vla_rl.cli.commands import COMMANDS, parse_command
 from vla_rl.cli.options import say
 from vla_rl.config import UserError, nearest
 from vla_rl.config.old_names import OLD_COMMANDS
@@ -126,7 +126,7 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
     from vla_rl.runtime.progress import set_up_logging
 
     set_up_logging(logging.DEBUG if debug else logging.INFO)
-    return COMMANDS[name].run(rest)
+    return COMMANDS[name].run(rest, parse_command)
 
 
 def _overview(group: str = "") -> str:

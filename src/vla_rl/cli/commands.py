@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from vla_rl.cli import arguments
+from vla_rl.cli import arguments, calls
 from vla_rl.cli.arguments import (
     CertifyArguments,
     ConvertArguments,
@@ -24,16 +19,11 @@ from vla_rl.cli.arguments import (
     ReportArguments,
 )
 from vla_rl.cli.needs import require_extras
-from vla_rl.cli.options import PRINT_CONFIG, normal, parse, say, value_of, with_lora
-from vla_rl.cli.tables import reward_model_table, success_table
-from vla_rl.cli.training import ablation_request, plan_request, train_request
+from vla_rl.cli.options import PRINT_CONFIG, ParseCommand, parse, say
 from vla_rl.config import (
     AblationConfig,
     DemosConfig,
-    EnvConfig,
     ExportConfig,
-    LoraConfig,
-    PolicyConfig,
     RewardCollectConfig,
     RewardEvalConfig,
     RewardLabelConfig,
@@ -43,7 +33,7 @@ from vla_rl.config import (
     TrainConfig,
 )
 from vla_rl.config.quickstart import QuickstartConfig
-from vla_rl.config.search import BestOfConfig, ScalingConfig
+from vla_rl.config.search import ScalingConfig
 
 C = TypeVar("C")
 
@@ -84,7 +74,7 @@ class Recipe(NamedTuple):
     function: str
     says: str
 
-    def __call__(self, words: list[str]) -> int:
+    def __call__(self, words: list[str], parse_command: ParseCommand) -> int:
         command = next(name for name, entry in COMMANDS.items() if entry.run is self)
         config = parse_command(self.config, words, command)
         result = self.call(config)
@@ -98,171 +88,12 @@ class Recipe(NamedTuple):
         return function(**vars(config)) if by_field else function(config)
 
 
-def _quickstart(words: list[str]) -> int:
-    config = parse_command(QuickstartConfig, words, "quickstart")
-    from vla_rl.recipes.quickstart import quickstart
-
-    quickstart(config)
-    return 0
-
-
-def _demos(words: list[str]) -> int:
-    from vla_rl.envs.defaults import laptop_env
-
-    suite = value_of("--env.suite", words) or EnvConfig().suite
-    config = parse_command(DemosConfig, words, "demos", DemosConfig(env=laptop_env(suite)))
-    from vla_rl.recipes.demos import collect_demos
-
-    say(f"Demonstrations: {collect_demos(config)}")
-    return 0
-
-
-def _sft(words: list[str]) -> int:
-    base, words = with_lora(SFTConfig(), words)
-    config = parse_command(SFTConfig, words, "sft", base)
-    from vla_rl.recipes.sft import fine_tune
-
-    say(f"Fine-tuned policy: {fine_tune(config)}")
-    return 0
-
-
-def _train(words: list[str]) -> int:
-    # what its store has to say when another process has ended is said better by ours
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from vla_rl.distributed.place import launched
-
-    place = launched(os.environ)
-    if place is not None and place.size > 1:
-        from vla_rl.recipes.launched_ranks import train_launched
-
-        folder = train_launched(place, lambda: train_request(words, parse_command))
-        if place.rank > 0:
-            return 0
-    else:
-        config, resume = train_request(words, parse_command)
-        from vla_rl.recipes.ranks import train_on_ranks
-
-        folder = train_on_ranks(config, resume)
-    say(f"Run folder: {folder}")
-    return 0
-
-
-def _plan(words: list[str]) -> int:
-    request, config, preset, rest = plan_request(words, parse_command)
-    from vla_rl.recipes.plan import machine_of, make_plan
-
-    machine = machine_of(
-        request.nodes, request.gpus, request.gpu_memory, request.gpu, request.cpus, request.ram
-    )
-    given = (*request.costs, *([request.calibrate] if request.calibrate else []))
-    text = make_plan(
-        config, machine, given, preset=preset, words=rest, episodes=request.episodes,
-        episode_turns=request.episode_turns, json=request.json, save_costs=request.save_costs,
-    )  # fmt: skip
-    say(text)
-    return 0
-
-
-def _eval(words: list[str]) -> int:
-    request = parse_command(EvalArguments, words, "eval")
-    videos = request.videos_out
-    if videos is None and request.protocol.videos > 0:
-        videos = (request.json.parent if request.json else Path()) / "videos"
-    shared = (None, request.json, videos, request.workers)
-    policy = PolicyConfig(unnorm_key=request.unnorm_key, base=request.base, dtype=request.dtype)
-    if request.best_of == 1:
-        from vla_rl.recipes.evaluate import evaluate_checkpoint
-
-        evaluate_checkpoint(
-            request.checkpoint, request.protocol, *shared, policy, request.horizon, show=_show
-        )
-    else:
-        from vla_rl.recipes.test_time_scaling import evaluate_best_of
-
-        sampled = request.protocol.temperature
-        search = BestOfConfig(
-            request.best_of, request.mode, request.chooser, request.reward_model, request.lookahead,
-            temperature=sampled or 1.0, greedy_first=sampled == 0, success_ahead=request.success_ahead,
-        )  # fmt: skip
-        evaluate_best_of(
-            request.checkpoint,
-            request.protocol,
-            search,
-            *shared,
-            policy,
-            request.horizon,
-            show=_show,
-        )
-    return 0
-
-
-def _show(result: dict[str, Any]) -> None:
-    say(success_table(result))
-
-
-def _reward_train(words: list[str]) -> int:
-    adapters = [word for word in words if normal(word).startswith("--lora")]
-    base = RewardModelConfig()
-    if adapters:  # the folder of the backbone is only known when the words are parsed
-        backbone = value_of("--backbone", words) or base.backbone
-        base = replace(base, backbone=backbone, lora=LoraConfig())
-    words = [word for word in words if word != "--lora"]
-    config = parse_command(RewardModelConfig, words, "reward train", base)
-    from vla_rl.recipes.train_reward import train_reward
-
-    say(f"Reward model: {train_reward(config)}")
-    return 0
-
-
-def _reward_eval(words: list[str]) -> int:
-    config = parse_command(RewardEvalConfig, words, "reward eval")
-    from vla_rl.recipes.evaluate_reward import evaluate_reward
-
-    say(reward_model_table(evaluate_reward(config)))
-    return 0
-
-
-def _ablate(words: list[str]) -> int:
-    config = ablation_request(words, parse_command)
-    from vla_rl.recipes.ablate import ablate
-
-    table = ablate(config)
-    say(f"{table.read_text(encoding='utf-8')}\nTable: {table}")
-    return 0
-
-
-def _doctor(words: list[str]) -> int:
-    request = parse_command(DoctorArguments, words, "doctor")
-    from vla_rl.diagnostics.machine import doctor, format_checks, healthy
-
-    if request.checkpoint:
-        from vla_rl.diagnostics.checkpoint import examine_checkpoint
-
-        checks = examine_checkpoint(request.checkpoint)
-    else:
-        checks = doctor()
-    if request.json:
-        say(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
-    else:
-        say(format_checks(checks))
-    return 0 if healthy(checks) else 1
-
-
-def _certify(words: list[str]) -> int:
-    request = parse_command(CertifyArguments, words, "certify")
-    from vla_rl.recipes.certify import certify, format_result
-
-    result = certify(**vars(request))
-    say(format_result(result))
-    return 0 if result["passed"] else 1
-
-
 class Command(NamedTuple):
     """What a command does, in a line, how it is called, and the function that does it."""
 
     summary: str
     examples: tuple[str, ...]
-    run: Callable[[list[str]], int]
+    run: Callable[[list[str], ParseCommand], int]
     settings: type[Any] | None = None
 
     @property
@@ -279,7 +110,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl quickstart --preset toy --out runs/toy",
             "vla-rl quickstart --preset metaworld-mt10 --episodes 40000 --out runs/mt10",
         ),
-        _quickstart,
+        calls.quickstart,
         QuickstartConfig,
     ),
     "demos": Command(
@@ -288,7 +119,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl demos --env.suite mt5 --episodes-per-task 5 --out runs/demos",
             "vla-rl demos --env.suite libero-object --episodes-per-task 10 --out runs/libero-demos",
         ),
-        _demos,
+        calls.demos,
         DemosConfig,
     ),
     "convert": Command(
@@ -299,7 +130,7 @@ COMMANDS: dict[str, Command] = {
     "sft": Command(
         "fine-tune a policy on demonstrations",
         ("vla-rl sft --dataset runs/demos --out runs/sft",),
-        _sft,
+        calls.sft,
         SFTConfig,
     ),
     "train": Command(
@@ -310,7 +141,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy --optimizer.learning-rate 1e-4",
             "vla-rl train --resume runs/first --schedule.iterations 120",
         ),
-        _train,
+        calls.train,
         TrainConfig,
     ),
     "plan": Command(
@@ -321,7 +152,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl plan libero-spatial-openvla-7b --gpus 8 --nodes 4 --episodes 50000 --json plan.json",
             "vla-rl plan metaworld-mt5 --calibrate runs/first --parallel.ranks 2",
         ),
-        _plan,
+        calls.plan,
         PlanArguments,
     ),
     "eval": Command(
@@ -332,7 +163,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl eval openvla/openvla-7b-finetuned-libero-spatial --suite libero-spatial",
             "vla-rl eval runs/first --best-of 8 --reward-model runs/reward",
         ),
-        _eval,
+        calls.evaluate,
         EvalArguments,
     ),
     "reward collect": Command(
@@ -348,13 +179,13 @@ COMMANDS: dict[str, Command] = {
     "reward train": Command(
         "train a process reward model: what the robot is doing, scored from images",
         ("vla-rl reward train --datasets runs/demos runs/play --out runs/reward",),
-        _reward_train,
+        calls.reward_train,
         RewardModelConfig,
     ),
     "reward eval": Command(
         "measure a process reward model on episodes it was not trained on",
         ("vla-rl reward eval runs/reward",),
-        _reward_eval,
+        calls.reward_eval,
         RewardEvalConfig,
     ),
     "reward score": Command(
@@ -375,7 +206,7 @@ COMMANDS: dict[str, Command] = {
     "ablate": Command(
         "train a preset whole and without each of its parts, and compare",
         ("vla-rl ablate metaworld-mt5 --checkpoint runs/sft/policy --reward-model runs/reward --minutes 8",),
-        _ablate,
+        calls.ablate,
         AblationConfig,
     ),
     "export": Command(
@@ -402,7 +233,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl certify runs/sft/policy",
             "vla-rl certify runs/first --engines own,vllm --observations 32 --json certificate.json",
         ),
-        _certify,
+        calls.certify,
         CertifyArguments,
     ),
     "engine serve": Command(
@@ -416,7 +247,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command(
         "check this machine and say how to mend what is wrong",
         ("vla-rl doctor", "vla-rl doctor --json", "vla-rl doctor --checkpoint openvla/openvla-7b"),
-        _doctor,
+        calls.doctor,
         DoctorArguments,
     ),
 }  # fmt: skip

@@ -1,0 +1,185 @@
+"""What commands do beyond calling one function: they give options to a recipe, and show what it returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vla_rl.cli.arguments import CertifyArguments, DoctorArguments, EvalArguments
+from vla_rl.cli.options import ParseCommand, normal, say, value_of, with_lora
+from vla_rl.cli.tables import reward_model_table, success_table
+from vla_rl.cli.training import ablation_request, plan_request, train_request
+from vla_rl.config import (
+    DemosConfig,
+    EnvConfig,
+    LoraConfig,
+    PolicyConfig,
+    RewardEvalConfig,
+    RewardModelConfig,
+    SFTConfig,
+)
+from vla_rl.config.quickstart import QuickstartConfig
+from vla_rl.config.search import BestOfConfig
+
+
+def quickstart(words: list[str], parse_command: ParseCommand) -> int:
+    config = parse_command(QuickstartConfig, words, "quickstart")
+    from vla_rl.recipes.quickstart import quickstart
+
+    quickstart(config)
+    return 0
+
+
+def demos(words: list[str], parse_command: ParseCommand) -> int:
+    from vla_rl.envs.defaults import laptop_env
+
+    suite = value_of("--env.suite", words) or EnvConfig().suite
+    config = parse_command(DemosConfig, words, "demos", DemosConfig(env=laptop_env(suite)))
+    from vla_rl.recipes.demos import collect_demos
+
+    say(f"Demonstrations: {collect_demos(config)}")
+    return 0
+
+
+def sft(words: list[str], parse_command: ParseCommand) -> int:
+    base, words = with_lora(SFTConfig(), words)
+    config = parse_command(SFTConfig, words, "sft", base)
+    from vla_rl.recipes.sft import fine_tune
+
+    say(f"Fine-tuned policy: {fine_tune(config)}")
+    return 0
+
+
+def train(words: list[str], parse_command: ParseCommand) -> int:
+    # what its store has to say when another process has ended is said better by ours
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from vla_rl.distributed.place import launched
+
+    place = launched(os.environ)
+    if place is not None and place.size > 1:
+        from vla_rl.recipes.launched_ranks import train_launched
+
+        folder = train_launched(place, lambda: train_request(words, parse_command))
+        if place.rank > 0:
+            return 0
+    else:
+        config, resume = train_request(words, parse_command)
+        from vla_rl.recipes.ranks import train_on_ranks
+
+        folder = train_on_ranks(config, resume)
+    say(f"Run folder: {folder}")
+    return 0
+
+
+def plan(words: list[str], parse_command: ParseCommand) -> int:
+    request, config, preset, rest = plan_request(words, parse_command)
+    from vla_rl.recipes.plan import machine_of, make_plan
+
+    machine = machine_of(
+        request.nodes, request.gpus, request.gpu_memory, request.gpu, request.cpus, request.ram
+    )
+    given = (*request.costs, *([request.calibrate] if request.calibrate else []))
+    text = make_plan(
+        config, machine, given, preset=preset, words=rest, episodes=request.episodes,
+        episode_turns=request.episode_turns, json=request.json, save_costs=request.save_costs,
+    )  # fmt: skip
+    say(text)
+    return 0
+
+
+def evaluate(words: list[str], parse_command: ParseCommand) -> int:
+    request = parse_command(EvalArguments, words, "eval")
+    videos = request.videos_out
+    if videos is None and request.protocol.videos > 0:
+        videos = (request.json.parent if request.json else Path()) / "videos"
+    shared = (None, request.json, videos, request.workers)
+    policy = PolicyConfig(unnorm_key=request.unnorm_key, base=request.base, dtype=request.dtype)
+    if request.best_of == 1:
+        from vla_rl.recipes.evaluate import evaluate_checkpoint
+
+        evaluate_checkpoint(
+            request.checkpoint, request.protocol, *shared, policy, request.horizon, show=_show
+        )
+    else:
+        from vla_rl.recipes.test_time_scaling import evaluate_best_of
+
+        sampled = request.protocol.temperature
+        search = BestOfConfig(
+            request.best_of, request.mode, request.chooser, request.reward_model, request.lookahead,
+            temperature=sampled or 1.0, greedy_first=sampled == 0, success_ahead=request.success_ahead,
+        )  # fmt: skip
+        evaluate_best_of(
+            request.checkpoint,
+            request.protocol,
+            search,
+            *shared,
+            policy,
+            request.horizon,
+            show=_show,
+        )
+    return 0
+
+
+def _show(result: dict[str, Any]) -> None:
+    say(success_table(result))
+
+
+def reward_train(words: list[str], parse_command: ParseCommand) -> int:
+    adapters = [word for word in words if normal(word).startswith("--lora")]
+    base = RewardModelConfig()
+    if adapters:  # the folder of the backbone is only known when the words are parsed
+        backbone = value_of("--backbone", words) or base.backbone
+        base = replace(base, backbone=backbone, lora=LoraConfig())
+    words = [word for word in words if word != "--lora"]
+    config = parse_command(RewardModelConfig, words, "reward train", base)
+    from vla_rl.recipes.train_reward import train_reward
+
+    say(f"Reward model: {train_reward(config)}")
+    return 0
+
+
+def reward_eval(words: list[str], parse_command: ParseCommand) -> int:
+    config = parse_command(RewardEvalConfig, words, "reward eval")
+    from vla_rl.recipes.evaluate_reward import evaluate_reward
+
+    say(reward_model_table(evaluate_reward(config)))
+    return 0
+
+
+def ablate(words: list[str], parse_command: ParseCommand) -> int:
+    config = ablation_request(words, parse_command)
+    from vla_rl.recipes.ablate import ablate
+
+    table = ablate(config)
+    say(f"{table.read_text(encoding='utf-8')}\nTable: {table}")
+    return 0
+
+
+def doctor(words: list[str], parse_command: ParseCommand) -> int:
+    request = parse_command(DoctorArguments, words, "doctor")
+    from vla_rl.diagnostics.machine import doctor, format_checks, healthy
+
+    if request.checkpoint:
+        from vla_rl.diagnostics.checkpoint import examine_checkpoint
+
+        checks = examine_checkpoint(request.checkpoint)
+    else:
+        checks = doctor()
+    if request.json:
+        say(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
+    else:
+        say(format_checks(checks))
+    return 0 if healthy(checks) else 1
+
+
+def certify(words: list[str], parse_command: ParseCommand) -> int:
+    request = parse_command(CertifyArguments, words, "certify")
+    from vla_rl.recipes.certify import certify, format_result
+
+    result = certify(**vars(request))
+    say(format_result(result))
+    return 0 if result["passed"] else 1
