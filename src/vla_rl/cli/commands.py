@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar, cast
 
-from vla_rl.cli import arguments, calls
+from vla_rl.cli import arguments, calls, comparing
 from vla_rl.cli.arguments import (
     CertifyArguments,
     ConvertArguments,
@@ -32,6 +32,7 @@ from vla_rl.config import (
     SFTConfig,
     TrainConfig,
 )
+from vla_rl.config.comparison import CompareConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import ScalingConfig
 
@@ -208,6 +209,15 @@ COMMANDS: dict[str, Command] = {
         ("vla-rl ablate metaworld-mt5 --checkpoint runs/sft/policy --reward-model runs/reward --minutes 8",),
         calls.ablate,
         AblationConfig,
+    ),
+    "compare": Command(
+        "compare training runs: by episodes and by minutes, over seeds and held-out states",
+        (
+            "vla-rl compare runs/a-seed-* runs/b-seed-*",
+            "vla-rl compare ppo=runs/a-* grpo=runs/b-* --out runs/comparison",
+        ),
+        comparing.compare,
+        CompareConfig,
     ),
     "export": Command(
         "write a policy for other software: merged, or its adapters",

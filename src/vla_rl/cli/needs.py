@@ -59,6 +59,7 @@ NEEDS: Mapping[str, Modules] = {
     "test-time": _plots,
     "learning-curve": _plots,
     "ablate": _plots,
+    "compare": _plots,
     "export": lambda _: (),
     "report": lambda _: (),
     "film": lambda _: (*VIDEOS, "PIL"),
