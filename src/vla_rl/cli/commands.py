@@ -32,11 +32,14 @@ from vla_rl.config import (
     SFTConfig,
     TrainConfig,
 )
-from vla_rl.config.comparison import CompareConfig
+from vla_rl.config.comparison import CompareConfig, CompareDataConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import ScalingConfig
 
 C = TypeVar("C")
+
+WITH_PRESET = ("train", "ablate", "plan", "compare data")
+"""Commands whose first word may be a preset."""
 
 
 def parse_command(
@@ -56,7 +59,7 @@ def parse_command(
         command=command,
         description="\n\n".join(part for part in parts if part),
         default=default,
-        usage=" [PRESET]" if command in ("train", "ablate", "plan") else "",
+        usage=" [PRESET]" if command in WITH_PRESET else "",
         flat=cls is EvalArguments,
     )
     require_extras(command, config)
@@ -218,6 +221,12 @@ COMMANDS: dict[str, Command] = {
         ),
         comparing.compare,
         CompareConfig,
+    ),
+    "compare data": Command(
+        "practice against more demonstrations: fine-tuning on many, practice from few",
+        ("vla-rl compare data metaworld-mt5 --seeds 3 --jobs 2",),
+        comparing.compare_data,
+        CompareDataConfig,
     ),
     "export": Command(
         "write a policy for other software: merged, or its adapters",

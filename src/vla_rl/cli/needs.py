@@ -60,6 +60,7 @@ NEEDS: Mapping[str, Modules] = {
     "learning-curve": _plots,
     "ablate": _plots,
     "compare": _plots,
+    "compare data": lambda c: (*_quickstart(c), "matplotlib"),
     "export": lambda _: (),
     "report": lambda _: (),
     "film": lambda _: (*VIDEOS, "PIL"),

@@ -1,11 +1,14 @@
-"""What is compared: runs with runs, several seeds of one run, and practice with more demonstrations."""
+"""What is compared: runs with runs, and practice with more demonstrations."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from vla_rl.config.bounds import Config, Count, NotNegative, Seed, Workers
+from annotated_types import Ge, Le
+
+from vla_rl.config.bounds import Config, Count, Workers
 from vla_rl.config.errors import require
 
 
@@ -24,3 +27,44 @@ class CompareConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(len(self.runs) > 0, "compare: expected runs: vla-rl compare runs/a-* runs/b-*")
+
+
+@dataclass(frozen=True)
+class CompareDataConfig(Config):
+    """Practice against more demonstrations: fine-tuning on more and more of them, and practice from few."""
+
+    preset: str = "metaworld-mt5"
+    """Training preset; its suite is demonstrated, fine-tuned on and practised."""
+    out: str = "runs/compare-data"
+    """Folder of the demonstrations, of all runs, and of the results: data.md, data.json and data.png."""
+    sizes: tuple[Count, ...] = (1, 2, 5, 10, 20)
+    """Demonstrations of each task to fine-tune on. Each size takes the first of the largest's."""
+    practise: tuple[Count, ...] = (1, 2, 5)
+    """The sizes whose policies go on to practise."""
+    seeds: Count = 3
+    """Runs of each kind, with seeds 0, 1, ... The demonstrations are the same for all of them."""
+    sft_episodes: Count = 600
+    """Demonstrations of each task that a fine-tuning sees in all, one as often as another: the same work for every
+    size. The epochs are this number over the size."""
+    iterations: Count = 60
+    """Updates of each practice, each after the same number of turns."""
+    episodes_per_task: Count | None = None
+    """Held-out initial states per task to evaluate on; by default the protocol's."""
+    jobs: Annotated[int, Ge(1), Le(1024)] = 1
+    """Runs at a time. Each wants `cores` of its own."""
+    cores: Workers = 0
+    """Simulator processes and learner threads of each run; 0 shares out the machine's cores."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, sizes in (("sizes", self.sizes), ("practise", self.practise)):
+            require(
+                len(set(sizes)) == len(sizes) > 0,
+                f"{name}: expected different numbers of demonstrations, at least one, got {list(sizes)}",
+            )
+        unknown = [size for size in self.practise if size not in self.sizes]
+        require(
+            not unknown,
+            f"practise: {', '.join(map(str, unknown))} not among the sizes {list(self.sizes)}: practice starts from the "
+            "policy that was fine-tuned on so many demonstrations",
+        )

@@ -28,7 +28,9 @@ def draw_comparison(comparison: Comparison, path: Path, title: str = "") -> None
     play, hollow for sampled play.
     """
     plt = _pyplot()
-    figure, grid = plt.subplots(2, 2, figsize=(11, 7.6), layout="constrained", sharey=True)
+    figure, grid = plt.subplots(
+        2, 2, figsize=(11, 7.6), layout="constrained", sharex="col", sharey=True
+    )
     for column, cost in enumerate(COSTS):
         for index, group in enumerate(comparison.groups):
             _training(grid[0, column], comparison, group, cost, f"C{index % 10}")
@@ -139,7 +141,7 @@ def draw_tasks(comparison: Comparison, path: Path, title: str = "") -> bool:
         grid[0, 0].plot([], [], color=f"C{index % 10}", label=group.name)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False,
+        handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False,
         fontsize=8,
     )  # fmt: skip
     figure.supxlabel(

@@ -137,9 +137,7 @@ def _short(value: Any) -> str:
     return f"{text[:57]}..." if len(text) > 60 else text
 
 
-def _successes(
-    run: Run, evaluation: Evaluation, what: str, notes: list[str]
-) -> dict[State, bool]:
+def _successes(run: Run, evaluation: Evaluation, what: str, notes: list[str]) -> dict[State, bool]:
     success = evaluation.successes()
     if len(success) < len(evaluation.episodes):
         notes.append(

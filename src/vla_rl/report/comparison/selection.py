@@ -1,8 +1,8 @@
 """Which runs are compared, and which of them belong together.
 
-    runs/a-seed-0 runs/a-seed-1 runs/b-seed-0     groups of runs that differ in their seed alone
-    ppo=runs/a-* grpo=runs/b-*                    groups by name
-    runs/ablation                                 every run in a folder of runs
+runs/a-seed-0 runs/a-seed-1 runs/b-seed-0     groups of runs that differ in their seed alone
+ppo=runs/a-* grpo=runs/b-*                    groups by name
+runs/ablation                                 every run in a folder of runs
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def select_runs(words: Sequence[str]) -> Selection:
 def seed_of(run: Run) -> int | None:
     """The run's seed, if its configuration says it."""
     seed = run.setting("run.seed")
+    seed = run.setting("seed") if seed is None else seed  # a fine-tuning's
     return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
 

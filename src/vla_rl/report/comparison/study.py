@@ -296,9 +296,7 @@ def _target(first: Sequence[RunSummary], summary: RunSummary, window: int) -> fl
     """The running mean at the end of the first group's run of the same seed, or the mean over its runs."""
     ends = {id(s): s.curve.last(window) for s in first if s.finished}
     ends = {key: end for key, end in ends.items() if math.isfinite(end)}
-    same = [
-        s for s in first if id(s) in ends and s.seed is not None and s.seed == summary.seed
-    ]
+    same = [s for s in first if id(s) in ends and s.seed is not None and s.seed == summary.seed]
     if len(same) == 1:
         return ends[id(same[0])]
     return float(np.mean([*ends.values()])) if ends else math.nan

@@ -88,15 +88,20 @@ def success_text(success: Success | None) -> str:
     """`84.0 [80.1, 87.2], seeds [79.3, 88.7]`."""
     if success is None:
         return ""
-    text = f"{100 * success.mean:.1f} {_interval(success.over_episodes)}"
-    if success.over_seeds is not None:
-        text += f", seeds {_interval(_within(success.over_seeds))}"
-    return text
+    return (
+        f"{100 * success.mean:.1f} {_interval(success.over_episodes)}{_seeds(success.over_seeds)}"
+    )
 
 
-def _within(interval: Interval) -> Interval:
-    """A rate is never outside of 0..1, whatever Student's interval says."""
-    return Interval(max(0.0, interval.low), min(1.0, interval.high))
+def _seeds(interval: Interval | None, sign: str = "") -> str:
+    """Student's interval, cut to what a rate or a difference of two can be."""
+    if interval is None:
+        return ""
+    if interval.high == interval.low:  # by chance, which no interval would show
+        return ", seeds all equal"
+    least = -1.0 if sign else 0.0
+    cut = Interval(max(least, interval.low), min(1.0, interval.high))
+    return f", seeds {_interval(cut, sign)}"
 
 
 def _interval(interval: Interval, sign: str = "") -> str:
@@ -116,10 +121,7 @@ def difference_text(found: Difference | None) -> str:
     if not found.by_seed:
         return f"{text}, no seeds in common"
     text += f" ({', '.join(f'{100 * value:+.0f}' for value in found.each)})"
-    if found.over_seeds is not None:
-        low, high = (max(-1.0, min(1.0, end)) for end in found.over_seeds)
-        text += f", seeds {_interval(Interval(low, high), '+')}"
-    return text
+    return text + _seeds(found.over_seeds, "+")
 
 
 def _practice(comparison: Comparison, several: bool) -> list[Row]:
@@ -135,10 +137,7 @@ def _practice(comparison: Comparison, several: bool) -> list[Row]:
             if practice is None or not practice.area:
                 cells.append("")
                 continue
-            text = f"{100 * np.mean(practice.area):.1f}"
-            if practice.over_seeds is not None:
-                text += f", seeds {_interval(_within(practice.over_seeds))}"
-            cells.append(text)
+            cells.append(f"{100 * np.mean(practice.area):.1f}{_seeds(practice.over_seeds)}")
         if several:
             cells += [_needed(group, cost) for cost in costs]
         rows.append(cells)
