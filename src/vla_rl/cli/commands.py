@@ -208,9 +208,12 @@ COMMANDS: dict[str, Command] = {
         Recipe(LearningCurveArguments, "recipes.learning_curve", "training_curve", "Image"),
     ),
     "ablate": Command(
-        "train a preset whole and without each of its parts, and compare",
-        ("vla-rl ablate metaworld-mt5 --checkpoint runs/sft/policy --reward-model runs/reward --minutes 8",),
-        calls.ablate,
+        "train a preset whole and without each of its parts (or part by part), and compare",
+        (
+            "vla-rl ablate metaworld-mt5 --checkpoint runs/sft/policy --reward-model runs/reward --minutes 8",
+            "vla-rl ablate metaworld-mt5 --build-up --checkpoint runs/sft/policy --reward-model runs/reward",
+        ),
+        comparing.ablate,
         AblationConfig,
     ),
     "compare": Command(

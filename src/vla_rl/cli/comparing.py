@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_rl.cli.options import ParseCommand, say
-from vla_rl.cli.training import SeedsRequest, train_request
+from vla_rl.cli.training import SeedsRequest, ablation_request, train_request
 from vla_rl.config import UserError
 from vla_rl.config.comparison import CompareConfig, CompareDataConfig
 from vla_rl.runtime.extras import need
@@ -30,6 +30,20 @@ def compare_data(words: list[str], parse_command: ParseCommand) -> int:
     from vla_rl.recipes.compare_data import compare_data
 
     show_table(compare_data(config))
+    return 0
+
+
+def ablate(words: list[str], parse_command: ParseCommand) -> int:
+    config = ablation_request(words, parse_command)
+    if config.build_up:
+        from vla_rl.recipes.build_up import build_up
+
+        table = build_up(config)
+    else:
+        from vla_rl.recipes.ablate import ablate
+
+        table = ablate(config)
+    show_table(table)
     return 0
 
 

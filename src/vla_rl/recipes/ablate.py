@@ -45,9 +45,15 @@ PAPER = {
 }
 
 
+SUCCESS_ALONE = "success-alone"
+"""Neither a dense reward nor a curriculum: a cell of the build-up alone."""
+
+
 def cell_config(config: TrainConfig, cell: str) -> TrainConfig:
     """`config` changed in the one thing that `cell` is about."""
-    if cell == "no-reward" and config.reward.chosen_kind != "success":
+    if cell == SUCCESS_ALONE:
+        config = replace(config, curriculum=replace(config.curriculum, mode="uniform"))
+    if cell in ("no-reward", SUCCESS_ALONE) and config.reward.chosen_kind != "success":
         return replace(config, reward=replace(config.reward, kind="auto", model=""))
     if cell == "no-curriculum":
         return replace(config, curriculum=replace(config.curriculum, mode="uniform"))
@@ -61,7 +67,7 @@ def cell_config(config: TrainConfig, cell: str) -> TrainConfig:
     if cell == "learning-rate":
         ten_times = 10 * config.optimizer.learning_rate
         return replace(config, optimizer=replace(config.optimizer, learning_rate=ten_times))
-    assert cell in ("full", "no-reward")
+    assert cell in ("full", "no-reward", SUCCESS_ALONE)
     return config
 
 

@@ -109,20 +109,23 @@ def finish_all(
         graceful_stop("the current iteration of each run", pool.pass_on) as stop,
     ):
         begun = {pool.submit(call, *given): label for label, (call, given) in jobs.items()}
+        failed: dict[str, str] = {}
         for job in as_completed(begun):
             label = begun[job]
             try:
                 with suppress(Stopped):
                     job.result()
             except (UserError, ChildLostError) as error:  # the others go on
+                failed[label] = str(error)
                 note(f"{label}: {error}")
                 continue
             note(f"{label}: {(remark(label) or 'done') if done(label) else 'stopped'}")
-        left = [label for label in jobs if not done(label)]
+        left = [label for label in jobs if label in failed or not done(label)]
         if left:
             told = f"{len(left)} of {of} runs are not complete"
             stop.end(f"{told}; the same command goes on with them")
-            raise UserError(f"{told}: see above why; the same command goes on with them")
+            why = next((f": {label}: {error}" for label, error in failed.items()), "")
+            raise UserError(f"{told}{why}. The same command goes on with what is left")
 
 
 def diverged(runs: Iterable[TrainConfig]) -> int:

@@ -29,7 +29,8 @@ _PROTOCOL = ("suite", "split", "horizon", "action_repeat", "action_chunk", "sear
 class Outcome(NamedTuple):
     """What one run's evaluation came to on the states that are compared."""
 
-    run: Run
+    run: Run | None
+    """None where the evaluation is not in a run's folder."""
     seed: int | None
     success: Mapping[State, bool]
 
