@@ -53,7 +53,8 @@ def train_seeds(
     """`vla-rl train ... --seeds N`."""
     if place is not None and place.size > 1:
         raise UserError(
-            f"train: --seeds starts its runs itself, and this is one of {place.size} ranks of a launcher: start it once, "
+            f"train: --seeds starts its runs itself, and this is one of {place.size} ranks of a launcher: start it "
+            f"once, "
             "with --parallel.ranks"
         )
     need("matplotlib", purpose="train --seeds")

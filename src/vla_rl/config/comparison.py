@@ -65,6 +65,7 @@ class CompareDataConfig(Config):
         unknown = [size for size in self.practise if size not in self.sizes]
         require(
             not unknown,
-            f"practise: {', '.join(map(str, unknown))} not among the sizes {list(self.sizes)}: practice starts from the "
+            f"practise: {', '.join(map(str, unknown))} not among the sizes {list(self.sizes)}: practice starts from "
+            f"the "
             "policy that was fine-tuned on so many demonstrations",
         )

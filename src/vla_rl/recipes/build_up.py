@@ -9,7 +9,8 @@ fine-tuning                  the policy that everything starts from
 + curriculum                 the same with the preset's choice of tasks: the whole recipe
 + test time                  the policies of the whole recipe, and of several continuations the reward model chooses
 
-The runs are those of `vla-rl ablate` in the same folder: what one of the two has trained the other does not train again.
+The runs are those of `vla-rl ablate` in the same folder: what one of the two has trained the other does not train
+again.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def build_up(config: AblationConfig) -> Path:
     """
     if not config.checkpoint:
         raise UserError(
-            "ablate --build-up: needs the policy that everything starts from: --checkpoint runs/sft/policy (from `vla-rl "
+            "ablate --build-up: needs the policy that everything starts from: --checkpoint runs/sft/policy (from "
+            "`vla-rl "
             "sft` or a quickstart)"
         )
     out = require_writable(Path(config.out), "folder")
@@ -200,7 +202,7 @@ def _row(name: str, config: AblationConfig, plan: Plan) -> Row:
             files = {"greedy": [folder / best for folder in folders]}
     below = next((row for row in STANDS_ON.get(name, ()) if row in plan.rows), "")
     own = [plan.runs[CELLS[name], seed] for seed in seeds] if name in CELLS else []
-    outcomes = {
+    outcomes: dict[Mode, tuple[Outcome, ...]] = {
         mode: tuple(_outcome(file, seed) for seed, file in zip(seeds, paths, strict=True))
         for mode, paths in files.items()
     }

@@ -71,7 +71,8 @@ def compare_data(config: CompareDataConfig) -> Path:
     base = preset(config.preset)
     if base.policy.checkpoint:
         raise UserError(
-            f"compare data: {config.preset} starts from {base.policy.checkpoint}, which has seen its demonstrations: take "
+            f"compare data: {config.preset} starts from {base.policy.checkpoint}, which has seen its demonstrations: "
+            f"take "
             "a preset that starts from nothing, such as metaworld-mt5"
         )
     out = require_writable(Path(config.out), "folder")

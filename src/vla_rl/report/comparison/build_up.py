@@ -164,11 +164,16 @@ def _markdown(results: Sequence[Result], words: Mapping[str, Any]) -> str:
     meanings = [f"- {r.title}: {PARTS[r.row.name].meaning.format(**words)}" for r in results]
     seeds = len(results[0].row.outcomes["sampled"])
     explained = (
-        f"{words['preset']}, {seeds} seed{'s' if seeds > 1 else ''}. Success in % on held-out initial states; the first "
-        "interval counts episodes (Wilson, 95 %), the one after `seeds` is Student's over the runs. Differences are paired "
-        "over seeds and initial states, 95 %, and in brackets for each seed. Everything starts from one policy, so that "
-        f"nothing here says what another would have given. Sampled play is at temperature {words['temperature']:g}. The "
-        "article has one number a row, from another benchmark and a policy of seven billion weights, and says nothing of "
+        f"{words['preset']}, {seeds} seed{'s' if seeds > 1 else ''}. Success in % on held-out initial states; the "
+        f"first "
+        "interval counts episodes (Wilson, 95 %), the one after `seeds` is Student's over the runs. Differences are "
+        "paired "
+        "over seeds and initial states, 95 %, and in brackets for each seed. Everything starts from one policy, so "
+        "that "
+        f"nothing here says what another would have given. Sampled play is at temperature {words['temperature']:g}. "
+        f"The "
+        "article has one number a row, from another benchmark and a policy of seven billion weights, and says nothing "
+        "of "
         "how its rows were measured: what to compare is the order of the rows, not their height."
     )
     if seeds == 1:
@@ -221,14 +226,8 @@ def _draw(results: Sequence[Result], path: Path) -> None:
         axes.errorbar(
             means, [y for y, _ in known], xerr=error, fmt="o", color=color, capsize=3, label=label
         )
-    article = [
-        (PARTS[r.row.name].article, y) for y, r in zip(places, results, strict=True)
-        if PARTS[r.row.name].article is not None
-    ]  # fmt: skip
-    axes.plot(
-        [x for x, _ in article], [y for _, y in article], "|", color="0.5", markersize=14,
-        label="article",
-    )  # fmt: skip
+    article = np.array([PARTS[r.row.name].article for r in results], dtype=np.float64)
+    axes.plot(article, places, "|", color="0.5", markersize=14, label="article")
     axes.set(
         yticks=places, yticklabels=[r.title for r in results], xlim=(0, 100), xlabel="held-out success, %"
     )  # fmt: skip

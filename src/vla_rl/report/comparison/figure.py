@@ -12,7 +12,7 @@ import numpy as np
 from vla_rl.report.comparison.curves import COSTS, Cost, band, held_out_during
 from vla_rl.report.comparison.study import Comparison, GroupSummary, RunSummary
 from vla_rl.report.figures.saving import save_figure
-from vla_rl.report.run_data import MODES
+from vla_rl.report.run_data import MODES, STAGES
 from vla_rl.runtime.extras import need
 
 _COLUMNS = 5
@@ -48,7 +48,7 @@ def draw_comparison(comparison: Comparison, path: Path, title: str = "") -> None
         handles, labels, loc="outside lower center", ncols=min(4, len(labels) or 1), frameon=False
     )
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(plain(title), fontsize=10)
     save_figure(figure, path, dpi=130)
     plt.close(figure)
 
@@ -63,7 +63,7 @@ def _training(
         axes.plot(spent, 100 * running, color=color, alpha=0.35, linewidth=0.9, linestyle=style)
     counted = [run for run in group.runs if run.finished] or list(group.runs)
     mean = band([run.curve for run in counted], window, cost)
-    label = f"{group.name} ({len(group.runs)} run{'s' if len(group.runs) > 1 else ''})"
+    label = f"{plain(group.name)} ({len(group.runs)} run{'s' if len(group.runs) > 1 else ''})"
     if mean is None:
         axes.plot([], [], color=color, linewidth=2, label=label)
         return
@@ -92,7 +92,7 @@ def _held_out(
         axes.plot(*np.mean(mean, axis=1).T, color=color, linewidth=1.8)
     end = _end(runs, cost)
     for mode in MODES:
-        for stage, spent in (("before", 0.0), ("after", end)):
+        for stage, spent in zip(STAGES, (0.0, end), strict=True):
             success = group.success.get((stage, mode))
             if success is None or spent is None:
                 continue
@@ -131,14 +131,14 @@ def draw_tasks(comparison: Comparison, path: Path, title: str = "") -> bool:
     for axes, task in zip(grid.flat, tasks, strict=False):
         for index, group in enumerate(comparison.groups):
             _task(axes, group, task, f"C{index % 10}")
-        axes.set_title(textwrap.fill(task.replace("_", " "), 28), fontsize=8)
+        axes.set_title(textwrap.fill(plain(task.replace("_", " ")), 28), fontsize=8)
         axes.set_ylim(0, 103)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid.flat[len(tasks) :]:
         axes.set_visible(False)
     for index, group in enumerate(comparison.groups):
-        grid[0, 0].plot([], [], color=f"C{index % 10}", label=group.name)
+        grid[0, 0].plot([], [], color=f"C{index % 10}", label=plain(group.name))
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False,
@@ -149,7 +149,7 @@ def draw_tasks(comparison: Comparison, path: Path, title: str = "") -> bool:
     )
     figure.supylabel("success, %", fontsize=8)
     if title:
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(plain(title), fontsize=9)
     save_figure(figure, path, dpi=130)
     plt.close(figure)
     return True
@@ -166,9 +166,15 @@ def _task(axes: Any, group: GroupSummary, task: str, color: str) -> None:
             known = np.isfinite(success) & np.isfinite(episodes)
             axes.plot(episodes[known], 100 * success[known], color=color, alpha=0.6, linewidth=0.9)
     found, end = group.tasks.get(task, {}), _end(group.runs, "episodes")
-    for stage, spent in (("before", 0.0), ("after", end)):
+    for stage, spent in zip(STAGES, (0.0, end), strict=True):
         if stage in found and spent is not None:
             axes.plot(spent, 100 * found[stage], "o", color=color, markersize=5, clip_on=False)
+
+
+def plain(text: str) -> str:
+    """`text` as matplotlib shows it word by word: dollars begin formulas, an underscore in front hides a label."""
+    escaped = text.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
 
 
 def _pyplot() -> Any:

@@ -125,15 +125,19 @@ def _explained(results: Sequence[Result]) -> str:
     worth = [r.practised / (r.row.demonstrated / r.row.size) for r in practice]
     text = (
         f"Success in % on held-out initial states, {seeds} seed{'s' if seeds > 1 else ''}. The first interval counts "
-        "episodes (Wilson, 95 %); the one after `seeds` is Student's over the runs. Differences are paired over seeds and "
-        "initial states, 95 %, and in brackets for each seed. The demonstrations are one set for all seeds: nothing here "
+        "episodes (Wilson, 95 %); the one after `seeds` is Student's over the runs. Differences are paired over seeds "
+        "and "
+        "initial states, 95 %, and in brackets for each seed. The demonstrations are one set for all seeds: nothing "
+        "here "
         "says what others would have given. Every fine-tuning sees the same number of demonstrations, few of them more "
-        "often. Simulator steps of the demonstrations are those that are learned from; failures of the expert, which are "
+        "often. Simulator steps of the demonstrations are those that are learned from; failures of the expert, which "
+        "are "
         "replaced, are not counted."
     )
     if worth:
         text += (
-            f" A practice has as many simulator steps as about {np.mean(worth):,.0f} demonstrations of each task: nobody "
+            f" A practice has as many simulator steps as about {np.mean(worth):,.0f} demonstrations of each task: "
+            f"nobody "
             "has to show them, but they have to be played."
         )
     if seeds == 1:

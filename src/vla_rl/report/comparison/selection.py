@@ -12,8 +12,11 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from vla_rl.config.errors import ConfigError, UserError, nearest, printable
 from vla_rl.config.serialize import differences, from_json, to_json
@@ -187,10 +190,8 @@ def _together(found: Sequence[_Found]) -> list[Group]:
 def _settings(run: Run) -> dict[str, Any]:
     """Every setting that can make a difference, by dotted name, the seed in folders' names left open."""
     config: Mapping[str, Any] = run.config
-    try:
+    with suppress(ConfigError):  # of another version: as it is
         config = to_json(from_json(TrainConfig, dict(config)))  # with the defaults of what is newer
-    except ConfigError:
-        pass  # of another version: as it is
     flat = {n: v for n, v in _flat(config, "").items() if not _INDIFFERENT.fullmatch(n)}
     seed = seed_of(run)
     for name in _SEEDED:
@@ -244,7 +245,9 @@ def _by_settings(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _without_copies(group: Group, notes: list[str]) -> Group:
-    """A copied folder is not another run; two runs with one seed are said, as they may have more in common than that."""
+    """A copied folder is not another run; two runs with one seed are said, as they may have more in common than
+    that.
+    """
     kept: list[Run] = []
     for run in group.runs:
         same = [other for other in kept if _is_copy(run, other)]
@@ -255,7 +258,8 @@ def _without_copies(group: Group, notes: list[str]) -> Group:
         twins = [other for other in kept if seed is not None and seed_of(other) == seed]
         if twins:
             notes.append(
-                f"{title_of(run)} and {title_of(twins[0])} of {group.name!r} have the same seed, {seed}: they may not be "
+                f"{title_of(run)} and {title_of(twins[0])} of {group.name!r} have the same seed, {seed}: they may not "
+                f"be "
                 "independent, and are not paired by seed."
             )
         kept.append(run)
@@ -265,11 +269,11 @@ def _without_copies(group: Group, notes: list[str]) -> Group:
 
 
 def _is_copy(run: Run, other: Run) -> bool:
-    mine, others = run.metrics.get("wall_seconds"), other.metrics.get("wall_seconds")
-    if mine is None or others is None or seed_of(run) != seed_of(other):
+    """Whether every number is the same; clocks are among them, and no two runs take the same time."""
+    one, two = run.metrics.columns, other.metrics.columns
+    if not len(run.metrics) or seed_of(run) != seed_of(other) or one.keys() != two.keys():
         return False
-    # no two runs take the same milliseconds in every iteration
-    return bool(len(mine) == len(others) and (mine == others).all())
+    return all(np.array_equal(one[name], two[name], equal_nan=True) for name in one)
 
 
 def _note_mixture(group: Group, notes: list[str]) -> None:

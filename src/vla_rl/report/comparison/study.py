@@ -105,7 +105,9 @@ def compare(selection: Selection) -> Comparison:
     finished = [curves[id(run)] for group in groups for run in group.runs if _finished(run)]
     compared = finished or [*curves.values()]
     window = window_for(compared)
-    ranges = {cost: r for cost in COSTS if (r := common_range(compared, window, cost)) is not None}
+    ranges: dict[Cost, tuple[float, float]] = {
+        cost: r for cost in COSTS if (r := common_range(compared, window, cost)) is not None
+    }
     runs = {g.name: tuple(_summary(g, r, curves[id(r)], held_out) for r in g.runs) for g in groups}
     for summary in (summary for own in runs.values() for summary in own):
         notes += _remarks(summary)
@@ -164,7 +166,7 @@ def _remarks(summary: RunSummary) -> list[str]:
         found.append(
             f"{title} diverged; where it was evaluated, that is what it had last saved, and it counts with the others."
         )
-    named = [name for name in run.metrics.not_finite][:_COLUMNS_NAMED]
+    named = list(run.metrics.not_finite)[:_COLUMNS_NAMED]
     if named:
         more = ", ..." if len(run.metrics.not_finite) > len(named) else ""
         found.append(
@@ -200,7 +202,7 @@ def _summary(
     curve: Curve,
     held_out: Mapping[tuple[Stage, Mode], HeldOut],
 ) -> RunSummary:
-    gains = {
+    gains: dict[Mode, PairedDifference] = {
         mode: found
         for mode in MODES
         if (found := gain(held_out.get(("before", mode)), held_out.get(("after", mode)), run))

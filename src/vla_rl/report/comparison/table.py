@@ -47,7 +47,8 @@ def markdown(comparison: Comparison, title: str = "") -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """Rows of cells, the first one the heads."""
-    head, *rest = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    # a bar would end the cell, and a tag would vanish
+    head, *rest = [[c.replace("|", r"\|").replace("<", "&lt;") for c in row] for row in rows]
     lines = [head, ["---"] * len(head), *rest]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -125,7 +126,7 @@ def difference_text(found: Difference | None) -> str:
 
 
 def _practice(comparison: Comparison, several: bool) -> list[Row]:
-    costs = [cost for cost in COSTS if cost in comparison.ranges]
+    costs: list[Cost] = [cost for cost in COSTS if cost in comparison.ranges]
     head = ["", *(f"mean success by {cost}" for cost in costs)]
     if several:
         head += [f"{cost} needed" for cost in costs]
@@ -162,7 +163,8 @@ def _large(value: float) -> str:
 
 def _practice_explained(comparison: Comparison, several: bool) -> str:
     parts = [
-        f"Sampled success in training, mean over tasks, running mean of {comparison.window} iterations. Mean success is "
+        f"Sampled success in training, mean over tasks, running mean of {comparison.window} iterations. Mean success "
+        f"is "
         "the area under that curve over its width,"
     ]
     widths = [
