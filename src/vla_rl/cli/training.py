@@ -62,8 +62,10 @@ def train_request(words: list[str], parse_command: ParseCommand) -> tuple[TrainC
         f"To go on with a run: vla-rl train --resume RUN\n"
         f"  with a new length: [{'] ['.join(RESUMABLE)}]\n"
         "  on another number of processes: [--parallel.ranks], or in pools: [--parallel.arrangement], ...\n\n"
-        "For several seeds: --seeds N, of which --jobs M at a time; a folder of runs that the same command goes on\n"
-        "with, compared at the end. {seed} in --policy.checkpoint and --reward.model stands for the seed.\n\n"
+        "For several seeds, compared at the end: vla-rl train PRESET --seeds N\n"
+        "  so many runs at a time: [--jobs M]\n"
+        "  with a checkpoint or reward model of its own for each: runs/seed-{seed}/sft/policy\n"
+        "  the same command goes on with what is not complete\n\n"
         f"{_presets()}"
     )
     config = parse_command(TrainConfig, words, "train", base, notes)

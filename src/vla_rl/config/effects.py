@@ -430,7 +430,5 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
         ),
         Effect(("best_of",), lambda c: c.build_up, "only a build-up (--build-up) searches"),
     ),
-    "CompareConfig": (),
-    "CompareDataConfig": (),
 }
 """By the name of a command's configuration; one made of another has that one's too."""
