@@ -125,7 +125,6 @@ def test_students_interval_of_a_few_seeds() -> None:
         (0.95, 1, 12.7062), (0.95, 2, 4.3027), (0.95, 3, 3.1824), (0.95, 4, 2.7764), (0.95, 29, 2.0452),
         (0.99, 5, 4.0321), (0.5, 1, 1.0),
     ],
-    4.0321), (0.5, 1, 1.0)],
 )  # fmt: skip
 def test_students_quantile_is_that_of_the_tables(
     confidence: float, freedom: int, expected: float

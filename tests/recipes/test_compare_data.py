@@ -1,5 +1,4 @@
 """Practice against more demonstrations, and the recipe built up: planned, done, and not done again, on the toy."""
-benchmark."""
 
 from __future__ import annotations
 

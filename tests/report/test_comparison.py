@@ -243,7 +243,7 @@ def test_runs_of_different_tasks_are_refused(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_counts_in_no_mean(two: Path) -> None:
     whole = compared(f"{two}/slow-seed-0", f"{two}/fast*")
-    unfinished = practised(two, "slow-seed-2", seed=2, success=[0.9] * 3, wins={"before": 5})
+    unfinished = practised(two, "slow-seed-2", seed=2, success=[0.9] * 25, wins={"before": 5})
     comparison = compared(f"{two}/slow-seed-[02]", f"{two}/fast*")
     assert comparison.ranges == whole.ranges
     slow, reference = comparison.groups[0], whole.groups[0]
