@@ -323,6 +323,26 @@ def test_runs_without_evaluations_or_a_critic_have_curves(tmp_path: Path) -> Non
     assert any("No run has been evaluated after practice" in note for note in comparison.notes)
 
 
+def test_what_is_no_success_is_not_counted_as_one(two: Path) -> None:
+    file = two / "slow-seed-1" / "eval" / "after-greedy.json"
+    evaluation = json.loads(file.read_text())
+    evaluation["episodes"][-1]["success"] = "false"
+    file.write_text(json.dumps(evaluation))
+    comparison = compared(f"{two}/slow*", f"{two}/fast*")
+    assert comparison.groups[0].success["after", "greedy"].each == (0.4,)
+    assert any("slow-seed-1 is left out, its evaluation has no list" in n for n in comparison.notes)
+
+
+def test_shares_that_are_none_are_left_out_of_the_curve_and_said(two: Path) -> None:
+    file = two / "slow-seed-0" / "metrics.jsonl"
+    file.write_text(
+        file.read_text().replace('"success/reach-red": 0.6,', '"success/reach-red": 60,')
+    )
+    comparison = compared(f"{two}/slow*")
+    assert comparison.groups[0].runs[0].curve.success.max() < 0.61
+    assert any("success of reach-red is outside of 0..1" in note for note in comparison.notes)
+
+
 @pytest.mark.parametrize("content", ["", "nonsense\n", '{"iteration": 1}\n', "[1]\n{}\nnull\n"])
 def test_any_metrics_file_is_read(content: str, two: Path) -> None:
     (two / "slow-seed-0" / "metrics.jsonl").write_text(content)

@@ -78,10 +78,10 @@ def curve_of(run: Run) -> Curve:
     metrics = run.metrics
     count = len(metrics)
     nothing = np.full(count, np.nan)
-    tasks = list(metrics.under("success/").values())
+    tasks = [_rates(values) for values in metrics.under("success/").values()]
     success = np.mean([_held(values) for values in tasks], axis=0) if tasks else nothing
     if not tasks and (overall := metrics.get("rollout/success_rate")) is not None:
-        success = overall
+        success = _rates(overall)
     episodes = metrics.get("total/episodes")
     seconds = metrics.get("total/train_seconds")
     seconds = metrics.get("wall_seconds") if seconds is None else seconds
@@ -96,6 +96,11 @@ def curve_of(run: Run) -> Curve:
         success=success[known],
         iterations=count,
     )
+
+
+def _rates(values: Values) -> Values:
+    """Without what is no share."""
+    return np.where((values >= 0) & (values <= 1), values, np.nan)
 
 
 def _held(values: Values) -> Values:

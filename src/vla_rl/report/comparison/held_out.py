@@ -91,9 +91,12 @@ def _comparable(
         for run in group.runs
         if (evaluation := run.evaluations.get((stage, mode))) is not None
     ]
-    listed = [entry for entry in played if entry[2].episodes]
-    for _, run, _ in (entry for entry in played if not entry[2].episodes):
-        notes.append(f"{what}: {title_of(run)} is left out, its evaluation lists no episodes.")
+    listed = [entry for entry in played if _is_list_of_episodes(entry[2].raw.get("episodes"))]
+    for _, run, _ in (entry for entry in played if entry not in listed):
+        notes.append(
+            f"{what}: {title_of(run)} is left out, its evaluation has no list of episodes, each with task, initial_state "
+            "and success."
+        )
     if not listed:
         return None
     protocols = [_protocol(evaluation) for _, _, evaluation in listed]
@@ -114,6 +117,21 @@ def _comparable(
             own = {state: success[state] for state in states}
             outcomes[name] = (*outcomes[name], Outcome(run, seed_of(run), own))
     return HeldOut(stage, mode, outcomes, states)
+
+
+def _is_list_of_episodes(value: Any) -> bool:
+    """Whether each says what it was and how it went; whatever else counts as true is no success."""
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(
+            isinstance(row, dict)
+            and isinstance(row.get("task"), str)
+            and type(row.get("initial_state")) is int
+            and isinstance(row.get("success"), bool)
+            for row in value
+        )
+    )
 
 
 def _protocol(evaluation: Evaluation) -> dict[str, Any]:

@@ -115,8 +115,9 @@ def _folders(pattern: str, notes: list[str]) -> Iterable[Path]:
         return _runs_in(Path(pattern))
     matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []
     if not matches:
-        home = Path(pattern).parent
-        known = sorted(p.name for p in home.iterdir() if p.is_dir()) if home.is_dir() else []
+        home = os.path.dirname(pattern) or "."
+        inside = os.listdir(home) if os.path.isdir(home) else []
+        known = sorted(name for name in inside if os.path.isdir(os.path.join(home, name)))
         hint = nearest(Path(pattern).name, known) if known else ""
         raise UserError(f"no run folder at {pattern}.{hint}")
     folders = [Path(match) for match in matches if os.path.isdir(match)]

@@ -173,6 +173,13 @@ def _remarks(summary: RunSummary) -> list[str]:
             f"{title}: metrics.jsonl holds numbers that are not finite ({', '.join(map(printable, named))}{more}); its "
             "curve leaves those iterations out."
         )
+    shares = [*run.metrics.under("success/").items()]
+    wrong = [name for name, values in shares if ((values < 0) | (values > 1)).any()]
+    if wrong:
+        found.append(
+            f"{title}: success of {', '.join(map(printable, wrong[:_COLUMNS_NAMED]))} is outside of 0..1 in "
+            "metrics.jsonl; those values are left out."
+        )
     if not summary.finished:
         found.append(
             f"{title} is not finished: it has no evaluation after practice, and counts in no mean. "
