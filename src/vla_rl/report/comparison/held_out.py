@@ -91,12 +91,15 @@ def _comparable(
         for run in group.runs
         if (evaluation := run.evaluations.get((stage, mode))) is not None
     ]
-    listed = [entry for entry in played if _is_list_of_episodes(entry[2].raw.get("episodes"))]
-    for _, run, _ in (entry for entry in played if entry not in listed):
-        notes.append(
-            f"{what}: {title_of(run)} is left out, its evaluation has no list of episodes, each with task, initial_state "
-            "and success."
-        )
+    listed: list[tuple[str, Run, Evaluation]] = []
+    for name, run, evaluation in played:
+        if _is_list_of_episodes(evaluation.raw.get("episodes")):
+            listed.append((name, run, evaluation))
+        else:
+            notes.append(
+                f"{what}: {title_of(run)} is left out, its evaluation has no list of episodes, each with task, "
+                "initial_state and success."
+            )
     if not listed:
         return None
     protocols = [_protocol(evaluation) for _, _, evaluation in listed]
