@@ -47,7 +47,8 @@ def study(patched, tmp_path_factory: pytest.TempPathFactory) -> CompareDataConfi
         sizes=(1, 2),
         practise=(1,),
         seeds=1,
-        sft_episodes=2,
+        sft_episodes=4,
+        start_episodes=2,
         iterations=1,
         episodes_per_task=2,
         cores=1,
@@ -59,12 +60,14 @@ def study(patched, tmp_path_factory: pytest.TempPathFactory) -> CompareDataConfi
 def test_fine_tunings_see_the_same_work_and_practice_the_same_turns() -> None:
     config = CompareDataConfig(seeds=2, jobs=2)
     base = preset(config.preset)
-    tunings = [planned_tuning(config, base, size, 1).config for size in config.sizes]
+    tunings = [planned_tuning(config, base, size, 1, start=False).config for size in config.sizes]
     assert [t.episodes_per_task * t.epochs for t in tunings] == [600] * 5
     assert {t.dataset for t in tunings} == {"runs/compare-data/demos"}
+    starts = [planned_tuning(config, base, size, 1, start=True).config for size in config.practise]
+    assert [t.episodes_per_task * t.epochs for t in starts] == [140] * 3
     runs = [planned_practice(config, base, size, 1) for size in config.practise]
     for run, size in zip(runs, config.practise, strict=True):
-        assert run.policy.checkpoint == f"runs/compare-data/sft-{size}-seed-1/policy"
+        assert run.policy.checkpoint == f"runs/compare-data/start-{size}-seed-1/policy"
         assert (run.run.seed, run.schedule.iterations, run.schedule.episodes) == (1, 60, 0)
     assert len({(run.env.num_envs, run.rollout.turns, run.eval) for run in runs}) == 1
 
@@ -73,7 +76,7 @@ def test_the_table_states_what_everything_cost(study: CompareDataConfig) -> None
     out = Path(study.out)
     values = json.loads((out / "data.json").read_text())
     rows = {(row["kind"], row["demonstrations"]): row for row in values["rows"]}
-    assert list(rows) == [("fine-tuning", 1), ("fine-tuning", 2), ("practice", 1)]
+    assert list(rows) == [("fine-tuning", 1), ("fine-tuning", 2), ("start", 1), ("practice", 1)]
     # what was fine-tuned on says how many frames it had; an action is held
     for size in (1, 2):
         found = json.loads((out / f"sft-{size}-seed-0/policy/dataset_statistics.json").read_text())
@@ -83,9 +86,9 @@ def test_the_table_states_what_everything_cost(study: CompareDataConfig) -> None
         assert steps == frames * preset("toy").env.action_repeat
     metrics = json.loads((out / "practice-1-seed-0" / "metrics.jsonl").read_text())
     assert rows["practice", 1]["practised_steps"] == metrics["rollout/simulator_steps"]
-    # practice starts from what fine-tuning ended with
+    # practice starts from where its own fine-tuning ended
     before = json.loads((out / "practice-1-seed-0/eval/before-greedy.json").read_text())
-    after = json.loads((out / "sft-1-seed-0/eval/after-greedy.json").read_text())
+    after = json.loads((out / "start-1-seed-0/eval/after-greedy.json").read_text())
     assert before["episodes"] == after["episodes"]
     assert rows["practice", 1]["gain_by_practice"]["greedy"]["pairs"] == 2 * TASKS
     assert rows["practice", 1]["to_most_demonstrations"]["sampled"]["pairs"] == 2 * TASKS
@@ -105,7 +108,8 @@ def test_what_is_complete_is_not_done_again(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"sft_episodes": 4}, r"sft-1-seed-0 was fine-tuned with epochs 2 \(now 4\)"),
+        ({"sft_episodes": 6}, r"sft-1-seed-0 was fine-tuned with epochs 4 \(now 6\)"),
+        ({"start_episodes": 3}, r"start-1-seed-0 was fine-tuned with epochs 2 \(now 3\)"),
         ({"iterations": 2}, r"practice-1-seed-0 was trained with schedule\.iterations 1 \(now 2\)"),
         ({"sizes": (1, 3), "practise": (1,)}, "holds 2 demonstrations of each of 4 tasks, expected 3"),
     ],

@@ -46,6 +46,9 @@ class CompareDataConfig(Config):
     sft_episodes: Count = 600
     """Demonstrations of each task that a fine-tuning sees in all, one as often as another: the same work for every
     size. The epochs are this number over the size."""
+    start_episodes: Count = 140
+    """The same of the fine-tunings that practice starts from, the quickstart's by default. Few on purpose: a policy
+    that knows its demonstrations by heart samples what it would do anyway, and has nothing to find out."""
     iterations: Count = 60
     """Updates of each practice, each after the same number of turns."""
     episodes_per_task: Count | None = None

@@ -4,7 +4,8 @@
 
 demonstrations, once: the largest size of each task
 -> fine-tuning on the first 1, 2, 5, 10, 20 of each task, evaluated
--> practice from the policies of 1, 2 and 5, all of the same number of turns, evaluated on the same held-out states
+-> the same on 1, 2 and 5, but shorter: where practice starts
+-> practice from there, always the same number of turns, evaluated on the same held-out states
 -> data.md, data.json, data.png
 
 Complete parts are not done again: the same command, given again, continues. Everything is evaluated on the same initial
@@ -46,7 +47,7 @@ from vla_rl.recipes.many_runs import (
 )
 from vla_rl.recipes.presets import preset
 from vla_rl.recipes.sft import fine_tune
-from vla_rl.report.comparison.more_data import Row, write_more_data
+from vla_rl.report.comparison.more_data import Kind, Row, write_more_data
 from vla_rl.report.run_data import read_run
 from vla_rl.runtime.external import read_json
 from vla_rl.runtime.files import require_writable
@@ -72,13 +73,16 @@ def compare_data(config: CompareDataConfig) -> Path:
     if base.policy.checkpoint:
         raise UserError(
             f"compare data: {config.preset} starts from {base.policy.checkpoint}, which has seen its demonstrations: "
-            f"take "
-            "a preset that starts from nothing, such as metaworld-mt5"
+            "take a preset that starts from nothing, such as metaworld-mt5"
         )
     out = require_writable(Path(config.out), "folder")
-    tunings = {
-        (size, seed): planned_tuning(config, base, size, seed)
-        for size in config.sizes
+    fine_tuned: tuple[tuple[Kind, tuple[int, ...]], ...] = (
+        ("fine-tuning", config.sizes), ("start", config.practise),
+    )  # fmt: skip
+    places = [(kind, size) for kind, sizes in fine_tuned for size in sizes]
+    tunings: dict[tuple[Kind, int, int], FineTuning] = {
+        (kind, size, seed): planned_tuning(config, base, size, seed, start=kind == "start")
+        for kind, size in places
         for seed in range(config.seeds)
     }
     runs = {
@@ -98,8 +102,8 @@ def compare_data(config: CompareDataConfig) -> Path:
     steps = demonstrated_steps(demos, base.env, config.sizes)
     seeds = range(config.seeds)
     rows = [
-        Row("fine-tuning", size, steps[size], tuple(read_run(Path(tunings[size, s].config.out)) for s in seeds))
-        for size in config.sizes
+        Row(kind, size, steps[size], tuple(read_run(Path(tunings[kind, size, s].config.out)) for s in seeds))
+        for kind, size in places
     ]  # fmt: skip
     rows += [
         Row("practice", size, steps[size], tuple(read_run(folder_of(runs[size, s])) for s in seeds))
@@ -112,17 +116,17 @@ def compare_data(config: CompareDataConfig) -> Path:
 
 
 def planned_tuning(
-    config: CompareDataConfig, base: TrainConfig, size: int, seed: int
+    config: CompareDataConfig, base: TrainConfig, size: int, seed: int, *, start: bool
 ) -> FineTuning:
-    """Fine-tuning on the first `size` demonstrations of each task."""
+    """Fine-tuning on the first `size` demonstrations of each task; start: the shorter one that practice starts from."""
     out = Path(config.out)
     tuning = SFTConfig(
         dataset=str(out / "demos"),
         episodes_per_task=size,
-        out=str(out / f"sft-{size}-seed-{seed}"),
+        out=str(out / f"{'start' if start else 'sft'}-{size}-seed-{seed}"),
         policy=PolicyConfig(scratch=base.policy.scratch, device=base.policy.device),
         action_chunk=base.env.action_chunk,
-        epochs=max(1, round(config.sft_episodes / size)),
+        epochs=max(1, round((config.start_episodes if start else config.sft_episodes) / size)),
         validation_fraction=0.0,  # of one demonstration there is none to spare
         seed=seed,
     )
@@ -139,7 +143,7 @@ def planned_practice(
     config: CompareDataConfig, base: TrainConfig, size: int, seed: int
 ) -> TrainConfig:
     """Practice from the policy that was fine-tuned on `size` demonstrations of each task."""
-    policy = Path(planned_tuning(config, base, size, seed).config.out) / "policy"
+    policy = Path(planned_tuning(config, base, size, seed, start=True).config.out) / "policy"
     planned = replace(
         base,
         policy=replace(base.policy, checkpoint=str(policy)),
@@ -218,8 +222,8 @@ def demonstrated_steps(folder: Path, env: EnvConfig, sizes: tuple[int, ...]) -> 
     }
 
 
-def _tune_all(tunings: dict[tuple[int, int], FineTuning], jobs: int) -> None:
-    labels = {f"fine-tuning on {size}, seed {seed}": t for (size, seed), t in tunings.items()}
+def _tune_all(tunings: dict[tuple[Kind, int, int], FineTuning], jobs: int) -> None:
+    labels = {f"{kind} on {size}, seed {seed}": t for (kind, size, seed), t in tunings.items()}
     waiting = {label: t for label, t in labels.items() if not _tuned(t)}
     note(f"{len(labels)} fine-tunings, {len(labels) - len(waiting)} of them complete")
     finish_all(

@@ -28,10 +28,19 @@ from vla_rl.runtime.files import write_json, write_text
 TABLE, VALUES, FIGURE = "data.md", "data.json", "data.png"
 
 
+Kind = Literal["fine-tuning", "start", "practice"]
+"""Fine-tuning on demonstrations; the shorter one from which practice starts; practice."""
+_TITLES: dict[Kind, str] = {
+    "fine-tuning": "fine-tuning on",
+    "start": "start of practice, on",
+    "practice": "practice after",
+}
+
+
 class Row(NamedTuple):
     """Runs of one kind, one for each seed."""
 
-    kind: Literal["fine-tuning", "practice"]
+    kind: Kind
     size: int
     """Demonstrations of each task."""
     demonstrated: int
@@ -40,8 +49,7 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        first = "fine-tuning on" if self.kind == "fine-tuning" else "practice after"
-        return f"{first} {self.size}"
+        return f"{_TITLES[self.kind]} {self.size}"
 
 
 class Result(NamedTuple):
@@ -52,7 +60,7 @@ class Result(NamedTuple):
     """Mean simulator steps of practice."""
     success: dict[Mode, Success]
     to_own: dict[Mode, Difference]
-    """Practice: to the fine-tuning that it started from."""
+    """Practice: to what it started from."""
     to_most: dict[Mode, Difference]
     """To the fine-tuning on most demonstrations."""
 
@@ -79,7 +87,11 @@ def write_more_data(rows: Sequence[Row], out: Path, title: str) -> Path:
 def _result(row: Row, rows: Sequence[Row], found: dict[Any, HeldOut]) -> Result:
     tunings = [other for other in rows if other.kind == "fine-tuning"]
     most = max(tunings, key=lambda other: other.size)
-    own = [other for other in tunings if other.size == row.size and row.kind == "practice"]
+    own = [
+        other
+        for other in rows
+        if (row.kind, other.kind) == ("practice", "start") and other.size == row.size
+    ]
     success, to_own, to_most = {}, {}, {}
     for mode in MODES:
         one = found["after", mode]
@@ -126,13 +138,11 @@ def _explained(results: Sequence[Result]) -> str:
     text = (
         f"Success in % on held-out initial states, {seeds} seed{'s' if seeds > 1 else ''}. The first interval counts "
         "episodes (Wilson, 95 %); the one after `seeds` is Student's over the runs. Differences are paired over seeds "
-        "and "
-        "initial states, 95 %, and in brackets for each seed. The demonstrations are one set for all seeds: nothing "
-        "here "
-        "says what others would have given. Every fine-tuning sees the same number of demonstrations, few of them more "
-        "often. Simulator steps of the demonstrations are those that are learned from; failures of the expert, which "
-        "are "
-        "replaced, are not counted."
+        "and initial states, 95 %, and in brackets for each seed. The demonstrations are one set for all seeds: "
+        "nothing here says what others would have given. Every fine-tuning sees the same number of demonstrations, few of "
+        "them more often; those that practice starts from are shorter, so that there is something left to find out. "
+        "Simulator steps of the demonstrations are those that are learned from; failures of the expert, which are replaced, are "
+        "not counted."
     )
     if worth:
         text += (
@@ -183,6 +193,7 @@ def _draw(results: Sequence[Result], path: Path, title: str) -> None:
     axes.set_xscale("log")
     tunings = sorted((r for r in results if r.row.kind == "fine-tuning"), key=lambda r: r.row.size)
     practice = [r for r in results if r.row.kind == "practice"]
+    starts = {r.row.size: r for r in results if r.row.kind == "start"}
     for mode, style in zip(MODES, ("-", ":"), strict=True):
         xs = [result.row.demonstrated for result in tunings]
         ys = [100 * result.success[mode].mean for result in tunings]
@@ -194,21 +205,7 @@ def _draw(results: Sequence[Result], path: Path, title: str) -> None:
         axes.annotate(str(result.row.size), place, (0, 9), textcoords="offset points", fontsize=8)
     window = window_for([curve_of(run) for result in practice for run in result.row.runs])
     for index, result in enumerate(practice):
-        color, start = f"C{index}", result.row.demonstrated
-        for run in result.row.runs:
-            curve = curve_of(run)
-            counted = run.metrics.get("total/episodes")
-            if counted is None:
-                continue
-            spent, success = curve.smoothed(window, "episodes")
-            steps = np.interp(spent, counted, _practised(run))
-            axes.plot(start + steps, 100 * success, color=color, alpha=0.4, linewidth=0.9)
-        end = start + result.practised
-        before = next(t for t in tunings if t.row.size == result.row.size)
-        ys = [100 * before.success["greedy"].mean, 100 * result.success["greedy"].mean]
-        axes.plot([start, end], ys, color=color, linewidth=1.6, label=result.row.name)
-        for mode in MODES:
-            _point(axes, end, result.success[mode], color, mode)
+        _draw_practice(axes, starts[result.row.size], result, window, f"C{index}")
     axes.set(
         ylim=(0, 103),
         xlabel="simulator steps: demonstrations and practice",
@@ -220,6 +217,25 @@ def _draw(results: Sequence[Result], path: Path, title: str) -> None:
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     save_figure(figure, path, dpi=130)
     plt.close(figure)
+
+
+def _draw_practice(axes: Any, before: Result, result: Result, window: int, color: str) -> None:
+    """From the start of practice to its end, and success in training on the way."""
+    start = result.row.demonstrated
+    end = start + result.practised
+    for run in result.row.runs:
+        episodes = run.metrics.get("total/episodes")
+        if episodes is None:
+            continue
+        spent, success = curve_of(run).smoothed(window, "episodes")
+        known = np.isfinite(episodes)
+        steps = np.interp(spent, episodes[known], _practised(run)[known])
+        axes.plot(start + steps, 100 * success, color=color, alpha=0.4, linewidth=0.9)
+    ys = [100 * before.success["greedy"].mean, 100 * result.success["greedy"].mean]
+    axes.plot([start, end], ys, color=color, linewidth=1.6, label=result.row.name)
+    for mode in MODES:
+        _point(axes, start, before.success[mode], color, mode)
+        _point(axes, end, result.success[mode], color, mode)
 
 
 def _point(axes: Any, x: float, success: Success, color: str, mode: Mode) -> None:
