@@ -14,6 +14,7 @@ states, and what it cost is counted in simulator steps: those of the demonstrati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -76,10 +77,7 @@ def compare_data(config: CompareDataConfig) -> Path:
             "take a preset that starts from nothing, such as metaworld-mt5"
         )
     out = require_writable(Path(config.out), "folder")
-    fine_tuned: tuple[tuple[Kind, tuple[int, ...]], ...] = (
-        ("fine-tuning", config.sizes), ("start", config.practise),
-    )  # fmt: skip
-    places = [(kind, size) for kind, sizes in fine_tuned for size in sizes]
+    places = [*_of("fine-tuning", config.sizes), *_of("start", config.practise)]
     tunings: dict[tuple[Kind, int, int], FineTuning] = {
         (kind, size, seed): planned_tuning(config, base, size, seed, start=kind == "start")
         for kind, size in places
@@ -110,6 +108,10 @@ def compare_data(config: CompareDataConfig) -> Path:
         for size in config.practise
     ]
     return write_more_data(rows, out, f"{config.preset}: practice and more demonstrations")
+
+
+def _of(kind: Kind, sizes: Sequence[int]) -> list[tuple[Kind, int]]:
+    return [(kind, size) for size in sizes]
 
 
 # -- what is planned

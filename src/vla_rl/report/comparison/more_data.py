@@ -139,10 +139,10 @@ def _explained(results: Sequence[Result]) -> str:
         f"Success in % on held-out initial states, {seeds} seed{'s' if seeds > 1 else ''}. The first interval counts "
         "episodes (Wilson, 95 %); the one after `seeds` is Student's over the runs. Differences are paired over seeds "
         "and initial states, 95 %, and in brackets for each seed. The demonstrations are one set for all seeds: "
-        "nothing here says what others would have given. Every fine-tuning sees the same number of demonstrations, few of "
-        "them more often; those that practice starts from are shorter, so that there is something left to find out. "
-        "Simulator steps of the demonstrations are those that are learned from; failures of the expert, which are replaced, are "
-        "not counted."
+        "nothing here says what others would have given. Every fine-tuning sees the same number of demonstrations, few "
+        "of them more often; those that practice starts from are shorter, so that there is something left to find out. "
+        "Simulator steps of the demonstrations are those that are learned from; failures of the expert, which are "
+        "replaced, are not counted."
     )
     if worth:
         text += (
