@@ -47,6 +47,7 @@ CONFIGS: dict[str, Any] = {
 UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
     "ReportArguments", "FilmArguments", "DoctorArguments", "CertifyArguments", "EngineServeArguments",
+    "CompareConfig", "CompareDataConfig",
 }  # fmt: skip
 """Configurations of commands all of whose options always count."""
 
@@ -69,7 +70,7 @@ ALWAYS = {
         "parallel.{arrangement,shards,engine,staleness,timeout,shard}",
     ),
     "SFTConfig": (
-        "{dataset,camera,image_size,image_fit,out,action_chunk,epochs,batch_size,micro_batch,learning_rate,"
+        "{dataset,camera,image_size,image_fit,episodes_per_task,out,action_chunk,epochs,batch_size,micro_batch,learning_rate,"
         "weight_decay,warmup_steps,random_shift,validation_fraction,max_grad_norm,seed}",
         "policy.{checkpoint,lora,activation_checkpointing,device}",
     ),
@@ -92,7 +93,7 @@ ALWAYS = {
     ),
     "ExportConfig": ("{out,merged,adapter,base,unnorm_key}",),
     "AblationConfig": (
-        "{preset,checkpoint,reward_kind,reward_model,out,cells,seeds,minutes,parallel,cores,episodes_per_task}",
+        "{preset,checkpoint,reward_kind,reward_model,out,build_up,seeds,minutes,parallel,cores,episodes_per_task}",
     ),
 }  # fmt: skip
 """Fields that count whatever else is set. A new field belongs here or into the table of `vla_rl.config.effects`."""
@@ -238,6 +239,8 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("ScalingConfig", "search.reward_model", "error", {"choosers": ("random",)}, {"choosers": ("reward-model-alone",)}),
     ("ExportConfig", "dtype shard_gigabytes", "error", {"adapter": True}, {"merged": True}),
     ("AblationConfig", "iterations", "error", {"minutes": 1.0}, {}),
+    ("AblationConfig", "cells", "error", {"build_up": True}, {}),
+    ("AblationConfig", "best_of", "error", {}, {"build_up": True}),
 ]  # fmt: skip
 NEVER = {
     "TrainConfig": ("policy.lora.dropout",),

@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vla_rl.cli import comparing
 from vla_rl.cli.arguments import CertifyArguments, DoctorArguments, EvalArguments
 from vla_rl.cli.options import ParseCommand, normal, say, value_of, with_lora
 from vla_rl.cli.tables import reward_model_table, success_table
-from vla_rl.cli.training import ablation_request, plan_request, train_request
+from vla_rl.cli.training import plan_request, seeds_request, train_request
 from vla_rl.config import (
     DemosConfig,
     EnvConfig,
@@ -60,6 +61,9 @@ def train(words: list[str], parse_command: ParseCommand) -> int:
     from vla_rl.distributed.place import launched
 
     place = launched(os.environ)
+    several, words = seeds_request(words)
+    if several is not None:
+        return comparing.train_seeds(words, parse_command, several, place)
     if place is not None and place.size > 1:
         from vla_rl.recipes.launched_ranks import train_launched
 
@@ -147,15 +151,6 @@ def reward_eval(words: list[str], parse_command: ParseCommand) -> int:
     from vla_rl.recipes.evaluate_reward import evaluate_reward
 
     say(reward_model_table(evaluate_reward(config)))
-    return 0
-
-
-def ablate(words: list[str], parse_command: ParseCommand) -> int:
-    config = ablation_request(words, parse_command)
-    from vla_rl.recipes.ablate import ablate
-
-    table = ablate(config)
-    say(f"{table.read_text(encoding='utf-8')}\nTable: {table}")
     return 0
 
 

@@ -59,6 +59,8 @@ NEEDS: Mapping[str, Modules] = {
     "test-time": _plots,
     "learning-curve": _plots,
     "ablate": _plots,
+    "compare": _plots,
+    "compare data": lambda c: (*_quickstart(c), "matplotlib"),
     "export": lambda _: (),
     "report": lambda _: (),
     "film": lambda _: (*VIDEOS, "PIL"),

@@ -423,6 +423,12 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
             lambda c: c.minutes == 0,
             "minutes decide how long the runs are; leave out one of the two",
         ),
+        Effect(
+            ("cells",),
+            lambda c: not c.build_up,
+            "a build-up has rows of its own; leave out --build-up to take the recipe apart",
+        ),
+        Effect(("best_of",), lambda c: c.build_up, "only a build-up (--build-up) searches"),
     ),
 }
 """By the name of a command's configuration; one made of another has that one's too."""
