@@ -75,10 +75,9 @@ ALWAYS = {
     ),
     "DemosConfig": (_ENV, "{out,episodes_per_task,noise,image_format,seed}"),
     "RewardModelConfig": (
-        "{datasets,out,start,prompt,positive_answer,negative_answer,sees_actions,history,camera,image_size,"
+        "{datasets,out,start,head,sees_actions,history,camera,image_size,"
         "held_out_tasks,validation_fraction,mismatched_share,epochs,batch_size,micro_batch,learning_rate,weight_decay,"
         "warmup_steps,max_grad_norm,random_shift,device,seed}",
-        "labels.scheme",
     ),
     "RewardLabelConfig": ("{out,action_chunk,plot}", "labels.scheme"),
     "RewardEvalConfig": ("{datasets,out,bins,resamples}",),
@@ -215,6 +214,12 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("RewardModelConfig", "backbone lora.rank all_weights", "error", {"start": "x"}, {"backbone": "y"}),
     ("RewardModelConfig", "action_coef", "error", {"backbone": "y"}, {}),
+    ("RewardModelConfig", "prompt positive_answer negative_answer", "error", {"head": "regression"}, {}),
+    ("RewardModelConfig", "labels.scheme", "error", {"head": "regression"}, {}),
+    (
+        "RewardModelConfig", "labels.num_segments labels.failure_peak", "error", {},
+        {"head": "regression"},
+    ),
     ("RewardModelConfig", "dtype", "error", {}, {"backbone": "y"}),
     ("RewardModelConfig", "action_chunk", "error", {"action_coef": 0.0}, {"action_coef": 0.0, "sees_actions": True}),
     ("RewardModelConfig", "action_chunk", "error", {"backbone": "y"}, {}),

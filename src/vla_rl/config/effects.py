@@ -106,6 +106,14 @@ def _reward_model(config: Any) -> bool:
     return config.reward.chosen_kind == "process"
 
 
+def _regresses(config: Any) -> bool:
+    return getattr(config, "head", "") == "regression"
+
+
+def _scheme(config: Any) -> str:
+    return "segments" if _regresses(config) else config.labels.scheme
+
+
 def _chooses(config: Any) -> bool:
     return config.best_of > 1
 
@@ -137,12 +145,12 @@ _LABELS = (
             "gripper gripper_change gripper_hysteresis min_segment near_zero_speed leaving_speed speed_floor "
             "ends_are_key window window_share margin failure_share",
         ),
-        lambda c: c.labels.scheme == "keyframe",
+        lambda c: _scheme(c) == "keyframe",
         "it belongs to labels.scheme keyframe",
     ),
     Effect(
         _named("labels", "num_segments failure_peak failure_end positive_progress"),
-        lambda c: c.labels.scheme == "segments",
+        lambda c: _scheme(c) == "segments",
         "it belongs to labels.scheme segments",
     ),
 )
@@ -307,6 +315,16 @@ _SFT = (
 _REWARD_TRAIN = (
     *_LABELS,
     Effect(
+        ("prompt", "positive_answer", "negative_answer"),
+        lambda c: not _regresses(c),
+        "head regression has a question of its own and answers with a number",
+    ),
+    Effect(
+        ("labels.scheme",),
+        lambda c: not _regresses(c) or c.labels.scheme == "segments",
+        "head regression learns the progress of labels.scheme segments",
+    ),
+    Effect(
         ("backbone", "lora", "all_weights"),
         lambda c: not c.start,
         "the reward model given with start keeps its own backbone and adapters",
@@ -319,7 +337,7 @@ _REWARD_TRAIN = (
     ),
     Effect(
         ("action_chunk",),
-        lambda c: c.sees_actions or (c.is_tiny and c.action_coef > 0),
+        lambda c: c.reads_actions or (c.is_tiny and c.action_coef > 0),
         "the reward model neither sees nor names actions; set sees_actions",
     ),
     Effect(

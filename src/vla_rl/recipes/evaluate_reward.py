@@ -122,7 +122,7 @@ def _material(config: RewardEvalConfig, reward_model: TrainableRewardModel) -> _
     trajectories = read_trajectories(training)
     description = reward_model.description
     examples = build_examples(
-        trajectories, training.labels, description.history, description.sees_actions
+        trajectories, training.labels, description.history, description.reads_actions
     )
     everything = np.arange(len(trajectories))
     if config.datasets or run is None:
@@ -144,11 +144,12 @@ def training_config(
         return read_config(run, RewardModelConfig)
     description = reward_model.description
     return RewardModelConfig(
+        head=description.head,
         history=description.history,
         sees_actions=description.sees_actions,
         action_chunk=description.action_chunk,
         image_size=description.image_size,
-    )
+    ).resolved()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -337,7 +338,7 @@ def score_reward(config: RewardScoreConfig) -> Path:
     trajectory = trajectories[config.episode]
     labels_config: LabelConfig = training_config(config.reward_model, reward_model).labels
     examples = build_examples(
-        [trajectory], labels_config, description.history, description.sees_actions
+        [trajectory], labels_config, description.history, description.reads_actions
     )
     text = config.instruction or trajectory.instruction
     rows = np.arange(len(trajectory))
