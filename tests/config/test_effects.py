@@ -229,6 +229,18 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("PlanArguments", "policy.critic.width", "error", SHARED, SEPARATE),
     ("RewardEvalConfig", "seed", "warning", {"resamples": 0}, {}),
     ("EvalArguments", "mode chooser reward_model lookahead success_ahead", "error", {}, {"best_of": 2}),
+    (
+        "EvalArguments", "refine_from temperatures turn_budget", "error", {"best_of": 2},
+        {"best_of": 2, "mode": "refine"},
+    ),
+    (
+        "EvalArguments", "trajectory_turns turn_budget", "error", {"mode": "trajectory"},
+        {"best_of": 2, "mode": "trajectory"},
+    ),
+    (
+        "EvalArguments", "trajectory_turns", "error", {"best_of": 2, "mode": "refine"},
+        {"best_of": 2, "mode": "trajectory"},
+    ),
     ("EvalArguments", "lookahead success_ahead", "error", {"best_of": 2, "mode": "refine"}, {"best_of": 2}),
     ("EvalArguments", "success_ahead", "error", {"best_of": 2, "chooser": "random"}, {"best_of": 2}),
     ("EvalArguments", "reward_model", "error", {"best_of": 2, "chooser": "simulator"}, {"best_of": 2}),
@@ -240,6 +252,11 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         "error", {}, {},
     ),
     ("ScalingConfig", "search.lookahead search.execute", "error", {"search.mode": "action"}, {}),
+    ("ScalingConfig", "search.trajectory_turns search.turn_budget", "error", {}, {"search.mode": "trajectory"}),
+    (
+        "ScalingConfig", "search.refine_from search.temperatures search.turn_budget", "error", {},
+        {"search.mode": "refine"},
+    ),
     ("ScalingConfig", "search.reward_model", "error", {"choosers": ("random",)}, {"choosers": ("reward-model-alone",)}),
     ("ExportConfig", "dtype shard_gigabytes", "error", {"adapter": True}, {"merged": True}),
     ("AblationConfig", "iterations", "error", {"minutes": 1.0}, {}),

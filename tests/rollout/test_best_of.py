@@ -363,7 +363,10 @@ def test_success_seen_ahead_is_taken_whatever_the_reward_model_says(walker: Open
 
 
 def test_the_turn_to_regenerate_from() -> None:
-    model, states = make_chooser("reward-model", Oracle(False), 0), make_chooser("simulator", None, 0)
+    model, states = (
+        make_chooser("reward-model", Oracle(False), 0),
+        make_chooser("simulator", None, 0),
+    )
     assert Ending([], [], False, [3.0, 1.0, 2.0, 1.0]).cut(model, "worst") == 1
     # of states reached: the third turn undoes most
     assert Ending([], [], False, [1.0, 4.0, 2.0, 2.5]).cut(states, "worst") == 2

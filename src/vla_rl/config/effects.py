@@ -347,9 +347,10 @@ _REWARD_TRAIN = (
         "warning",
     ),
 )
+_TRIES = ("trajectory_turns", "refine_from", "temperatures", "turn_budget")
 _EVAL = (
     Effect(
-        ("mode", "chooser", "reward_model", "lookahead", "success_ahead"),
+        ("mode", "chooser", "reward_model", "lookahead", "success_ahead", *_TRIES),
         _chooses,
         "without --best-of 2 or more the policy plays its own actions and nothing is chosen",
     ),
@@ -357,6 +358,21 @@ _EVAL = (
         ("lookahead", "success_ahead"),
         lambda c: c.mode == "lookahead",
         "it belongs to --mode lookahead",
+    ),
+    Effect(
+        ("trajectory_turns",),
+        lambda c: c.mode == "trajectory",
+        "it belongs to --mode trajectory",
+    ),
+    Effect(
+        ("refine_from", "temperatures"),
+        lambda c: c.mode == "refine",
+        "it belongs to --mode refine",
+    ),
+    Effect(
+        ("turn_budget",),
+        lambda c: c.mode in ("trajectory", "refine"),
+        "it belongs to --mode trajectory and --mode refine",
     ),
     Effect(
         ("success_ahead",),
@@ -397,6 +413,21 @@ _TEST_TIME = (
         _named("search", "lookahead execute"),
         lambda c: c.search.mode == "lookahead",
         "it belongs to search.mode lookahead",
+    ),
+    Effect(
+        ("search.trajectory_turns",),
+        lambda c: c.search.mode == "trajectory" or "trajectories" in c.choosers,
+        "it belongs to search.mode trajectory",
+    ),
+    Effect(
+        _named("search", "refine_from temperatures"),
+        lambda c: c.search.mode == "refine",
+        "it belongs to search.mode refine",
+    ),
+    Effect(
+        ("search.turn_budget",),
+        lambda c: c.search.mode in ("trajectory", "refine"),
+        "it belongs to search.mode trajectory and refine",
     ),
     Effect(
         ("search.reward_model",),

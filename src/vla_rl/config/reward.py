@@ -18,7 +18,6 @@ from vla_rl.config.bounds import (
     ShareBelowOne,
     Shift,
     TemperatureOrGreedy,
-    WeightDecay,
     Whole,
     Workers,
 )  # fmt: skip

@@ -106,10 +106,10 @@ class ScalingConfig(Config):
         "reward-model-alone", "success", "reward-model", "simulator", "random",
     )  # fmt: skip
     """What to compare. reward-model-alone: the reward model without success seen ahead. success: success seen ahead
-    without the reward model. reward-model: both. simulator and random: as in `search.chooser`. trajectories (mode refine):
-    the best of whole trajectories by the reward model alone, at `search.temperature` and as many simulated turns an
-    episode as refinement took, or `search.turn_budget`. What cannot be had (no
-    reward model given, no dense reward in the simulator) is left out with a notice."""
+    without the reward model. reward-model: both. simulator and random: as in `search.chooser`. trajectories (mode
+    refine): the best of whole trajectories by the reward model alone, at `search.temperature` and as many simulated
+    turns an episode as refinement took, or `search.turn_budget`. What cannot be had (no reward model given, no dense
+    reward in the simulator) is left out with a notice."""
     out: str = "runs/scaling"
     """Folder for the results, scaling.json, scaling.md and scaling.png. Evaluations found there are not done again, if
     they are of the same policy and the same reward model."""

@@ -38,9 +38,7 @@ class SeenTurns:
     past: PastSteps
     """Of all (M + 1) L moments, turn after turn; of shape (.., F - 1, 0, 0) where no actions were given."""
 
-    def part(
-        self, turns: slice
-    ) -> tuple[UInt8[np.ndarray, "B F H W 3"], PastSteps]:
+    def part(self, turns: slice) -> tuple[UInt8[np.ndarray, "B F H W 3"], PastSteps]:
         """Of these turns, as one batch, window-major."""
         envs = self.images.shape[1]
         rows = np.arange(len(self.images) * envs).reshape(-1, envs)[turns].reshape(-1)
@@ -54,11 +52,11 @@ class StepHistory:
         """`images`: that a moment shows, the present one included (F)."""
         self.steps = images - 1
         self._kept: _Steps | None = None
-        self._saved: Mapping[str, Any] | None = None  # of all environments, until it is known which are ours
+        self._saved: Mapping[str, Any] | None = (
+            None  # of all environments, until it is known which are ours
+        )
 
-    def follow(
-        self, rollout: Rollout, actions: Float32[np.ndarray, "M L C A"]
-    ) -> SeenTurns:
+    def follow(self, rollout: Rollout, actions: Float32[np.ndarray, "M L C A"]) -> SeenTurns:
         """The moments of the next window; its last steps are kept."""
         kept = self._before(rollout, actions)
         images = np.concatenate([kept.images, rollout.images, rollout.next_images[None]])
@@ -84,9 +82,7 @@ class StepHistory:
             PastSteps(past.reshape(-1, self.steps, *past.shape[3:]), shown.reshape(-1)),
         )
 
-    def _before(
-        self, rollout: Rollout, actions: Float32[np.ndarray, "M L C A"]
-    ) -> _Steps:
+    def _before(self, rollout: Rollout, actions: Float32[np.ndarray, "M L C A"]) -> _Steps:
         envs = rollout.images.shape[1]
         if self._saved is not None:
             saved, self._saved = self._saved, None

@@ -35,6 +35,7 @@ from vla_rl.evaluation.search.trajectories import play_trajectories
 from vla_rl.policies.policy import Policy
 from vla_rl.types import EpisodeSpec, Observation
 
+
 def play_best_of(
     policy: Policy,
     envs: VectorEnv,

@@ -69,7 +69,9 @@ class _Episode:
     """An episode under evaluation."""
 
     spec: EpisodeSpec
-    kept: list[PlayedTurn] = field(default_factory=list[PlayedTurn])  # of stretches that are decided
+    kept: list[PlayedTurn] = field(
+        default_factory=list[PlayedTurn]
+    )  # of stretches that are decided
     best: Ending | None = None  # so far, of the stretch under way
     spent: int = 0  # simulated turns
 
@@ -141,7 +143,9 @@ def _play_to_the_end(search: Search, episodes: Sequence[_Episode]) -> None:
         for episode in live:
             episode.best = None
         if _at_once(search.config):
-            _consider(search, [_fresh(search, e, n) for e in live for n in range(search.config.best_of)])
+            _consider(
+                search, [_fresh(search, e, n) for e in live for n in range(search.config.best_of)]
+            )
         else:
             _in_rounds(search, live)
         for episode in live:

@@ -5,8 +5,8 @@
 
 What is read is never text but log p(positive answer) - log p(negative answer) at the answer's position, over the whole
 vocabulary; its sigmoid is the probability of the one against the other. With head regression a small network on the
-last token's hidden state gives the log-odds of progress instead (`regression.py`). Two backbones: the project's own tiny model
-class (`tiny`), and any image-text model of Hugging Face (`vlm`).
+last token's hidden state gives the log-odds of progress instead (`regression.py`). Two backbones: the project's own
+tiny model class (`tiny`), and any image-text model of Hugging Face (`vlm`).
 
 On disk a reward model is a folder. reward_model.json says what it was trained for, and the weights are safetensors. The
 tiny one has its tokenizer beside them; the others take their processor from the backbone.
