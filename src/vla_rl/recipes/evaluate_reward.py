@@ -87,17 +87,30 @@ def evaluate_reward(config: RewardEvalConfig) -> Result:
         "mismatched": mismatched(reward_model, material.examples, seen, odds, config),
         "versions": versions(),
     }
-    diagrams = {"seen tasks": reliability(probability(odds[known]), positive[known], config.bins)}
+    diagrams = {"seen tasks": _diagram(reward_model, material.examples, seen, odds, config.bins)}
     if len(material.held_out):
         rows = material.examples.rows_of(material.held_out)
         odds = reward_model_rows(reward_model, material.examples, rows)
         result["held_out_tasks"] = measure(material.examples, rows, odds, config)
-        known, positive = material.examples.known[rows], material.examples.positive[rows]
-        diagrams["held-out tasks"] = reliability(
-            probability(odds[known]), positive[known], config.bins
+        diagrams["held-out tasks"] = _diagram(
+            reward_model, material.examples, rows, odds, config.bins
         )
     _write(out, result, diagrams)
     return result
+
+
+def _diagram(
+    reward_model: TrainableRewardModel,
+    examples: Examples,
+    rows: Rows,
+    odds: Float32[np.ndarray, " R"],
+    bins: int,
+) -> Reliability:
+    """What was predicted against what is so: the share of positives, or with head regression progress."""
+    if reward_model.description.reads_past:
+        return reliability(probability(odds), examples.progress[rows], bins)
+    known = examples.known[rows]
+    return reliability(probability(odds[known]), examples.positive[rows][known], bins)
 
 
 @dataclass(frozen=True)
@@ -180,6 +193,7 @@ def measure(
         "last": _ranking(examples, rows, chances, lambda values: float(values[-1])),
     }
     result["progress_correlation"] = _progress(examples, rows, chances)
+    result["progress"] = progress_measures(examples, rows, chances, config.bins)
     tasks = [t.task for t in examples.trajectories]
     result["tasks"] = {}
     for task in sorted({tasks[i] for i in episodes}):
@@ -262,6 +276,28 @@ def _progress(examples: Examples, rows: Rows, chances: Float32[np.ndarray, " R"]
         "mean": float(np.mean(known)) if known else None,
         "share_above_0.5": float(np.mean(np.array(known) > 0.5)) if known else None,
         "episodes": len(known),
+    }
+
+
+def progress_measures(
+    examples: Examples, rows: Rows, chances: Float32[np.ndarray, " R"], bins: int
+) -> Result:
+    """How near the score is to progress, whatever the reward model was taught: that of labels.scheme segments.
+
+    mean_absolute_error, rank_correlation (Spearman's, over all turns, failures among them) and calibration_error: the
+    mean over bins of the score of its distance from the mean progress there.
+    """
+    scheme = LabelConfig(scheme="segments")
+    truth = np.zeros(len(examples), np.float32)
+    for i in np.unique(examples.episode[rows]):
+        trajectory = examples.trajectories[i]
+        found = label(trajectory, scheme, robot_signals(trajectory.robot))
+        truth[examples.episode == i] = found.progress
+    progress = truth[rows]
+    return {
+        "mean_absolute_error": float(np.abs(chances - progress).mean()),
+        "rank_correlation": _number(rank_correlation(chances, progress)),
+        "calibration_error": calibration_error(chances, progress, bins),
     }
 
 

@@ -87,8 +87,6 @@ def load_head(head: ProgressHead, folder: Path) -> None:
                 f"{file}: {name} has shape {tuple(found[name].shape)}, the backbone's hidden states need "
                 f"{tuple(tensor.shape)}: the head belongs to another backbone. {REMEDY}"
             )
-        if not torch.isfinite(found[name]).all():
-            raise UserError(f"{file}: {name} holds numbers that are not finite. {REMEDY}")
     head.load_state_dict({name: tensor.float() for name, tensor in found.items()})
 
 

@@ -258,7 +258,8 @@ class TinyProcessRewardModel:
         """Each earlier image and the action that was taken then, padding where there was none, and the image now."""
         small, now = self._embed_apart(images)
         batch, steps = small.shape[:2]
-        tokens = self._action_ids(past.actions.reshape(batch * steps, -1)).view(batch, steps, -1)
+        taken = past.actions.reshape(-1, *past.actions.shape[2:])
+        tokens = self._action_ids(taken).view(batch, steps, -1)
         embed = self.model.language_model.model.embed_tokens
         block = torch.cat([small, embed(tokens)], 2)
         absent = torch.from_numpy(np.arange(steps) < steps - past.count[:, None]).to(self._device)
