@@ -279,7 +279,7 @@ def _distinct(config: ScalingConfig) -> list[StudyChooser]:
     wanted: Sequence[StudyChooser] = config.choosers
     if config.search.mode != "lookahead":
         wanted = ["reward-model-alone" if name == "reward-model" else name for name in wanted]
-    distinct = list(dict.fromkeys(name for name in wanted if name != EQUAL))
+    distinct: list[StudyChooser] = list(dict.fromkeys(name for name in wanted if name != EQUAL))
     if EQUAL not in wanted:
         return distinct
     if config.search.mode != "refine" or "reward-model-alone" not in distinct:
@@ -373,7 +373,8 @@ def stored_evaluation(
     different += _changed("search.", kept, wanted)
     if different:
         raise UserError(f"{file} was evaluated with another {', '.join(different)}. {remedy}")
-    if search.mode == "refine" and stored.cost.simulated_turns is None:
+    refined = search.mode == "refine" and search.best_of > 1
+    if refined and stored.cost.simulated_turns is None:
         raise UserError(
             f"{file} is of an earlier version, whose refinement compared trajectories by the mean of log-odds, not of "
             f"probabilities. {remedy}"
