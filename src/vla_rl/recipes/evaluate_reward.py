@@ -71,7 +71,7 @@ def evaluate_reward(config: RewardEvalConfig) -> Result:
         Path(config.out) if config.out else folder.parent / "evaluation", "folder"
     )
     reward_model = load_reward_model(folder)
-    material = _material(config, reward_model)
+    material, regresses = _material(config, reward_model), reward_model.description.reads_past
     seen = material.examples.rows_of(material.seen)
     odds = reward_model_rows(reward_model, material.examples, seen)
     known = material.examples.known[seen]
@@ -82,7 +82,7 @@ def evaluate_reward(config: RewardEvalConfig) -> Result:
         "reward_model": str(folder),
         "datasets": list(material.datasets),
         "held_out_of_training": not config.datasets,
-        "seen_tasks": measure(material.examples, seen, odds, config),
+        "seen_tasks": measure(material.examples, seen, odds, config, regresses),
         "held_out_tasks": None,
         "mismatched": mismatched(reward_model, material.examples, seen, odds, config),
         "versions": versions(),
@@ -91,7 +91,7 @@ def evaluate_reward(config: RewardEvalConfig) -> Result:
     if len(material.held_out):
         rows = material.examples.rows_of(material.held_out)
         odds = reward_model_rows(reward_model, material.examples, rows)
-        result["held_out_tasks"] = measure(material.examples, rows, odds, config)
+        result["held_out_tasks"] = measure(material.examples, rows, odds, config, regresses)
         diagrams["held-out tasks"] = _diagram(
             reward_model, material.examples, rows, odds, config.bins
         )
@@ -170,9 +170,16 @@ def training_config(
 
 
 def measure(
-    examples: Examples, rows: Rows, odds: Float32[np.ndarray, " R"], config: RewardEvalConfig
+    examples: Examples,
+    rows: Rows,
+    odds: Float32[np.ndarray, " R"],
+    config: RewardEvalConfig,
+    regresses: bool = False,
 ) -> Result:
-    """Everything about these turns, which are those of whole episodes; None where a class is missing."""
+    """Everything about these turns, which are those of whole episodes; None where a class is missing.
+
+    `regresses`: the score is progress, and calibrated if it is right about that.
+    """
     known, positive = examples.known[rows], examples.positive[rows]
     episodes = np.unique(examples.episode[rows])
     chances = probability(odds)
@@ -184,9 +191,8 @@ def measure(
     }
     result |= _separation(odds[known], positive[known], examples.episode[rows][known], config)
     if known.any():
-        result["calibration_error"] = calibration_error(
-            chances[known], positive[known], config.bins
-        )
+        right = examples.progress[rows] if regresses else positive
+        result["calibration_error"] = calibration_error(chances[known], right[known], config.bins)
         result["mean_probability"] = float(chances[known].mean())
     result["ranking"] = {
         "mean": _ranking(examples, rows, chances, lambda values: float(values.mean())),
