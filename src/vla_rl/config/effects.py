@@ -12,21 +12,10 @@ One table, by the configuration of a command. What a preset or a default says is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-Severity = Literal["error", "warning"]
-Condition = Callable[[Any], bool]
-
-
-class Effect(NamedTuple):
-    """Fields, the condition under which they count, and what to say where it does not hold."""
-
-    fields: tuple[str, ...]
-    """Dotted, as attributes of the command's configuration; a group stands for all of its fields."""
-    counts: Condition
-    because: str
-    severity: Severity = "error"
-    """error: what was asked for would not happen. warning: no difference to anything."""
+from vla_rl.config.effect import Effect, Severity
+from vla_rl.config.effects_search import EVAL, TEST_TIME
 
 
 class Finding(NamedTuple):
@@ -112,10 +101,6 @@ def _regresses(config: Any) -> bool:
 
 def _scheme(config: Any) -> str:
     return "segments" if _regresses(config) else config.labels.scheme
-
-
-def _chooses(config: Any) -> bool:
-    return config.best_of > 1
 
 
 def _on_gpu(config: Any) -> bool:
@@ -347,94 +332,6 @@ _REWARD_TRAIN = (
         "warning",
     ),
 )
-_TRIES = ("trajectory_turns", "refine_from", "temperatures", "turn_budget")
-_EVAL = (
-    Effect(
-        ("mode", "chooser", "reward_model", "lookahead", "success_ahead", *_TRIES),
-        _chooses,
-        "without --best-of 2 or more the policy plays its own actions and nothing is chosen",
-    ),
-    Effect(
-        ("lookahead", "success_ahead"),
-        lambda c: c.mode == "lookahead",
-        "it belongs to --mode lookahead",
-    ),
-    Effect(
-        ("trajectory_turns",),
-        lambda c: c.mode == "trajectory",
-        "it belongs to --mode trajectory",
-    ),
-    Effect(
-        ("refine_from", "temperatures"),
-        lambda c: c.mode == "refine",
-        "it belongs to --mode refine",
-    ),
-    Effect(
-        ("turn_budget",),
-        lambda c: c.mode in ("trajectory", "refine"),
-        "it belongs to --mode trajectory and --mode refine",
-    ),
-    Effect(
-        ("success_ahead",),
-        lambda c: c.chooser in ("reward-model", "simulator"),
-        "--chooser success sees it anyway, and random does not look",
-    ),
-    Effect(
-        ("reward_model",),
-        lambda c: c.chooser == "reward-model",
-        "--chooser asks no reward model",
-    ),
-    Effect(
-        ("videos_out",),
-        lambda c: c.protocol.videos > 0,
-        "no videos are made; give --videos, the number per task",
-    ),
-    Effect(
-        ("protocol.seed",),
-        lambda c: c.protocol.temperature > 0 or c.best_of > 1,
-        "greedy play draws nothing at random; it counts with --temperature above 0",
-        "warning",
-    ),
-)
-_TEST_TIME = (
-    Effect(("search.best_of",), lambda c: False, "the numbers of candidates are given by --sizes"),
-    Effect(
-        ("search.chooser", "search.success_ahead"),
-        lambda c: False,
-        "what is compared is given by --choosers",
-    ),
-    Effect(
-        ("protocol.temperature",),
-        lambda c: False,
-        "the candidates are sampled at search.temperature",
-    ),
-    Effect(("protocol.videos",), lambda c: False, "the study makes no videos; `vla-rl eval` does"),
-    Effect(
-        _named("search", "lookahead execute"),
-        lambda c: c.search.mode == "lookahead",
-        "it belongs to search.mode lookahead",
-    ),
-    Effect(
-        ("search.trajectory_turns",),
-        lambda c: c.search.mode == "trajectory" or "trajectories" in c.choosers,
-        "it belongs to search.mode trajectory",
-    ),
-    Effect(
-        _named("search", "refine_from temperatures"),
-        lambda c: c.search.mode == "refine",
-        "it belongs to search.mode refine",
-    ),
-    Effect(
-        ("search.turn_budget",),
-        lambda c: c.search.mode in ("trajectory", "refine"),
-        "it belongs to search.mode trajectory and refine",
-    ),
-    Effect(
-        ("search.reward_model",),
-        lambda c: any(name.startswith("reward-model") for name in c.choosers),
-        "none of --choosers asks a reward model",
-    ),
-)
 EFFECTS: Mapping[str, tuple[Effect, ...]] = {
     "TrainConfig": _TRAIN,
     "PlanArguments": (
@@ -457,8 +354,8 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
             "warning",
         ),
     ),
-    "EvalArguments": _EVAL,
-    "ScalingConfig": _TEST_TIME,
+    "EvalArguments": EVAL,
+    "ScalingConfig": TEST_TIME,
     "ExportConfig": (
         Effect(
             ("dtype", "shard_gigabytes"),
