@@ -76,10 +76,9 @@ ALWAYS = {
     ),
     "DemosConfig": (_ENV, "{out,episodes_per_task,noise,image_format,seed}"),
     "RewardModelConfig": (
-        "{datasets,out,start,prompt,positive_answer,negative_answer,sees_actions,history,camera,image_size,"
+        "{datasets,out,start,head,sees_actions,history,camera,image_size,"
         "held_out_tasks,validation_fraction,mismatched_share,epochs,batch_size,micro_batch,learning_rate,weight_decay,"
         "warmup_steps,max_grad_norm,random_shift,device,seed}",
-        "labels.scheme",
     ),
     "RewardLabelConfig": ("{out,action_chunk,plot}", "labels.scheme"),
     "RewardEvalConfig": ("{datasets,out,bins,resamples}",),
@@ -216,6 +215,12 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("RewardModelConfig", "backbone lora.rank all_weights", "error", {"start": "x"}, {"backbone": "y"}),
     ("RewardModelConfig", "action_coef", "error", {"backbone": "y"}, {}),
+    ("RewardModelConfig", "prompt positive_answer negative_answer", "error", {"head": "regression"}, {}),
+    ("RewardModelConfig", "labels.scheme", "error", {"head": "regression"}, {}),
+    (
+        "RewardModelConfig", "labels.num_segments labels.failure_peak", "error", {},
+        {"head": "regression"},
+    ),
     ("RewardModelConfig", "dtype", "error", {}, {"backbone": "y"}),
     ("RewardModelConfig", "action_chunk", "error", {"action_coef": 0.0}, {"action_coef": 0.0, "sees_actions": True}),
     ("RewardModelConfig", "action_chunk", "error", {"backbone": "y"}, {}),
@@ -225,6 +230,18 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("PlanArguments", "policy.critic.width", "error", SHARED, SEPARATE),
     ("RewardEvalConfig", "seed", "warning", {"resamples": 0}, {}),
     ("EvalArguments", "mode chooser reward_model lookahead success_ahead", "error", {}, {"best_of": 2}),
+    (
+        "EvalArguments", "refine_from temperatures turn_budget", "error", {"best_of": 2},
+        {"best_of": 2, "mode": "refine"},
+    ),
+    (
+        "EvalArguments", "trajectory_turns turn_budget", "error", {"mode": "trajectory"},
+        {"best_of": 2, "mode": "trajectory"},
+    ),
+    (
+        "EvalArguments", "trajectory_turns", "error", {"best_of": 2, "mode": "refine"},
+        {"best_of": 2, "mode": "trajectory"},
+    ),
     ("EvalArguments", "lookahead success_ahead", "error", {"best_of": 2, "mode": "refine"}, {"best_of": 2}),
     ("EvalArguments", "success_ahead", "error", {"best_of": 2, "chooser": "random"}, {"best_of": 2}),
     ("EvalArguments", "reward_model", "error", {"best_of": 2, "chooser": "simulator"}, {"best_of": 2}),
@@ -236,6 +253,11 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         "error", {}, {},
     ),
     ("ScalingConfig", "search.lookahead search.execute", "error", {"search.mode": "action"}, {}),
+    ("ScalingConfig", "search.trajectory_turns search.turn_budget", "error", {}, {"search.mode": "trajectory"}),
+    (
+        "ScalingConfig", "search.refine_from search.temperatures search.turn_budget", "error", {},
+        {"search.mode": "refine"},
+    ),
     ("ScalingConfig", "search.reward_model", "error", {"choosers": ("random",)}, {"choosers": ("reward-model-alone",)}),
     ("ExportConfig", "dtype shard_gigabytes", "error", {"adapter": True}, {"merged": True}),
     ("AblationConfig", "iterations", "error", {"minutes": 1.0}, {}),

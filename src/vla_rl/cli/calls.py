@@ -115,6 +115,8 @@ def evaluate(words: list[str], parse_command: ParseCommand) -> int:
         search = BestOfConfig(
             request.best_of, request.mode, request.chooser, request.reward_model, request.lookahead,
             temperature=sampled or 1.0, greedy_first=sampled == 0, success_ahead=request.success_ahead,
+            trajectory_turns=request.trajectory_turns, refine_from=request.refine_from,
+            temperatures=request.temperatures, turn_budget=request.turn_budget,
         )  # fmt: skip
         evaluate_best_of(
             request.checkpoint,

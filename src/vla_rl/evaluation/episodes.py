@@ -28,6 +28,9 @@ class EpisodeRecord:
     turns: int = 0
     simulator_steps: int = 0
     tokens: list[list[int]] = field(default_factory=list)  # per turn, to replay it for a video
+    simulated_turns: int = (
+        0  # by a search: turns that were simulated for it, discarded ones included
+    )
 
 
 Decide = Callable[[Observation, Sequence[EpisodeRecord]], Int64[Tensor, "S K"]]
