@@ -38,7 +38,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     """
     if not 0 <= successes <= trials:
         raise ValueError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
-    z = _normal_quantile(confidence)
+    z = normal_quantile(confidence)
     if trials == 0:
         return Interval(0.0, 1.0)
     total = trials + z * z
@@ -80,7 +80,7 @@ def paired_difference(
         )
     if not all(0 <= outcome <= 1 for outcome in (*before, *after)):
         raise ValueError("outcomes must be successes or numbers in [0, 1]")
-    z = _normal_quantile(confidence)
+    z = normal_quantile(confidence)
     differences = [float(b) - float(a) for a, b in zip(before, after, strict=True)]
     n = len(differences)
     mean = math.fsum(differences) / n
@@ -92,7 +92,7 @@ def paired_difference(
     return PairedDifference(mean, error, max(-1.0, mean - z * error), min(1.0, mean + z * error), n)
 
 
-def _normal_quantile(confidence: float) -> float:
+def normal_quantile(confidence: float) -> float:
     """The z with P(|Z| <= z) = confidence for a standard normal Z: 1.96 at 0.95."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie inside (0, 1), got {confidence}")
