@@ -22,6 +22,7 @@ from vla_rl.config import (
     RewardModelConfig,
     SFTConfig,
 )
+from vla_rl.config.analysis import AnalysisConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import BestOfConfig
 
@@ -156,6 +157,15 @@ def ablate(words: list[str], parse_command: ParseCommand) -> int:
 
     table = ablate(config)
     say(f"{table.read_text(encoding='utf-8')}\nTable: {table}")
+    return 0
+
+
+def analyse(words: list[str], parse_command: ParseCommand) -> int:
+    config = parse_command(AnalysisConfig, words, "analyse")
+    from vla_rl.recipes.analyse import analyse
+
+    page = analyse(config)
+    say(f"{page.read_text(encoding='utf-8')}\nAnalysis: {page.parent}")
     return 0
 
 

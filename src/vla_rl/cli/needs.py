@@ -61,6 +61,7 @@ NEEDS: Mapping[str, Modules] = {
     "ablate": _plots,
     "export": lambda _: (),
     "report": lambda _: (),
+    "analyse": lambda c: ("matplotlib", "scipy", "PIL", *(VIDEOS if c.videos else ())),
     "film": lambda _: (*VIDEOS, "PIL"),
     "certify": lambda _: (),
     "engine serve": lambda _: (),

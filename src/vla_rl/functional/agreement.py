@@ -21,9 +21,7 @@ class Kappa(NamedTuple):
     things: int
 
 
-def cohens_kappa(
-    first: Sequence[str], second: Sequence[str], confidence: float = 0.95
-) -> Kappa:
+def cohens_kappa(first: Sequence[str], second: Sequence[str], confidence: float = 0.95) -> Kappa:
     """Agreement beyond chance: 1 where the judges always agree, 0 where they agree as often as chance would.
 
         kappa = (p_o - p_e) / (1 - p_e),   p_e = sum over labels of n1(label) n2(label) / n^2
@@ -53,9 +51,7 @@ def cohens_kappa(
         for label in labels
     )
     off = (1 - kappa) ** 2 * sum(
-        count / n * ((columns[a] + rows[b]) / n) ** 2
-        for (a, b), count in pairs.items()
-        if a != b
+        count / n * ((columns[a] + rows[b]) / n) ** 2 for (a, b), count in pairs.items() if a != b
     )
     variance = (on + off - (kappa - chance * (1 - kappa)) ** 2) / (n * (1 - chance) ** 2)
     half = normal_quantile(confidence) * math.sqrt(max(variance, 0.0))

@@ -35,9 +35,7 @@ def _within(radius: float) -> Condition:
 
 def _within_along(axis: int, radius: float) -> Condition:
     """The object's distance to its target along one axis."""
-    return Condition(
-        lambda env: abs(env._get_pos_objects()[axis] - env._target_pos[axis]), radius
-    )
+    return Condition(lambda env: abs(env._get_pos_objects()[axis] - env._target_pos[axis]), radius)
 
 
 def _gripper_within(radius: float) -> Condition:

@@ -1,0 +1,100 @@
+"""How far samples spread: differential entropy from nearest neighbours, with intervals over groups of samples."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from vla_rl.functional.intervals import Interval
+
+
+def entropy_terms(samples: Float64[np.ndarray, "n D"], k: int = 4) -> Float64[np.ndarray, " n"]:
+    """One term per sample, whose mean is the differential entropy of what they were drawn from, in nats.
+
+        H = psi(n) - psi(k) + (D / n) sum_i log(2 e_i),    e_i = distance to the k-th neighbour, maximum norm
+
+    Kozachenko and Leonenko 1987, in the form of Kraskov, Stoegbauer and Grassberger 2004 (equation 20,
+    doi:10.1103/PhysRevE.69.066138). Samples must not coincide: rounded ones are spread over their cells before. The
+    uniform distribution on a box has the logarithm of its volume; at the edge of a support that ends abruptly
+    the estimate is somewhat high.
+
+    Raises:
+        ValueError: If there are no more than `k` samples, one is not finite, or more than `k` of them coincide.
+    """
+    # libraries of the extra `report`, and this module is imported by all
+    from scipy.spatial import cKDTree
+    from scipy.special import digamma
+
+    n, dimensions = samples.shape
+    if not 1 <= k < n or dimensions < 1:
+        raise ValueError(
+            f"expected more than k = {k} samples of one dimension or more, got {samples.shape}"
+        )
+    if not np.isfinite(samples).all():
+        raise ValueError("expected finite samples")
+    distances = cKDTree(samples).query(samples, k=[k + 1], p=np.inf)[0][:, 0]  # the first is itself
+    if not (distances > 0).all():
+        raise ValueError(f"more than {k} samples coincide: spread rounded ones over their cells")
+    return digamma(n) - digamma(k) + dimensions * np.log(2 * distances)
+
+
+def spread_over_cells(
+    samples: Float64[np.ndarray, "n D"],
+    widths: Float64[np.ndarray, " D"],
+    rng: np.random.Generator,
+) -> Float64[np.ndarray, "n D"]:
+    """Rounded samples, each somewhere within its cell: uniform dequantisation (Theis et al. 2016, arXiv:1511.01844).
+
+    The entropy of the result is that of the cells' probabilities plus the logarithm of a cell's volume.
+    """
+    return samples + (rng.random(samples.shape) - 0.5) * widths
+
+
+def cell_widths(samples: Float64[np.ndarray, "n D"], otherwise: float) -> Float64[np.ndarray, " D"]:
+    """Width of the cells that each dimension was rounded to: the smallest distance of two different values.
+
+    `otherwise` where all values are the same.
+    """
+    widths = np.full(samples.shape[1], otherwise)
+    for dimension, column in enumerate(samples.T):
+        gaps = np.diff(np.unique(column))
+        gaps = gaps[gaps > 1e-6]  # the same value, rounded otherwise
+        if len(gaps):
+            widths[dimension] = gaps.min()
+    return widths
+
+
+def mean_over_groups(
+    terms: Float64[np.ndarray, " n"],
+    groups: Int64[np.ndarray, " n"],
+    resamples: Int64[np.ndarray, "R G"],
+    confidence: float = 0.95,
+) -> tuple[float, Interval, Float64[np.ndarray, " R"]]:
+    """Mean of all terms, its percentile interval from a bootstrap over whole groups, and the resampled means.
+
+    Terms of one group (an episode) hang together, so that groups are drawn, not terms (Davison and Hinkley 1997,
+    section 3.8). groups: of each term, 0..G-1. resamples: groups drawn with replacement, the same for several
+    quantities whose differences count. Neighbours are not looked for again: a sample drawn twice is its own neighbour,
+    and the entropy would come out too low.
+    """
+    count = int(resamples.shape[1])
+    sums = np.bincount(groups, weights=terms, minlength=count)
+    sizes = np.bincount(groups, minlength=count).astype(np.float64)
+    drawn = sizes[resamples].sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = sums[resamples].sum(axis=1) / drawn
+    return float(terms.mean()), percentiles(means, confidence), means
+
+
+def percentiles(values: Float64[np.ndarray, " R"], confidence: float = 0.95) -> Interval:
+    """The middle `confidence` of resampled values."""
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(values, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+def effective_volume(entropy: float, dimensions: int, side: float = 2.0) -> float:
+    """Volume of the box that would have this entropy if it were filled evenly, as a share of a box with `side`."""
+    return math.exp(entropy - dimensions * math.log(side))
