@@ -47,6 +47,7 @@ CONFIGS: dict[str, Any] = {
 UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
     "ReportArguments", "FilmArguments", "DoctorArguments", "CertifyArguments", "EngineServeArguments",
+    "AnalysisConfig",
 }  # fmt: skip
 """Configurations of commands all of whose options always count."""
 

@@ -26,7 +26,8 @@ class AnalysisConfig(Config):
     strips: Whole = 0
     """Film strips of so many failed episodes, in an order that tells nothing, to be labelled by eye."""
     labels: Path | None = None
-    """A CSV file with the columns strip and label, made by eye from such strips: says how far both agree."""
+    """A CSV file with the columns strip and label, made by eye from such strips of the same seed: says how far both
+    agree."""
     plateau_window: Annotated[int, Ge(3), Le(100_000)] = 15
     """Iterations that a plateau lasts at least."""
     plateau_tolerance: Annotated[float, Gt(0), Le(1)] = 0.05

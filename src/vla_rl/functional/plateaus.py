@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -25,28 +26,35 @@ def change_over(
 ) -> tuple[float, float, float]:
     """Change over a stretch by a least-squares line, and its interval: (change, low, high).
 
-    Neighbouring points of a training curve hang together, so the error of the slope is that of Newey and West 1987
-    (doi:10.2307/1913610) with floor(4 (n / 100)^(2/9)) lags, n / (n - 2) for few points, and Student's t.
+    Neighbouring points of a training curve hang together. With r the correlation of neighbouring residuals, where it is
+    positive, n points count as n (1 - r) / (1 + r), both in the error and in Student's t (Santer et al. 2000,
+    doi:10.1029/1999JD901105). So few points say little: the interval is then wide.
 
     Raises:
         ValueError: If there are fewer than three points, or one is not finite.
     """
-    from scipy.stats import t as student  # of the extra `report`
-
     n = len(values)
     if n < 3 or not np.isfinite(values).all():
         raise ValueError(f"expected three finite points or more, got {n}")
     time = np.arange(n) - (n - 1) / 2
     weight = float(time @ time)
     slope = float(time @ values) / weight
-    scores = time * (values - values.mean() - slope * time)
-    total = float(scores @ scores)
-    lags = min(math.floor(4 * (n / 100) ** (2 / 9)), n - 2)
-    for lag in range(1, lags + 1):
-        total += 2 * (1 - lag / (lags + 1)) * float(scores[lag:] @ scores[:-lag])
-    error = math.sqrt(max(total, 0.0) * n / (n - 2)) / weight
-    half = float(student.ppf(0.5 + confidence / 2, n - 2)) * error
+    residuals = values - values.mean() - slope * time
+    squares = float(residuals @ residuals)
+    alike = float(residuals[1:] @ residuals[:-1]) / squares if squares > 0 else 0.0
+    alike = min(max(alike, 0.0), 0.99)
+    free = max(n * (1 - alike) / (1 + alike) - 2, 0.5)
+    half = _quantile(confidence, round(free, 1)) * math.sqrt(squares / free / weight)
     return slope * (n - 1), (slope - half) * (n - 1), (slope + half) * (n - 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def _quantile(confidence: float, free: float) -> float:
+    """Of Student's t, both sides."""
+    # a library of the extra `report`, and this module is imported by all
+    from scipy.special import stdtrit  # pyright: ignore
+
+    return float(stdtrit(free, 0.5 + confidence / 2))  # pyright: ignore
 
 
 def plateaus(
@@ -55,29 +63,46 @@ def plateaus(
     """The stretches of at least `window` points over which the curve changed by no more than `tolerance`.
 
     That has to be shown, not only not disproved: the whole interval of the change lies within +- tolerance, an
-    equivalence test (Schuirmann 1987, doi:10.1007/BF01068419). So a noisy curve has fewer plateaus, not more. Stretches
-    are found from the left, each as long as it can be, and do not overlap.
+    equivalence test (Schuirmann 1987, doi:10.1007/BF01068419). So a noisy curve has fewer plateaus, not more. The
+    longest stretch comes first, then the longest on each side of it; they do not overlap. Of a curve of more than
+    400 points, stretches begin and end at every so-manieth of them.
 
     Raises:
         ValueError: If `window` is below 3, `tolerance` is not positive, or a value is not finite.
     """
-    if window < 3 or not tolerance > 0:
+    if window < 3 or not tolerance > 0 or not np.isfinite(values).all():
         raise ValueError(
-            f"expected a window of 3 or more and a positive tolerance, got {window} and {tolerance}"
+            "expected a window of 3 or more, a positive tolerance and finite values, got "
+            f"{window}, {tolerance} and {len(values)} values"
         )
-    found: list[Plateau] = []
-    start = 0
-    while start + window <= len(values):
-        best: Plateau | None = None
-        for end in range(start + window, len(values) + 1):
+    step = -(-len(values) // _ENDS)
+    candidates: list[Plateau] = []
+    for start in range(0, len(values) - window + 1, step):
+        for end in range(len(values), start + window - 1, -step):
             change, low, high = change_over(values[start:end], confidence)
             if -tolerance <= low and high <= tolerance:
-                best = Plateau(start, end - 1, change, low, high, float(values[start:end].mean()))
-            elif best is not None or end - start >= 2 * window:
+                mean = float(values[start:end].mean())
+                candidates.append(Plateau(start, end - 1, change, low, high, mean))
                 break
-        if best is None:
-            start += 1
-        else:
-            found.append(best)
-            start = best.end + 1
-    return found
+    return _apart(values, candidates, window, tolerance, confidence)
+
+
+_ENDS = 400
+
+
+def _apart(
+    values: Float64[np.ndarray, " R"],
+    candidates: list[Plateau],
+    window: int,
+    tolerance: float,
+    confidence: float,
+) -> list[Plateau]:
+    """The longest candidate, and what is found to its left and to its right."""
+    if not candidates:
+        return []
+    best = max(candidates, key=lambda plateau: plateau.end - plateau.start)
+    left = plateaus(values[: best.start], window, tolerance, confidence)
+    right = plateaus(values[best.end + 1 :], window, tolerance, confidence)
+    shift = best.end + 1
+    moved = [p._replace(start=p.start + shift, end=p.end + shift) for p in right]
+    return [*left, best, *moved]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -24,8 +25,8 @@ def entropy_terms(samples: Float64[np.ndarray, "n D"], k: int = 4) -> Float64[np
         ValueError: If there are no more than `k` samples, one is not finite, or more than `k` of them coincide.
     """
     # libraries of the extra `report`, and this module is imported by all
-    from scipy.spatial import cKDTree
-    from scipy.special import digamma
+    from scipy.spatial import KDTree  # pyright: ignore[reportMissingTypeStubs]
+    from scipy.special import digamma  # pyright: ignore
 
     n, dimensions = samples.shape
     if not 1 <= k < n or dimensions < 1:
@@ -34,10 +35,13 @@ def entropy_terms(samples: Float64[np.ndarray, "n D"], k: int = 4) -> Float64[np
         )
     if not np.isfinite(samples).all():
         raise ValueError("expected finite samples")
-    distances = cKDTree(samples).query(samples, k=[k + 1], p=np.inf)[0][:, 0]  # the first is itself
+    tree: Any = KDTree(samples)
+    # the first neighbour is the sample itself
+    distances: Float64[np.ndarray, " n"] = tree.query(samples, k=[k + 1], p=np.inf)[0][:, 0]
     if not (distances > 0).all():
         raise ValueError(f"more than {k} samples coincide: spread rounded ones over their cells")
-    return digamma(n) - digamma(k) + dimensions * np.log(2 * distances)
+    constant = float(digamma(n)) - float(digamma(k))  # pyright: ignore
+    return constant + dimensions * np.log(2 * distances)
 
 
 def spread_over_cells(
@@ -59,10 +63,10 @@ def cell_widths(samples: Float64[np.ndarray, "n D"], otherwise: float) -> Float6
     """
     widths = np.full(samples.shape[1], otherwise)
     for dimension, column in enumerate(samples.T):
-        gaps = np.diff(np.unique(column))
+        gaps: Float64[np.ndarray, " g"] = np.diff(np.unique(column)).astype(np.float64)
         gaps = gaps[gaps > 1e-6]  # the same value, rounded otherwise
         if len(gaps):
-            widths[dimension] = gaps.min()
+            widths[dimension] = float(gaps.min())
     return widths
 
 

@@ -31,7 +31,7 @@ from vla_rl.evaluation.traces import trace_episode
 from vla_rl.policies.policy import Policy
 from vla_rl.policies.shardable import playing
 from vla_rl.recipes.loading import load_with_env
-from vla_rl.recipes.pictures_of_failures import film_strips, kind_videos
+from vla_rl.recipes.pictures_of_failures import film_strips, kind_videos, strips_in_order
 from vla_rl.report.analysis.coverage import Actions, coverage_view
 from vla_rl.report.analysis.failures import agreement, kinds_not_told, read_labels, stage_failures
 from vla_rl.report.analysis.lengths import lengths_of
@@ -84,10 +84,7 @@ def analyse(config: AnalysisConfig) -> Path:
     folder = training_run(config.run)
     trained = read_config(folder, TrainConfig)
     out = require_writable(folder / FOLDER, "folder")
-    if config.labels is not None and config.strips == 0:
-        raise UserError(
-            "--labels are of film strips: give --strips, and --seed if there was one, as when they were written"
-        )
+    labels = read_labels(config.labels) if config.labels is not None else None
     run = read_run(folder)
     notes: list[str] = []
     env = replace(trained.env, num_workers=config.workers or trained.env.num_workers)
@@ -102,10 +99,11 @@ def analyse(config: AnalysisConfig) -> Path:
         played = _play(policies, env, protocol, specs, trained.rollout.temperature, config.seed)
         coverage = _coverage(policies, played, specs, trained, config.seed, out, notes)
         failures, strips = _failures(policies, played, env, config, out)
-        if config.labels is not None:
-            agreed = agreement(read_labels(config.labels, strips), strips)
+        if labels is not None:
+            agreed = agreement(labels, strips, str(config.labels))
+    each = len(specs) // len(task_names(env.suite))
     analysis = Analysis(
-        1, env.suite, names.get("after", ""), names.get("before"), protocol.split, len(specs) // len(task_names(env.suite)),
+        1, env.suite, names.get("after", ""), names.get("before"), protocol.split, each,
         coverage, lengths, failures, agreed, tuple(notes),
     )  # fmt: skip
     origin = {"settings": to_json(config), "versions": versions(benchmark(env.suite).packages)}
@@ -233,24 +231,25 @@ def _coverage(
     out: Path,
     notes: list[str],
 ) -> Coverage | None:
-    own = {
+    own: dict[Stage, Actions] = {
         stage: single_actions(policy, played[stage].visits.tokens, played[stage].visits.turns)
         for stage, policy in policies.items()
     }
-    same = {
-        stage: _in_all_states(policy, played, specs, trained.rollout.temperature, seed)
-        for stage, policy in policies.items()
-    }
+    sets: dict[str, dict[Stage, Actions]] = {"own": own}
+    if len(policies) > 1:
+        sets["same"] = {
+            stage: _in_all_states(policy, played, specs, trained.rollout.temperature, seed)
+            for stage, policy in policies.items()
+        }
     views: list[CoverageView] = []
     try:
-        views = [
-            coverage_view(name, a, len(specs), seed) for name, a in (("own", own), ("same", same))
-        ]
+        views = [coverage_view(n, a, len(specs), seed) for n, a in sets.items()]
     except ValueError as error:  # a handful of actions, or all of them one and the same
         notes.append(f"Coverage cannot be estimated from so few different actions ({error}).")
         return None
+    drawn: dict[Stage, Any] = {stage: actions for stage, (actions, _) in own.items()}
     names = [f"action {i}" for i in range(own["after"][0].shape[1])]
-    draw_coverage({stage: actions for stage, (actions, _) in own.items()}, names, out / COVERAGE)
+    draw_coverage(drawn, names, out / COVERAGE)
     return Coverage(trained.rollout.temperature, len(specs), NEIGHBOURS, tuple(views))
 
 
@@ -295,20 +294,23 @@ def _failures(
         stage_failures(stage, played[stage].records, [e for e, _ in failed]) for stage in policies
     )
     videos = kind_videos(failed, policies, env, out / "videos") if config.videos else ()
-    strips: dict[str, FailedEpisode] = {}
+    strips = strips_in_order(failed, config.seed)
     if config.strips:
-        strips = film_strips(failed, policies, env, config.strips, config.seed, out / "strips")
+        shown = dict(list(strips.items())[: config.strips])
+        film_strips(shown, policies, env, out / "strips")
     found = Failures(stages, tuple(e for e, _ in failed), videos, kinds_not_told(goals))
     if any(stage.failed for stage in stages):
         draw_failures(found, out / FAILURES)
-    return found, strips
+    return found, {name: episode for name, (episode, _) in strips.items()}
 
 
 def _classified(
     policies: Mapping[Stage, Policy], played: Mapping[Stage, Played], env: EnvConfig
 ) -> tuple[list[tuple[FailedEpisode, EpisodeRecord]], list[TracedGoal] | None]:
     """Every failed episode with its kind, and the goals that were traced; None if the simulator tells nothing."""
-    everything = [(s, r) for s in policies for r in played[s].records if not r.success]
+    everything: list[tuple[Stage, EpisodeRecord]] = [
+        (s, r) for s in policies for r in played[s].records if not r.success
+    ]
     failed: list[tuple[FailedEpisode, EpisodeRecord]] = []
     goals: list[TracedGoal] = []
     witness: Any = benchmark(env.suite).make_envs(env, 1)[0]

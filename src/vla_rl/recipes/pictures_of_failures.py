@@ -48,34 +48,29 @@ def kind_videos(
     return tuple(videos)
 
 
+def strips_in_order(failed: Sequence[Failed], seed: int) -> dict[str, Failed]:
+    """Names of film strips for all failed episodes, in an order drawn from `seed` and nothing found out about them."""
+    order = generator(seed, "strips").permutation(len(failed)).tolist()
+    return {f"{place:03d}.png": failed[number] for place, number in enumerate(order)}
+
+
 def film_strips(
-    failed: Sequence[Failed],
+    strips: Mapping[str, Failed],
     policies: Mapping[Stage, Policy],
     env: EnvConfig,
-    count: int,
-    seed: int,
     folder: Path,
-) -> dict[str, FailedEpisode]:
-    """Write strips of up to `count` failed episodes, and an index.json without their kinds; by the strips' names.
-
-    Which episodes and in which order is drawn from `seed` and from nothing that was found out about them.
-    """
-    order = generator(seed, "strips").permutation(len(failed))[:count]
-    chosen = [failed[place] for place in order.tolist()]
-    strips: dict[str, FailedEpisode] = {}
+) -> None:
+    """Write these strips, and an index.json that does not say their kinds."""
     index = []
-    shown = _replayed(chosen, policies, env, "film strips", COLUMNS * ROWS)
-    for place, ((episode, _), frames) in enumerate(shown):
-        name = f"{place:03d}.png"
+    shown = _replayed(list(strips.values()), policies, env, "film strips", COLUMNS * ROWS)
+    for name, ((episode, _), frames) in zip(strips, shown, strict=True):
         _write_strip(frames, folder / name)
-        strips[name] = episode
         state = episode.initial_state
         index.append(
             {"strip": name, "stage": episode.stage, "task": episode.task, "initial_state": state}
         )
     if index:
         write_json(folder / "index.json", index)
-    return strips
 
 
 def _replayed(

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-_norm = np.linalg.norm
+
+def _norm(vector: Any) -> float:
+    return float(np.linalg.norm(vector))
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def stage_failures(
 
 
 def kinds_not_told(goals: Iterable[TracedGoal] | None) -> tuple[str, ...]:
-    """The kinds that cannot occur in these tasks, or that the simulator does not tell apart (None: it tells nothing)."""
+    """The kinds that cannot occur in these tasks; all of them if the simulator tells nothing (None)."""
     if goals is None:
         return tuple(kind for kind in MEANING if kind != "not told")
     goals = list(goals)
@@ -56,20 +56,18 @@ def kinds_not_told(goals: Iterable[TracedGoal] | None) -> tuple[str, ...]:
     return tuple(kind for kind in MEANING if kind not in possible and kind != "not told")
 
 
-def read_labels(path: Path, strips: Mapping[str, FailedEpisode]) -> dict[str, str]:
-    """Labels by eye, by strip. UserError for a file that is none, strips that are not there, and unknown labels."""
+def read_labels(path: Path) -> dict[str, str]:
+    """Labels by eye, by strip. UserError for a file that is none, a label that is no kind, and a strip named twice."""
     text = read_bytes(path, max_bytes=MAX_LABELS_BYTES, remedy="").decode("utf-8-sig", "replace")
-    rows = csv.DictReader(io.StringIO(text))
-    expected = "the columns strip and label in the first line"
-    if not {"strip", "label"} <= set(rows.fieldnames or ()):
-        raise fault(path, "line 1", expected, ",".join(rows.fieldnames or ()), "Write them there.")
     labels: dict[str, str] = {}
     try:
+        rows = csv.DictReader(io.StringIO(text.replace("\0", "\ufffd")))
+        columns = list(rows.fieldnames or ())
+        if not {"strip", "label"} <= set(columns):
+            raise fault(path, "line 1", "the columns strip and label", ",".join(columns), "")
         for row in rows:
             where = f"line {rows.line_num}"
             strip, label = (row["strip"] or "").strip(), (row["label"] or "").strip()
-            if strip not in strips:
-                raise fault(path, where, "a strip of this analysis", strip, _strips_hint(strips))
             if label not in MEANING:
                 raise fault(path, where, "a kind of failure", label, nearest(label, MEANING))
             if strip in labels:
@@ -84,15 +82,15 @@ def read_labels(path: Path, strips: Mapping[str, FailedEpisode]) -> dict[str, st
     return labels
 
 
-def _strips_hint(strips: Mapping[str, FailedEpisode]) -> str:
-    if not strips:
-        return "Let strips be written first: --strips 50."
-    names = list(strips)
-    return f"There are {names[0]} to {names[-1]}; the same --strips and --seed give the same ones."
-
-
-def agreement(labels: Mapping[str, str], strips: Mapping[str, FailedEpisode]) -> Agreement:
-    """How far labels by eye and the failure table agree."""
+def agreement(
+    labels: Mapping[str, str], strips: Mapping[str, FailedEpisode], source: str
+) -> Agreement:
+    """How far labels by eye and the failure table agree. UserError for labels of strips that there are not."""
+    for strip in labels:
+        if strip not in strips:
+            same = "The same --seed gives the same strips."
+            expected = f"one of the {len(strips)} strips of this analysis"
+            raise fault(source, "strip", expected, strip, same)
     eye = list(labels.values())
     table = [strips[strip].kind for strip in labels]
     found = cohens_kappa(eye, table)

@@ -29,8 +29,8 @@ def markdown(analysis: Analysis) -> str:
     lines = [
         "# What practice changed",
         "",
-        f"Suite {analysis.suite}, {analysis.initial_states} initial states of the {analysis.split} split for each task. "
-        f"After practice: `{analysis.after}`. "
+        f"Suite {analysis.suite}, {analysis.initial_states} initial states of the {analysis.split} split for each "
+        f"task. After practice: `{analysis.after}`. "
         + (f"Before: `{analysis.before}`." if analysis.before else "Nothing to compare with."),
     ]
     lines += [f"- {note}" for note in analysis.notes]
@@ -158,10 +158,10 @@ def _coverage(coverage: Coverage) -> list[str]:
         "",
         "## Action coverage",
         "",
-        f"Actions sampled at temperature {coverage.temperature:g}, {coverage.episodes} episodes of each policy. Entropy: "
-        f"Kozachenko and Leonenko's estimate from the {coverage.neighbours} nearest neighbours, in nats. Volume: that "
-        "of a box filled evenly with the same entropy, as a share of all actions. Intervals: bootstrap over episodes, "
-        "95 %.",
+        f"Actions sampled at temperature {coverage.temperature:g}, {coverage.episodes} episodes of each policy. "
+        f"Entropy: Kozachenko and Leonenko's estimate from the {coverage.neighbours} nearest neighbours, in nats. "
+        "Volume: that of a box filled evenly with the same entropy, as a share of all actions. Intervals: "
+        "bootstrap over episodes, 95 %.",
         "",
         "| states | actions | entropy before | after | difference | volume before | after |",
         "|---|---|---|---|---|---|---|",
