@@ -75,7 +75,7 @@ def plateaus(
             "expected a window of 3 or more, a positive tolerance and finite values, got "
             f"{window}, {tolerance} and {len(values)} values"
         )
-    step = -(-len(values) // _ENDS)
+    step = max(1, -(-len(values) // _ENDS))
     candidates: list[Plateau] = []
     for start in range(0, len(values) - window + 1, step):
         for end in range(len(values), start + window - 1, -step):
