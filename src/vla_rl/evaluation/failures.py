@@ -29,7 +29,7 @@ FailureKind = Literal[
     "not told",
 ]
 
-MEANING: dict[FailureKind, str] = {
+MEANING: dict[str, str] = {
     "never touched": "the robot never touched the object, and the object never moved",
     "closed too early": "the gripper was closed before it reached the object, and never held it",
     "wrong object": "both fingers held another object, and never the right one",
@@ -44,7 +44,7 @@ MEANING: dict[FailureKind, str] = {
     "time over, other": "it was still on its way, or still held, when time was over",
     "not told": "the simulator does not say what happens in it",
 }
-"""What each kind means, in the words of the table."""
+"""What each `FailureKind` means, in the words of the table."""
 
 KINDS: dict[GoalKind, tuple[FailureKind, ...]] = {
     "grasp": (

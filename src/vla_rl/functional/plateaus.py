@@ -65,7 +65,7 @@ def plateaus(
     That has to be shown, not only not disproved: the whole interval of the change lies within +- tolerance, an
     equivalence test (Schuirmann 1987, doi:10.1007/BF01068419). So a noisy curve has fewer plateaus, not more. The
     longest stretch comes first, then the longest on each side of it; they do not overlap. Of a curve of more than
-    400 points, stretches begin and end at every so-manieth of them.
+    200 points, stretches begin and end at every so-manieth of them.
 
     Raises:
         ValueError: If `window` is below 3, `tolerance` is not positive, or a value is not finite.
@@ -87,7 +87,7 @@ def plateaus(
     return _apart(values, candidates, window, tolerance, confidence)
 
 
-_ENDS = 400
+_ENDS = 200
 
 
 def _apart(

@@ -36,7 +36,10 @@ from vla_rl.report.analysis.coverage import Actions, coverage_view
 from vla_rl.report.analysis.failures import agreement, kinds_not_told, read_labels, stage_failures
 from vla_rl.report.analysis.lengths import lengths_of
 from vla_rl.report.analysis.record import (
+    COVERAGE,
+    FAILURES,
     FOLDER,
+    LENGTHS,
     Analysis,
     Coverage,
     CoverageView,
@@ -47,14 +50,7 @@ from vla_rl.report.analysis.record import (
     write_analysis,
 )
 from vla_rl.report.analysis.words import markdown
-from vla_rl.report.figures.analysis import (
-    COVERAGE,
-    FAILURES,
-    LENGTHS,
-    draw_coverage,
-    draw_failures,
-    draw_lengths,
-)
+from vla_rl.report.figures.analysis import draw_coverage, draw_failures, draw_lengths
 from vla_rl.report.run_data import Run, read_run
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import require_writable, write_text

@@ -12,7 +12,8 @@ from vla_rl.runtime.external import read_json
 from vla_rl.runtime.files import write_json
 
 FOLDER, FILE = "analysis", "analysis.json"
-FORMAT = 1
+COVERAGE, LENGTHS, FAILURES = "coverage.png", "lengths.png", "failures.png"
+"""Its pictures."""
 Stage = Literal["before", "after"]
 Whole = Annotated[int, Ge(0)]
 

@@ -105,7 +105,7 @@ def _failures(failures: Failures) -> list[str]:
     lines += ["|---" * (len(stages) + 2) + "|"]
     for kind, counts in failure_rows(failures):
         cells = [count_in_words(c, s) for c, s in zip(counts, stages, strict=True)]
-        lines.append(f"| {kind} | {' | '.join(cells)} | {MEANING[kind]} |")  # type: ignore[index]
+        lines.append(f"| {kind} | {' | '.join(cells)} | {MEANING[kind]} |")
     totals = [f"{stage.failed} of {stage.episodes}" for stage in stages]
     lines += [
         f"| all failures | {' | '.join(totals)} | |",

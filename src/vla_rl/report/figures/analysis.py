@@ -16,7 +16,6 @@ from vla_rl.report.figures.saving import save_figure
 from vla_rl.report.run_data import Run
 from vla_rl.runtime.extras import need
 
-COVERAGE, LENGTHS, FAILURES = "coverage.png", "lengths.png", "failures.png"
 CELLS = 24
 """Of a density, along each side."""
 ROWS_OF_PAIRS = 6
