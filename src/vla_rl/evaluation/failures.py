@@ -31,7 +31,7 @@ FailureKind = Literal[
 
 MEANING: dict[str, str] = {
     "never touched": "the robot never touched the object, and the object never moved",
-    "closed too early": "the gripper was closed before it reached the object, and never held it",
+    "closed too early": "the gripper was closed already when it reached the object, and never lifted it",
     "wrong object": "both fingers held another object, and never the right one",
     "missed grasp": "the object was touched, but never lifted between the fingers",
     "dropped": "it was lifted and came loose while the gripper was told to hold it",
@@ -91,6 +91,8 @@ class Limits:
     """Command from which the gripper is told to close, of -1 (open) .. 1 (closed)."""
     closed: float = 0.6
     """Opening below which a gripper that is told to close counts as closed (0..1)."""
+    near: float = 0.06
+    """From hand to object (m): a gripper that is closed there was meant for it."""
     progress: float = 0.1
     """Share of the way that counts as having moved closer or farther."""
     back: float = 0.25
@@ -167,12 +169,11 @@ def _never_lifted(
     if _in_a_row(trace.held_another, limits.held_steps).any() and not held.any():
         return "wrong object"
     shut = (trace.closing > limits.closing) & (trace.opening < limits.closed)
+    away = np.linalg.norm(trace.hand - goal.position, axis=1)
     touched = _touched(goal, limits)
-    if not held.any():
-        nearest = int(np.argmin(np.linalg.norm(trace.hand - goal.position, axis=1)))
-        arrival = int(np.argmax(goal.touching)) if goal.touching.any() else nearest
-        if shut[: arrival + 1].any():
-            return "closed too early"
+    arrival = int(np.argmax(goal.touching) if goal.touching.any() else np.argmin(away))
+    if shut[arrival] and (touched or away[arrival] < limits.near):
+        return "closed too early"
     return "missed grasp" if touched else "never touched"
 
 
