@@ -137,7 +137,7 @@ def _of_move(goal: GoalTrace, limits: Limits) -> FailureKind:
     end, best = float(made[-1]), float(made.max())
     if goal.goal.kind == "move" and not _touched(goal, limits):
         return "never touched"
-    if best - end > limits.back:
+    if best > limits.back and best - end > limits.back:
         return "moved back"
     if end < -limits.progress:
         return "wrong way"
