@@ -39,6 +39,15 @@ def test_known_entropies(draw, entropy):
     assert entropy_terms(draw(RNG(0))).mean() == pytest.approx(entropy, abs=0.08)
 
 
+def test_within_bounds_few_samples_in_many_dimensions_are_enough():
+    samples = RNG(5).uniform(-1, 1, size=(300, 4))
+    bounds = np.array([[-1.0] * 4, [1.0] * 4])
+    assert entropy_terms(samples, bounds=bounds).mean() == pytest.approx(4 * math.log(2), abs=0.15)
+    assert entropy_terms(samples).mean() > 4 * math.log(2) + 0.4  # what the bounds are for
+    with pytest.raises(ValueError, match="bounds"):
+        entropy_terms(samples, bounds=bounds / 2)
+
+
 def test_entropy_of_rounded_values_is_that_of_their_cells():
     # eight of 256 bins, equally often: log 8 + log of the cell's width
     width = 2 / 255
@@ -54,8 +63,9 @@ def test_width_of_a_dimension_that_never_moves_is_given():
 
 
 def test_effective_volume():
-    assert effective_volume(2 * math.log(2), 2) == pytest.approx(1.0)  # uniform on [-1, 1]^2
-    assert effective_volume(2 * math.log(1), 2) == pytest.approx(0.25)
+    box = np.array([[-1.0, -1.0], [1.0, 1.0]])
+    assert effective_volume(2 * math.log(2), box) == pytest.approx(1.0)  # uniform on it
+    assert effective_volume(2 * math.log(1), box) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(

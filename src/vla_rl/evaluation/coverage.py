@@ -126,9 +126,10 @@ def entropy_of(
     actions: Float64[np.ndarray, "m D"],
     episodes: Int64[np.ndarray, " m"],
     resamples: Int64[np.ndarray, "R G"],
+    bounds: Float64[np.ndarray, "2 D"],
 ) -> Entropy:
-    """Differential entropy of actions. ValueError for too few of them."""
-    terms = entropy_terms(actions, NEIGHBOURS)
+    """Differential entropy of actions that lie within `bounds`. ValueError for too few of them."""
+    terms = entropy_terms(actions, NEIGHBOURS, bounds)
     value, interval, resampled = mean_over_groups(terms, episodes, resamples)
     return Entropy(value, interval, resampled)
 

@@ -11,18 +11,26 @@ from jaxtyping import Float64, Int64
 from vla_rl.functional.intervals import Interval
 
 
-def entropy_terms(samples: Float64[np.ndarray, "n D"], k: int = 4) -> Float64[np.ndarray, " n"]:
+def entropy_terms(
+    samples: Float64[np.ndarray, "n D"],
+    k: int = 4,
+    bounds: Float64[np.ndarray, "2 D"] | None = None,
+) -> Float64[np.ndarray, " n"]:
     """One term per sample, whose mean is the differential entropy of what they were drawn from, in nats.
 
-        H = psi(n) - psi(k) + (D / n) sum_i log(2 e_i),    e_i = distance to the k-th neighbour, maximum norm
+        H = psi(n) - psi(k) + (1 / n) sum_i log V_i,    V_i = volume of the cube that reaches to the k-th neighbour
 
-    Kozachenko and Leonenko 1987, in the form of Kraskov, Stoegbauer and Grassberger 2004 (equation 20,
-    doi:10.1103/PhysRevE.69.066138). Samples must not coincide: rounded ones are spread over their cells before. The
-    uniform distribution on a box has the logarithm of its volume; at the edge of a support that ends abruptly
-    the estimate is somewhat high.
+    Kozachenko and Leonenko 1987, with the maximum norm, in the form of Kraskov, Stoegbauer and Grassberger 2004
+    (equation 20, doi:10.1103/PhysRevE.69.066138). Samples must not coincide: rounded ones are spread over their cells
+    before.
+
+    bounds: least and greatest value of each dimension, where samples lie in a box. Cubes are then cut where they leave
+    it (Ao and Li 2022, arXiv:2209.11015); without that, cubes at the edge count space in which nothing can be, and
+    the estimate is too high, much so in many dimensions.
 
     Raises:
-        ValueError: If there are no more than `k` samples, one is not finite, or more than `k` of them coincide.
+        ValueError: If there are no more than `k` samples, one is not finite or out of bounds, or more than `k` of them
+            coincide.
     """
     # libraries of the extra `report`, and this module is imported by all
     from scipy.spatial import KDTree  # pyright: ignore[reportMissingTypeStubs]
@@ -35,13 +43,17 @@ def entropy_terms(samples: Float64[np.ndarray, "n D"], k: int = 4) -> Float64[np
         )
     if not np.isfinite(samples).all():
         raise ValueError("expected finite samples")
+    low, high = (-np.inf, np.inf) if bounds is None else bounds
+    if not ((samples >= low) & (samples <= high)).all():
+        raise ValueError("expected samples within their bounds")
     tree: Any = KDTree(samples)
     # the first neighbour is the sample itself
-    distances: Float64[np.ndarray, " n"] = tree.query(samples, k=[k + 1], p=np.inf)[0][:, 0]
-    if not (distances > 0).all():
+    reach: Float64[np.ndarray, "n 1"] = tree.query(samples, k=[k + 1], p=np.inf)[0]
+    if not (reach > 0).all():
         raise ValueError(f"more than {k} samples coincide: spread rounded ones over their cells")
+    sides = np.minimum(samples + reach, high) - np.maximum(samples - reach, low)
     constant = float(digamma(n)) - float(digamma(k))  # pyright: ignore
-    return constant + dimensions * np.log(2 * distances)
+    return constant + np.log(sides).sum(axis=1)
 
 
 def spread_over_cells(
@@ -99,6 +111,6 @@ def percentiles(values: Float64[np.ndarray, " R"], confidence: float = 0.95) -> 
     return Interval(float(low), float(high))
 
 
-def effective_volume(entropy: float, dimensions: int, side: float = 2.0) -> float:
-    """Volume of the box that would have this entropy if it were filled evenly, as a share of a box with `side`."""
-    return math.exp(entropy - dimensions * math.log(side))
+def effective_volume(entropy: float, bounds: Float64[np.ndarray, "2 D"]) -> float:
+    """Volume of what would have this entropy if it were filled evenly, as a share of the box between `bounds`."""
+    return math.exp(entropy - float(np.log(bounds[1] - bounds[0]).sum()))

@@ -24,20 +24,19 @@ def coverage_view(
     states: str, actions: Mapping[Stage, Actions], episodes: int, seed: int
 ) -> CoverageView:
     """Entropies and volumes of both policies, or of the one there is. ValueError for too few actions."""
-    smooth = _smooth(actions, seed)
+    smooth, bounds = _smooth(actions, seed)
     resamples = resampled_episodes(episodes, seed)
     dimensions = smooth["after"][0].shape[1]
 
     def entropies(columns: list[int]) -> dict[Stage, Entropy]:
         return {
-            stage: entropy_of(values[:, columns], groups, resamples)
+            stage: entropy_of(values[:, columns], groups, resamples, bounds[:, columns])
             for stage, (values, groups) in smooth.items()
         }
 
     whole = entropies(list(range(dimensions)))
     spreads = {
-        stage: _spread(entropy, len(smooth[stage][0]), dimensions)
-        for stage, entropy in whole.items()
+        stage: _spread(entropy, len(smooth[stage][0]), bounds) for stage, entropy in whole.items()
     }
     pairs = []
     for first, second in itertools.combinations(range(dimensions), 2):
@@ -60,24 +59,31 @@ def coverage_view(
     )
 
 
-def _smooth(actions: Mapping[Stage, Actions], seed: int) -> dict[Stage, Actions]:
+def _smooth(
+    actions: Mapping[Stage, Actions], seed: int
+) -> tuple[dict[Stage, Actions], Float64[np.ndarray, "2 A"]]:
     """Actions are one of some hundred values in each dimension; here they lie somewhere within their cells.
 
-    The cells are the same for both policies, so that the difference of their entropies does not depend on them.
+    The cells are the same for both policies, so that the difference of their entropies does not depend on them. The
+    simulator clips actions to [-1, 1]; the bounds are wider by half a cell on each side.
     """
     every = np.concatenate([values for values, _ in actions.values()])
     widths = cell_widths(every, _CELL)
-    return {
+    bounds = np.stack([-1 - widths / 2, 1 + widths / 2])
+    smooth: dict[Stage, Actions] = {
         stage: (
-            spread_over_cells(values, widths, generator(seed, "coverage", "cells", stage)),
+            spread_over_cells(
+                np.clip(values, -1, 1), widths, generator(seed, "coverage", "cells", stage)
+            ),
             groups,
         )
         for stage, (values, groups) in actions.items()
     }
+    return smooth, bounds
 
 
-def _spread(entropy: Entropy, samples: int, dimensions: int) -> Spread:
-    volumes = [effective_volume(value, dimensions) for value in (entropy.value, *entropy.interval)]
+def _spread(entropy: Entropy, samples: int, bounds: Float64[np.ndarray, "2 A"]) -> Spread:
+    volumes = [effective_volume(value, bounds) for value in (entropy.value, *entropy.interval)]
     return Spread(samples, _estimate(entropy), Estimate(*volumes))
 
 

@@ -35,7 +35,7 @@ class Spread:
     entropy: Estimate
     """Differential entropy in nats of actions in the simulator's units."""
     volume: Estimate
-    """exp(entropy) as a share of the volume of [-1, 1]^A."""
+    """exp(entropy) as a share of the volume of all actions."""
 
 
 @dataclass(frozen=True)
