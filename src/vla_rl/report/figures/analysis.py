@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from vla_rl.evaluation.failures import MEANING
 from vla_rl.report.analysis.lengths import LENGTH, SUCCESS
 from vla_rl.report.analysis.record import Failures, Lengths, Stage
 from vla_rl.report.figures.saving import save_figure
@@ -91,22 +92,23 @@ def draw_lengths(run: Run, lengths: Lengths, path: Path) -> None:
 
 def draw_failures(failures: Failures, path: Path) -> None:
     """Share of all episodes that failed in each way, with Wilson's intervals."""
-    kinds = list(dict.fromkeys(kind.kind for stage in failures.stages for kind in stage.kinds))
+    found = {kind.kind for stage in failures.stages for kind in stage.kinds}
+    kinds = [kind for kind in MEANING if kind in found]
 
     def draw(plt: Any) -> Any:
         figure, axes = plt.subplots(figsize=(7.2, 0.45 * len(kinds) + 1.2), layout="constrained")
         height = 0.8 / len(failures.stages)
         for place, stage in enumerate(failures.stages):
-            found = {kind.kind: kind.share for kind in stage.kinds}
+            shares = {kind.kind: kind.share for kind in stage.kinds}
             for row, kind in enumerate(kinds):
-                share = found.get(kind)
+                share = shares.get(kind)
                 if share is None:
                     continue
                 error = [[share.value - share.low], [share.high - share.value]]
                 axes.barh(
                     row + place * height, 100 * share.value, height * 0.9, color=COLORS[stage.stage],
                     xerr=100 * np.clip(error, 0, None), error_kw={"linewidth": 0.8},
-                    label=stage.stage if kind == next(iter(found)) else None,
+                    label=stage.stage if kind == next(iter(shares)) else None,
                 )  # fmt: skip
         axes.set_yticks(np.arange(len(kinds)) + 0.4 - height / 2, kinds, fontsize=8)
         axes.invert_yaxis()
