@@ -74,6 +74,8 @@ WANTED: dict[str, str] = {
     "compare x": "report",
     "compare data": "data,metaworld,report",
     "compare data toy": "data,report",
+    "analyse x": "data,report",
+    "analyse x --no-videos": "report",
     "film x": "data,report",
 }
 """Command line -> the extras that it asks for where none is installed."""

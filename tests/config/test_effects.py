@@ -48,6 +48,7 @@ UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
     "ReportArguments", "FilmArguments", "DoctorArguments", "CertifyArguments", "EngineServeArguments",
     "CompareConfig", "CompareDataConfig",
+    "AnalysisConfig",
 }  # fmt: skip
 """Configurations of commands all of whose options always count."""
 

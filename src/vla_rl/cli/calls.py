@@ -23,6 +23,7 @@ from vla_rl.config import (
     RewardModelConfig,
     SFTConfig,
 )
+from vla_rl.config.analysis import AnalysisConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import BestOfConfig
 
@@ -153,6 +154,15 @@ def reward_eval(words: list[str], parse_command: ParseCommand) -> int:
     from vla_rl.recipes.evaluate_reward import evaluate_reward
 
     say(reward_model_table(evaluate_reward(config)))
+    return 0
+
+
+def analyse(words: list[str], parse_command: ParseCommand) -> int:
+    config = parse_command(AnalysisConfig, words, "analyse")
+    from vla_rl.recipes.analyse import analyse
+
+    page = analyse(config)
+    say(f"{page.read_text(encoding='utf-8')}\nAnalysis: {page.parent}")
     return 0
 
 

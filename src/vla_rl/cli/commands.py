@@ -32,6 +32,7 @@ from vla_rl.config import (
     SFTConfig,
     TrainConfig,
 )
+from vla_rl.config.analysis import AnalysisConfig
 from vla_rl.config.comparison import CompareConfig, CompareDataConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import ScalingConfig
@@ -243,6 +244,16 @@ COMMANDS: dict[str, Command] = {
         "write a run's report as one HTML file",
         ("vla-rl report runs/first",),
         Recipe(ReportArguments, "report.page.write", "write_report", "Report"),
+    ),
+    "analyse": Command(
+        "say what practice changed: action coverage, episode length, kinds of failures",
+        (
+            "vla-rl analyse runs/first",
+            "vla-rl analyse runs/first --against runs/sft --episodes-per-task 20",
+            "vla-rl analyse runs/first --strips 50 --labels labels.csv",
+        ),
+        calls.analyse,
+        AnalysisConfig,
     ),
     "film": Command(
         "show one task before and after practice, as a short animated image",

@@ -63,6 +63,7 @@ NEEDS: Mapping[str, Modules] = {
     "compare data": lambda c: (*_quickstart(c), "matplotlib"),
     "export": lambda _: (),
     "report": lambda _: (),
+    "analyse": lambda c: ("matplotlib", "scipy", "PIL", *(VIDEOS if c.videos else ())),
     "film": lambda _: (*VIDEOS, "PIL"),
     "certify": lambda _: (),
     "engine serve": lambda _: (),

@@ -38,7 +38,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     """
     if not 0 <= successes <= trials:
         raise ValueError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
-    z = _normal_quantile(confidence)
+    z = normal_quantile(confidence)
     if trials == 0:
         return Interval(0.0, 1.0)
     total = trials + z * z
@@ -80,7 +80,7 @@ def paired_difference(
         )
     if not all(0 <= outcome <= 1 for outcome in (*before, *after)):
         raise ValueError("outcomes must be successes or numbers in [0, 1]")
-    z = _normal_quantile(confidence)
+    z = normal_quantile(confidence)
     differences = [float(b) - float(a) for a, b in zip(before, after, strict=True)]
     n = len(differences)
     mean = math.fsum(differences) / n
@@ -92,7 +92,7 @@ def paired_difference(
     return PairedDifference(mean, error, max(-1.0, mean - z * error), min(1.0, mean + z * error), n)
 
 
-def _normal_quantile(confidence: float) -> float:
+def normal_quantile(confidence: float) -> float:
     """The z with P(|Z| <= z) = confidence for a standard normal Z: 1.96 at 0.95."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie inside (0, 1), got {confidence}")
@@ -114,7 +114,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
         raise ValueError("expected finite values")
     n = len(values)
     if n < 2:
-        _normal_quantile(confidence)
+        normal_quantile(confidence)
         return None
     mean = math.fsum(values) / n
     error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
@@ -130,7 +130,7 @@ def student_quantile(confidence: float, freedom: int) -> float:
     Raises:
         ValueError: If confidence is not inside (0, 1), or freedom is below 1.
     """
-    low = _normal_quantile(confidence)  # Student's tails are heavier
+    low = normal_quantile(confidence)  # Student's tails are heavier
     if freedom < 1:
         raise ValueError(f"expected at least 1 degree of freedom, got {freedom}")
     high = 2 * low + 1
