@@ -19,15 +19,13 @@ from torch import Tensor, nn
 
 from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.gradients import Gradients, Tally
-from vla_rl.algorithms.learner import (
-    TrainingDivergedError,
-    finite,
-    require_finite_step,
-    require_finite_weights,
-)
+from vla_rl.algorithms.learner import TrainingDivergedError
 from vla_rl.algorithms.minibatches import Order, Parts, minibatches
-from vla_rl.config import OptimizerConfig, PPOConfig
+from vla_rl.algorithms.policy_steps import PolicySteps
+from vla_rl.config import OptimizerConfig
 from vla_rl.functional import (
+    KLEstimator,
+    Ratio,
     clipped_surrogate,
     importance_weights,
     kl_estimate,
@@ -35,9 +33,6 @@ from vla_rl.functional import (
     turn_mean,
 )
 from vla_rl.policies.policy import Evaluation, Policy
-
-LAST_LOOK = 32
-"""Turns on which the policy is looked at after an update, unless a micro-batch says how many fit."""
 
 
 class JointCritic(Protocol):
@@ -60,28 +55,54 @@ class JointCritic(Protocol):
         ...
 
 
-class PolicyUpdate:
-    """The policy's optimizer, its learning-rate schedule, and the loss it descends."""
+class SurrogateSettings(Protocol):
+    """What an algorithm's configuration says about its clipped objective: `PPOConfig` says what each means."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def minibatch(self) -> int: ...
+    @property
+    def micro_batch(self) -> int: ...
+    @property
+    def ratio(self) -> Ratio: ...
+    @property
+    def clip_low(self) -> float: ...
+    @property
+    def clip_high(self) -> float: ...
+    @property
+    def dual_clip(self) -> float: ...
+    @property
+    def target_kl(self) -> float: ...
+    @property
+    def entropy_coef(self) -> float: ...
+    @property
+    def kl_coef(self) -> float: ...
+    @property
+    def kl_estimator(self) -> KLEstimator: ...
+    @property
+    def self_imitation_coef(self) -> float: ...
+    @property
+    def recompute_log_probs(self) -> bool: ...
+    @property
+    def logprob_tolerance(self) -> float: ...
+    @property
+    def importance_cap(self) -> float: ...
+
+
+class PolicyUpdate(PolicySteps):
+    """The policy's optimizer, and the clipped objective that it descends."""
 
     def __init__(
         self,
         policy: Policy,
-        settings: PPOConfig,
+        settings: SurrogateSettings,
         optimizer: OptimizerConfig,
         gradients: Gradients,
         joint_critic: JointCritic | None = None,
     ) -> None:
-        self.policy, self.settings, self.rates = policy, settings, optimizer
-        self.gradients, self.joint_critic = gradients, joint_critic
-        self.device = policy.policy_parameters()[0].device
-        self.optimizer = torch.optim.AdamW(
-            policy.policy_parameters(),
-            lr=optimizer.learning_rate,
-            betas=(0.9, optimizer.adam_beta2),
-            eps=optimizer.adam_eps,
-            weight_decay=optimizer.weight_decay,
-        )
-        self.steps = 0
+        super().__init__(policy, optimizer, gradients, settings.micro_batch)
+        self.settings, self.joint_critic = settings, joint_critic
 
     def check_sampler(self, batch: Batch, order: Order) -> tuple[Batch, dict[str, float]]:
         """Compare the sampler's log-probs with the learner's, before anything has moved.
@@ -97,7 +118,7 @@ class PolicyUpdate:
         if not recomputes:
             own = self.gradients.own_shards
             rows = torch.cat(next(minibatches(batch.shards, own, 1, settings.minibatch, order)))
-        now = self._log_probs(batch, rows)
+        now = self.log_probs(batch, rows, settings.micro_batch or settings.minibatch)
         fresh = ~stale[rows]
         differences = (now - batch.log_probs[rows])[fresh].abs()
         all_differences = world.gather(float(differences.max()) if len(differences) else 0.0)
@@ -105,7 +126,7 @@ class PolicyUpdate:
             if not difference <= settings.logprob_tolerance:
                 raise TrainingDivergedError(
                     f"the learner's log-probs differ from the sampler's by up to {difference:.2g}, allowed is "
-                    f"{settings.logprob_tolerance:g} (ppo.logprob_tolerance): rollout and learner do not run the "
+                    f"{settings.logprob_tolerance:g} (logprob_tolerance): rollout and learner do not run the "
                     "same weights, temperature or precision, and the ratio would mean nothing"
                 )
         numbers = {"losses/logprob_max_difference": max(all_differences)}
@@ -150,18 +171,8 @@ class PolicyUpdate:
             stats |= self.step(stats["losses/policy"], progress)
             tally.add(stats)
             steps += 1
-        self._require_finite_policy(batch)
+        self.require_finite_policy(batch)
         return tally.means() | {"losses/policy_steps": float(steps)}
-
-    def _require_finite_policy(self, batch: Batch) -> None:
-        """Finite weights can be so large that nothing else is; without a further step nobody would notice."""
-        rows = batch.own[: self.settings.micro_batch or LAST_LOOK]
-        broken = not finite([self._log_probs(batch, rows)])
-        if self.gradients.world.any(broken):
-            raise TrainingDivergedError(
-                f"the policy's log-probs are not finite after the update (learning rate {self.rates.learning_rate:g}): "
-                "lower the learning rate"
-            )
 
     def backward(self, batch: Batch, parts: Parts) -> dict[str, float]:
         """Gradients of one minibatch, given as a part for each shard; returns its statistics."""
@@ -170,29 +181,13 @@ class PolicyUpdate:
             parameters = parameters + self.joint_critic.parameters()
         return self.gradients.backward(lambda part: self._loss(batch, part), parts, parameters)
 
-    def step(self, loss: float, progress: float) -> dict[str, float]:
-        """Clip and step, at the learning rate of this point of the run."""
-        rate = self.learning_rate(progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        parameters = self.policy.policy_parameters()
-        norm = self.gradients.clip(parameters, self.rates.max_grad_norm)
-        require_finite_step(loss, norm, "policy")
-        stats = {"losses/grad_norm_policy": norm.item(), "losses/learning_rate": rate}
-        if self.joint_critic is not None:
-            stats |= self.joint_critic.clip(loss)
-            self.joint_critic.step()
-        self.optimizer.step()
-        require_finite_weights(self.gradients.finite(parameters), "policy", rate)
-        self.steps += 1
+    def step_beside(self, loss: float) -> dict[str, float]:
+        """The step of a critic in the policy's own network."""
+        if self.joint_critic is None:
+            return {}
+        stats = self.joint_critic.clip(loss)
+        self.joint_critic.step()
         return stats
-
-    def learning_rate(self, progress: float) -> float:
-        """Warm-up times decay, see `OptimizerConfig`."""
-        rates = self.rates
-        warm = min(1.0, (self.steps + 1) / max(1, rates.warmup_steps))
-        decayed = 1 - (1 - rates.final_learning_rate) * min(1.0, progress)
-        return rates.learning_rate * warm * decayed
 
     def _loss(
         self, batch: Batch, rows: Int64[Tensor, " b"]
@@ -236,19 +231,6 @@ class PolicyUpdate:
             stats |= numbers
             loss = loss + value_loss
         return loss, stats
-
-    def _log_probs(self, batch: Batch, rows: Int64[Tensor, " b"]) -> Float[Tensor, "b K"]:
-        """The learner's log-probs of what was played, without gradients."""
-        parts = [batch.log_probs[:0]]
-        size = self.settings.micro_batch or self.settings.minibatch
-        for part in self.gradients.passes(rows, size):
-            of, at = (batch, part) if len(part) else (batch.blank(), torch.zeros(1).long())
-            with torch.no_grad():
-                evaluation = self.policy.evaluate(
-                    of.observe(at), self._to(of.tokens[at]), of.temperature
-                )
-            parts.append(evaluation.log_probs.cpu()[: len(part)])
-        return torch.cat(parts)
 
     def _to(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device)
