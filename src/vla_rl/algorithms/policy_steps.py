@@ -1,4 +1,4 @@
-"""The policy's optimizer and what every algorithm does with it: a gradient clipped, a step at the rate of the moment."""
+"""The policy's optimizer and what every algorithm does with it: clip the gradient, step at the rate of the moment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAST_LOOK = 32
 
 
 class PolicySteps:
-    """AdamW on the policy's parameters with its learning-rate schedule, and the policy's log-probs of what was played."""
+    """AdamW on the policy's parameters with its schedule, and the policy's log-probs of what was played."""
 
     def __init__(
         self, policy: Policy, optimizer: OptimizerConfig, gradients: Gradients, micro_batch: int

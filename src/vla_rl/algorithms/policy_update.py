@@ -22,10 +22,8 @@ from vla_rl.algorithms.gradients import Gradients, Tally
 from vla_rl.algorithms.learner import TrainingDivergedError
 from vla_rl.algorithms.minibatches import Order, Parts, minibatches
 from vla_rl.algorithms.policy_steps import PolicySteps
-from vla_rl.config import OptimizerConfig
+from vla_rl.config import GRPOConfig, OptimizerConfig, PPOConfig
 from vla_rl.functional import (
-    KLEstimator,
-    Ratio,
     clipped_surrogate,
     importance_weights,
     kl_estimate,
@@ -55,39 +53,8 @@ class JointCritic(Protocol):
         ...
 
 
-class SurrogateSettings(Protocol):
-    """What an algorithm's configuration says about its clipped objective: `PPOConfig` says what each means."""
-
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def minibatch(self) -> int: ...
-    @property
-    def micro_batch(self) -> int: ...
-    @property
-    def ratio(self) -> Ratio: ...
-    @property
-    def clip_low(self) -> float: ...
-    @property
-    def clip_high(self) -> float: ...
-    @property
-    def dual_clip(self) -> float: ...
-    @property
-    def target_kl(self) -> float: ...
-    @property
-    def entropy_coef(self) -> float: ...
-    @property
-    def kl_coef(self) -> float: ...
-    @property
-    def kl_estimator(self) -> KLEstimator: ...
-    @property
-    def self_imitation_coef(self) -> float: ...
-    @property
-    def recompute_log_probs(self) -> bool: ...
-    @property
-    def logprob_tolerance(self) -> float: ...
-    @property
-    def importance_cap(self) -> float: ...
+Settings = PPOConfig | GRPOConfig
+"""What an algorithm's configuration says about its clipped objective."""
 
 
 class PolicyUpdate(PolicySteps):
@@ -96,13 +63,16 @@ class PolicyUpdate(PolicySteps):
     def __init__(
         self,
         policy: Policy,
-        settings: SurrogateSettings,
+        settings: Settings,
         optimizer: OptimizerConfig,
         gradients: Gradients,
         joint_critic: JointCritic | None = None,
+        importance_cap: float = 0.0,
     ) -> None:
+        """`importance_cap`: of the weights of turns that older weights have played; 0: none."""
         super().__init__(policy, optimizer, gradients, settings.micro_batch)
         self.settings, self.joint_critic = settings, joint_critic
+        self.importance_cap = importance_cap
 
     def check_sampler(self, batch: Batch, order: Order) -> tuple[Batch, dict[str, float]]:
         """Compare the sampler's log-probs with the learner's, before anything has moved.
@@ -126,8 +96,8 @@ class PolicyUpdate(PolicySteps):
             if not difference <= settings.logprob_tolerance:
                 raise TrainingDivergedError(
                     f"the learner's log-probs differ from the sampler's by up to {difference:.2g}, allowed is "
-                    f"{settings.logprob_tolerance:g} (logprob_tolerance): rollout and learner do not run the "
-                    "same weights, temperature or precision, and the ratio would mean nothing"
+                    f"{settings.logprob_tolerance:g} ({settings.group}.logprob_tolerance): rollout and learner do not "
+                    "run the same weights, temperature or precision, and the ratio would mean nothing"
                 )
         numbers = {"losses/logprob_max_difference": max(all_differences)}
         if recomputes:
@@ -145,7 +115,7 @@ class PolicyUpdate(PolicySteps):
             old = torch.where(stale[:, None], proximal, batch.log_probs)
         if not stale.any():
             return replace(batch, log_probs=old), {}
-        weights = importance_weights(proximal, batch.log_probs, self.settings.importance_cap)
+        weights = importance_weights(proximal, batch.log_probs, self.importance_cap)
         weights = torch.where(stale, weights, torch.ones_like(weights))
         numbers = {
             "losses/stale_turns": float(stale.float().mean()),

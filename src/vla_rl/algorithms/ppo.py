@@ -49,7 +49,9 @@ class PPO:
         of_critic = gradients if shared else threaded
         self.critic = CriticUpdate(policy, config, critic, optimizer.adam_beta2, of_critic)
         joint = self.critic if shared else None
-        self.policy = PolicyUpdate(policy, config, optimizer, gradients, joint)
+        self.policy = PolicyUpdate(
+            policy, config, optimizer, gradients, joint, config.importance_cap
+        )
 
     def update(self, batch: Batch, iteration: int, progress: float) -> dict[str, float]:
         """Improve critic and policy from one batch, see `Learner.update`."""

@@ -12,21 +12,10 @@ One table, by the configuration of a command. What a preset or a default says is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-Severity = Literal["error", "warning"]
-Condition = Callable[[Any], bool]
-
-
-class Effect(NamedTuple):
-    """Fields, the condition under which they count, and what to say where it does not hold."""
-
-    fields: tuple[str, ...]
-    """Dotted, as attributes of the command's configuration; a group stands for all of its fields."""
-    counts: Condition
-    because: str
-    severity: Severity = "error"
-    """error: what was asked for would not happen. warning: no difference to anything."""
+from vla_rl.config.effect import Effect, Severity
+from vla_rl.config.group_effects import GROUP_EFFECTS
 
 
 class Finding(NamedTuple):
@@ -147,6 +136,7 @@ _LABELS = (
     ),
 )
 _TRAIN = (
+    *GROUP_EFFECTS,
     _SCRATCH,
     Effect(_LOADED, lambda c: c.policy.checkpoint or not c.policy.scratch, _FROM_SCRATCH),
     _DECODE_GRAPHS,
@@ -305,6 +295,7 @@ _SFT = (
     ),
 )
 _REWARD_TRAIN = (
+    *GROUP_EFFECTS,
     *_LABELS,
     Effect(
         ("backbone", "lora", "all_weights"),

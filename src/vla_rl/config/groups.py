@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -17,17 +17,14 @@ GroupSize = Annotated[int, Ge(2), Le(4096)]
 class GRPOConfig(Config, group="grpo"):
     """Group-relative policy optimisation: PPO's clipped objective, and a group's mean in the critic's place."""
 
-    importance_cap: ClassVar[float] = 0.0
-    """No older weights ever play."""
-
-    group: GroupSize = 8
+    group_size: GroupSize = 8
     """Episodes of a group, all from one initial state and each played to its end; a group of more than `env.num_envs`
     is played in several rounds."""
     groups: Count = 8
     """Groups that an iteration learns from."""
     extra_groups: Whole = 8
-    """Dynamic sampling (DAPO, arXiv:2503.14476): at most so many groups more are played in an iteration, in the place of
-    those whose episodes all succeeded or all failed. 0: none is replaced."""
+    """Dynamic sampling (DAPO, arXiv:2503.14476): at most so many groups more are played in an iteration, in the place
+    of those whose episodes all succeeded or all failed. 0: none is replaced."""
     keep: Literal["mixed", "all"] = "mixed"
     """mixed: a group whose episodes all succeeded, or all failed, is not learned from. all: every group is; without a
     dense reward such a group moves nothing but the terms beside the surrogate."""
@@ -82,7 +79,7 @@ class GRPOConfig(Config, group="grpo"):
 class TPOConfig(Config, group="tpo"):
     """Trajectory-wise preference optimisation (GRAPE, arXiv:2411.19309): pairs of whole episodes, again and again."""
 
-    group: GroupSize = 8
+    group_size: GroupSize = 8
     """Episodes of a group, all from one initial state and each played to its end."""
     groups: Count = 8
     """Groups that an iteration plays."""
@@ -97,7 +94,7 @@ class TPOConfig(Config, group="tpo"):
     """Weight of an episode's dense rewards, summed (`reward.kind`), in that score."""
     likelihood_weight: NotNegative = 0.0
     """Weight of the log-likelihood of the episode's actions under the policy that played them, in that score. GRAPE's
-    code has 0.01; above 0 there are hardly any ties, and episodes that are alike are ranked by what was likely anyway."""
+    code has 0.01; above 0 hardly any two episodes tie, and what was likely anyway ranks those that are alike."""
     beta: Positive = 0.1
     """How soon a pair counts as told apart: the loss is -log sigmoid(beta * difference of log-ratios)."""
     reference: Literal["start", "played"] = "start"

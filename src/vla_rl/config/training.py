@@ -74,8 +74,8 @@ class TrainConfig(Config, saved=("env", "policy", "ppo", "run")):
     def _check_groups(self) -> None:
         require(
             self.reward.chosen_kind == "success" or self.reward.form != "potential",
-            f"reward.form potential changes nothing in {self.algorithm.upper()}: over an episode it adds up to the same "
-            "for all of a group, which begin alike. Take the additive form, or progress",
+            f"reward.form potential changes nothing in {self.algorithm.upper()}: over an episode it adds up to the "
+            "same for all of a group, which begin alike. Take the additive form, or progress",
         )
         require(
             self.parallel.staleness == 0,

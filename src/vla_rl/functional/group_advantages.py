@@ -5,16 +5,15 @@
     leave-one-out   A_i =  R_i - mean of the others          RLOO, Kool et al. 2019; Ahmadian et al. 2024
                                                              (arXiv:2402.14740)
 
-The baseline of `leave-one-out` does not depend on the episode it is taken from, so that (1/G) sum_i A_i grad log pi_i is
-an unbiased estimate of the gradient of the mean return. `centered` is (G - 1) / G of it. `normalized` also gives groups
-that are nearly always solved, or nearly never, as large a step as the others.
+The baseline of `leave-one-out` does not depend on the episode it is taken from, so that (1/G) sum_i A_i grad log pi_i
+is an unbiased estimate of the gradient of the mean return. `centered` is (G - 1) / G of it. `normalized` also gives
+groups that are nearly always solved, or nearly never, as large a step as the others.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -41,18 +40,16 @@ def group_advantages(
         ValueError: A group has one episode, which cannot be compared with anything.
     """
     returns = at_least_float32(returns)
-    _, member = torch.unique(groups, return_inverse=True)
-    sizes = torch.bincount(member).to(returns.dtype)
-    if len(sizes) and int(sizes.min()) < 2:
+    together = (groups[:, None] == groups[None]).to(returns.dtype)
+    sizes = together.sum(1)
+    if len(sizes) and sizes.min() < 2:
         raise ValueError("a group needs at least two episodes to compare, one has a single one")
-    means = torch.zeros_like(sizes).index_add_(0, member, returns) / sizes
-    centered = returns - means[member]
+    centered = returns - together @ returns / sizes
     if kind == "centered":
         return centered
     if kind == "leave-one-out":
-        return centered * (sizes / (sizes - 1))[member]
+        return centered * sizes / (sizes - 1)
     if kind == "normalized":
-        squares = torch.zeros_like(sizes).index_add_(0, member, centered.square())
-        deviations = (squares / (sizes - 1)).sqrt()
-        return centered / (deviations[member] + eps)
+        deviations = (together @ centered.square() / (sizes - 1)).sqrt()
+        return centered / (deviations + eps)
     raise ValueError(f"kind must be 'normalized', 'centered' or 'leave-one-out', got {kind!r}")

@@ -177,7 +177,7 @@ def _require_same(run: TrainConfig) -> None:
 
 def _train(config: TrainConfig) -> None:
     """One run, in a process of its own. Diverging is a result as well."""
-    from vla_rl.recipes.train_ppo import TrainingDivergedError, train
+    from vla_rl.recipes.train import TrainingDivergedError, train
 
     folder = _folder(config)
     try:

@@ -22,6 +22,7 @@ from vla_rl.config import (
 )
 from vla_rl.config.parallel import ParallelConfig
 from vla_rl.envs.defaults import benchmark_env, laptop_env
+from vla_rl.recipes.presets_groups import GROUP_SUMMARIES, group_presets
 
 # Our own recipe: the defaults of TrainConfig, found on Meta-World with two CPU cores.
 _OURS = TrainConfig()
@@ -180,6 +181,7 @@ PRESETS: dict[str, TrainConfig] = {
     "libero-spatial-tiny": _libero_tiny("libero-spatial:0,2,8"),
     "libero-object-tiny": _libero_tiny("libero-object:0,1,2"),
 }
+PRESETS |= group_presets(PRESETS)
 
 SUMMARIES: dict[str, str] = {
     "toy": "a first look: a drawn world, no simulator, no checkpoint, half a minute",
@@ -194,6 +196,7 @@ SUMMARIES: dict[str, str] = {
     "libero-10-openvla-7b": "the same on LIBERO-10 (Long)",
     "libero-spatial-tiny": "a small policy on three tasks of LIBERO-Spatial, on a laptop",
     "libero-object-tiny": "a small policy on three tasks of LIBERO-Object, on a laptop",
+    **GROUP_SUMMARIES,
 }
 
 

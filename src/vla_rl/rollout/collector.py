@@ -138,7 +138,9 @@ class Collector:
         uniforms = generator(self.seed, "rollout", iteration).random(
             (num_turns, self.shards.num_envs, self.num_tokens), dtype=np.float32
         )[:, self.first : self.first + self.envs.num_envs]
-        run = self._open(num_turns, iteration, self._drawn, lambda turn, slots: uniforms[turn, slots])
+        run = self._open(
+            num_turns, iteration, self._drawn, lambda turn, slots: uniforms[turn, slots]
+        )
         window, clock = run.window, run.clock
         for turn in range(num_turns):
             for index in range(len(self.groups)):

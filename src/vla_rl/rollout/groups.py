@@ -94,7 +94,7 @@ def _mixed(finished: Sequence[FinishedEpisode]) -> Int64[np.ndarray, " groups"]:
 
 
 def joined(rounds: Sequence[Collected]) -> Collected:
-    """Windows that were played one after the other in the same environments, each to the end of its episodes, as one."""
+    """Windows that were played one after the other in the same environments, each to its end, as one."""
     first, *others = rounds
     if not others:
         return first
