@@ -295,7 +295,6 @@ _SFT = (
     ),
 )
 _REWARD_TRAIN = (
-    *GROUP_EFFECTS,
     *_LABELS,
     Effect(
         ("backbone", "lora", "all_weights"),
