@@ -132,8 +132,7 @@ def test_equals_are_ranked_by_what_else_has_a_weight() -> None:
     assert numbers["tpo/groups_without_pair"] == 0.0
     worth = {n: dense[rollout.episode_ids == n].sum() for n in np.unique(rollout.episode_ids)}
     assert all(
-        worth[c] > worth[r]
-        for c, r in zip(preferences.chosen, preferences.rejected, strict=True)
+        worth[c] > worth[r] for c, r in zip(preferences.chosen, preferences.rejected, strict=True)
     )
 
 

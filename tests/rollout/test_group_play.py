@@ -65,7 +65,10 @@ def test_a_round_fills_the_environments_and_what_is_over_is_kept() -> None:
     run = chain_run(num_envs=16, extra=100)
     rounds: list[int] = []
     collect = run.collector.collect_episodes
-    run.collector.collect_episodes = lambda groups, *rest: (rounds.append(len(groups)), collect(groups, *rest))[1]  # type: ignore[method-assign]
+    run.collector.collect_episodes = lambda groups, *rest: (
+        rounds.append(len(groups)),
+        collect(groups, *rest),
+    )[1]  # type: ignore[method-assign]
     for iteration in range(4):
         played = run.play(iteration)
         assert len(played.mixed) >= 4

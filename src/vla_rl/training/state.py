@@ -249,7 +249,7 @@ class TrainState:
             "iteration": self.iteration,
             "success of episodes": metrics.get("rollout/success_rate"),
             "mean over tasks": metrics.get("curriculum/success_mean"),
-            "kl": metrics.get("losses/approx_kl_k3", 0.0),
+            "kl": metrics.get("losses/approx_kl_k3"),
             "explained": metrics.get("losses/explained_variance"),
             "episodes/s": metrics["speed/episodes_per_second"],
         }
