@@ -79,8 +79,8 @@ def workload(config: TrainConfig, gpus: int) -> Workload:
     """
     if config.compares_groups:
         raise UserError(
-            f"{config.algorithm.upper()} cannot be planned: how many episodes an iteration plays depends on how they end. "
-            "Plan PPO's preset for the same policy and suite; simulators and inference cost the same"
+            f"{config.algorithm.upper()} cannot be planned: how many episodes an iteration plays depends on how they "
+            "end. Plan PPO's preset for the same policy and suite; simulators and inference cost the same"
         )
     model, notes = _model(config)
     played = benchmark(config.env.suite)
