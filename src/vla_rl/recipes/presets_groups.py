@@ -54,10 +54,14 @@ def group_presets(of_ppo: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
     mt5, toy = of_ppo["metaworld-mt5"], of_ppo["toy"]
     found = {
         "toy-grpo": replace(
-            toy, algorithm="grpo", grpo=GRPOConfig(group_size=8, groups=8, minibatch=128)
+            toy, algorithm="grpo", grpo=GRPOConfig(groups=16, epochs=2, minibatch=64)
         ),
         "toy-tpo": replace(toy, algorithm="tpo", tpo=TPOConfig(group_size=8, groups=8)),
-        "metaworld-mt5-grpo": replace(mt5, algorithm="grpo", grpo=GRPOConfig()),
+        "metaworld-mt5-grpo": replace(
+            mt5,
+            algorithm="grpo",
+            grpo=GRPOConfig(groups=16, extra_groups=16, epochs=2, minibatch=128),
+        ),
         "metaworld-mt5-tpo": replace(mt5, algorithm="tpo", tpo=TPOConfig()),
     }
     for suite in _LIBERO:
