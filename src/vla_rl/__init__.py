@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # for type checkers and editors; the table below says the sam
     from vla_rl.recipes.loading import load_policy
     from vla_rl.recipes.presets import PRESETS, preset
     from vla_rl.recipes.sft import fine_tune
-    from vla_rl.recipes.train_ppo import train
+    from vla_rl.recipes.train import train
     from vla_rl.report.page.write import write_report
     from vla_rl.rewards.registry import REWARDS, build_reward
     from vla_rl.rewards.reward import RewardFunction
@@ -114,7 +114,7 @@ _NAMES_BY_MODULE = {
     "recipes.loading": "load_policy",
     "recipes.presets": "PRESETS preset",
     "recipes.sft": "fine_tune",
-    "recipes.train_ppo": "train",
+    "recipes.train": "train",
     "report.page.write": "write_report",
     "rewards.registry": "REWARDS build_reward",
     "rewards.reward": "RewardFunction",

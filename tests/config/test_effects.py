@@ -60,12 +60,8 @@ ALWAYS = {
     "TrainConfig": (
         "algorithm", _ENV,
         "policy.{checkpoint,lora,activation_checkpointing,device}",
-        "policy.critic.{kind,time_fraction}",
-        "schedule.{iterations,minutes,episodes}", "rollout.{turns,temperature}",
+        "schedule.{iterations,minutes,episodes}", "rollout.temperature",
         "optimizer.{learning_rate,adam_beta2,adam_eps,weight_decay,warmup_steps,final_learning_rate,max_grad_norm}",
-        "ppo.{epochs,minibatch,micro_batch,critic_learning_rate,gamma,gae_lambda,value_lambda,time_limit_is_terminal,"
-        "ratio,clip_low,clip_high,dual_clip,target_kl,entropy_coef,kl_coef,self_imitation_coef,normalize_advantages,"
-        "critic_max_grad_norm,value_loss,critic_warmup_until_explained,recompute_log_probs,logprob_tolerance}",
         "reward.{kind,model}", "curriculum.{mode,window,prior}", "eval.{split,episodes_per_task,seed,videos}",
         "run.{name,root,seed,save_every,keep,eval_every,torch_threads,tensorboard,wandb}",
         "parallel.{arrangement,shards,engine,staleness,timeout,shard}",
@@ -149,6 +145,7 @@ ADAPTERS = LoraConfig(dropout=0.1)
 SHARED, SEPARATE = {"policy.critic.kind": "shared"}, {"policy.critic.kind": "separate"}
 MODEL, REFRESHED = {"reward.model": "x"}, {"reward.model": "x", "reward.refresh_every": 5}
 SIMULATOR = {"reward.kind": "simulator"}
+GRPO, TPO = {"algorithm": "grpo"}, {"algorithm": "tpo"}
 SHARDED = {"parallel.shard": "fsdp2"}
 POOLS = {"parallel": ParallelConfig(arrangement="pools")}
 AHEAD = {"parallel": ParallelConfig(arrangement="pools", actors=1, staleness=1)}
@@ -159,6 +156,13 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         "TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "auto", **SHARDED},
         {"policy.device": "auto"},
     ),
+    ("TrainConfig", "ppo.epochs policy.critic.kind rollout.turns", "error", GRPO, {}),
+    ("TrainConfig", "ppo.clip_high policy.critic.width", "error", TPO, {}),
+    ("TrainConfig", "grpo.group_size", "error", {}, GRPO),
+    ("TrainConfig", "tpo.beta", "error", GRPO, TPO),
+    ("TrainConfig", "grpo.extra_groups", "error", GRPO | {"grpo.keep": "all"}, GRPO),
+    ("TrainConfig", "grpo.kl_estimator", "warning", GRPO, GRPO | {"grpo.kl_coef": 0.1}),
+    ("TrainConfig", "tpo.reward_weight", "error", TPO, TPO | MODEL),
     ("TrainConfig", "parallel.gather", "error", {}, SHARDED),
     ("TrainConfig", "run.threads", "warning", {"policy.device": "cuda"}, {"policy.device": "cpu"}),
     ("TrainConfig", "parallel.engine_address", "error", {}, {"parallel.engine": "vllm"}),

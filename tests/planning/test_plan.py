@@ -49,7 +49,17 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-@pytest.mark.parametrize("name", PRESETS)
+WINDOWS = [name for name, config in PRESETS.items() if not config.compares_groups]
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - set(WINDOWS)))
+def test_what_plays_no_windows_is_refused(name: str, run: Run) -> None:
+    code, _, said = run(name)
+    assert code == 2
+    assert "cannot be planned: how many episodes an iteration plays depends on how they end" in said
+
+
+@pytest.mark.parametrize("name", WINDOWS)
 def test_every_preset_can_be_planned(name: str) -> None:
     """On what it is for: a laptop, or eight GPUs of 80 GB."""
     large = "openvla" in name

@@ -32,6 +32,8 @@ class Batch:
     """After how many windows of learning the weights were that played each turn; None: the learner's own played."""
     importance: Float[Tensor, " B"] | None = None
     """Weight of each turn, where older weights have played it; None: all count alike."""
+    episodes: Int64[np.ndarray, " B"] | None = None
+    """The episode of each turn, as in `Rollout.episode_ids`; None: not recorded."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -106,13 +108,13 @@ def compute_advantages(
     )
     if config.normalize_advantages:
         advantages = masked_whiten(advantages, valid)
-    return _batch(rollout, advantages, targets)
+    return flattened(rollout, advantages, targets)
 
 
-def _batch(
+def flattened(
     rollout: Rollout, advantages: Float[Tensor, "M N"], targets: Float[Tensor, "M N"]
 ) -> Batch:
-    """The turns that count, shard after shard."""
+    """The turns that count (`Rollout.valid`), shard after shard."""
     num_envs, num_tokens = rollout.valid.shape[1], rollout.tokens.shape[-1]
     shards = np.zeros(num_envs, np.int64) if rollout.shards is None else rollout.shards
     turns, envs = np.nonzero(rollout.valid)
@@ -134,4 +136,5 @@ def _batch(
         shards=shards[envs],
         first=int(own[0]) if len(own) else 0,
         versions=None if rollout.versions is None else rollout.versions[turns, envs],
+        episodes=rollout.episode_ids[turns, envs],
     )

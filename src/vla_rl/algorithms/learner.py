@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from vla_rl.algorithms.advantages import Batch
 from vla_rl.config import UserError
 
 
@@ -17,10 +16,14 @@ class TrainingDivergedError(UserError):
     """A loss, a gradient or a weight is not finite, or sampler and learner disagree. Nothing of it may be saved."""
 
 
-class Learner(Protocol):
-    """Improves a policy from windows of play, and can be saved."""
+Learned = TypeVar("Learned", contravariant=True)
+"""What a learner learns from."""
 
-    def update(self, batch: Batch, iteration: int, progress: float) -> dict[str, float]:
+
+class Learner(Protocol[Learned]):
+    """Improves a policy from what was played, a `Batch` of turns for example, and can be saved."""
+
+    def update(self, batch: Learned, iteration: int, progress: float) -> dict[str, float]:
         """Improve the policy from one batch; returns the metrics of this update.
 
         iteration: Number of the window, from 0; all randomness is keyed by it.

@@ -19,14 +19,10 @@ from torch import Tensor, nn
 
 from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.gradients import Gradients, Tally
-from vla_rl.algorithms.learner import (
-    TrainingDivergedError,
-    finite,
-    require_finite_step,
-    require_finite_weights,
-)
+from vla_rl.algorithms.learner import TrainingDivergedError
 from vla_rl.algorithms.minibatches import Order, Parts, minibatches
-from vla_rl.config import OptimizerConfig, PPOConfig
+from vla_rl.algorithms.policy_steps import PolicySteps
+from vla_rl.config import GRPOConfig, OptimizerConfig, PPOConfig
 from vla_rl.functional import (
     clipped_surrogate,
     importance_weights,
@@ -35,9 +31,6 @@ from vla_rl.functional import (
     turn_mean,
 )
 from vla_rl.policies.policy import Evaluation, Policy
-
-LAST_LOOK = 32
-"""Turns on which the policy is looked at after an update, unless a micro-batch says how many fit."""
 
 
 class JointCritic(Protocol):
@@ -60,28 +53,26 @@ class JointCritic(Protocol):
         ...
 
 
-class PolicyUpdate:
-    """The policy's optimizer, its learning-rate schedule, and the loss it descends."""
+Settings = PPOConfig | GRPOConfig
+"""What an algorithm's configuration says about its clipped objective."""
+
+
+class PolicyUpdate(PolicySteps):
+    """The policy's optimizer, and the clipped objective that it descends."""
 
     def __init__(
         self,
         policy: Policy,
-        settings: PPOConfig,
+        settings: Settings,
         optimizer: OptimizerConfig,
         gradients: Gradients,
         joint_critic: JointCritic | None = None,
+        importance_cap: float = 0.0,
     ) -> None:
-        self.policy, self.settings, self.rates = policy, settings, optimizer
-        self.gradients, self.joint_critic = gradients, joint_critic
-        self.device = policy.policy_parameters()[0].device
-        self.optimizer = torch.optim.AdamW(
-            policy.policy_parameters(),
-            lr=optimizer.learning_rate,
-            betas=(0.9, optimizer.adam_beta2),
-            eps=optimizer.adam_eps,
-            weight_decay=optimizer.weight_decay,
-        )
-        self.steps = 0
+        """`importance_cap`: of the weights of turns that older weights have played; 0: none."""
+        super().__init__(policy, optimizer, gradients, settings.micro_batch)
+        self.settings, self.joint_critic = settings, joint_critic
+        self.importance_cap = importance_cap
 
     def check_sampler(self, batch: Batch, order: Order) -> tuple[Batch, dict[str, float]]:
         """Compare the sampler's log-probs with the learner's, before anything has moved.
@@ -97,7 +88,7 @@ class PolicyUpdate:
         if not recomputes:
             own = self.gradients.own_shards
             rows = torch.cat(next(minibatches(batch.shards, own, 1, settings.minibatch, order)))
-        now = self._log_probs(batch, rows)
+        now = self.log_probs(batch, rows, settings.micro_batch or settings.minibatch)
         fresh = ~stale[rows]
         differences = (now - batch.log_probs[rows])[fresh].abs()
         all_differences = world.gather(float(differences.max()) if len(differences) else 0.0)
@@ -105,8 +96,8 @@ class PolicyUpdate:
             if not difference <= settings.logprob_tolerance:
                 raise TrainingDivergedError(
                     f"the learner's log-probs differ from the sampler's by up to {difference:.2g}, allowed is "
-                    f"{settings.logprob_tolerance:g} (ppo.logprob_tolerance): rollout and learner do not run the "
-                    "same weights, temperature or precision, and the ratio would mean nothing"
+                    f"{settings.logprob_tolerance:g} ({settings.group}.logprob_tolerance): rollout and learner do not "
+                    "run the same weights, temperature or precision, and the ratio would mean nothing"
                 )
         numbers = {"losses/logprob_max_difference": max(all_differences)}
         if recomputes:
@@ -124,7 +115,7 @@ class PolicyUpdate:
             old = torch.where(stale[:, None], proximal, batch.log_probs)
         if not stale.any():
             return replace(batch, log_probs=old), {}
-        weights = importance_weights(proximal, batch.log_probs, self.settings.importance_cap)
+        weights = importance_weights(proximal, batch.log_probs, self.importance_cap)
         weights = torch.where(stale, weights, torch.ones_like(weights))
         numbers = {
             "losses/stale_turns": float(stale.float().mean()),
@@ -150,18 +141,8 @@ class PolicyUpdate:
             stats |= self.step(stats["losses/policy"], progress)
             tally.add(stats)
             steps += 1
-        self._require_finite_policy(batch)
+        self.require_finite_policy(batch)
         return tally.means() | {"losses/policy_steps": float(steps)}
-
-    def _require_finite_policy(self, batch: Batch) -> None:
-        """Finite weights can be so large that nothing else is; without a further step nobody would notice."""
-        rows = batch.own[: self.settings.micro_batch or LAST_LOOK]
-        broken = not finite([self._log_probs(batch, rows)])
-        if self.gradients.world.any(broken):
-            raise TrainingDivergedError(
-                f"the policy's log-probs are not finite after the update (learning rate {self.rates.learning_rate:g}): "
-                "lower the learning rate"
-            )
 
     def backward(self, batch: Batch, parts: Parts) -> dict[str, float]:
         """Gradients of one minibatch, given as a part for each shard; returns its statistics."""
@@ -170,29 +151,13 @@ class PolicyUpdate:
             parameters = parameters + self.joint_critic.parameters()
         return self.gradients.backward(lambda part: self._loss(batch, part), parts, parameters)
 
-    def step(self, loss: float, progress: float) -> dict[str, float]:
-        """Clip and step, at the learning rate of this point of the run."""
-        rate = self.learning_rate(progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        parameters = self.policy.policy_parameters()
-        norm = self.gradients.clip(parameters, self.rates.max_grad_norm)
-        require_finite_step(loss, norm, "policy")
-        stats = {"losses/grad_norm_policy": norm.item(), "losses/learning_rate": rate}
-        if self.joint_critic is not None:
-            stats |= self.joint_critic.clip(loss)
-            self.joint_critic.step()
-        self.optimizer.step()
-        require_finite_weights(self.gradients.finite(parameters), "policy", rate)
-        self.steps += 1
+    def step_beside(self, loss: float) -> dict[str, float]:
+        """The step of a critic in the policy's own network."""
+        if self.joint_critic is None:
+            return {}
+        stats = self.joint_critic.clip(loss)
+        self.joint_critic.step()
         return stats
-
-    def learning_rate(self, progress: float) -> float:
-        """Warm-up times decay, see `OptimizerConfig`."""
-        rates = self.rates
-        warm = min(1.0, (self.steps + 1) / max(1, rates.warmup_steps))
-        decayed = 1 - (1 - rates.final_learning_rate) * min(1.0, progress)
-        return rates.learning_rate * warm * decayed
 
     def _loss(
         self, batch: Batch, rows: Int64[Tensor, " b"]
@@ -236,19 +201,6 @@ class PolicyUpdate:
             stats |= numbers
             loss = loss + value_loss
         return loss, stats
-
-    def _log_probs(self, batch: Batch, rows: Int64[Tensor, " b"]) -> Float[Tensor, "b K"]:
-        """The learner's log-probs of what was played, without gradients."""
-        parts = [batch.log_probs[:0]]
-        size = self.settings.micro_batch or self.settings.minibatch
-        for part in self.gradients.passes(rows, size):
-            of, at = (batch, part) if len(part) else (batch.blank(), torch.zeros(1).long())
-            with torch.no_grad():
-                evaluation = self.policy.evaluate(
-                    of.observe(at), self._to(of.tokens[at]), of.temperature
-                )
-            parts.append(evaluation.log_probs.cpu()[: len(part)])
-        return torch.cat(parts)
 
     def _to(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device)

@@ -14,15 +14,13 @@ import torch
 
 from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.critic_update import CriticUpdate
-from vla_rl.algorithms.gradients import Gradients, ThreadedGradients
+from vla_rl.algorithms.learner_gradients import learner_gradients
 from vla_rl.algorithms.minibatches import Order
 from vla_rl.algorithms.policy_update import PolicyUpdate
-from vla_rl.algorithms.sharded_gradients import ShardedGradients
 from vla_rl.config import CriticConfig, OptimizerConfig, PPOConfig
 from vla_rl.distributed.shards import Shards
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.policies.policy import ValuePolicy
-from vla_rl.policies.shardable import sharding_of
 from vla_rl.runtime.call_times import CallTimes, own_seconds
 
 
@@ -41,12 +39,7 @@ class PPO:
         shards: Shards | None = None,
     ) -> None:
         """`shards`: how a run's environments are divided among its processes; None: there is one shard."""
-        device = policy.policy_parameters()[0].device
-        threaded = ThreadedGradients(threads, config.micro_batch, device, world, shards)
-        sharding = sharding_of(policy)
-        gradients: Gradients = threaded
-        if sharding is not None:
-            gradients = ShardedGradients(sharding, config.micro_batch, shards)
+        gradients, threaded = learner_gradients(policy, config.micro_batch, threads, world, shards)
         self.seed, self.gradients = seed, threaded
         self.times = {what: CallTimes() for what in ("check", "critic", "policy", "steps")}
         """What updates cost: passes of critic and policy where they are not sharded, and in `steps` this thread
@@ -56,7 +49,9 @@ class PPO:
         of_critic = gradients if shared else threaded
         self.critic = CriticUpdate(policy, config, critic, optimizer.adam_beta2, of_critic)
         joint = self.critic if shared else None
-        self.policy = PolicyUpdate(policy, config, optimizer, gradients, joint)
+        self.policy = PolicyUpdate(
+            policy, config, optimizer, gradients, joint, config.importance_cap
+        )
 
     def update(self, batch: Batch, iteration: int, progress: float) -> dict[str, float]:
         """Improve critic and policy from one batch, see `Learner.update`."""

@@ -139,7 +139,7 @@ COMMANDS: dict[str, Command] = {
         SFTConfig,
     ),
     "train": Command(
-        "improve a policy by online PPO",
+        "improve a policy by practice: PPO, GRPO or TPO",
         (
             "vla-rl train toy",
             "vla-rl train metaworld-mt5 --policy.checkpoint runs/sft/policy --run.name first",

@@ -115,7 +115,7 @@ def _presets() -> str:
     """The part of the help about presets."""
     from vla_rl.recipes.presets import SUMMARIES
 
-    presets = "\n".join(f"  {name:<26} {summary}" for name, summary in SUMMARIES.items())
+    presets = "\n".join(f"  {name:<32} {summary}" for name, summary in SUMMARIES.items())
     return (
         f"Presets (default {DEFAULT_PRESET}); the options' defaults below are the chosen one's:\n{presets}\n\n"
         "--policy.lora trains adapters only; --policy.lora.{rank,alpha,dropout,vision} set them."

@@ -7,6 +7,7 @@ from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest, require
 from vla_rl.config.evaluation import EvalConfig
 from vla_rl.config.export import ExportConfig
+from vla_rl.config.groups import GRPOConfig, TPOConfig
 from vla_rl.config.openvla import (
     OPENVLA_7B,
     OPENVLA_LIBERO_IMAGES,
@@ -48,6 +49,7 @@ __all__ = [
     "EnvConfig",
     "EvalConfig",
     "ExportConfig",
+    "GRPOConfig",
     "ImagePreprocessing",
     "LabelConfig",
     "LanguageConfig",
@@ -66,6 +68,7 @@ __all__ = [
     "RunConfig",
     "SFTConfig",
     "ScheduleConfig",
+    "TPOConfig",
     "TrainConfig",
     "UserError",
     "VisionTowerConfig",

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from vla_rl.config.effect import Effect, Severity
 from vla_rl.config.effects_search import EVAL, TEST_TIME
+from vla_rl.config.group_effects import GROUP_EFFECTS
 
 
 class Finding(NamedTuple):
@@ -140,6 +141,7 @@ _LABELS = (
     ),
 )
 _TRAIN = (
+    *GROUP_EFFECTS,
     _SCRATCH,
     Effect(_LOADED, lambda c: c.policy.checkpoint or not c.policy.scratch, _FROM_SCRATCH),
     _DECODE_GRAPHS,

@@ -28,9 +28,9 @@ class LoraConfig(Config, group="policy.lora"):
 class CriticConfig(Config, group="policy.critic"):
     """The value function."""
 
-    kind: Literal["shared", "separate"] = "separate"
+    kind: Literal["shared", "separate", "none"] = "separate"
     """shared: a head on the policy's hidden state that predicts the first action token. separate: a small
-    convolutional network of its own."""
+    convolutional network of its own. none: there is none, as in GRPO and TPO whatever is said here."""
     time_fraction: bool = True
     """The critic sees which share of the horizon has passed (the policy never does)."""
     width: Annotated[int, Ge(1), Le(4096)] = 16

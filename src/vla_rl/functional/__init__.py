@@ -2,6 +2,8 @@
 
     returns         credit over turns: discounted returns, generalized advantages and what they bootstrap from
     policy_losses   clipped surrogate on action tokens, KL estimators, per-turn means
+    group_advantages  episodes of one initial state against each other: GRPO, Dr. GRPO, RLOO
+    preferences     which of two episodes is better, and the loss of direct preference optimisation
     value_losses    critic losses, explained variance
     log_probs       tempered log-softmax over the action bins, entropy, sampling
     masking         masked mean, variance, whitening
@@ -12,6 +14,7 @@
 Axes (legend in `vla_rl.types`): M turns of a window, N environments, B samples, K action tokens of a turn, V bins.
 """
 
+from vla_rl.functional.group_advantages import GroupAdvantage, group_advantages
 from vla_rl.functional.intervals import (
     Interval,
     PairedDifference,
@@ -38,6 +41,12 @@ from vla_rl.functional.policy_losses import (
     turn_mean,
 )
 from vla_rl.functional.precision import at_least_float32
+from vla_rl.functional.preferences import (
+    Pairs,
+    preference_loss,
+    preference_pairs,
+    preference_slopes,
+)
 from vla_rl.functional.ranking import (
     Ranking,
     Reliability,
@@ -66,9 +75,11 @@ from vla_rl.functional.value_losses import (
 __all__ = [
     "BootstrapInputs",
     "ErrorKind",
+    "GroupAdvantage",
     "Interval",
     "KLEstimator",
     "PairedDifference",
+    "Pairs",
     "Ranking",
     "Ratio",
     "Reliability",
@@ -87,6 +98,7 @@ __all__ = [
     "explained_variance",
     "gather_log_probs",
     "generalized_advantages",
+    "group_advantages",
     "huber_value_loss",
     "importance_weights",
     "kl_estimate",
@@ -96,6 +108,9 @@ __all__ = [
     "mean_interval",
     "paired_difference",
     "pairwise_ranking",
+    "preference_loss",
+    "preference_pairs",
+    "preference_slopes",
     "rank_correlation",
     "reliability",
     "sample_from_uniforms",

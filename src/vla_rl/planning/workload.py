@@ -74,8 +74,14 @@ class Workload:
 def workload(config: TrainConfig, gpus: int) -> Workload:
     """The sizes of a run on nodes with so many GPUs each.
 
-    UserError where the size of the policy cannot be known, and where it needs a GPU and there is none.
+    UserError where the size of the policy cannot be known, where it needs a GPU and there is none, and for an algorithm
+    that does not play windows.
     """
+    if config.compares_groups:
+        raise UserError(
+            f"{config.algorithm.upper()} cannot be planned: how many episodes an iteration plays depends on how they "
+            "end. Plan PPO's preset for the same policy and suite; simulators and inference cost the same"
+        )
     model, notes = _model(config)
     played = benchmark(config.env.suite)
     wanted = config.policy.device

@@ -108,7 +108,18 @@ class SeparateCritic(nn.Module):
         return (embedded * real[..., None]).sum(1) / lengths
 
 
-def build_critic(config: CriticConfig, sizes: CriticSizes) -> SharedCritic | SeparateCritic:
+class NoCritic(nn.Module):
+    """What stands where there is no value function."""
+
+    def forward(self, x: CriticInput) -> None:
+        return None
+
+
+def build_critic(
+    config: CriticConfig, sizes: CriticSizes
+) -> SharedCritic | SeparateCritic | NoCritic:
     """A freshly initialised critic, float32, from torch's global generator."""
+    if config.kind == "none":
+        return NoCritic()
     kind = SharedCritic if config.kind == "shared" else SeparateCritic
     return kind(config, sizes)

@@ -27,7 +27,7 @@ class PolicyOutput:
 
     tokens: Int64[Tensor, "N K"]  # action bins 0..bins-1, not vocabulary ids
     log_probs: Float[Tensor, "N K"]  # of the tempered distribution sampled from; float32
-    values: Float[Tensor, " N"] | None = None  # of a `ValuePolicy` always
+    values: Float[Tensor, " N"] | None = None  # of a policy that `has_critic` always
     version: int | None = None
     """After how many windows of learning these weights were; None: the learner's present ones."""
 
@@ -176,8 +176,8 @@ class ValuePolicy(Policy, Critic, Protocol):
 
 
 def has_critic(policy: object) -> TypeGuard[ValuePolicy]:
-    """Whether the policy has a value function."""
-    return isinstance(policy, Critic)
+    """Whether the policy has a value function: one with parameters of its own."""
+    return isinstance(policy, Critic) and bool(policy.critic_parameters())
 
 
 class ForPolicy:

@@ -9,11 +9,20 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from vla_rl.config import SCRATCH_MODELS, Conventions, PolicyConfig, PPOConfig, UserError, nearest
+from vla_rl.config import (
+    SCRATCH_MODELS,
+    Conventions,
+    GRPOConfig,
+    PolicyConfig,
+    PPOConfig,
+    TPOConfig,
+    UserError,
+    nearest,
+)
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.policies.family import ImageFit, PolicyFamily
 from vla_rl.policies.memory import largest_micro_batch
@@ -24,6 +33,8 @@ from vla_rl.policies.openvla.processing import with_image_fit
 from vla_rl.policies.policy import Policy
 from vla_rl.runtime.bases import checkpoint_kind
 from vla_rl.runtime.external import shown
+
+Settings = TypeVar("Settings", PPOConfig, GRPOConfig, TPOConfig)
 
 LOG = logging.getLogger(__name__)
 
@@ -102,17 +113,22 @@ def load_policy(
 
 
 def with_micro_batch(
-    ppo: PPOConfig, policy: Policy, rollout_batch: int, world: World = SingleProcess()
-) -> PPOConfig:
+    settings: Settings,
+    policy: Policy,
+    rollout_batch: int,
+    world: World = SingleProcess(),
+    turns: int | None = None,
+) -> Settings:
     """The settings with `micro_batch` -1 replaced by the largest power of two that the free memory allows everywhere.
 
-    To be called with the weights on the device and before anything else is. Raises UserError if not even one sample
-    fits.
+    turns: of a minibatch; None: that is its size. To be called with the weights on the device and before anything else
+    is. Raises UserError if not even one sample fits.
     """
-    if ppo.micro_batch >= 0:
-        return ppo
+    if settings.micro_batch >= 0:
+        return settings
     budget = POLICIES[policy.kind].memory_budget(policy, rollout_batch)
     device = policy.policy_parameters()[0].device
-    chosen = min(world.gather(largest_micro_batch(budget, device, ppo.minibatch)))
-    LOG.info("micro-batches of %d (of %d)", chosen, ppo.minibatch)
-    return replace(ppo, micro_batch=0 if chosen == ppo.minibatch else chosen)
+    most = turns or settings.minibatch
+    chosen = min(world.gather(largest_micro_batch(budget, device, most)))
+    LOG.info("micro-batches of %d (of %d)", chosen, most)
+    return replace(settings, micro_batch=0 if chosen == most else chosen)

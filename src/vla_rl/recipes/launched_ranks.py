@@ -31,7 +31,7 @@ from vla_rl.distributed.software import software_here
 from vla_rl.distributed.torch_world import TorchWorld
 from vla_rl.distributed.watch import RankLostError, Watch
 from vla_rl.envs.registry import playable
-from vla_rl.recipes.train_ppo import train
+from vla_rl.recipes.train import train
 from vla_rl.runtime.progress import be_silent
 from vla_rl.runtime.provenance import versions
 from vla_rl.runtime.run_folder import read_config

@@ -29,7 +29,7 @@ from vla_rl.distributed.ray_errors import (
 )
 from vla_rl.distributed.ray_world import world_of_learner
 from vla_rl.distributed.watch import RankLostError, Watch
-from vla_rl.recipes.train_ppo import train
+from vla_rl.recipes.train import train
 from vla_rl.rollout.actor import enter_folder
 from vla_rl.runtime.signals import STOPPING, leave_signals_to_parent
 

@@ -23,6 +23,7 @@ from vla_rl.config import (
 from vla_rl.config.parallel import ParallelConfig
 from vla_rl.envs.defaults import benchmark_env, laptop_env
 from vla_rl.recipes.presets_article import ARTICLE_SUMMARIES, article_presets
+from vla_rl.recipes.presets_groups import GROUP_SUMMARIES, group_presets
 
 # Our own recipe: the defaults of TrainConfig, found on Meta-World with two CPU cores.
 _OURS = TrainConfig()
@@ -181,11 +182,12 @@ PRESETS: dict[str, TrainConfig] = {
     "libero-spatial-tiny": _libero_tiny("libero-spatial:0,2,8"),
     "libero-object-tiny": _libero_tiny("libero-object:0,1,2"),
 }
+PRESETS |= group_presets(PRESETS)
 
 PRESETS |= article_presets(PRESETS)
 
 SUMMARIES: dict[str, str] = {
-    "toy": "a first look: a drawn world, no simulator, no checkpoint, half a minute",
+    "toy": "a first look: a drawn world, no simulator, no checkpoint",
     "metaworld-mt1": "one Meta-World task; another one with --env.suite mt1:<task>",
     "metaworld-mt5": "five Meta-World tasks, our recipe (the quickstart's)",
     "metaworld-mt10": "the ten tasks of Meta-World's MT10",
@@ -197,6 +199,7 @@ SUMMARIES: dict[str, str] = {
     "libero-10-openvla-7b": "the same on LIBERO-10 (Long)",
     "libero-spatial-tiny": "a small policy on three tasks of LIBERO-Spatial, on a laptop",
     "libero-object-tiny": "a small policy on three tasks of LIBERO-Object, on a laptop",
+    **GROUP_SUMMARIES,
 }
 SUMMARIES |= ARTICLE_SUMMARIES
 

@@ -97,7 +97,7 @@ def article_presets(presets: Mapping[str, TrainConfig]) -> dict[str, TrainConfig
 
 
 ARTICLE_SUMMARIES: dict[str, str] = {
-    "metaworld-mt5-article": "the second source's; environments and 10-step turns are scaled (32, 20)",
+    "metaworld-mt5-article": "the article's; fewer environments and steps (32, 20 turns)",
     "libero-spatial-openvla-7b-article": "a second source's numbers; 64 environments, four GPUs",
     "libero-object-openvla-7b-article": "the same on LIBERO-Object",
     "libero-goal-openvla-7b-article": "the same on LIBERO-Goal",

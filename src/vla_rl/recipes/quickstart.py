@@ -20,7 +20,7 @@ from vla_rl.config.serialize import differences, from_json, to_json
 from vla_rl.recipes.demos import collect_demos
 from vla_rl.recipes.presets import preset
 from vla_rl.recipes.sft import fine_tune
-from vla_rl.recipes.train_ppo import train
+from vla_rl.recipes.train import train
 from vla_rl.report.page.write import write_report
 from vla_rl.runtime.files import (
     cannot_write,

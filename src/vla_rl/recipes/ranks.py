@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import Store, TCPStore
 from vla_rl.config import TrainConfig, UserError
 from vla_rl.distributed.torch_world import TorchWorld
 from vla_rl.distributed.watch import RankLostError, Watch
-from vla_rl.recipes.train_ppo import train
+from vla_rl.recipes.train import train
 from vla_rl.runtime.child_pool import ChildPool
 from vla_rl.runtime.children import ChildLostError
 

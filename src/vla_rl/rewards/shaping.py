@@ -6,7 +6,8 @@
     progress     r_t = Phi(o_{t+1}) - Phi(o_t), Phi = w at success; the critic does not learn it
 
 p in 0..1 is the score: a reward model's probability of its positive answer, or the simulator's own reward. w is
-`reward.weight`, H the horizon in turns, g the discount `ppo.gamma`. The rewards decide neither success nor checkpoints
+`reward.weight`, H the horizon in turns, g the discount `ppo.gamma` (1 where whole
+episodes are compared). The rewards decide neither success nor checkpoints
 nor the curriculum.
 
 Additive. Paying every turn and ending the pay with success would make success costly: where w p / H > 1 - g, one more
@@ -188,9 +189,9 @@ def shaped(scorer: Scorer, config: TrainConfig) -> ShapedReward:
     return ShapedReward(
         scorer,
         config.reward,
-        gamma=config.ppo.gamma,
+        gamma=config.discount,
         horizon=config.env.horizon,
-        time_limit_is_terminal=config.ppo.time_limit_is_terminal,
+        time_limit_is_terminal=config.horizon_ends_returns,
     )
 
 

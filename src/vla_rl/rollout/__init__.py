@@ -3,6 +3,7 @@
 from vla_rl.rollout.buffer import FinishedEpisode, RolloutBuffer
 from vla_rl.rollout.collector import Collected, Collector
 from vla_rl.rollout.engine import build_engine
+from vla_rl.rollout.groups import GroupPlay, PlayedGroups
 from vla_rl.rollout.metrics import rollout_metrics
 from vla_rl.rollout.together import of_all
 from vla_rl.rollout.windows import Windows
@@ -11,6 +12,8 @@ __all__ = [
     "Collected",
     "Collector",
     "FinishedEpisode",
+    "GroupPlay",
+    "PlayedGroups",
     "RolloutBuffer",
     "Windows",
     "build_engine",

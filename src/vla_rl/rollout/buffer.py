@@ -39,7 +39,7 @@ class Playing:
     actions: list[list[int]] = field(default_factory=list)  # tokens so far, to replay on resume
 
 
-_EMPTY = {"episode_ids": -1, "group_ids": -1, "simulator_rewards": np.nan}
+EMPTY = {"episode_ids": -1, "group_ids": -1, "simulator_rewards": np.nan}
 """What stands in an array where nothing was played; 0 in the others."""
 
 
@@ -135,7 +135,7 @@ class RolloutBuffer:
         """Make room for as many turns again."""
         for name in self._per_turn():
             array = getattr(self, name)
-            setattr(self, name, np.concatenate([array, np.full_like(array, _EMPTY.get(name, 0))]))
+            setattr(self, name, np.concatenate([array, np.full_like(array, EMPTY.get(name, 0))]))
 
     def trim(self, num_turns: int) -> None:
         """Keep the first `num_turns` turns alone."""

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 
 from vla_rl.config.parallel import ParallelConfig
-from vla_rl.distributed.shards import Shards, in_order
+from vla_rl.distributed.shards import Shards
 from vla_rl.envs.env import EpisodesLostError, VectorEnv
 from vla_rl.envs.vector.work_times import TimesItsWork
 from vla_rl.rollout.buffer import FinishedEpisode, Playing, RolloutBuffer
@@ -83,6 +83,7 @@ class Collector:
         self.player, self.envs, self.draw, self.seed = player, envs, draw, seed
         self.shards = shards or Shards.of(envs.num_envs, ParallelConfig.shards)
         self.first = self.shards.own_envs.start  # of our environments
+        self.num_tokens = player.action_chunk * player.action_dim
         self.dense_reward_max = dense_reward_max
         half = (envs.num_envs + 1) // 2
         slots = np.arange(envs.num_envs)
@@ -93,7 +94,7 @@ class Collector:
         self.given_up = threading.Event()
         """Set by another thread: the window that is being played ends with WindowGivenUpError at its next turn."""
         self.started = np.zeros(self.shards.num_envs, np.int64)  # episodes of each environment
-        self.listed, self.groups_started = 0, 0  # episodes and groups, by `collect_episodes`
+        self.listed, self.groups_started = 0, 0  # of all processes, by `collect_episodes`
 
     def start(self) -> None:
         """Start a first episode in every environment."""
@@ -111,11 +112,6 @@ class Collector:
         number = int(self.started[env]) * self.shards.num_envs + env
         self.started[env] += 1
         return Playing(spec, number, number)
-
-    def _listed(self, spec: EpisodeSpec, group: int) -> Playing:
-        """An episode of a list: numbered in its order."""
-        self.listed += 1
-        return Playing(spec, self.listed - 1, group)
 
     def _reset_all(self) -> None:
         """Start what is in `playing`."""
@@ -139,16 +135,18 @@ class Collector:
             raise RuntimeError(
                 "some environments have no episode to go on with: call start() first"
             )
-        run = self._open(num_turns, iteration, self._drawn)
-        window, clock = run.window, run.clock
         uniforms = generator(self.seed, "rollout", iteration).random(
-            (num_turns, self.shards.num_envs, window.num_tokens), dtype=np.float32
+            (num_turns, self.shards.num_envs, self.num_tokens), dtype=np.float32
         )[:, self.first : self.first + self.envs.num_envs]
+        run = self._open(
+            num_turns, iteration, self._drawn, lambda turn, slots: uniforms[turn, slots]
+        )
+        window, clock = run.window, run.clock
         for turn in range(num_turns):
             for index in range(len(self.groups)):
                 if turn > 0:
                     self._receive(index, run, turn - 1)
-                self._act(index, run, turn, temperature, uniforms[turn])
+                self._act(index, run, turn, temperature)
         for index in range(len(self.groups)):
             self._receive(index, run, num_turns - 1)
         clock.switch("infer", "values")
@@ -162,46 +160,69 @@ class Collector:
 
     def collect_episodes(
         self, groups: Sequence[Sequence[EpisodeSpec]], temperature: float, iteration: int
-    ) -> Collected:
+    ) -> Collected | None:
         """Play groups of episodes, each to its end, in their order; then every environment is idle.
 
+        All processes are given all groups. The n-th episode of the run is played in shard n modulo their number, in
+        whichever of its environments is free, with draws of its own: what happens in it depends on nothing else. None
+        where this process has none of them to play.
         An attempt that is lost with its simulator counts for nothing, and its episode is played again. Nothing follows
         the window: `next_values` and `next_images` of the rollout are zeros.
         """
         if self.playing:
             raise RuntimeError("episodes of a window before are still running")
-        waiting = deque(
-            self._listed(spec, self.groups_started + number)
-            for number, group in enumerate(groups)
-            for spec in group
-        )
-        if not waiting:
-            raise ValueError("there are no episodes to play")
-        self.groups_started += len(groups)
-        slots = range(min(self.envs.num_envs, len(waiting)))
-        self.playing = {slot: waiting.popleft() for slot in slots}
+        waiting = self._listed(groups)
+        for slot in range(self.envs.num_envs):
+            if (episode := self._waiting(waiting, slot)) is not None:
+                self.playing[slot] = episode
+        if not self.playing:
+            return None
         self._reset_all()
         run = self._open(
             self.envs.horizon,
             iteration,
-            lambda slot: waiting.popleft() if waiting else None,
+            lambda slot: self._waiting(waiting, slot),
+            lambda _, slots: np.stack([self._own_draw(self.playing[int(slot)]) for slot in slots]),
             to_the_end=True,
         )
-        window, rng = run.window, generator(self.seed, "rollout", iteration)
-        turn = 0
+        window, turn = run.window, 0
         while self.playing:
             if turn == window.num_turns:
                 window.grow()
-            uniforms = rng.random((self.envs.num_envs, window.num_tokens), dtype=np.float32)
             for index in range(len(self.groups)):
                 if turn > 0:
                     self._receive(index, run, turn - 1)
-                self._act(index, run, turn, temperature, uniforms)
+                self._act(index, run, turn, temperature)
             turn += 1
         window.trim(int((window.episode_ids >= 0).any(1).sum()))
         run.clock.switch("infer")
         rollout = window.finish(self.player, None, temperature)
         return self._collected(rollout, run)
+
+    def _listed(self, groups: Sequence[Sequence[EpisodeSpec]]) -> list[deque[Playing]]:
+        """The episodes of groups, numbered in their order, by shard."""
+        waiting: list[deque[Playing]] = [deque() for _ in range(self.shards.count)]
+        before = self.listed
+        for group in groups:
+            for spec in group:
+                waiting[self.listed % self.shards.count].append(
+                    Playing(spec, self.listed, self.groups_started)
+                )
+                self.listed += 1
+            self.groups_started += 1
+        if self.listed == before:
+            raise ValueError("there are no episodes to play")
+        return waiting
+
+    def _waiting(self, waiting: list[deque[Playing]], slot: int) -> Playing | None:
+        """What a slot plays next of such a list."""
+        of_shard = waiting[self.shards.of_env(self.first + slot)]
+        return of_shard.popleft() if of_shard else None
+
+    def _own_draw(self, episode: Playing) -> Float32[np.ndarray, " K"]:
+        """The sampler's randomness for the next turn of an episode of a list."""
+        drawn = generator(self.seed, "episode", episode.number, episode.turns)
+        return drawn.random(self.num_tokens, dtype=np.float32)
 
     def _collected(self, rollout: Rollout, run: _Run) -> Collected:
         window, seconds = run.window, run.clock.stop()
@@ -216,33 +237,26 @@ class Collector:
         num_turns: int,
         version: int,
         following: Callable[[int], Playing | None],
+        uniforms: Callable[[int, Int64[np.ndarray, " S"]], Float32[np.ndarray, "S K"]],
         to_the_end: bool = False,
     ) -> _Run:
         for episode in self.playing.values():
             episode.window_start = 0
-        num_tokens = self.player.action_chunk * self.player.action_dim
         seen = next(seen for seen in self.current if len(seen))
         window = RolloutBuffer(
-            num_turns, self.envs, num_tokens, seen, self.dense_reward_max is not None, self.shards,
+            num_turns, self.envs, self.num_tokens, seen, self.dense_reward_max is not None, self.shards,
             version,
         )  # fmt: skip
-        return _Run(window, following, Clock(), to_the_end)
+        return _Run(window, following, uniforms, Clock(), to_the_end)
 
-    def _act(
-        self,
-        index: int,
-        run: _Run,
-        turn: int,
-        temperature: float,
-        uniforms: Float32[np.ndarray, "N K"],
-    ) -> None:
+    def _act(self, index: int, run: _Run, turn: int, temperature: float) -> None:
         if self.given_up.is_set():
             raise WindowGivenUpError
         slots, clock = self.members[index], run.clock
         if not len(slots):
             return
         clock.switch("infer")
-        output = self.player.act(self.current[index], temperature, uniforms[slots])
+        output = self.player.act(self.current[index], temperature, run.uniforms(turn, slots))
         actions = self.player.decode_actions(output.tokens)
         clock.switch("other")
         self.envs.post_step(list(slots), actions)
@@ -292,7 +306,7 @@ class Collector:
         if result.lost[row]:
             if run.to_the_end:
                 run.window.drop_episode(slot, episode.window_start, turn)
-                return self._listed(episode.spec, episode.group)
+                return Playing(episode.spec, episode.number + _ATTEMPT, episode.group)
             return self._next_of(slot, episode.spec)
         success = bool(result.terminated[row])
         run.window.finish_episode(slot, episode.window_start, turn, episode, success)
@@ -381,28 +395,6 @@ class Collector:
                     self.current[index] = _replace_rows(self.current[index], target, fresh)
 
 
-def whole_state(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One state of what the collectors of all processes gave, in their order."""
-    lists = {
-        key: in_order([part[key] for part in parts]) for key in ("slots", "numbers", "started")
-    }
-    return lists | {"listed": parts[0]["listed"]}
-
-
-def own_state(whole: Mapping[str, Any], shards: Shards) -> dict[str, Any]:
-    """What one process loads of such a state, or of one that was saved before there were several."""
-    rows = whole["slots"]
-    if len(rows) != shards.num_envs:
-        raise ValueError(f"saved with {len(rows)} environments, now there are {shards.num_envs}")
-    mine = slice(shards.own_envs.start, shards.own_envs.stop)
-    state = dict(whole) | {"slots": rows[mine]}
-    if "numbers" in whole:
-        state["numbers"] = whole["numbers"][mine]
-    if "listed" in whole:
-        state["started"] = whole["started"][mine]
-    return state
-
-
 @dataclass(frozen=True)
 class _Run:
     """One window in the making."""
@@ -410,11 +402,15 @@ class _Run:
     window: RolloutBuffer
     following: Callable[[int], Playing | None]
     """The next episode to play; None where there is no other."""
+    uniforms: Callable[[int, Int64[np.ndarray, " S"]], Float32[np.ndarray, "S K"]]
+    """The sampler's randomness in a turn, for some slots."""
     clock: Clock
     to_the_end: bool = False
     """Every episode of the window is played to its end, or counts for nothing."""
 
 
+_ATTEMPT = 2**40
+"""Between the numbers of two attempts at an episode of a list: more than a run has, and known without asking."""
 _NOTHING_SEEN = Observation(
     np.zeros((0, 1, 1, 3), np.uint8), (), np.zeros((0, 1), np.float32), np.zeros(0, np.float32)
 )

@@ -1,4 +1,4 @@
-"""Everything of a PPO run that must survive a kill: counters, optimizers, curriculum, running episodes."""
+"""Everything of a training run that must survive a kill: counters, optimizers, curriculum, running episodes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vla_rl.policies.registry import load_policy
 from vla_rl.policies.shardable import lending, sharding_of
 from vla_rl.rewards import RewardFunction
 from vla_rl.rollout import Collector
-from vla_rl.rollout.collector import own_state, whole_state
+from vla_rl.rollout.together import own_state, whole_state
 from vla_rl.runtime.checkpoint import (
     CheckpointError,
     flatten_optimizer,
@@ -77,7 +77,7 @@ def open_training_run(
         return announced(Run.open(resume, sys.argv, config, packages, **sinks), world)
     if not (config.policy.checkpoint or config.policy.scratch):
         raise ConfigError(
-            "policy.checkpoint is empty: PPO improves a pretrained policy. Make one with `vla-rl demos` and "
+            "policy.checkpoint is empty: a pretrained policy is improved. Make one with `vla-rl demos` and "
             "`vla-rl sft`, then give its folder, e.g. --policy.checkpoint runs/sft/policy. The preset toy needs none"
         )
     name = config.run.name or f"{config.env.suite.partition(':')[0]}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -119,7 +119,7 @@ def _checked_policy(config: TrainConfig, saved: Path | None) -> Policy:
             f"the policy decides {policy.action_chunk} actions a turn, env.action_chunk is "
             f"{config.env.action_chunk}: set env.action_chunk, or fine-tune with that chunk"
         )
-    if config.ppo.kl_coef > 0:
+    if config.needs_reference:
         keep_reference(policy, config, resumed=saved is not None)
     return policy
 
@@ -168,7 +168,7 @@ class TrainState:
         self,
         run: Run | FollowedRun,
         policy: Policy,
-        learner: Learner,
+        learner: Learner[Any],
         reward_function: RewardFunction,
         curriculum: TaskSampler,
         collector: Collector,
@@ -249,8 +249,8 @@ class TrainState:
             "iteration": self.iteration,
             "success of episodes": metrics.get("rollout/success_rate"),
             "mean over tasks": metrics.get("curriculum/success_mean"),
-            "kl": metrics.get("losses/approx_kl_k3", 0.0),
-            "explained": metrics["losses/explained_variance"],
+            "kl": metrics.get("losses/approx_kl_k3"),
+            "explained": metrics.get("losses/explained_variance"),
             "episodes/s": metrics["speed/episodes_per_second"],
         }
         return {name: round(number, 3) for name, number in wanted.items() if number is not None}

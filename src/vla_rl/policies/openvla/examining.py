@@ -145,7 +145,7 @@ def _check_adapters(source: Source) -> Finding:
 
 def _check_critic(source: Source) -> Finding:
     config = source.description.critic
-    if config is None:
+    if config is None or config.kind == "none":
         return Finding("critic", "ok", "none; training starts one")
     file, tensors = critic_file(source), read_tensors([critic_file(source)])
     with shapes_alone():

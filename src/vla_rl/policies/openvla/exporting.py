@@ -58,7 +58,8 @@ def save_policy(policy: Savable, folder: Path, limit: int = SHARD_BYTES) -> None
         write_adapter(folder, settings, state, policy.description.base or "")
     if policy.description.base is None:
         files.save_model(lora.base_state(policy.model), folder, policy.stored_dtypes, limit, whole)
-    save_tensors(policy.critic.state_dict(), folder / files.CRITIC_FILE)
+    if values := policy.critic.state_dict():
+        save_tensors(values, folder / files.CRITIC_FILE)
 
 
 def export_merged(

@@ -355,4 +355,5 @@ def load_parts(
         dtype = choose_dtype(config.dtype, source.weights.entries().values(), device)
     network = load_network(source, config, device, dtype)
     network = replace(network, description=replace(network.description, critic=config.critic))
-    return Parts(network, tokenizer, critic_file(source), description.critic)
+    stored = description.critic if config.critic.kind != "none" else None
+    return Parts(network, tokenizer, critic_file(source), stored)

@@ -18,11 +18,7 @@ from vla_rl.config.errors import UserError
 from vla_rl.config.openvla import ModelConfig
 from vla_rl.config.policy import Conventions, PolicyConfig
 from vla_rl.distributed.sharding import Sharding
-from vla_rl.functional import (
-    action_log_softmax,
-    entropy,
-    gather_log_probs,
-)
+from vla_rl.functional import action_log_softmax, entropy, gather_log_probs
 from vla_rl.policies.action_tokens import (
     ActionTokenizer,
     dataset_name,
@@ -206,7 +202,7 @@ class OpenVLAPolicy(nn.Module):
 
     def _value(
         self, raw: Tensor, prompts: Prompts, time: Tensor, hidden: Tensor | None
-    ) -> Float[Tensor, " N"]:
+    ) -> Float[Tensor, " N"] | None:
         if hidden is not None and (self.detach_values or self.config.critic.detach):
             hidden = hidden.detach()
         return self.critic(CriticInput(time, hidden, raw, prompts))
@@ -231,7 +227,8 @@ class OpenVLAPolicy(nn.Module):
         with self._playing():
             tokens, log_probs, values = self._decode(observation, temperature, uniforms)
         # copies made outside inference mode may take part in training
-        return PolicyOutput(tokens.clone(), log_probs.clone(), values.clone())
+        values = None if values is None else values.clone()
+        return PolicyOutput(tokens.clone(), log_probs.clone(), values)
 
     def propose(
         self, observation: Observation, temperature: float, uniforms: Float32[np.ndarray, "N J K"]
@@ -261,11 +258,12 @@ class OpenVLAPolicy(nn.Module):
             draws = torch.from_numpy(given).to(self.device)
             tokens, log_probs = self.decoder.choose(repeated, state, draws, temperature)
         # copies made outside inference mode may take part in training
-        return Proposals(tokens.clone().view(shape), log_probs.clone().view(shape), values.clone())
+        values = None if values is None else values.clone()
+        return Proposals(tokens.clone().view(shape), log_probs.clone().view(shape), values)
 
     def _decode(
         self, observation: Observation, temperature: float, uniforms: np.ndarray | None
-    ) -> tuple[Int64[Tensor, "N K"], Float[Tensor, "N K"], Float[Tensor, " N"]]:
+    ) -> tuple[Int64[Tensor, "N K"], Float[Tensor, "N K"], Float[Tensor, " N"] | None]:
         started = own_seconds(self.device)
         raw, prompts, time = self._inputs(observation)
         shape = (len(observation), self.num_tokens)
@@ -321,7 +319,9 @@ class OpenVLAPolicy(nn.Module):
             attached = not (self.detach_values or self.config.critic.detach)
             with torch.set_grad_enabled(attached and torch.is_grad_enabled()):
                 hidden = self.model.first_hidden(pixel_values(raw, self.processor.config), prompts)
-        return self._value(raw, prompts, time, hidden)
+        found = self._value(raw, prompts, time, hidden)
+        assert found is not None, "asked of a policy without a critic"
+        return found
 
     def keep_reference(self, folder: Path | str | None = None) -> None:
         """Fix the reference policy: the present weights, or those of a checkpoint (when resuming a run).
