@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.cli.arguments import CertifyArguments, DoctorArguments, EvalArguments
+from vla_rl.cli.door_arguments import RemoteEvalArguments
 from vla_rl.cli.options import ParseCommand, normal, say, value_of, with_lora
 from vla_rl.cli.tables import reward_model_table, success_table
 from vla_rl.cli.training import ablation_request, plan_request, train_request
@@ -21,6 +22,7 @@ from vla_rl.config import (
     RewardEvalConfig,
     RewardModelConfig,
     SFTConfig,
+    UserError,
 )
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import BestOfConfig
@@ -92,7 +94,10 @@ def plan(words: list[str], parse_command: ParseCommand) -> int:
 
 
 def evaluate(words: list[str], parse_command: ParseCommand) -> int:
-    request = parse_command(EvalArguments, words, "eval")
+    if (address := value_of("--policy", words)) is not None:
+        return _evaluate_remote(address, words, parse_command)
+    notes = "For a policy that another program serves: vla-rl eval --policy ws://HOST:PORT --help"
+    request = parse_command(EvalArguments, words, "eval", notes=notes)
     videos = request.videos_out
     if videos is None and request.protocol.videos > 0:
         videos = (request.json.parent if request.json else Path()) / "videos"
@@ -121,6 +126,23 @@ def evaluate(words: list[str], parse_command: ParseCommand) -> int:
             request.horizon,
             show=_show,
         )
+    return 0
+
+
+def _evaluate_remote(address: str, words: list[str], parse_command: ParseCommand) -> int:
+    """`eval --policy ADDRESS`: the same command with the options of a policy that is served elsewhere."""
+    at = next(i for i, word in enumerate(words) if normal(word) == "--policy")
+    count = 1 if "=" in words[at] else 2
+    words = [address, *words[:at], *words[at + count :]]
+    if address.startswith("-") or not address:
+        raise UserError("eval: --policy needs an address, as --policy ws://127.0.0.1:8000")
+    request = parse_command(RemoteEvalArguments, words, "eval")
+    given = dict(vars(request))
+    if request.videos_out is None and request.protocol.videos > 0:
+        given["videos_out"] = (request.json.parent if request.json else Path()) / "videos"
+    from vla_rl.recipes.evaluate_remote import evaluate_remote
+
+    evaluate_remote(**given, show=_show)
     return 0
 
 

@@ -24,6 +24,9 @@ class EnvConfig(Config, group="env", saved=("suite",)):
     camera: str = ""
     """Camera of the simulator's model. Empty takes the benchmark's own: corner2, moved close to the table as others
     use it, for Meta-World; agentview for LIBERO, which also has `wrist`; wrist for the toy, which also has `table`."""
+    wrist_camera: str = ""
+    """Camera of a second image of the same size; empty: none. `wrist` is the one at the hand: robot0_eye_in_hand for
+    LIBERO, gripperPOV for Meta-World."""
     action_repeat: Annotated[int, Ge(1), Le(10_000)] = 5
     """Simulator steps for which each action is held."""
     action_chunk: ActionChunk = 2
