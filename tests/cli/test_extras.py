@@ -72,6 +72,9 @@ WANTED: dict[str, str] = {
     "learning-curve x": "report",
     "ablate": "report",
     "film x": "data,report",
+    "eval --policy ws://127.0.0.1:9": "serve",
+    "eval --policy ws://127.0.0.1:9 --videos 1": "data,serve",
+    "serve x": "serve",
 }
 """Command line -> the extras that it asks for where none is installed."""
 

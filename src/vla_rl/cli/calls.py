@@ -98,10 +98,7 @@ def evaluate(words: list[str], parse_command: ParseCommand) -> int:
         return _evaluate_remote(address, words, parse_command)
     notes = "For a policy that another program serves: vla-rl eval --policy ws://HOST:PORT --help"
     request = parse_command(EvalArguments, words, "eval", notes=notes)
-    videos = request.videos_out
-    if videos is None and request.protocol.videos > 0:
-        videos = (request.json.parent if request.json else Path()) / "videos"
-    shared = (None, request.json, videos, request.workers)
+    shared = (None, request.json, _videos_folder(request), request.workers)
     policy = PolicyConfig(unnorm_key=request.unnorm_key, base=request.base, dtype=request.dtype)
     if request.best_of == 1:
         from vla_rl.recipes.evaluate import evaluate_checkpoint
@@ -137,13 +134,19 @@ def _evaluate_remote(address: str, words: list[str], parse_command: ParseCommand
     if address.startswith("-") or not address:
         raise UserError("eval: --policy needs an address, as --policy ws://127.0.0.1:8000")
     request = parse_command(RemoteEvalArguments, words, "eval")
-    given = dict(vars(request))
-    if request.videos_out is None and request.protocol.videos > 0:
-        given["videos_out"] = (request.json.parent if request.json else Path()) / "videos"
     from vla_rl.recipes.evaluate_remote import evaluate_remote
 
-    evaluate_remote(**given, show=_show)
+    evaluate_remote(
+        request.policy, request.protocol, request.remote, request.json, _videos_folder(request),
+        request.workers, show=_show,
+    )  # fmt: skip
     return 0
+
+
+def _videos_folder(request: EvalArguments | RemoteEvalArguments) -> Path | None:
+    if request.videos_out is None and request.protocol.videos > 0:
+        return (request.json.parent if request.json else Path()) / "videos"
+    return request.videos_out
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -329,6 +329,11 @@ _REWARD_TRAIN = (
         "warning",
     ),
 )
+_VIDEOS_OUT = Effect(
+    ("videos_out",),
+    lambda c: c.protocol.videos > 0,
+    "no videos are made; give --videos, the number per task",
+)
 _EVAL = (
     Effect(
         ("mode", "chooser", "reward_model", "lookahead", "success_ahead"),
@@ -350,11 +355,7 @@ _EVAL = (
         lambda c: c.chooser == "reward-model",
         "--chooser asks no reward model",
     ),
-    Effect(
-        ("videos_out",),
-        lambda c: c.protocol.videos > 0,
-        "no videos are made; give --videos, the number per task",
-    ),
+    _VIDEOS_OUT,
     Effect(
         ("protocol.seed",),
         lambda c: c.protocol.temperature > 0 or c.best_of > 1,
@@ -409,6 +410,22 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
         ),
     ),
     "EvalArguments": _EVAL,
+    "RemoteEvalArguments": (
+        _VIDEOS_OUT,
+        Effect(
+            ("protocol.temperature", "protocol.seed"),
+            lambda c: False,
+            "the server decides whether it samples",
+        ),
+    ),
+    "ServeArguments": (
+        Effect(
+            ("seed",),
+            lambda c: c.temperature > 0,
+            "a greedy policy draws nothing at random; it counts with --temperature above 0",
+            "warning",
+        ),
+    ),
     "ScalingConfig": _TEST_TIME,
     "ExportConfig": (
         Effect(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vla_rl.config.bounds import Config
 from vla_rl.config.curriculum import CurriculumConfig
-from vla_rl.config.env import EnvConfig
+from vla_rl.config.env import ONE_IMAGE, EnvConfig
 from vla_rl.config.errors import require
 from vla_rl.config.evaluation import EvalConfig
 from vla_rl.config.optimizer import OptimizerConfig
@@ -50,6 +50,7 @@ class TrainConfig(Config, saved=("env", "policy", "ppo", "run")):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(not self.env.wrist_camera, f"env.wrist_camera: {ONE_IMAGE}")
         require(
             not self.ppo.time_limit_is_terminal or self.policy.critic.time_fraction,
             "ppo.time_limit_is_terminal needs a critic that sees the time: set policy.critic.time_fraction, "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -143,7 +142,7 @@ class ServedPolicy:
             return None
         state = np.asarray(value) if isinstance(value, (np.ndarray, list)) else np.zeros(())
         good = state.shape == (self._proprio_dim,) and state.dtype.kind in "fiu"
-        if not good or not all(math.isfinite(number) for number in state.tolist()):
+        if not good or not np.isfinite(state).all():
             raise WireError(
                 f"{name}: expected {self._proprio_dim} finite numbers, got {in_words(value)}"
             )

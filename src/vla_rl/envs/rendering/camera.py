@@ -75,7 +75,7 @@ class Drawing:
             simplified=not pretty and settings.mesh_faces > 0,
             upside_down=settings.camera == "corner2",
             mirrored=settings.camera == "corner2",
-            second_turned=(settings.second == "corner2",) * 2,
+            second_turned=(settings.second == "corner2", settings.second == "corner2"),
         )
 
 
