@@ -10,7 +10,9 @@ from annotated_types import Ge, Gt, Le
 from vla_rl.config.bounds import ActionChunk, Config, Pixels, Whole, Workers
 from vla_rl.config.errors import require
 
-ONE_IMAGE = "training and demonstrations keep one image a turn; a second one is for evaluation, see `vla-rl eval --policy`"
+ONE_IMAGE = (
+    "training and demonstrations keep one image a turn; a second one is for `vla-rl eval --policy`"
+)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,13 +68,9 @@ def evaluate_remote(
         ending.callback(first.close)
         played = remote_env(first.metadata, address, config.suite, remote)
         env = replace(played.env, num_workers=workers or played.env.num_workers)
-        player = ending.enter_context(
-            closing(
-                RemotePlayer(
-                    connect, first, benchmark(env.suite).action_dim, env.action_chunk, played.sent
-                )
-            )
-        )
+        action_dim = benchmark(env.suite).action_dim
+        player = RemotePlayer(connect, first, action_dim, env.action_chunk, played.sent)
+        ending.callback(player.close)
 
         def play(_: Any, envs: VectorEnv, specs: Any, *, on_episode: Any, **__: Any) -> Any:
             return play_each_once_by(player, envs, specs, on_episode)
@@ -86,13 +82,7 @@ def evaluate_remote(
         "sampling": {"mode": "served", "temperature": None},
         "infrastructure_errors": result["infrastructure_errors"] + player.errors,
         "practice": apart(records, played.trained_in, summary),
-        "served": {
-            "protocol": "openpi",
-            "metadata": _kept(first.metadata),
-            "image_size": played.sent,
-            "wrist_camera": env.wrist_camera,
-            "lost_episodes": player.errors,
-        },
+        "served": _facts(first.metadata, played, player.errors),
     }
     if show is not None:
         show(result)
@@ -101,6 +91,17 @@ def evaluate_remote(
     if videos is not None and config.videos > 0:
         record_videos(records, None, env, config.videos, videos)
     return result
+
+
+def _facts(metadata: Mapping[str, Any], played: Played, lost: int) -> dict[str, Any]:
+    """What the result says about the server."""
+    return {
+        "protocol": "openpi",
+        "metadata": _kept(metadata),
+        "image_size": played.sent,
+        "wrist_camera": played.env.wrist_camera,
+        "lost_episodes": lost,
+    }
 
 
 def _connector(address: str, remote: RemoteConfig) -> Callable[[], Any]:

@@ -25,7 +25,7 @@ from websockets.sync.client import ClientConnection, connect
 from vla_rl.config.errors import ConfigError, UserError, printable
 from vla_rl.serving.openpi import ACKNOWLEDGED, CONTROL
 from vla_rl.serving.packing import MOST_BYTES, WireError, in_words, pack, unpack
-from vla_rl.serving.websocket import KEY_VARIABLE, is_loopback, key_header, without_pings
+from vla_rl.serving.websocket import KEY_VARIABLE, is_loopback, key_header, supported
 
 LOG = logging.getLogger(__name__)
 
@@ -135,14 +135,15 @@ class PolicyConnection:
 
     def _connect(self, key: str) -> ClientConnection:
         url = self.url
-        own_machine = (
-            {"proxy": None} if is_loopback(urlsplit(url).hostname or "") and _has_proxies() else {}
-        )
+        # no keepalive: a policy that compiles is silent for long
+        options: dict[str, Any] = {"ping_interval": None, "legacy": True}
+        if is_loopback(urlsplit(url).hostname or ""):
+            options["proxy"] = None
         try:
             return connect(
                 url, compression=None, max_size=MOST_BYTES, additional_headers=key_header(key),
                 open_timeout=min(CONNECT_TIMEOUT, self._timeout), close_timeout=_CLOSING,
-                **without_pings(), **own_machine,
+                **supported(connect, **options),
             )  # fmt: skip
         except InvalidStatus as refused:
             status = refused.response.status_code
@@ -203,12 +204,6 @@ def _last_words(text: str) -> str:
     """The end of a traceback says what it was."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return printable(lines[-1][:_SHOWN]) if lines else "an empty text"
-
-
-def _has_proxies() -> bool:
-    import websockets
-
-    return int(websockets.__version__.split(".")[0]) >= 15
 
 
 def _warn_of_open_key(url: str, key: str) -> None:

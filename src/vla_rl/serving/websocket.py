@@ -7,6 +7,7 @@ programs of other environments can use it too.
 from __future__ import annotations
 
 import hmac
+import inspect
 import ipaddress
 import logging
 import os
@@ -19,7 +20,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import websockets
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import Server, ServerConnection, serve
 
@@ -106,8 +106,9 @@ class PolicyServer:
             self._server = server = serve(
                 self._handle, sock=self._listener,
                 process_request=self._admit, max_size=self._most_bytes, compression=None,
+                # no keepalive: a simulator that compiles is silent for long
                 origins=[None],  # a page in a browser says where it is from, and has no business here
-                close_timeout=_CLOSING, logger=_quiet(), **without_pings(),
+                close_timeout=_CLOSING, logger=_quiet(), **supported(serve, ping_interval=None),
             )  # fmt: skip
         try:
             server.serve_forever()
@@ -218,9 +219,10 @@ def key_header(key: str) -> dict[str, str]:
     return {"Authorization": _SCHEME + key} if key else {}
 
 
-def without_pings() -> dict[str, Any]:
-    """No keepalive where the installed version has one: a policy or a simulator that compiles is silent for long."""
-    return {"ping_interval": None} if int(websockets.__version__.split(".")[0]) >= 15 else {}
+def supported(function: Callable[..., Any], **options: Any) -> dict[str, Any]:
+    """Those of `options` that the installed version of the library has."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in known}
 
 
 def _quiet() -> logging.Logger:
