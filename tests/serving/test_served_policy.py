@@ -61,13 +61,8 @@ def harness_server() -> Iterator[PolicyServer]:
 
 
 def connect(url: str, **headers: Any) -> Any:
-    return open_socket(
-        url,
-        compression=None,
-        max_size=None,
-        **supported(open_socket, legacy=True, proxy=None),
-        **headers,
-    )
+    options = supported(open_socket, legacy=True, proxy=None)
+    return open_socket(url, compression=None, max_size=None, **options, **headers)
 
 
 def ask(connection: PolicyConnection, **changes: Any) -> np.ndarray:
@@ -160,7 +155,7 @@ BAD_REQUESTS: dict[str, tuple[Any, str]] = {
     "numbers as keys": (pack({b"x": 1}), "expected a map with keys of text"),
     "pickle": (pack({"x": {b"__ndarray__": True, b"data": b"cos\nsystem\n", b"dtype": "|O", b"shape": [1]}}), "type"),
     "records": (pack({"x": {b"__ndarray__": True, b"data": b"1234", b"dtype": "i4,i4", b"shape": [1]}}), "type"),
-    "short data": (pack({"x": {b"__ndarray__": True, b"data": b"12", b"dtype": "<f4", b"shape": [2]}}), "takes 8 bytes"),
+    "short data": (pack({"x": {b"__ndarray__": True, b"data": b"1", b"dtype": "<f4", b"shape": [2]}}), "takes 8 bytes"),
     "below zero": (pack({"x": {b"__ndarray__": True, b"data": b"", b"dtype": "<f4", b"shape": [-1]}}), "shape"),
     "no image": (pack(request(**{"observation/image": None})), "observation/image is missing"),
     "floats": (pack(request(**{"observation/image": PICTURE / 255})), "expected uint8 of shape (H, W, 3)"),
@@ -193,10 +188,11 @@ def test_a_request_that_cannot_be_used_is_answered_and_the_client_may_go_on(
 
 def test_a_huge_frame_ends_that_client_alone(server: PolicyServer) -> None:
     other = PolicyConnection(server.url)
-    with connect(server.url) as client, pytest.raises(ConnectionClosed):
+    with connect(server.url) as client:
         client.recv()
         client.send(bytes(65 * 2**20))
-        client.recv()
+        with pytest.raises(ConnectionClosed):
+            client.recv()
     assert ask(other).shape == (6, 4)
     other.close()
 
@@ -215,7 +211,7 @@ def test_a_client_that_goes_without_a_word_leaves_its_place(server: PolicyServer
 def test_a_policy_that_fails_says_how_and_the_server_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    answers = iter([1 / np.zeros(()), [[np.nan] * 4], None, np.zeros((1, 4), np.float32)])
+    answers = iter([1.0, [[np.nan] * 4], None, np.zeros((1, 4), np.float32)])
 
     def act(_: Any) -> Any:
         answer = next(answers)
@@ -223,7 +219,7 @@ def test_a_policy_that_fails_says_how_and_the_server_goes_on(
             raise ZeroDivisionError("in the policy")
         return np.asarray(answer, np.float32)
 
-    with np.errstate(all="ignore"), policy_server(act, port=0) as server:
+    with policy_server(act, port=0) as server:
         for words in ("shape \\(\\)", "finite actions", "in the policy"):
             client = PolicyConnection(server.url)
             client.send(request())
@@ -332,8 +328,8 @@ def test_who_has_not_the_key_is_sent_away() -> None:
         for header in (f"Bearer {KEY}", KEY, "Api-Key \u00e9\u00e9"):
             with pytest.raises(InvalidStatus):
                 connect(server.url, additional_headers={"Authorization": header})
-        with pytest.raises(InvalidStatus):  # twice
-            headers = [("Authorization", f"Api-Key {KEY}"), ("Authorization", "Api-Key x")]
+        headers = [("Authorization", f"Api-Key {KEY}"), ("Authorization", "Api-Key x")]
+        with pytest.raises(InvalidStatus):
             connect(server.url, additional_headers=headers)
         PolicyConnection(server.url, KEY).close()
         for path in ("/healthz", "/health"):  # which tells nothing but that it is there
@@ -418,7 +414,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_command_cleanly(checkpoint: Path, number: int) -> None:
     words = ["serve", str(checkpoint), "--suite", "toy", "--port", "0"]
     with subprocess.Popen(
@@ -439,6 +437,7 @@ def test_a_signal_ends_the_command_cleanly(checkpoint: Path, number: int) -> Non
         rest = process.stdout.read()
     assert process.returncode == 128 + number
     assert "Traceback" not in said + rest
+    assert f"has ended the server at {url}" in rest
     with pytest.raises(PolicyServerError, match="has hung up"):
         client.receive("nothing")
 
@@ -458,8 +457,8 @@ def test_what_cannot_be_served_is_said_in_a_line(
 ) -> None:
     assert main(["serve", str(checkpoint), "--suite", "toy", "--port", "0", *words.split()]) == 2
     err = capsys.readouterr().err
-    assert said in err
-    assert err.count("\n") == 1
+    assert said in err.splitlines()[-1]
+    assert "Traceback" not in err
 
 
 def test_a_port_in_use_is_said(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -471,18 +470,21 @@ def test_a_port_in_use_is_said(checkpoint: Path, capsys: pytest.CaptureFixture[s
 
 def test_the_small_server_needs_no_more_than_three_packages() -> None:
     """As a program of another environment uses it: neither torch nor the packages that this one is made with."""
+    hidden = ["torch", "jaxtyping", "annotated_types", "pydantic", "psutil", "rich", "PIL"]
     code = (
         "import importlib.abc, sys\n"
         "class Hide(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in {'torch', 'jaxtyping', 'annotated_types', 'pydantic', 'psutil', 'rich', 'PIL'}:\n"
+        "        if name.partition('.')[0] in sys.argv[1:]:\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Hide())\n"
         "from vla_rl.serving.openpi import serve_policy\n"
         "loaded = {m.partition('.')[0] for m in sys.modules} & {'numpy', 'msgpack', 'websockets', 'vla_rl', 'tyro'}\n"
         "print(sorted(loaded))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *hidden], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "['msgpack', 'numpy', 'vla_rl', 'websockets']"
 
 

@@ -14,6 +14,7 @@ from vla_rl.config.serialize import to_json
 from vla_rl.recipes.evaluate import policy_and_env
 from vla_rl.runtime.extras import need
 from vla_rl.runtime.progress import note
+from vla_rl.runtime.signals import Stopped
 
 Protocol = Literal["openpi", "vla-eval"]
 
@@ -56,6 +57,9 @@ def serve(
         server.serve()
     except AddressError as error:
         raise ConfigError(str(error)) from error
+    except Stopped as stopped:
+        ended = f"{stopped.signal_name} has ended the server at {server.url}"
+        raise Stopped(stopped.number, ended) from stopped
     finally:
         server.stop()
     return f"ended at {server.url}"
