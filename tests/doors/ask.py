@@ -13,8 +13,8 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 def main(host: str, port: str, key: str, file: str) -> None:
     policy = WebsocketClientPolicy(host, int(port), key or None)
-    rng = np.random.default_rng(0)
-    answers, pictures = [], rng.integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
+    answers = []
+    pictures = [np.full((256, 256, 3), level, np.uint8) for level in (20, 120, 230)]
     sent = [
         image_tools.convert_to_uint8(image_tools.resize_with_pad(p, 224, 224)) for p in pictures
     ]
