@@ -66,7 +66,7 @@ class TaskSimulator:
 
         self._pristine_model = self._copy_model()
         self._pristine_attributes = dict(env.__dict__)
-        if settings.camera == "corner2":
+        if "corner2" in (settings.camera, settings.second):
             env.model.cam_pos[camera_index(env.model, "corner2")] = CORNER2_POSITION
         if settings.second == "wrist":
             settings = replace(settings, second=WRIST_CAMERA)
