@@ -55,7 +55,7 @@ UNCONDITIONAL = {
 
 _ENV = (
     "env.{suite,image_size,action_repeat,action_chunk,horizon,num_envs,num_workers,initial_states,held_out,"
-    "camera,wrist_camera,mesh_faces,settle_steps,step_timeout,start_timeout,max_restarts}"
+    "camera,wrist_camera,effects,mesh_faces,settle_steps,step_timeout,start_timeout,max_restarts}"
 )
 ALWAYS = {
     "TrainConfig": (
@@ -99,7 +99,7 @@ ALWAYS = {
     ),
     "RemoteEvalArguments": (
         "protocol.{suite,split,episodes_per_task,videos}",
-        "remote.{replan,action_repeat,horizon,image_size,camera,wrist_camera,key_file,timeout}", "{json,workers}",
+        "remote.{replan,action_repeat,horizon,image_size,camera,wrist_camera,light,key_file,timeout}", "{json,workers}",
     ),
     "ServeArguments": (
         "{protocol,suite,host,port,key_file,temperature,unnorm_key,base,dtype}",

@@ -218,6 +218,22 @@ def test_libero_is_shown_as_openpis_own_client_shows_it() -> None:
     assert (env.image_size, sent, env.wrist_camera, env.mesh_faces) == (256, 224, "wrist", 0)
     assert (env.action_chunk, env.action_repeat, env.horizon) == (5, 1, 56)
     assert trained_in is None
+    light = remote_env(
+        {}, "ws://x:1", "libero-object", RemoteConfig(light=True, wrist_camera="none")
+    )
+    assert (light.env.mesh_faces, light.env.wrist_camera) == (
+        0,
+        "",
+    )  # the protocol draws whole meshes
+
+
+def test_metaworld_is_drawn_as_its_own_renderer_does_and_one_action_is_one_step() -> None:
+    env, _, sent = remote_env({"image_size": 480}, "ws://x:1", "mt5", RemoteConfig())
+    assert (env.image_size, sent, env.wrist_camera) == (480, 480, "")
+    assert (env.mesh_faces, env.effects) == (0, True)
+    assert (env.action_chunk, env.action_repeat, env.horizon) == (5, 1, 30)
+    light = remote_env({}, "ws://x:1", "mt5", RemoteConfig(light=True, replan=4)).env
+    assert (light.mesh_faces, light.effects, light.horizon) == (150, False, 38)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,9 @@ class EnvConfig(Config, group="env", saved=("suite",)):
     mesh_faces: Whole = 150
     """Robot and object meshes are drawn with at most so many faces; 0 draws them whole, as published LIBERO policies
     need it. Physics is untouched."""
+    effects: bool = False
+    """Meta-World only: shadows, reflections, sky and smooth edges, as MuJoCo's own renderer draws them; with mesh_faces
+    0 the pictures that policies of others were trained on. Many times slower without a GPU."""
     settle_steps: Whole = 10
     """LIBERO only: control steps without motion after a reset, in which objects come to rest; never counted."""
     step_timeout: Annotated[float, Gt(0), Le(1_000_000)] = 60.0

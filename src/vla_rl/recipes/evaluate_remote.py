@@ -34,7 +34,7 @@ OTHERS_IMAGE_SIZE = 224
 MOST_CONVERSATIONS = 32
 _SHOWN = 4000  # letters of metadata that are kept
 _DECIDED_BY_SERVER = (
-    "image_size", "camera", "mesh_faces", "settle_steps", "action_repeat", "action_chunk", "horizon",
+    "image_size", "camera", "mesh_faces", "effects", "settle_steps", "action_repeat", "action_chunk", "horizon",
     "initial_states", "held_out",
 )  # fmt: skip
 """Fields of the environment that a server of ours may ask for; how many simulators run here is not its business."""
@@ -156,6 +156,8 @@ def remote_env(
     wrist = remote.wrist_camera
     if wrist == "auto":
         wrist = "none" if OURS in metadata else played.wrist_camera or "none"
+    if not at_home and not remote.light:
+        env = replace(env, mesh_faces=0, effects="effects" not in played.ignores)
     env = replace(
         env,
         action_chunk=replan,

@@ -87,6 +87,7 @@ LIBERO = Benchmark(
     horizon=libero_tasks.protocol_horizon,
     stored_states=libero_tasks.STORED_STATES,
     wrist_camera="wrist",
+    ignores=("effects",),  # they come with whole meshes
     task_of_instruction=lambda text: text.replace(" ", "_"),
     conventions=_openvla_conventions,
     installation=Installation(

@@ -46,7 +46,11 @@ class CameraSettings:
         """What `config` asks for; where it names no camera, the benchmark's own."""
         camera = config.camera or default_camera
         return CameraSettings(
-            camera, config.image_size, config.mesh_faces, pretty, config.wrist_camera
+            camera,
+            config.image_size,
+            config.mesh_faces,
+            pretty or config.effects,
+            config.wrist_camera,
         )
 
 
