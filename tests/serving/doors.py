@@ -113,3 +113,21 @@ FAULTS: dict[str, tuple[Callable[[Any], object], str]] = {
     "huge frame": (partial(_send, bytes(65 * 2**20)), "a frame of more than"),
 }
 """How a server can be at fault, and what is said of it."""
+
+
+def connect(url: str, **headers: Any) -> Any:
+    """A socket without anything on top."""
+    from websockets.sync.client import connect as open_socket
+
+    from vla_rl.serving.websocket import supported
+
+    options = supported(open_socket, legacy=True, proxy=None)
+    return open_socket(url, compression=None, max_size=None, **options, **headers)
+
+
+def ask(connection: Any, **changes: Any) -> np.ndarray:
+    """What a connection answers to `request`."""
+    from vla_rl.serving.openpi_client import actions_of
+
+    connection.send(request(**changes))
+    return actions_of(connection.receive("actions"), connection.url, 4, 6)

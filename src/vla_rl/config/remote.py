@@ -30,8 +30,8 @@ class RemoteConfig(Config, group="remote"):
     wrist_camera: str = "auto"
     """Camera of the second picture: a name, `wrist`, or none. auto: `wrist` on LIBERO for policies of others."""
     light: bool = False
-    """For policies of others: draw as fast as for small policies of ours, with few faces and no shadows. By default the
-    pictures are the simulator's own, which they were trained on; ours are shown what they were trained on."""
+    """Meta-World, for policies of others: draw as fast as for small policies of ours, with few faces and no shadows. By
+    default the pictures are the simulator's own, which they were trained on."""
     key_file: Path | None = None
     """File with the key that the server asks for; without it the one in VLA_RL_POLICY_KEY, if there is one."""
     timeout: Annotated[float, Gt(0), Le(1_000_000)] = 120.0
