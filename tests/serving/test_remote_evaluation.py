@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,8 @@ import pytest
 
 pytest.importorskip("websockets", reason="policies over WebSocket: pip install 'vla-rl[serve]'")
 pytest.importorskip("msgpack", reason="policies over WebSocket: pip install 'vla-rl[serve]'")
+
+from websockets.utils import accept_key
 
 from serving.doors import FAULTS, SUITE, Faulty, raw_server, toy_env, toy_policy
 from vla_rl.cli import main
@@ -127,6 +131,31 @@ def test_an_episode_that_the_server_loses_is_played_again(
     assert (result["infrastructure_errors"], result["served"]["lost_episodes"]) == (1, 1)
     assert [e["turns"] for e in result["episodes"]] == [2] * 4
     assert server.asked in (9, 10)  # again from its first or from its second turn on
+
+
+def test_a_server_that_does_not_read_is_not_waited_for_for_ever() -> None:
+    """It shakes hands and sends its metadata, by hand, and then sleeps."""
+    over = threading.Event()
+
+    def sleep(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        asked = client.recv(4096).decode()
+        key = re.search(r"Sec-WebSocket-Key: (\S+)", asked)
+        assert key is not None
+        answer = accept_key(key[1])
+        head = f"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {answer}"
+        client.sendall(f"{head}\r\n\r\n".encode() + b"\x82\x01\x80")  # an empty map
+        over.wait(60)
+        client.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=sleep, args=(listener,), daemon=True).start()
+        connection = PolicyConnection(f"ws://127.0.0.1:{listener.getsockname()[1]}", timeout=0.5)
+        # whichever the library makes of the kernel's error
+        with pytest.raises(PolicyServerError, match=r"has not read what it was sent|has hung up"):
+            connection.send({"x": bytes(60 * 2**20)})
+        over.set()
+        connection.close()
 
 
 @pytest.mark.parametrize("fault", ["dies", "nan", "text", "garbage"])

@@ -13,7 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.runtime.extras import need
-from vla_rl.serving.openpi import EPISODE_START, IMAGE, PROMPT, STATE, WRIST
+from vla_rl.serving.openpi import IMAGE, PROMPT, STATE, WRIST
 from vla_rl.serving.openpi_client import PolicyConnection, PolicyServerError, actions_of
 from vla_rl.types import EpisodeSpec, Observation
 
@@ -60,7 +60,7 @@ class RemotePlayer:
             try:
                 connection = self._connection(slot)
                 if record.turns == 0 and connection.knows_episodes:
-                    connection.control(EPISODE_START)
+                    connection.begin_episode()
                 connection.send(self._request(observation, row))
             except PolicyServerError as error:
                 self._lose(slot, record, error)

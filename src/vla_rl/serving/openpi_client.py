@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
+import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -23,7 +25,7 @@ from websockets.exceptions import (
 from websockets.sync.client import ClientConnection, connect
 
 from vla_rl.config.errors import ConfigError, UserError, printable
-from vla_rl.serving.openpi import ACKNOWLEDGED, CONTROL
+from vla_rl.serving.openpi import ACKNOWLEDGED, CONTROL, EPISODE_END, EPISODE_START
 from vla_rl.serving.packing import MOST_BYTES, WireError, in_words, pack, unpack
 from vla_rl.serving.websocket import KEY_VARIABLE, is_loopback, key_header, supported
 
@@ -74,8 +76,10 @@ class PolicyConnection:
         """
         require_url(url)
         self.url, self._timeout = url, timeout
+        self._in_episode = False
         _warn_of_open_key(url, key)
         self._connection = self._connect(key)
+        _bound_sending(self._connection.socket, timeout)
         try:
             told = self.receive("its metadata")
             if not isinstance(told, dict) or not all(isinstance(name, str) for name in told):
@@ -92,6 +96,13 @@ class PolicyConnection:
         """Whether the server wants to be told where episodes begin."""
         return self.metadata.get(CONTROL) is True
 
+    def begin_episode(self) -> None:
+        """Tell it that an episode begins, and before that, where there was one, that it has ended."""
+        if self._in_episode:
+            self.control(EPISODE_END)
+        self.control(EPISODE_START)
+        self._in_episode = True
+
     def control(self, word: str) -> None:
         """Tell it that an episode begins or ends."""
         self.send({CONTROL: word})
@@ -106,6 +117,10 @@ class PolicyConnection:
             self._connection.send(pack(dict(request)))
         except ConnectionClosed as closed:
             raise self._closed(closed) from closed
+        except BlockingIOError as error:
+            raise PolicyServerError(
+                f"{self.url} has not read what it was sent for {self._timeout:g} s"
+            ) from error
         except OSError as error:
             raise PolicyServerError(f"the way to {self.url} is lost ({error})") from error
 
@@ -204,6 +219,14 @@ def _last_words(text: str) -> str:
     """The end of a traceback says what it was."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return printable(lines[-1][:_SHOWN]) if lines else "an empty text"
+
+
+def _bound_sending(connection: socket.socket, seconds: float) -> None:
+    """A server that does not read keeps nobody for longer. The library waits for ever; the kernel need not."""
+    whole = int(seconds)
+    with suppress(OSError, OverflowError, struct.error):
+        limit = struct.pack("@ll", whole, int((seconds - whole) * 1e6) or (1 if not whole else 0))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 def _warn_of_open_key(url: str, key: str) -> None:
