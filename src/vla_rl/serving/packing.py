@@ -61,7 +61,7 @@ def pack(message: Any, keys: KeyKind = "bytes") -> bytes:
         return {named(name): part for name, part in head.items()}
 
     try:
-        return msgpack.packb(message, default=as_map)
+        return bytes(msgpack.packb(message, default=as_map) or b"")
     except WireError:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
