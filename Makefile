@@ -1,7 +1,7 @@
 # The verbs of this repository. `make` alone lists them. Continuous integration calls `make test-all`.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart setup setup-dev setup-vllm test test-all test-slow test-kernels test-ray test-vllm check format bench docs docs-config clean
+.PHONY: help quickstart setup setup-dev setup-vllm test test-all test-slow test-kernels test-ray test-vllm test-doors check format bench docs docs-config clean
 
 BIN := .venv/bin
 # Handed on: make quickstart ARGS="--minutes 2", make test ARGS="tests/functional"
@@ -45,6 +45,10 @@ test-ray: setup-dev  ## the tests of pools, with Ray, which the others do not ne
 
 test-vllm: setup-dev setup-vllm  ## the tests that start vLLM, one at a time: a few minutes
 	OMP_NUM_THREADS=1 VLA_RL_ENGINE_PYTHON=.venv-vllm $(BIN)/python -m pytest tests/vllm $(ARGS)
+
+test-doors: setup-dev  ## the tests with openpi's client and vla-evaluation-harness: a few minutes
+	@bash scripts/setup.sh doors
+	OMP_NUM_THREADS=1 VLA_RL_DOORS_PYTHON=.venv-doors $(BIN)/python -m pytest -m "" tests/doors $(ARGS)
 
 check: setup-dev  ## ruff, formatting, pyright, import-linter
 	$(BIN)/ruff check .

@@ -64,6 +64,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a CUDA device")
     if item.get_closest_marker("vllm") and not os.environ.get("VLA_RL_ENGINE_PYTHON"):
         pytest.skip("needs vLLM's own environment: make test-vllm")
+    if item.get_closest_marker("doors") and not os.environ.get("VLA_RL_DOORS_PYTHON"):
+        pytest.skip(
+            "needs openpi's client and vla-eval in an environment of their own: make test-doors"
+        )
     if item.get_closest_marker("sim"):
         skip_without_rendering()
 

@@ -44,6 +44,8 @@ class Observation:
     time_fraction: Float32[
         np.ndarray, " N"
     ]  # turns played / horizon, 0..1; only a critic may use it
+    wrist: UInt8[np.ndarray, "N H W 3"] | None = None
+    """What the camera at the hand sees, RGB; None unless asked for (`env.wrist_camera`)."""
 
     def __len__(self) -> int:
         return len(self.instructions)
@@ -56,6 +58,7 @@ class Observation:
             tuple(self.instructions[int(i)] for i in rows.tolist()),
             self.proprio[rows],
             self.time_fraction[rows],
+            None if self.wrist is None else self.wrist[rows],
         )
 
     def blank(self) -> Observation:
@@ -65,16 +68,23 @@ class Observation:
             self.instructions[:1] or ("",),
             np.zeros((1, *self.proprio.shape[1:]), np.float32),
             np.zeros(1, np.float32),
+            None if self.wrist is None else np.zeros((1, *self.wrist.shape[1:]), np.uint8),
         )
 
     @staticmethod
     def concatenate(parts: Sequence[Observation]) -> Observation:
-        """Stack batches of observations along N."""
+        """Stack batches of observations along N. ValueError where some of them have a second image and some do not."""
+        wrists = [p.wrist for p in parts if p.wrist is not None]
+        if 0 < len(wrists) < len(parts):
+            raise ValueError(
+                "some observations have an image of the wrist camera, others have none"
+            )
         return Observation(
             np.concatenate([p.images for p in parts]),
             tuple(text for p in parts for text in p.instructions),
             np.concatenate([p.proprio for p in parts]),
             np.concatenate([p.time_fraction for p in parts]),
+            np.concatenate(wrists) if wrists else None,
         )
 
 

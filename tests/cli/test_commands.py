@@ -19,7 +19,7 @@ RECIPES = {name: entry.run for name, entry in COMMANDS.items() if isinstance(ent
 def test_a_command_calls_a_function_that_takes_its_options(name: str) -> None:
     recipe = RECIPES[name]
     function = getattr(import_module(f"vla_rl.{recipe.module}"), recipe.function)
-    if recipe.config.__module__ == "vla_rl.cli.arguments":
+    if recipe.config.__module__ in ("vla_rl.cli.arguments", "vla_rl.cli.door_arguments"):
         fields = {entry.name: None for entry in dataclasses.fields(recipe.config)}
         inspect.signature(function).bind(**fields)
     else:

@@ -77,6 +77,9 @@ WANTED: dict[str, str] = {
     "analyse x": "data,report",
     "analyse x --no-videos": "report",
     "film x": "data,report",
+    "eval --policy ws://127.0.0.1:9": "serve",
+    "eval --policy ws://127.0.0.1:9 --videos 1": "data,serve",
+    "serve x": "serve",
 }
 """Command line -> the extras that it asks for where none is installed."""
 

@@ -11,6 +11,7 @@ import pytest
 from vla_rl.cli import main
 from vla_rl.cli.arguments import EvalArguments, PlanArguments
 from vla_rl.cli.commands import COMMANDS
+from vla_rl.cli.door_arguments import RemoteEvalArguments, ServeArguments
 from vla_rl.cli.fields import options_of
 from vla_rl.config import (
     AblationConfig,
@@ -38,6 +39,8 @@ CONFIGS: dict[str, Any] = {
         RewardLabelConfig("x"),
         RewardEvalConfig("x"),
         EvalArguments(Path("x")),
+        RemoteEvalArguments("ws://x:1"),
+        ServeArguments(Path("x")),
         PlanArguments(),
         ScalingConfig("x"),
         ExportConfig("x"),
@@ -54,7 +57,7 @@ UNCONDITIONAL = {
 
 _ENV = (
     "env.{suite,image_size,action_repeat,action_chunk,horizon,num_envs,num_workers,initial_states,held_out,"
-    "camera,mesh_faces,settle_steps,step_timeout,start_timeout,max_restarts}"
+    "camera,wrist_camera,effects,mesh_faces,settle_steps,step_timeout,start_timeout,max_restarts}"
 )
 ALWAYS = {
     "TrainConfig": (
@@ -90,6 +93,13 @@ ALWAYS = {
     "ExportConfig": ("{out,merged,adapter,base,unnorm_key}",),
     "AblationConfig": (
         "{preset,checkpoint,reward_kind,reward_model,out,build_up,seeds,minutes,parallel,cores,episodes_per_task}",
+    ),
+    "RemoteEvalArguments": (
+        "protocol.{suite,split,episodes_per_task,videos}",
+        "remote.{replan,action_repeat,horizon,image_size,camera,wrist_camera,light,key_file,timeout}", "{json,workers}",
+    ),
+    "ServeArguments": (
+        "{protocol,suite,host,port,key_file,temperature,unnorm_key,base,dtype}",
     ),
 }  # fmt: skip
 """Fields that count whatever else is set. A new field belongs here or into the table of `vla_rl.config.effects`."""
@@ -129,6 +139,7 @@ def test_of_every_field_it_is_known_when_it_counts(name: str) -> None:
 
 def test_the_configurations_of_all_commands_are_looked_at() -> None:
     used = {entry.config.__name__ for entry in COMMANDS.values()}
+    used |= {"RemoteEvalArguments"}  # of `eval --policy`
     assert used == CONFIGS.keys() | UNCONDITIONAL
     assert EFFECTS.keys() == CONFIGS.keys()
 
@@ -253,6 +264,9 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("EvalArguments", "videos_out", "error", {}, {"protocol.videos": 1}),
     ("EvalArguments", "protocol.seed", "warning", {}, {"protocol.temperature": 1.0}),
     ("EvalArguments", "protocol.seed", "warning", {}, {"best_of": 4}),
+    ("RemoteEvalArguments", "videos_out", "error", {}, {"protocol.videos": 1}),
+    ("RemoteEvalArguments", "protocol.temperature protocol.seed", "error", {}, {}),
+    ("ServeArguments", "seed", "warning", {}, {"temperature": 1.0}),
     (
         "ScalingConfig", "search.best_of search.chooser search.success_ahead protocol.temperature protocol.videos",
         "error", {}, {},
@@ -273,6 +287,7 @@ NEVER = {
     "TrainConfig": ("policy.lora.dropout",),
     "SFTConfig": ("policy.critic", "policy.decode_graphs"),
     "ScalingConfig": ("search", "protocol"),
+    "RemoteEvalArguments": ("protocol",),
 }
 """Of these the table says that they never count: there is no example of the opposite."""
 

@@ -163,8 +163,9 @@ def test_the_stove_was_turned_on(official: Official):
     assert np.abs(images[-1] - images[-2]).max() > 30  # one step later than the success
 
 
-def test_the_wrist_camera_is_liberos(official: Official):
-    env, played = started(OBJECT, camera="wrist"), official.played(OBJECT)
+def test_the_wrist_camera_is_liberos_as_the_first_and_as_the_second(official: Official):
+    env = started(OBJECT, camera="wrist", wrist_camera="agentview")
+    played = official.played(OBJECT)
     actions = official.plans[OBJECT]["actions"]
     for step in range(27):
         if step:
@@ -172,4 +173,10 @@ def test_the_wrist_camera_is_liberos(official: Official):
         if step in DRAWN:
             image = played["robot0_eye_in_hand"][DRAWN.index(step)]
             np.testing.assert_array_equal(env.render(), image[::-1, ::-1])
+            other = played["agentview"][DRAWN.index(step)]
+            np.testing.assert_array_equal(env.render_wrist(), other[::-1, ::-1])
+            np.testing.assert_array_equal(env.render(), image[::-1, ::-1])
+    simulator = env._own()
+    now = integration_state(simulator.model, simulator.data)
+    np.testing.assert_array_equal(now, played["integration"][26])
     env.close()

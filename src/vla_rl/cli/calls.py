@@ -11,6 +11,7 @@ from typing import Any
 
 from vla_rl.cli import comparing
 from vla_rl.cli.arguments import CertifyArguments, DoctorArguments, EvalArguments
+from vla_rl.cli.door_arguments import RemoteEvalArguments
 from vla_rl.cli.options import ParseCommand, normal, say, value_of, with_lora
 from vla_rl.cli.tables import reward_model_table, success_table
 from vla_rl.cli.training import plan_request, seeds_request, train_request
@@ -22,6 +23,7 @@ from vla_rl.config import (
     RewardEvalConfig,
     RewardModelConfig,
     SFTConfig,
+    UserError,
 )
 from vla_rl.config.analysis import AnalysisConfig
 from vla_rl.config.quickstart import QuickstartConfig
@@ -97,11 +99,11 @@ def plan(words: list[str], parse_command: ParseCommand) -> int:
 
 
 def evaluate(words: list[str], parse_command: ParseCommand) -> int:
-    request = parse_command(EvalArguments, words, "eval")
-    videos = request.videos_out
-    if videos is None and request.protocol.videos > 0:
-        videos = (request.json.parent if request.json else Path()) / "videos"
-    shared = (None, request.json, videos, request.workers)
+    if (address := value_of("--policy", words)) is not None:
+        return _evaluate_remote(address, words, parse_command)
+    notes = "For a policy that another program serves: vla-rl eval --policy ws://HOST:PORT --help"
+    request = parse_command(EvalArguments, words, "eval", notes=notes)
+    shared = (None, request.json, _videos_folder(request), request.workers)
     policy = PolicyConfig(unnorm_key=request.unnorm_key, base=request.base, dtype=request.dtype)
     if request.best_of == 1:
         from vla_rl.recipes.evaluate import evaluate_checkpoint
@@ -129,6 +131,29 @@ def evaluate(words: list[str], parse_command: ParseCommand) -> int:
             show=_show,
         )
     return 0
+
+
+def _evaluate_remote(address: str, words: list[str], parse_command: ParseCommand) -> int:
+    """`eval --policy ADDRESS`: the same command with the options of a policy that is served elsewhere."""
+    at = next(i for i, word in enumerate(words) if normal(word) == "--policy")
+    count = 1 if "=" in words[at] else 2
+    words = [address, *words[:at], *words[at + count :]]
+    if address.startswith("-") or not address:
+        raise UserError("eval: --policy needs an address, as --policy ws://127.0.0.1:8000")
+    request = parse_command(RemoteEvalArguments, words, "eval")
+    from vla_rl.recipes.evaluate_remote import evaluate_remote
+
+    evaluate_remote(
+        request.policy, request.protocol, request.remote, request.json, _videos_folder(request),
+        request.workers, show=_show,
+    )  # fmt: skip
+    return 0
+
+
+def _videos_folder(request: EvalArguments | RemoteEvalArguments) -> Path | None:
+    if request.videos_out is None and request.protocol.videos > 0:
+        return (request.json.parent if request.json else Path()) / "videos"
+    return request.videos_out
 
 
 def _show(result: dict[str, Any]) -> None:

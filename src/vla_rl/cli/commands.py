@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar, cast
 
-from vla_rl.cli import arguments, calls, comparing
+from vla_rl.cli import arguments, calls, comparing, door_arguments
 from vla_rl.cli.arguments import (
     CertifyArguments,
     ConvertArguments,
@@ -18,6 +18,7 @@ from vla_rl.cli.arguments import (
     PlanArguments,
     ReportArguments,
 )
+from vla_rl.cli.door_arguments import RemoteEvalArguments, ServeArguments
 from vla_rl.cli.needs import require_extras
 from vla_rl.cli.options import PRINT_CONFIG, ParseCommand, parse, say
 from vla_rl.config import (
@@ -61,7 +62,7 @@ def parse_command(
         description="\n\n".join(part for part in parts if part),
         default=default,
         usage=" [PRESET]" if command in WITH_PRESET else "",
-        flat=cls is EvalArguments,
+        flat=cls in (EvalArguments, RemoteEvalArguments),
     )
     require_extras(command, config)
     return config
@@ -89,7 +90,7 @@ class Recipe(NamedTuple):
     def call(self, config: Any) -> Any:
         """What the function returns for a parsed `config`."""
         function = getattr(import_module(f"vla_rl.{self.module}"), self.function)
-        by_field = self.config.__module__ == arguments.__name__
+        by_field = self.config.__module__ in (arguments.__name__, door_arguments.__name__)
         return function(**vars(config)) if by_field else function(config)
 
 
@@ -167,6 +168,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl eval runs/sft/policy --temperature 1 --videos 2",
             "vla-rl eval openvla/openvla-7b-finetuned-libero-spatial --suite libero-spatial",
             "vla-rl eval runs/first --best-of 8 --reward-model runs/reward",
+            "vla-rl eval --policy ws://127.0.0.1:8000 --suite libero-object",
         ),
         calls.evaluate,
         EvalArguments,
@@ -268,6 +270,15 @@ COMMANDS: dict[str, Command] = {
         ),
         calls.certify,
         CertifyArguments,
+    ),
+    "serve": Command(
+        "serve a policy over WebSocket, to robots and to the evaluations of others",
+        (
+            "vla-rl serve runs/first --port 8000",
+            "vla-rl serve runs/first --protocol vla-eval",
+            "vla-rl serve runs/first --host 0.0.0.0 --key-file ~/.vla-rl-key",
+        ),
+        Recipe(ServeArguments, "recipes.serve", "serve", "Server"),
     ),
     "engine serve": Command(
         "serve a policy's actions to training runs on this machine",

@@ -14,6 +14,7 @@ from vla_rl.runtime.extras import need
 Modules = Callable[[Any], Iterable[str]]
 DATASETS = ("pyarrow", "av")
 VIDEOS = ("av",)
+DOORS = ("websockets", "msgpack")
 
 
 def _datasets(_: Any) -> Iterable[str]:
@@ -43,6 +44,11 @@ def _train(config: Any) -> Iterable[str]:
     return (*_simulator(config.env.suite), *videos, *refresh)
 
 
+def _evaluate(config: Any) -> Iterable[str]:
+    remote = DOORS if hasattr(config, "policy") else ()
+    return (*remote, *(VIDEOS if config.protocol.videos > 0 else ()))
+
+
 NEEDS: Mapping[str, Modules] = {
     "quickstart": _quickstart,
     "demos": lambda c: (*_simulator(c.env.suite), *DATASETS),
@@ -50,7 +56,7 @@ NEEDS: Mapping[str, Modules] = {
     "sft": _datasets,
     "train": _train,
     "plan": lambda _: (),
-    "eval": lambda c: VIDEOS if c.protocol.videos > 0 else (),
+    "eval": _evaluate,
     "reward collect": _datasets,
     "reward label": lambda c: (*DATASETS, *(("matplotlib",) if c.plot else ())),
     "reward train": lambda c: (*DATASETS, *(() if c.is_tiny else ("transformers", "peft", "PIL"))),
@@ -66,6 +72,7 @@ NEEDS: Mapping[str, Modules] = {
     "analyse": lambda c: ("matplotlib", "scipy", "PIL", *(VIDEOS if c.videos else ())),
     "film": lambda _: (*VIDEOS, "PIL"),
     "certify": lambda _: (),
+    "serve": lambda _: DOORS,
     "engine serve": lambda _: (),
     "doctor": lambda _: (),
 }

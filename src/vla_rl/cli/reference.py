@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from vla_rl.cli.arguments import EvalArguments
 from vla_rl.cli.commands import COMMANDS
+from vla_rl.cli.door_arguments import RemoteEvalArguments
 from vla_rl.config import TrainConfig
 from vla_rl.config.bounds import bounds_in_words, declared, without_bounds
 from vla_rl.config.docstrings import field_docs
@@ -38,6 +39,11 @@ Every option of every command, as `vla-rl COMMAND --help` shows them.
   `metaworld-mt5`; `vla-rl train PRESET --help` shows the preset's.
 """
 _KINDS = {int: "whole number", float: "number", bool: "switch", str: "text", Path: "path"}
+_REMOTE = (
+    "eval --policy",
+    "evaluate a policy that another program serves with openpi's protocol",
+    RemoteEvalArguments,
+)
 _Row = tuple[str, str, str, str, str]
 
 
@@ -45,9 +51,11 @@ def reference() -> str:
     """The whole page, in Markdown."""
     parts = [_HEAD, "## Commands\n"]
     groups: dict[str, type[Any]] = {}
-    for command, entry in COMMANDS.items():
-        cls, flat = entry.config, entry.config is EvalArguments
-        parts.append(f"### vla-rl {command}\n\n{entry.summary[0].upper()}{entry.summary[1:]}.\n")
+    sections = [(name, entry.summary, entry.config) for name, entry in COMMANDS.items()]
+    sections.insert(1 + list(COMMANDS).index("eval"), _REMOTE)
+    for command, summary, cls in sections:
+        flat = cls in (EvalArguments, RemoteEvalArguments)
+        parts.append(f"### vla-rl {command}\n\n{summary[0].upper()}{summary[1:]}.\n")
         rows, inner = _fields(cls, "", flat)
         if rows:
             parts.append(_table(rows))

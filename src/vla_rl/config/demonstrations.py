@@ -19,7 +19,8 @@ from vla_rl.config.bounds import (
     WeightDecay,
     Whole,
 )  # fmt: skip
-from vla_rl.config.env import EnvConfig
+from vla_rl.config.env import ONE_IMAGE, EnvConfig
+from vla_rl.config.errors import require
 from vla_rl.config.policy import PolicyConfig
 
 
@@ -39,6 +40,10 @@ class DemosConfig(Config):
     """png: every frame as it is. mp4: lossy video, in a fraction of the space."""
     seed: Seed = 0
     """Chooses the initial states and the noise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(not self.env.wrist_camera, f"env.wrist_camera: {ONE_IMAGE}")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vla_rl.config.effect import Effect, Severity
-from vla_rl.config.effects_search import EVAL, TEST_TIME
+from vla_rl.config.effects_search import EVAL, TEST_TIME, VIDEOS_OUT
 from vla_rl.config.group_effects import GROUP_EFFECTS
 
 
@@ -358,6 +358,22 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
     ),
     "EvalArguments": EVAL,
     "ScalingConfig": TEST_TIME,
+    "RemoteEvalArguments": (
+        VIDEOS_OUT,
+        Effect(
+            ("protocol.temperature", "protocol.seed"),
+            lambda c: False,
+            "the server decides whether it samples",
+        ),
+    ),
+    "ServeArguments": (
+        Effect(
+            ("seed",),
+            lambda c: c.temperature > 0,
+            "a greedy policy draws nothing at random; it counts with --temperature above 0",
+            "warning",
+        ),
+    ),
     "ExportConfig": (
         Effect(
             ("dtype", "shard_gigabytes"),

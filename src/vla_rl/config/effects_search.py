@@ -15,6 +15,11 @@ def _chooses(config: Any) -> bool:
 
 
 _TRIES = ("trajectory_turns", "refine_from", "temperatures", "turn_budget")
+VIDEOS_OUT = Effect(
+    ("videos_out",),
+    lambda c: c.protocol.videos > 0,
+    "no videos are made; give --videos, the number per task",
+)
 EVAL = (
     Effect(
         ("mode", "chooser", "reward_model", "lookahead", "success_ahead", *_TRIES),
@@ -51,11 +56,7 @@ EVAL = (
         lambda c: c.chooser == "reward-model",
         "--chooser asks no reward model",
     ),
-    Effect(
-        ("videos_out",),
-        lambda c: c.protocol.videos > 0,
-        "no videos are made; give --videos, the number per task",
-    ),
+    VIDEOS_OUT,
     Effect(
         ("protocol.seed",),
         lambda c: c.protocol.temperature > 0 or c.best_of > 1,

@@ -10,6 +10,10 @@ from annotated_types import Ge, Gt, Le
 from vla_rl.config.bounds import ActionChunk, Config, Pixels, Whole, Workers
 from vla_rl.config.errors import require
 
+ONE_IMAGE = (
+    "training and demonstrations keep one image a turn; a second one is for `vla-rl eval --policy`"
+)
+
 
 @dataclass(frozen=True)
 class EnvConfig(Config, group="env", saved=("suite",)):
@@ -24,6 +28,9 @@ class EnvConfig(Config, group="env", saved=("suite",)):
     camera: str = ""
     """Camera of the simulator's model. Empty takes the benchmark's own: corner2, moved close to the table as others
     use it, for Meta-World; agentview for LIBERO, which also has `wrist`; wrist for the toy, which also has `table`."""
+    wrist_camera: str = ""
+    """Camera of a second image of the same size; empty: none. `wrist` is the one at the hand: robot0_eye_in_hand for
+    LIBERO, gripperPOV for Meta-World."""
     action_repeat: Annotated[int, Ge(1), Le(10_000)] = 5
     """Simulator steps for which each action is held."""
     action_chunk: ActionChunk = 2
@@ -41,6 +48,9 @@ class EnvConfig(Config, group="env", saved=("suite",)):
     mesh_faces: Whole = 150
     """Robot and object meshes are drawn with at most so many faces; 0 draws them whole, as published LIBERO policies
     need it. Physics is untouched."""
+    effects: bool = False
+    """Meta-World only: shadows, reflections, sky and smooth edges, as MuJoCo's own renderer draws them; with mesh_faces
+    0 the pictures that policies of others were trained on. Many times slower without a GPU."""
     settle_steps: Whole = 10
     """LIBERO only: control steps without motion after a reset, in which objects come to rest; never counted."""
     step_timeout: Annotated[float, Gt(0), Le(1_000_000)] = 60.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vla_rl.config.bounds import Config
 from vla_rl.config.curriculum import CurriculumConfig
-from vla_rl.config.env import EnvConfig
+from vla_rl.config.env import ONE_IMAGE, EnvConfig
 from vla_rl.config.errors import require
 from vla_rl.config.evaluation import EvalConfig
 from vla_rl.config.groups import GRPOConfig, TPOConfig
@@ -55,6 +55,7 @@ class TrainConfig(Config, saved=("env", "policy", "ppo", "run")):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(not self.env.wrist_camera, f"env.wrist_camera: {ONE_IMAGE}")
         if self.compares_groups:
             self._check_groups()
             return

@@ -94,6 +94,8 @@ class Benchmark:
     """Simulator steps that the protocol allows an episode of a suite; None: as many as in training."""
 
     # -- what else there may be
+    wrist_camera: str = ""
+    """Second camera that policies of others expect to be shown; empty where they expect none."""
     dense_reward_max: float | None = None
     """What the simulator's own shaped reward gives for a solved task, if it has one; it is never below 0."""
     stored_states: int | None = None  # initial states of a task, where there are only so many

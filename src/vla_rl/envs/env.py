@@ -55,6 +55,15 @@ class DenselyRewarded(Protocol):
         ...
 
 
+@runtime_checkable
+class SeenFromTheWrist(Protocol):
+    """An environment that can show what a second camera sees, as `env.wrist_camera` asks for it."""
+
+    def render_wrist(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The second camera's image, as large as the first, RGB. Looking changes nothing."""
+        ...
+
+
 class EpisodesLostError(RuntimeError):
     """A simulator process went down while its slots were asked something; their episodes must be put back."""
 

@@ -6,11 +6,12 @@ decoding has no randomness, and sampled decoding takes its uniforms from (seed, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from vla_rl.envs.env import VectorEnv
@@ -28,13 +29,31 @@ class EpisodeRecord:
     turns: int = 0
     simulator_steps: int = 0
     tokens: list[list[int]] = field(default_factory=list)  # per turn, to replay it for a video
-    simulated_turns: int = (
-        0  # by a search: turns that were simulated for it, discarded ones included
-    )
+    simulated_turns: int = 0
+    """By a search: turns that were simulated for it, discarded ones included."""
+    actions: list[Float32[np.ndarray, "C A"]] = field(default_factory=list)
+    """The same as `tokens` where whoever plays has none."""
+
+    def begin(self) -> None:
+        """Nothing of the episode has been played."""
+        self.turns, self.simulator_steps, self.tokens, self.actions = 0, 0, [], []
 
 
 Decide = Callable[[Observation, Sequence[EpisodeRecord]], Int64[Tensor, "S K"]]
 """Chooses the next turn's tokens of some episodes, each known by how far it has come."""
+
+
+class Player(Protocol):
+    """Plays the episodes: a policy of this process, or one somewhere else."""
+
+    def act(
+        self, slots: Sequence[int], observation: Observation, records: Sequence[EpisodeRecord]
+    ) -> Mapping[int, Float32[np.ndarray, "C A"]]:
+        """The next turn's actions of each of `slots`, and what was decided into their records.
+
+        A slot without any has lost its episode, which is played again from its start.
+        """
+        ...
 
 
 def play_each_once(
@@ -53,20 +72,43 @@ def play_each_once(
     An episode lost to a crashed or hung simulator is played again from its start. Slots are driven in two groups, so
     that one infers while the other simulates.
     """
+    player = _PolicyPlayer(policy, decide or by_itself(policy, temperature, seed))
+    return play_each_once_by(player, envs, specs, on_episode)
+
+
+def play_each_once_by(
+    player: Player,
+    envs: VectorEnv,
+    specs: Sequence[EpisodeSpec],
+    on_episode: Callable[[EpisodeRecord], None] | None = None,
+) -> list[EpisodeRecord]:
+    """`play_each_once` for any player."""
     if not specs:
         raise ValueError("no episodes to evaluate: give at least one (task, initial state)")
     records = [EpisodeRecord(spec) for spec in specs]
     queue = list(range(len(specs)))[::-1]
     half = (envs.num_envs + 1) // 2
     groups = [_Group(list(range(half)), envs), _Group(list(range(half, envs.num_envs)), envs)]
-    plain = by_itself(policy, temperature, seed)
     for group in groups:
         group.fill(queue, records)
     while any(group.playing for group in groups):
         for group in groups:
             group.receive(queue, records, on_episode)
-            group.act(policy, decide or plain, records)
+            group.act(player, records)
     return records
+
+
+class _PolicyPlayer:
+    def __init__(self, policy: Policy, decide: Decide) -> None:
+        self._policy, self._decide = policy, decide
+
+    def act(
+        self, slots: Sequence[int], observation: Observation, records: Sequence[EpisodeRecord]
+    ) -> Mapping[int, Float32[np.ndarray, "C A"]]:
+        tokens = self._decide(observation, records)
+        for record, row in zip(records, tokens.cpu().tolist(), strict=True):
+            record.tokens.append(row)
+        return dict(zip(slots, self._policy.decode_actions(tokens), strict=True))
 
 
 def by_itself(policy: Policy, temperature: float, seed: int) -> Decide:
@@ -111,7 +153,7 @@ class _Group:
             specs = []
             for slot in slots:
                 record = records[self.playing[slot]]
-                record.turns, record.simulator_steps, record.tokens = 0, 0, []
+                record.begin()
                 specs.append(record.spec)
             self.envs.post_reset(slots, specs)
             result = self.envs.wait(slots)
@@ -147,14 +189,14 @@ class _Group:
         self._reset(lost, records)
         self.fill(queue, records)
 
-    def act(self, policy: Policy, decide: Decide, records: list[EpisodeRecord]) -> None:
-        """Decide the next turn of every playing slot and post it."""
+    def act(self, player: Player, records: list[EpisodeRecord]) -> None:
+        """Decide the next turn of every playing slot and post it; begin again what was lost."""
         if not self.playing:
             return
         slots = sorted(self.playing)
         observation = Observation.concatenate([self.views[slot] for slot in slots])
-        tokens = decide(observation, [records[self.playing[slot]] for slot in slots])
-        self.envs.post_step(slots, policy.decode_actions(tokens))
-        for slot, row in zip(slots, tokens.cpu().tolist(), strict=True):
-            records[self.playing[slot]].tokens.append(row)
-        self.posted = slots
+        decided = player.act(slots, observation, [records[self.playing[slot]] for slot in slots])
+        self._reset([slot for slot in slots if slot not in decided], records)
+        self.posted = [slot for slot in slots if slot in decided]
+        if self.posted:
+            self.envs.post_step(self.posted, np.stack([decided[slot] for slot in self.posted]))

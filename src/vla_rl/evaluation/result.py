@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ Play = Callable[..., list[EpisodeRecord]]
 
 
 def evaluate_policy(
-    policy: Policy,
+    policy: Policy | None,
     envs: VectorEnv,
     env: EnvConfig,
     config: EvalConfig,
@@ -42,7 +43,8 @@ def evaluate_policy(
 ) -> tuple[dict[str, Any], list[EpisodeRecord]]:
     """Play every (task, initial state) of the protocol once; returns the result and its episodes.
 
-    play: how the episodes are played, if not plainly (called like `play_each_once`). world: its processes divide the
+    play: how the episodes are played, if not plainly (called like `play_each_once`); policy may be None where it knows
+    who plays. world: its processes divide the
     episodes among them, and all get the same result.
     """
     started, errors_before = time.perf_counter(), envs.infrastructure_errors
@@ -56,7 +58,7 @@ def evaluate_policy(
             bar.advance(1, success=float(np.mean(done)))
 
         played = []
-        with playing(policy):
+        with playing(policy) if policy is not None else nullcontext():
             if specs:
                 played = play(
                     policy,

@@ -30,7 +30,7 @@ FRAMES_PER_SECOND = 20.0
 
 def record_videos(
     records: Sequence[EpisodeRecord],
-    policy: Policy,
+    policy: Policy | None,
     env: EnvConfig,
     per_task: int,
     folder: Path,
@@ -89,7 +89,7 @@ def _alternate(first: list[Any], second: list[Any]) -> list[list[Any]]:
 
 
 def replay(
-    studio: Any, record: EpisodeRecord, policy: Policy, frame_every: int
+    studio: Any, record: EpisodeRecord, policy: Policy | None, frame_every: int
 ) -> list[np.ndarray]:
     """Play the recorded tokens again, one image every `frame_every` simulator steps."""
     studio.reset(record.spec)
@@ -101,8 +101,10 @@ def replay(
         if steps % frame_every == 0:
             frames.append(studio.render())
 
-    for tokens in record.tokens:
-        actions = policy.decode_actions(torch.tensor([tokens]))[0]
+    turns = record.actions
+    if policy is not None:
+        turns = [policy.decode_actions(torch.tensor([tokens]))[0] for tokens in record.tokens]
+    for actions in turns:
         _, success, _, _ = studio.step(actions, on_frame=on_frame)
     frames += [studio.render()] * 8  # hold the end for a moment
     require_same_end(record, success, steps)

@@ -50,7 +50,7 @@ def evaluate(
     config = config or EvalConfig()
     if isinstance(policy, str | Path):
         return evaluate_checkpoint(Path(policy), config, env, json_path, videos)
-    _require_outputs(json_path, videos, config)
+    require_outputs(json_path, videos, config)
     suite = config.suite or (env.suite if env is not None else "")
     if not suite:
         raise ConfigError(
@@ -81,7 +81,7 @@ def evaluate_checkpoint(
     result before anything is written, so that it is not lost to a full disk. Raises UserError, before anything is
     played, for an output that could not be written.
     """
-    _require_outputs(json_path, videos, config)
+    require_outputs(json_path, videos, config)
     policy, env, trained_in = policy_and_env(
         checkpoint, config.suite, env, policy_config or PolicyConfig(), workers, horizon
     )
@@ -98,7 +98,8 @@ def evaluate_checkpoint(
     )
 
 
-def _require_outputs(json_path: Path | None, videos: Path | None, config: EvalConfig) -> None:
+def require_outputs(json_path: Path | None, videos: Path | None, config: EvalConfig) -> None:
+    """Raise UserError where an evaluation could not be written."""
     if json_path is not None:
         require_writable(json_path, "file", ".json")
         if json_path.is_file() and json_path.stat().st_size and not _is_evaluation(json_path):

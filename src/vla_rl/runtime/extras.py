@@ -24,6 +24,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "lora": ("peft", "transformers"),
     "openvla": ("huggingface_hub", "numba"),
     "wandb": ("wandb",),
+    "serve": ("websockets", "msgpack"),
 }
 """Extra -> the modules it brings that this project imports; each of them under the smallest extra."""
 _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}

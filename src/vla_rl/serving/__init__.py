@@ -1,4 +1,4 @@
-"""Engines that play in a process of their own: what they speak, who serves, who asks.
+"""Policies behind sockets. Engines that play for a run in a process of their own:
 
     wire          frames on a socket: a JSON header, then the bytes of arrays
     messages      what is asked and answered, as schemas
@@ -9,5 +9,14 @@
     process       an engine as a child of the run
     engine        the run's player, on all of the above
 
-The record of why it is so: docs/decisions/020.
+And policies over WebSocket, for programs of others:
+
+    packing         arrays in msgpack
+    websocket       who may connect
+    openpi          serves any policy with openpi's protocol; needs nothing of this package
+    openpi_client   asks such a server, and checks the answers
+    served_policy   a policy of ours, as it is asked there
+    vla_eval        the same for vla-evaluation-harness
+
+The records of why it is so: docs/decisions/020 and 022.
 """

@@ -86,6 +86,8 @@ LIBERO = Benchmark(
     eval_defaults=EvalDefaults(split="all", episodes_per_task=None),
     horizon=libero_tasks.protocol_horizon,
     stored_states=libero_tasks.STORED_STATES,
+    wrist_camera="wrist",
+    ignores=("effects",),  # they come with whole meshes
     task_of_instruction=lambda text: text.replace(" ", "_"),
     conventions=_openvla_conventions,
     installation=Installation(

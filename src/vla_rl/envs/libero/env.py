@@ -104,6 +104,10 @@ class LiberoEnv(SimulatorUser[LiberoSimulator]):
         """LIBERO's image turned by 180 degrees, as OpenVLA and other published policies see it: upright, mirrored."""
         return self._own().image()
 
+    def render_wrist(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The second camera's image (`config.wrist_camera`), turned as the first is, as openpi's policies see it."""
+        return self._own().second_image()
+
     def proprio(self) -> Float32[np.ndarray, " 8"]:
         """End-effector position (m, 3), its rotation as axis times angle (rad, 3), both finger joints (m, 2).
 

@@ -81,7 +81,11 @@ class LiberoSimulator:
         self.robosuite_env: Any = _reset_environment(task, settings)
         self._control = OperationalSpaceControl(self.robosuite_env)
         self.model, self.data = self._control.model, self._control.data
-        settings = replace(settings, camera=_camera_name(self.model, settings.camera))
+        settings = replace(
+            settings,
+            camera=_camera_name(self.model, settings.camera),
+            second=_camera_name(self.model, settings.second) if settings.second else "",
+        )
         self._camera = Camera(self.model, settings, _drawing(self.model, settings))
         self._shown = self._mujoco.MjData(self.model)
         self._following = False
@@ -220,9 +224,16 @@ class LiberoSimulator:
 
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
         """What the camera sees, RGB: LIBERO's observation turned by 180 degrees, as published policies expect it."""
+        return self._drawn(self._camera.image)
+
+    def second_image(self) -> UInt8[np.ndarray, "H W 3"]:
+        """What the second camera sees, turned in the same way."""
+        return self._drawn(self._camera.second_image)
+
+    def _drawn(self, draw: Callable[[Any], np.ndarray]) -> UInt8[np.ndarray, "H W 3"]:
         colours = self.model.site_rgba.copy()
         self.model.site_rgba[:] = self._seen_colours
-        image = self._camera.image(self._show())
+        image = draw(self._show())
         self.model.site_rgba[:] = colours
         return image
 
@@ -270,7 +281,7 @@ def libero_simulators(config: EnvConfig) -> SimulatorPool[LiberoSimulator]:
     """A pool of simulators for `config`. UserError at once, with the remedy, if none could be made."""
     load_libero()
     shared_context()
-    settings = CameraSettings(config.camera, config.image_size, config.mesh_faces, pretty=False)
+    settings = CameraSettings.of(config, pretty=False, default_camera="")
     tasks = {task.name: task for task in suite_tasks(config.suite)}
     return SimulatorPool(lambda name: LiberoSimulator(tasks[name], settings, config.settle_steps))
 

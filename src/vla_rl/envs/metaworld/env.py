@@ -104,6 +104,10 @@ class MetaWorldEnv(SimulatorUser[TaskSimulator]):
         """The camera's image, upright RGB."""
         return self._own().image()
 
+    def render_wrist(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The second camera's image (`config.wrist_camera`)."""
+        return self._own().second_image()
+
     def proprio(self) -> Float32[np.ndarray, " 4"]:
         """End-effector position (m) and gripper opening (0 closed .. 1 open): what the robot knows of itself."""
         return self._own().observation[:4].astype(np.float32)

@@ -10,7 +10,7 @@ nobody reads) has no way back into the state. Tests compare whole episodes bit b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from vla_rl.envs.rendering.gl import load_metaworld_classes, load_mujoco, shared
 from vla_rl.envs.simulator_pool import SimulatorPool
 from vla_rl.envs.trace import Moment
 
+WRIST_CAMERA = "gripperPOV"
 _MOVED_AT_RESET = ("body_pos", "site_pos")
 """Model arrays that Meta-World's resets write to (a test goes through all arrays of all tasks)."""
 
@@ -68,8 +69,10 @@ class TaskSimulator:
 
         self._pristine_model = self._copy_model()
         self._pristine_attributes = dict(env.__dict__)
-        if settings.camera == "corner2":
+        if "corner2" in (settings.camera, settings.second):
             env.model.cam_pos[camera_index(env.model, "corner2")] = CORNER2_POSITION
+        if settings.second == "wrist":
+            settings = replace(settings, second=WRIST_CAMERA)
         self._camera = Camera(env.model, settings, Drawing.of_metaworld(settings))
         self._spec_state = int(mujoco.mjtState.mjSTATE_INTEGRATION)
         self._state_size = mujoco.mj_stateSize(env.model, self._spec_state)
@@ -208,6 +211,11 @@ class TaskSimulator:
         """What the camera sees now."""
         self._place_bodies()
         return self._camera.image(self.data)
+
+    def second_image(self) -> UInt8[np.ndarray, "H W 3"]:
+        """What the second camera sees now."""
+        self._place_bodies()
+        return self._camera.second_image(self.data)
 
     def dense_reward(self, action: Float32[np.ndarray, " 4"]) -> float:
         """Meta-World's shaped reward of the present state after `action`, 0..10. The state stays as it is."""

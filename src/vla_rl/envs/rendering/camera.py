@@ -37,12 +37,21 @@ class CameraSettings:
     size: int  # pixels, height and width
     mesh_faces: int  # 0 draws meshes whole
     pretty: bool  # shadows, reflections, sky, smooth edges: for videos
+    second: str = (
+        ""  # another camera of the same model, drawn as large and as well; none where empty
+    )
 
     @staticmethod
     def of(config: EnvConfig, pretty: bool, default_camera: str = "corner2") -> CameraSettings:
         """What `config` asks for; where it names no camera, the benchmark's own."""
         camera = config.camera or default_camera
-        return CameraSettings(camera, config.image_size, config.mesh_faces, pretty)
+        return CameraSettings(
+            camera,
+            config.image_size,
+            config.mesh_faces,
+            pretty or config.effects,
+            config.wrist_camera,
+        )
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class Drawing:
     hidden_group: int | None = None  # geoms of this group are not drawn
     upside_down: bool = False  # the camera hangs so: rows are swapped
     mirrored: bool = False  # columns are swapped
+    second_turned: tuple[bool, bool] | None = None
+    """The last two for the second camera, where they are not the first's."""
 
     @staticmethod
     def of_metaworld(settings: CameraSettings) -> Drawing:
@@ -68,6 +79,7 @@ class Drawing:
             simplified=not pretty and settings.mesh_faces > 0,
             upside_down=settings.camera == "corner2",
             mirrored=settings.camera == "corner2",
+            second_turned=(settings.second == "corner2", settings.second == "corner2"),
         )
 
 
@@ -77,10 +89,11 @@ class Camera:
     def __init__(self, model: Any, settings: CameraSettings, drawing: Drawing) -> None:
         self._mujoco = mujoco = load_mujoco()
         self._model = model
-        # OpenGL's rows run upwards
-        rows = slice(None, None, 1 if drawing.upside_down else -1)
-        self._arrange = rows, slice(None, None, -1 if drawing.mirrored else 1)
+        self._arrange = _arranged(drawing.upside_down, drawing.mirrored)
         camera_id = camera_index(model, settings.camera)
+        self._second_id = camera_index(model, settings.second) if settings.second else None
+        second_turned = (drawing.upside_down, drawing.mirrored)
+        self._second_arrange = _arranged(*(drawing.second_turned or second_turned))
         decimate_model(model, settings.mesh_faces)
 
         shared_context()
@@ -100,6 +113,18 @@ class Camera:
 
     def image(self, data: Any) -> UInt8[np.ndarray, "H W 3"]:
         """What the camera sees of `data` (whose positions must be up to date), upright RGB, a fresh array."""
+        return self._draw(data)[self._arrange].copy()
+
+    def second_image(self, data: Any) -> UInt8[np.ndarray, "H W 3"]:
+        """The same of the second camera."""
+        assert self._second_id is not None
+        first, self._camera.fixedcamid = self._camera.fixedcamid, self._second_id
+        try:
+            return self._draw(data)[self._second_arrange].copy()
+        finally:
+            self._camera.fixedcamid = first
+
+    def _draw(self, data: Any) -> UInt8[np.ndarray, "H W 3"]:
         mujoco = self._mujoco
         shared_context()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
@@ -109,11 +134,16 @@ class Camera:
         )  # fmt: skip
         mujoco.mjr_render(self._area, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._area, self._context)
-        return self._pixels[self._arrange].copy()
+        return self._pixels
 
     def close(self) -> None:
         shared_context()
         self._context.free()
+
+
+def _arranged(upside_down: bool, mirrored: bool) -> tuple[slice, slice]:
+    """How to read OpenGL's rows, which run upwards."""
+    return slice(None, None, 1 if upside_down else -1), slice(None, None, -1 if mirrored else 1)
 
 
 def camera_index(model: Any, name: str) -> int:

@@ -44,6 +44,6 @@ TOY = Benchmark(
     eval_defaults=EvalDefaults(split="held-out", episodes_per_task=30),
     dense_reward_max=1.0,
     in_process=True,
-    ignores=("mesh_faces", "settle_steps"),
+    ignores=("mesh_faces", "effects", "settle_steps"),
     task_of_instruction=lambda text: _BY_INSTRUCTION.get(text, text),
 )

@@ -37,6 +37,10 @@ class ToyEnv:
             raise ConfigError(
                 f"the toy world has no camera {config.camera!r}.{nearest(config.camera, VIEWS)}"
             )
+        if config.wrist_camera and config.wrist_camera not in VIEWS:
+            raise ConfigError(
+                f"the toy world has no camera {config.wrist_camera!r}.{nearest(config.wrist_camera, VIEWS)}"
+            )
         self.tasks = suite_tasks(config.suite)
         self.instructions = tuple(INSTRUCTIONS[task] for task in self.tasks)
         self.instruction = ""
@@ -98,6 +102,10 @@ class ToyEnv:
     def render(self) -> UInt8[np.ndarray, "H W 3"]:
         """What the camera sees, upright RGB."""
         return draw(self.world, self._camera, self._config.image_size)
+
+    def render_wrist(self) -> UInt8[np.ndarray, "H W 3"]:
+        """What the second camera sees (`config.wrist_camera`)."""
+        return draw(self.world, self._config.wrist_camera or "wrist", self._config.image_size)
 
     def proprio(self) -> Float32[np.ndarray, " 4"]:
         """The hand's place (m, 3) and the gripper's opening (0 closed .. 1 open)."""

@@ -71,6 +71,8 @@ class HostedVectorEnv(ProcessVectorEnv):
         arrays, seen = self._arrays, played.result.observation
         arrays.images[rows], arrays.proprio[rows] = seen.images, seen.proprio
         arrays.time_fraction[rows] = seen.time_fraction
+        if arrays.wrist is not None and seen.wrist is not None:
+            arrays.wrist[rows] = seen.wrist
         arrays.rewards[rows], arrays.simulator_steps[rows] = result.rewards, result.simulator_steps
         arrays.terminated[rows], arrays.truncated[rows] = result.terminated, result.truncated
         for row, slot in enumerate(rows):

@@ -91,7 +91,11 @@ class ProcessVectorEnv:
         self.tasks, self.instructions = facts.tasks, facts.instructions
         self.action_dim, self.proprio_dim = facts.action_dim, facts.proprio_dim
         self._arrays = SlotArrays(
-            config.num_envs, config.image_size, facts.proprio_dim, self._memory
+            config.num_envs,
+            config.image_size,
+            facts.proprio_dim,
+            self._memory,
+            bool(config.wrist_camera),
         )
 
     def _start_workers(self) -> WorkerFacts:
@@ -224,6 +228,7 @@ class ProcessVectorEnv:
             instructions=tuple(self._instruction[slot] for slot in slots),
             proprio=self._arrays.proprio[rows],
             time_fraction=self._arrays.time_fraction[rows],
+            wrist=None if self._arrays.wrist is None else self._arrays.wrist[rows],
         )
 
     # -- faults --------------------------------------------------------------------------------------

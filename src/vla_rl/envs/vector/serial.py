@@ -34,7 +34,12 @@ class SerialVectorEnv:
         self.action_dim, self.proprio_dim = first.action_dim, first.proprio_dim
         self.tasks, self.instructions = first.tasks, first.instructions
         self.infrastructure_errors = 0
-        self._arrays = SlotArrays(config.num_envs, config.image_size, first.proprio_dim)
+        self._arrays = SlotArrays(
+            config.num_envs,
+            config.image_size,
+            first.proprio_dim,
+            wrist=bool(config.wrist_camera),
+        )
         self._work = TimedWork(self._arrays, config.horizon)
         self._pending: set[int] = set()
 
@@ -80,6 +85,7 @@ class SerialVectorEnv:
             instructions=tuple(self._envs[slot].instruction for slot in slots),
             proprio=self._arrays.proprio[rows],
             time_fraction=self._arrays.time_fraction[rows],
+            wrist=None if self._arrays.wrist is None else self._arrays.wrist[rows],
         )
 
     def snapshot(self, slots: Sequence[int]) -> list[Snapshot]:

@@ -13,7 +13,8 @@ import tempfile
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
-from vla_rl.envs.env import Env
+from vla_rl.config.errors import ConfigError
+from vla_rl.envs.env import Env, SeenFromTheWrist
 
 _ALIGNMENT = 64
 
@@ -30,6 +31,7 @@ class SlotArrays:
     """Arrays with a row per slot: in this process's memory, or mapped from a descriptor that processes share."""
 
     images: UInt8[np.ndarray, "N H W 3"]
+    wrist: UInt8[np.ndarray, "N H W 3"] | None = None  # where there is a second camera
     proprio: Float32[np.ndarray, "N P"]
     time_fraction: Float32[np.ndarray, " N"]
     rewards: Float32[np.ndarray, " N"]
@@ -38,7 +40,12 @@ class SlotArrays:
     simulator_steps: Int64[np.ndarray, " N"]
 
     def __init__(
-        self, num_envs: int, image_size: int, proprio_dim: int, descriptor: int | None = None
+        self,
+        num_envs: int,
+        image_size: int,
+        proprio_dim: int,
+        descriptor: int | None = None,
+        wrist: bool = False,
     ) -> None:
         shapes: dict[str, tuple[tuple[int, ...], type]] = {
             "images": ((num_envs, image_size, image_size, 3), np.uint8),
@@ -49,6 +56,8 @@ class SlotArrays:
             "truncated": ((num_envs,), np.bool_),
             "simulator_steps": ((num_envs,), np.int64),
         }
+        if wrist:
+            shapes["wrist"] = shapes["images"]
         offsets, size = {}, 0
         for name, (shape, kind) in shapes.items():
             offsets[name] = size
@@ -67,6 +76,10 @@ class SlotArrays:
     def write_observation(self, slot: int, env: Env, horizon: int) -> None:
         """Put what `env` shows now into row `slot`."""
         self.images[slot] = env.render()
+        if self.wrist is not None:
+            if not isinstance(env, SeenFromTheWrist):
+                raise ConfigError("this simulator has no second camera: leave env.wrist_camera out")
+            self.wrist[slot] = env.render_wrist()
         self.proprio[slot] = env.proprio()
         self.time_fraction[slot] = env.turns / horizon
 

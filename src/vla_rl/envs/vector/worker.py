@@ -60,7 +60,13 @@ def _serve(connection: Connection, setup: WorkerSetup) -> None:
     connection.send(("ready", first.tasks, first.instructions, first.action_dim, first.proprio_dim))
     message = connection.recv()
     config = setup.config
-    arrays = SlotArrays(config.num_envs, config.image_size, first.proprio_dim, setup.memory)
+    arrays = SlotArrays(
+        config.num_envs,
+        config.image_size,
+        first.proprio_dim,
+        setup.memory,
+        bool(config.wrist_camera),
+    )
     worker = _Worker(envs, arrays, config.horizon, connection)
     while message[0] != "close":
         command, ticket, work = message
