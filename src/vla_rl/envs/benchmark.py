@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float32
@@ -12,6 +12,9 @@ from jaxtyping import Float32
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.policy import Conventions
 from vla_rl.envs.env import Env
+
+if TYPE_CHECKING:
+    from vla_rl.envs.union import Union
 
 
 class Expert(Protocol):
@@ -104,6 +107,10 @@ class Benchmark:
     conventions: Callable[[str], Conventions] = lambda suite: Conventions()
     """What a suite's published checkpoints mean by images, gripper and actions, which they do not say."""
     installation: Installation | None = None  # None: comes with this package
+    tasks_by_name: bool = True
+    """Whether tasks of one name are the same task in whichever suite they are played."""
+    union: Union | None = None
+    """Of what, if this is a union of suites."""
 
     def plays(self, suite: str) -> bool:
         """Whether a suite, or some tasks of one, is this benchmark's."""

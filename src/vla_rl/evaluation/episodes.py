@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from vla_rl.envs.env import VectorEnv
-from vla_rl.policies.policy import Policy
+from vla_rl.policies.policy import Policy, decoded
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation
 
@@ -151,7 +151,7 @@ class _Group:
         slots = sorted(self.playing)
         observation = Observation.concatenate([self.views[slot] for slot in slots])
         tokens = decide(observation, [records[self.playing[slot]] for slot in slots])
-        self.envs.post_step(slots, policy.decode_actions(tokens))
+        self.envs.post_step(slots, decoded(policy, tokens, observation.instructions))
         for slot, row in zip(slots, tokens.cpu().tolist(), strict=True):
             records[self.playing[slot]].tokens.append(row)
         self.posted = slots

@@ -15,6 +15,7 @@ Axes (legend in `vla_rl.types`): M turns of a window, N environments, B samples,
 from vla_rl.functional.intervals import (
     Interval,
     PairedDifference,
+    mean_interval,
     paired_difference,
     wilson_interval,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "masked_mean",
     "masked_var",
     "masked_whiten",
+    "mean_interval",
     "paired_difference",
     "pairwise_ranking",
     "rank_correlation",

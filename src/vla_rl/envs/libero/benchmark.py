@@ -86,6 +86,7 @@ LIBERO = Benchmark(
     eval_defaults=EvalDefaults(split="all", episodes_per_task=None),
     horizon=libero_tasks.protocol_horizon,
     stored_states=libero_tasks.STORED_STATES,
+    tasks_by_name=False,  # LIBERO-PRO's suites call theirs as the original does
     task_of_instruction=lambda text: text.replace(" ", "_"),
     conventions=_openvla_conventions,
     installation=Installation(

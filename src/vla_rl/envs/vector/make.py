@@ -7,7 +7,7 @@ with make_vector_env(EnvConfig(suite="mt5", num_envs=16)) as envs:
 from __future__ import annotations
 
 from vla_rl.config.env import EnvConfig
-from vla_rl.envs.registry import playable
+from vla_rl.envs.registry import as_played, playable
 from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.envs.vector.worker import MakeEnvs
@@ -23,7 +23,9 @@ def make_vector_env(
     share its GPUs for drawing. ConfigError for a suite that there is not, UserError where its simulator is missing.
     """
     played = playable(config)
-    return open_vector_env(config, played.make_envs, played.in_process, local_rank, local_size)
+    return open_vector_env(
+        as_played(config), played.make_envs, played.in_process, local_rank, local_size
+    )
 
 
 def open_vector_env(

@@ -68,7 +68,8 @@ class SlotArrays:
         """Put what `env` shows now into row `slot`."""
         self.images[slot] = env.render()
         self.proprio[slot] = env.proprio()
-        self.time_fraction[slot] = env.turns / horizon
+        # an environment of several suites knows the limit of the episode it plays
+        self.time_fraction[slot] = env.turns / getattr(env, "turn_limit", horizon)
 
     def write_reset(self, slot: int, env: Env, horizon: int) -> None:
         """Row `slot` after a reset or a restore: the observation, no reward, nothing ended."""
