@@ -212,6 +212,7 @@ class DecodesForSuites(Protocol):
         ...
 
 
+@runtime_checkable
 class DecodesActions(Protocol):
     """The part of a policy that says what its tokens mean."""
 

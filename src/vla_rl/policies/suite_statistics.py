@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vla_rl.config.errors import UserError
 from vla_rl.config.policy import SuiteActions
@@ -12,6 +12,7 @@ from vla_rl.policies.action_tokens import dataset_name
 _SUFFIX = "_no_noops"
 
 
+@runtime_checkable
 class HasStatistics(Protocol):
     """What a checkpoint says of its statistics."""
 

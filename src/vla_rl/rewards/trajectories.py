@@ -71,6 +71,10 @@ class Trajectory:
         return f"{self.task} (initial state {self.initial_state}, {self.source})"
 
 
+# --------------------------------------------------------------------------------------------------
+# From rollout windows
+
+
 @dataclass
 class _Piece:
     """Turns of one running episode that lie in one window."""
