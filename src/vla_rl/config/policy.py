@@ -58,6 +58,9 @@ class SuiteActions(NamedTuple):
     """What a suite asks of the policy that plays it: which statistics its actions have, and how many numbers."""
 
     dataset: str
+    """Of published checkpoints for the suite."""
+    robot: str
+    """The suite's robot as datasets call it; statistics of that name are for all suites of the robot."""
     size: int
     every_suite: frozenset[str] = frozenset()
     """Names of datasets that belong to one suite or robot each, of all suites."""

@@ -100,7 +100,7 @@ def suite_actions(suite: str) -> dict[str, SuiteActions]:
     every = _suite_datasets()
     for part in suite_parts(suite):
         played = benchmark(part)
-        own = SuiteActions(_dataset(played, part), played.action_dim, every)
+        own = SuiteActions(_dataset(played, part), played.robot, played.action_dim, every)
         for text in played.instructions(part):
             if found.setdefault(text, own) != own:
                 raise ConfigError(
@@ -118,9 +118,8 @@ def _dataset(played: Benchmark, suite: str) -> str:
 
 @cache
 def _suite_datasets() -> frozenset[str]:
-    return frozenset(
-        _dataset(played, suite) for played in BENCHMARKS.values() for suite in played.suites
-    )
+    suites = {_dataset(played, suite) for played in BENCHMARKS.values() for suite in played.suites}
+    return frozenset(suites | {played.robot for played in BENCHMARKS.values()})
 
 
 def conventions(suite: str) -> Conventions:

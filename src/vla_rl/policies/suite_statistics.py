@@ -34,8 +34,8 @@ def datasets_of_suites(
 ) -> dict[SuiteActions, str]:
     """The dataset whose statistics each suite is played with.
 
-    asked: one that the user names, for all. A suite's own are taken where they are there. Otherwise those that belong
-    to no suite, if they are of one dataset: then the checkpoint was fine-tuned on all suites together.
+    asked: one that the user names, for all. A suite's own are taken where they are there, or its robot's. Otherwise
+    those that belong to no suite, if they are of one dataset: the checkpoint was then fine-tuned on all together.
 
     UserError, naming what is there and what is missing, where neither is there.
     """
@@ -48,12 +48,7 @@ def datasets_of_suites(
         alone = checkpoint.unnorm_key or next(iter(known), "")
         known = checkpoint.unnorm_keys or (alone,)
     joint = [name for name in known if name.removesuffix(_SUFFIX) not in suites]
-    found = {
-        one: name
-        for one in needed
-        for name in (one.dataset, one.dataset + _SUFFIX)
-        if name in known
-    }
+    found = {one: name for one in needed for name in _names(one) if name in known}
     missing = [one.dataset for one in needed if one not in found]
     if missing and len(joint) != 1:
         raise UserError(
@@ -62,6 +57,11 @@ def datasets_of_suites(
             "statistics are for all with policy.unnorm_key"
         )
     return {one: found.get(one) or joint[0] for one in needed}
+
+
+def _names(suite: SuiteActions) -> tuple[str, ...]:
+    """What its statistics may be called, the likeliest last."""
+    return suite.robot, suite.dataset + _SUFFIX, suite.dataset
 
 
 def _listed(names: Iterable[str] | Sequence[str], most: int = 6) -> str:

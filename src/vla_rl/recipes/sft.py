@@ -199,7 +199,7 @@ def torch_threads(policy: Policy) -> int:
 def build_policy(
     config: SFTConfig, demos: Demonstrations, suites: Mapping[str, SuiteActions] | None = None
 ) -> Policy:
-    """The tiny policy for these demonstrations, or the checkpoint with their action statistics, each suite's its own.
+    """The tiny policy for these demonstrations, or the checkpoint with their action statistics, each robot's its own.
 
     Raises UserError if the checkpoint plays actions of another size.
     """
@@ -231,7 +231,10 @@ def build_policy(
 def suite_statistics(
     demos: Demonstrations, suites: Mapping[str, SuiteActions]
 ) -> dict[str, dict[str, Any]]:
-    """An entry of dataset_statistics.json for each suite's frames. UserError for an instruction of none of them."""
+    """An entry of dataset_statistics.json for each robot's frames: its actions span [-1, 1] in whichever suite.
+
+    UserError for an instruction that belongs to none of the suites.
+    """
     strange = [text for text in demos.instructions if text not in suites]
     if strange:
         raise UserError(
@@ -239,11 +242,11 @@ def suite_statistics(
             "belongs to another dataset"
         )
     found: dict[str, dict[str, Any]] = {}
-    for one in dict.fromkeys(suites.values()):
-        tasks = [i for i, text in enumerate(demos.instructions) if suites[text] == one]
+    for robot, size in {one.robot: one.size for one in suites.values()}.items():
+        tasks = [i for i, text in enumerate(demos.instructions) if suites[text].robot == robot]
         rows = np.flatnonzero(np.isin(demos.task_ids, tasks))
         if len(rows):
-            found[one.dataset] = dataset_statistics(demos, rows, one.size)
+            found[robot] = dataset_statistics(demos, rows, size)
     return found
 
 

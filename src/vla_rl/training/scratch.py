@@ -31,13 +31,13 @@ def scratch_policy(config: TrainConfig) -> Policy:
 
 
 def _statistics(suite: str) -> dict[str, Any]:
-    """Actions as they are; of robots whose actions differ in size one entry each."""
-    wanted = dict.fromkeys(suite_actions(suite).values()) if is_union(suite) else {}
-    if len({one.size for one in wanted}) > 1:
+    """Actions as they are; of several suites an entry for each robot."""
+    if is_union(suite):
+        robots = {one.robot: one.size for one in suite_actions(suite).values()}
         return {
             name: entry
-            for one in wanted
-            for name, entry in identity_statistics(one.dataset, one.size).items()
+            for robot, size in robots.items()
+            for name, entry in identity_statistics(robot, size).items()
         }
     return identity_statistics(suite.partition(":")[0], benchmark(suite).action_dim)
 

@@ -140,6 +140,7 @@ class ActsInTurns:
 
     description: Checkpoint
     config: PolicyConfig
+    unnorm_key: str
     turn_actions: TurnActions
 
     def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]:
@@ -154,9 +155,8 @@ class ActsInTurns:
 
     def play_suites(self, wanted: Mapping[str, SuiteActions]) -> int:
         """Play each instruction with its suite's statistics, see `PlaysSuites`."""
-        self.description, by_instruction = of_suites(
-            self.description, wanted, self.config.unnorm_key
-        )
+        asked = self.unnorm_key if self.config.unnorm_key else ""
+        self.description, by_instruction = of_suites(self.description, wanted, asked)
         self.turn_actions.play(by_instruction)
         return self.turn_actions.played_size
 
@@ -196,7 +196,7 @@ def of_suites(
                 f"played with {needed.size}: take a policy that was trained on all these suites"
             )
     used = dict.fromkeys([*description.unnorm_keys, *(chosen[key][0] for key in keys.values())])
-    if len(used) > 1:
+    if len(used) > 1 and tuple(used) != description.unnorm_keys:
         first = chosen[next(iter(keys.values()))][0]
         description = replace(description, unnorm_key=first, unnorm_keys=tuple(used))
     by_instruction = {text: chosen[keys[needed]][1] for text, needed in wanted.items()}
