@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from builders.same_runs import evaluations, lines, require_same, weights
-from builders.thread_ranks import on_ranks
 from vla_rl.cli import main
 from vla_rl.cli.tables import success_table
 from vla_rl.config import DemosConfig, EvalConfig, PolicyConfig, SFTConfig, TrainConfig, UserError
@@ -25,6 +24,7 @@ from vla_rl.planning.workload import workload
 from vla_rl.recipes.demos import collect_demos
 from vla_rl.recipes.evaluate import evaluate
 from vla_rl.recipes.presets import preset
+from vla_rl.recipes.ranks import train_on_ranks
 from vla_rl.recipes.sft import fine_tune
 from vla_rl.recipes.train_ppo import train
 from vla_rl.types import EpisodeSpec
@@ -49,7 +49,7 @@ def short(root: Path, **parts: Any) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(short(tmp_path_factory.mktemp("union")))
+    return train_on_ranks(short(tmp_path_factory.mktemp("union")))
 
 
 def test_a_union_is_practised_and_evaluated_by_suite(run: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_union_is_practised_and_evaluated_by_suite(run: Path) -> None:
 
 def test_two_ranks_run_the_run_of_one_process(run: Path, tmp_path: Path) -> None:
     ranks = short(tmp_path, parallel=ParallelConfig(ranks=2, timeout=120.0))
-    require_same(on_ranks(2, lambda world: train(ranks, None, world))[0], run)
+    require_same(train_on_ranks(ranks), run)
 
 
 def test_a_resumed_union_equals_one_that_never_stopped_to_the_bit(
