@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float32
@@ -12,9 +12,6 @@ from jaxtyping import Float32
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.policy import Conventions
 from vla_rl.envs.env import Env
-
-if TYPE_CHECKING:
-    from vla_rl.envs.union import Union
 
 
 class Expert(Protocol):
@@ -109,8 +106,6 @@ class Benchmark:
     installation: Installation | None = None  # None: comes with this package
     tasks_by_name: bool = True
     """Whether tasks of one name are the same task in whichever suite they are played."""
-    union: Union | None = None
-    """Of what, if this is a union of suites."""
 
     def plays(self, suite: str) -> bool:
         """Whether a suite, or some tasks of one, is this benchmark's."""

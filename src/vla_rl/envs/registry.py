@@ -35,14 +35,18 @@ def benchmark(suite: str) -> Benchmark:
 
     ConfigError, with the nearest name, if there is no such suite, and where a union has a part of which that is true.
     """
-    if is_union(suite):
-        return _union(suite, tuple((part, _benchmark(part)) for part in suite_parts(suite)))
-    return _benchmark(suite)
+    union = _union_of(suite)
+    return _benchmark(suite) if union is None else _as_benchmark(union)
 
 
-@cache
-def _union(suite: str, parts: tuple[tuple[str, Benchmark], ...]) -> Benchmark:
-    return union_benchmark(Union(suite, parts))
+def _union_of(suite: str) -> Union | None:
+    if not is_union(suite):
+        return None
+    return _union(suite, tuple((part, _benchmark(part)) for part in suite_parts(suite)))
+
+
+_union = cache(Union)
+_as_benchmark = cache(union_benchmark)
 
 
 def _benchmark(suite: str) -> Benchmark:
@@ -74,8 +78,9 @@ def make_envs(config: EnvConfig, count: int) -> Sequence[Env]:
 
 def as_played(config: EnvConfig) -> EnvConfig:
     """`config` with a suite's own horizon and `action_repeat` in place of 0; a union's are for `settings_of` to say."""
-    played = benchmark(config.suite)
-    return config if played.union is not None else with_own_clock(config, played)
+    if is_union(config.suite):
+        return config
+    return with_own_clock(config, benchmark(config.suite))
 
 
 def settings_of(config: EnvConfig, task: str) -> EnvConfig:
@@ -83,7 +88,7 @@ def settings_of(config: EnvConfig, task: str) -> EnvConfig:
 
     ConfigError for a task that is not in a union.
     """
-    union = benchmark(config.suite).union
+    union = _union_of(config.suite)
     if union is None:
         return as_played(config)
     part, _ = union.part_of(task)
@@ -95,7 +100,7 @@ def suites_of(config: EnvConfig) -> dict[str, EnvConfig]:
 
     Called as results name them: by their suite, and as they were asked for where two are tasks of one suite.
     """
-    union = benchmark(config.suite).union
+    union = _union_of(config.suite)
     if union is None:
         return {config.suite: as_played(config)}
     parts = [part.settings(config) for part in union.maker.parts]

@@ -143,7 +143,6 @@ def union_benchmark(union: Union) -> Benchmark:
         task_of_instruction=lambda text: _task_of(union, text),
         conventions=lambda _: _conventions(union),
         installation=_installation(kinds),
-        union=union,
     )
 
 
