@@ -159,7 +159,7 @@ def test_gradient_matches_finite_differences() -> None:
     """The hand-written backward of the CPU product, through the whole model, along a random direction."""
     policy = sharpen(make_policy())
     observation = make_observation(64)
-    tokens = policy.act(observation).tokens
+    tokens = policy.act(observation, temperature=0.0).tokens
     weight = policy.model.language_model.model.layers[0].mlp.gate_proj.weight
     bias = policy.model.projector.fc1.bias
     generator = torch.Generator().manual_seed(3)

@@ -12,16 +12,23 @@ from test_ranks import alone, toy
 
 from builders.same_runs import require_same, weights
 from vla_rl.config import ConfigError, LoraConfig, TrainConfig
-from vla_rl.recipes.ranks import train_on_ranks
+from vla_rl.recipes import ranks
+from vla_rl.runtime.child_pool import ChildPool
 from vla_rl.runtime.run_folder import Run
 
 __all__ = ["alone"]
 
 
+def train_on_ranks(config: TrainConfig, resume: Path | None = None) -> Path:
+    """In a process of its own: torch keeps the group that sharded weights were spread over until its process ends."""
+    with ChildPool(1, reuse=False) as pool:
+        return pool.submit(ranks.train_on_ranks, config, resume).result()
+
+
 def sharded(
-    root: Path, ranks: int, gather: Literal["window", "call"] = "window", until: int = 4
+    root: Path, size: int, gather: Literal["window", "call"] = "window", until: int = 4
 ) -> TrainConfig:
-    config = toy(root, ranks)
+    config = toy(root, size)
     return replace(
         config,
         schedule=replace(config.schedule, iterations=until),
@@ -29,11 +36,11 @@ def sharded(
     )
 
 
-def whole(config: TrainConfig, ranks: int, until: int = 4) -> TrainConfig:
+def whole(config: TrainConfig, size: int, until: int = 4) -> TrainConfig:
     return replace(
         config,
         schedule=replace(config.schedule, iterations=until),
-        parallel=replace(config.parallel, ranks=ranks, shard="none"),
+        parallel=replace(config.parallel, ranks=size, shard="none"),
     )
 
 
