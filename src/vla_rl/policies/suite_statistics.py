@@ -35,7 +35,7 @@ def datasets_of_suites(
     """The dataset whose statistics each suite is played with.
 
     asked: one that the user names, for all. A suite's own are taken where they are there, or its robot's. Otherwise
-    those that belong to no suite, if they are of one dataset: the checkpoint was then fine-tuned on all together.
+    those that belong to no suite, if it has no suite's and they are of one dataset: it was fine-tuned on all together.
 
     UserError, naming what is there and what is missing, where neither is there.
     """
@@ -50,13 +50,13 @@ def datasets_of_suites(
     joint = [name for name in known if name.removesuffix(_SUFFIX) not in suites]
     found = {one: name for one in needed for name in _names(one) if name in known}
     missing = [one.dataset for one in needed if one not in found]
-    if missing and len(joint) != 1:
+    if missing and (found or len(joint) != 1):
         raise UserError(
             f"the checkpoint has action statistics of {_listed(known)}, and these suites also need those of "
             f"{_listed(missing)}: take a checkpoint that was fine-tuned on all of them, or name the dataset whose "
             "statistics are for all with policy.unnorm_key"
         )
-    return {one: found.get(one) or joint[0] for one in needed}
+    return found or dict.fromkeys(needed, joint[0])
 
 
 def _names(suite: SuiteActions) -> tuple[str, ...]:
