@@ -10,7 +10,7 @@ from vla_rl.envs.defaults import benchmark_env, laptop_env
 SUITE = "libero-40"
 
 SUMMARIES = {
-    "libero-40-openvla-7b": "OpenVLA-7B on LIBERO's four suites together; give a checkpoint fine-tuned on all",
+    "libero-40-openvla-7b": "the paper on four suites together; give a checkpoint of all four",
     "libero-40-tiny": "a small policy on LIBERO's four suites together",
 }
 
