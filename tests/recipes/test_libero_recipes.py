@@ -76,6 +76,34 @@ def test_the_papers_preset_runs_end_to_end(official: Path, tmp_path: Path) -> No
     require_moved(run, official)
 
 
+@pytest.mark.slow
+def test_four_suites_are_practised_each_with_its_own_statistics_and_horizon(
+    official: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="also need those of 'libero_object', 'libero_goal'"):
+        train(jointly(official, tmp_path / "refused"))
+    joint = tmp_path / "joint"
+    shutil.copytree(official, joint)
+    file = joint / "dataset_statistics.json"
+    one = json.loads(file.read_text())["libero_spatial_no_noops"]
+    names = [f"libero_{suite}_no_noops" for suite in ("spatial", "object", "goal", "10")]
+    file.write_text(json.dumps(dict.fromkeys(names, one)))
+    run = train(jointly(joint, tmp_path))
+    result = json.loads((run / "eval" / "iteration-000002.json").read_text())
+    clocks = {name: row["horizon"] for name, row in result["suites"].items()}
+    assert clocks == {"libero-spatial": 6, "libero-object": 7, "libero-goal": 8, "libero-10": 13}
+    assert {name: row["mean_turns"] for name, row in result["suites"].items()} == clocks
+    saved = next((run / "checkpoints").glob("*2/policy"))
+    said = [json.loads(file.read_text()) for file in saved.glob("*.json")]
+    assert any(names == one.get("vla_rl", one).get("unnorm_keys") for one in said)
+
+
+def jointly(checkpoint: Path, root: Path) -> TrainConfig:
+    config = short(preset("libero-40-openvla-7b"), checkpoint, root)
+    env = replace(config.env, suite="libero-40:0,10,20,30", num_envs=4, horizon=0, action_repeat=40)
+    return replace(config, env=env, curriculum=replace(config.curriculum, mode="uniform"))
+
+
 def require_moved(run: Path, official: Path) -> None:
     """Adapters of every linear layer of the language model have moved, in PEFT's format; the base has not."""
     adapters = load_file(

@@ -27,9 +27,11 @@ def _plots(_: Any) -> Iterable[str]:
 
 def _simulator(suite: str) -> tuple[str, ...]:
     from vla_rl.envs.registry import benchmark
+    from vla_rl.envs.suites import suite_parts
 
-    installation = benchmark(suite).installation
-    return () if installation is None else (installation.module,)
+    benchmark(suite)  # says which part is wrong
+    found = [benchmark(part).installation for part in suite_parts(suite)]
+    return tuple(dict.fromkeys(one.module for one in found if one is not None))
 
 
 def _quickstart(config: Any) -> Iterable[str]:

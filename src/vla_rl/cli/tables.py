@@ -6,10 +6,17 @@ from typing import Any
 
 
 def success_table(result: dict[str, Any]) -> str:
-    """Success per task and overall, of `evaluate_checkpoint`'s result."""
-    rows = [*result["tasks"].items(), ("all", result["overall"])]
+    """Success per task, per suite of a union, and overall, of `evaluate_checkpoint`'s result."""
+    suites = result.get("suites", {})
+    rows = [*result["tasks"].items(), *suites.items(), ("all", result["overall"])]
     width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {_rate(row)}" for name, row in rows]
+    lines = [f"{name:<{width}}  {_rate(row)}{_clock(row)}" for name, row in rows]
+    if suites:
+        mean = result["mean_of_suites"]
+        low, high = mean["interval"]
+        lines.append(
+            f"{'mean of suites':<{width}}  {'':9} {mean['success_rate']:6.1%}  [{low:.1%}, {high:.1%}]"
+        )
     return "\n".join([*lines, *_practised(result.get("practice"), width)])
 
 
@@ -24,6 +31,11 @@ def _practised(practice: dict[str, Any] | None, width: int) -> list[str]:
     named = (("practised", practice["practised"]), ("held out", practice["held_out"]))
     lines = [f"{name:<{width}}  {_rate(row)}" for name, row in named if row is not None]
     return ["of these, by whether the initial state was practised on:", *lines]
+
+
+def _clock(row: dict[str, Any]) -> str:
+    """By what a suite's episodes were cut, where suites differ."""
+    return f"  up to {row['horizon']} turns" if "horizon" in row else ""
 
 
 def _rate(row: dict[str, Any]) -> str:

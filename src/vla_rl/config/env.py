@@ -21,8 +21,9 @@ class EnvConfig(Config, group="env", saved=("suite",)):
 
     suite: str = "mt5"
     """Tasks to play. Meta-World: mt1:<task>, mt5, mt10 or mt50. LIBERO: libero-spatial, -object, -goal, -10 or -90;
-    some tasks of one as libero-goal:<numbers or names, with commas>; LIBERO-PRO's as libero-goal-lan, -object, -swap
-    or -task. Without a simulator: toy, or some of its tasks as toy:<names, with commas>."""
+    some tasks of one as libero-goal:<numbers, ranges or names, with commas>; LIBERO-PRO's as libero-goal-lan, -object,
+    -swap or -task. Without a simulator: toy, or some of its tasks as toy:<names, with commas>. Several at once with +
+    between them, as mt10+libero-object:0-2; libero-40 is the first four of LIBERO together."""
     image_size: Pixels = 64
     """Height and width of the camera image in pixels."""
     camera: str = ""
@@ -31,12 +32,13 @@ class EnvConfig(Config, group="env", saved=("suite",)):
     wrist_camera: str = ""
     """Camera of a second image of the same size; empty: none. `wrist` is the one at the hand: robot0_eye_in_hand for
     LIBERO, gripperPOV for Meta-World."""
-    action_repeat: Annotated[int, Ge(1), Le(10_000)] = 5
-    """Simulator steps for which each action is held."""
+    action_repeat: Annotated[int, Ge(0), Le(10_000)] = 5
+    """Simulator steps for which each action is held; 0 takes each suite's own, as a small policy plays it."""
     action_chunk: ActionChunk = 2
     """Actions the policy decides in one turn."""
-    horizon: Annotated[int, Ge(1), Le(1_000_000)] = 15
-    """Turns after which an episode is cut (a time limit, not a failure)."""
+    horizon: Annotated[int, Ge(0), Le(1_000_000)] = 15
+    """Turns after which an episode is cut (a time limit, not a failure). 0 takes as many as each suite's own number of
+    simulator steps needs; any other number is for all suites."""
     num_envs: Annotated[int, Ge(1), Le(4096)] = 32
     """Environments played side by side."""
     num_workers: Workers = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Ge, Le
 
@@ -52,6 +52,18 @@ class Conventions(Config):
     """Meaning of the gripper's dimension, see ModelConfig.gripper."""
     unnorm_key: str = ""
     """Dataset whose action statistics are taken if the checkpoint has it, `<key>_no_noops` after it."""
+
+
+class SuiteActions(NamedTuple):
+    """What a suite asks of the policy that plays it: which statistics its actions have, and how many numbers."""
+
+    dataset: str
+    """Of published checkpoints for the suite."""
+    robot: str
+    """The suite's robot as datasets call it; statistics of that name are for all suites of the robot."""
+    size: int
+    every_suite: frozenset[str] = frozenset()
+    """Names of datasets that belong to one suite or robot each, of all suites."""
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,8 @@ class Benchmark:
     conventions: Callable[[str], Conventions] = lambda suite: Conventions()
     """What a suite's published checkpoints mean by images, gripper and actions, which they do not say."""
     installation: Installation | None = None  # None: comes with this package
+    tasks_by_name: bool = True
+    """Whether tasks of one name are the same task in whichever suite they are played."""
 
     def plays(self, suite: str) -> bool:
         """Whether a suite, or some tasks of one, is this benchmark's."""

@@ -7,9 +7,13 @@ each result.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
-from vla_rl.config import Conventions, EnvConfig, EvalConfig, UserError
-from vla_rl.envs.registry import benchmark
+from vla_rl.config import ConfigError, Conventions, EnvConfig, EvalConfig, UserError
+from vla_rl.config.policy import SuiteActions
+from vla_rl.envs.benchmark import Benchmark
+from vla_rl.envs.registry import BENCHMARKS, as_played, benchmark
+from vla_rl.envs.suites import is_union, shown, suite_parts
 
 
 def benchmark_env(suite: str) -> EnvConfig:
@@ -38,17 +42,29 @@ def evaluation_env(
                 "expected a suite to play, give one with --suite, for example --suite mt5"
             )
         suite = trained_in.suite
-    played = benchmark(suite)
-    env = played.env_defaults(suite)
-    if trained_in is not None and benchmark(trained_in.suite) is played:
-        env = replace(trained_in, suite=suite)
-        steps_a_turn = action_chunk * env.action_repeat
-        steps = env.horizon * env.action_chunk * env.action_repeat
-        if suite != trained_in.suite:
-            steps = played.horizon(suite) or steps
-        env = replace(env, horizon=-(-steps // steps_a_turn))
+    env = benchmark(suite).env_defaults(suite)
+    if trained_in is not None and _kinds(suite) <= _kinds(trained_in.suite):
+        env = _as_trained(suite, trained_in, action_chunk)
     size = env.image_size if resizes else image_size
     return replace(env, image_size=size, action_chunk=action_chunk)
+
+
+def _kinds(suite: str) -> frozenset[str]:
+    """Titles of the benchmarks that a suite's parts belong to."""
+    return frozenset(benchmark(part).title for part in suite_parts(suite))
+
+
+def _as_trained(suite: str, trained_in: EnvConfig, action_chunk: int) -> EnvConfig:
+    """As many simulator steps as in training, and on another suite as many as that suite's own."""
+    env, other = replace(trained_in, suite=suite), suite != trained_in.suite
+    if is_union(suite):
+        turns = -(-env.horizon * env.action_chunk // action_chunk)
+        return replace(env, horizon=0 if other else turns)
+    env, played = as_played(env), benchmark(suite)
+    steps = env.horizon * env.action_chunk * env.action_repeat
+    if other:
+        steps = played.horizon(suite) or steps
+    return replace(env, horizon=-(-steps // (action_chunk * env.action_repeat)))
 
 
 def evaluation_protocol(config: EvalConfig, env: EnvConfig) -> EvalConfig:
@@ -72,6 +88,38 @@ def require_same_robot(action_dim: int, suite: str) -> None:
             f"the policy decides {action_dim} numbers an action, but {suite} ({played.title}) is played with "
             f"{played.action_dim}: choose a suite of the robot it was trained on, or another policy"
         )
+
+
+def suite_actions(suite: str) -> dict[str, SuiteActions]:
+    """For each instruction of a suite, or of a union's suites: which statistics its actions have, and how many numbers.
+
+    ConfigError where two suites say the same and their actions have different ones, as a policy could not tell them
+    apart.
+    """
+    found: dict[str, SuiteActions] = {}
+    every = _suite_datasets()
+    for part in suite_parts(suite):
+        played = benchmark(part)
+        own = SuiteActions(_dataset(played, part), played.robot, played.action_dim, every)
+        for text in played.instructions(part):
+            if found.setdefault(text, own) != own:
+                raise ConfigError(
+                    f"{shown(suite)} says {text!r} in two suites whose actions have different statistics, "
+                    f"{found[text].dataset!r} and {own.dataset!r}, and a policy could not tell them apart: leave the "
+                    "task out of one"
+                )
+    return found
+
+
+def _dataset(played: Benchmark, suite: str) -> str:
+    """Of a suite whose published checkpoints have statistics of their own; else of its robot."""
+    return played.conventions(suite).unnorm_key or played.robot
+
+
+@cache
+def _suite_datasets() -> frozenset[str]:
+    suites = {_dataset(played, suite) for played in BENCHMARKS.values() for suite in played.suites}
+    return frozenset(suites | {played.robot for played in BENCHMARKS.values()})
 
 
 def conventions(suite: str) -> Conventions:

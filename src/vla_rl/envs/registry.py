@@ -13,7 +13,9 @@ Imports no simulator until one is made.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest
@@ -21,13 +23,33 @@ from vla_rl.envs.benchmark import Benchmark
 from vla_rl.envs.env import Env
 from vla_rl.envs.libero.benchmark import LIBERO
 from vla_rl.envs.metaworld.benchmark import METAWORLD
+from vla_rl.envs.suites import JOINT, is_union, suite_label, suite_parts
 from vla_rl.envs.toy.benchmark import TOY
+from vla_rl.envs.union import Union, union_benchmark, with_own_clock
 
 BENCHMARKS: dict[str, Benchmark] = {"metaworld": METAWORLD, "libero": LIBERO, "toy": TOY}
 
 
 def benchmark(suite: str) -> Benchmark:
-    """The benchmark that `suite` belongs to. ConfigError, with the nearest name, if there is no such suite."""
+    """The benchmark that `suite` belongs to, or that of a union of suites.
+
+    ConfigError, with the nearest name, if there is no such suite, and where a union has a part of which that is true.
+    """
+    union = _union_of(suite)
+    return _benchmark(suite) if union is None else _as_benchmark(union)
+
+
+def _union_of(suite: str) -> Union | None:
+    if not is_union(suite):
+        return None
+    return _union(suite, tuple((part, _benchmark(part)) for part in suite_parts(suite)))
+
+
+_union = cache(Union)
+_as_benchmark = cache(union_benchmark)
+
+
+def _benchmark(suite: str) -> Benchmark:
     for candidate in BENCHMARKS.values():
         if candidate.plays(suite):
             return candidate
@@ -37,7 +59,7 @@ def benchmark(suite: str) -> Benchmark:
             raise ConfigError(
                 f"unknown {candidate.title} suite {name!r}.{nearest(name, candidate.suites)}"
             )
-    known = [known for candidate in BENCHMARKS.values() for known in candidate.suites]
+    known = [*JOINT, *(known for candidate in BENCHMARKS.values() for known in candidate.suites)]
     words = "; ".join(
         f"{candidate.suites_in_words} of {candidate.title}" for candidate in BENCHMARKS.values()
     )
@@ -51,7 +73,53 @@ def task_names(suite: str) -> tuple[str, ...]:
 
 def make_envs(config: EnvConfig, count: int) -> Sequence[Env]:
     """`count` environments in this process that share one simulator per task. ConfigError as `playable`'s."""
-    return playable(config).make_envs(config, count)
+    return playable(config).make_envs(as_played(config), count)
+
+
+def as_played(config: EnvConfig) -> EnvConfig:
+    """`config` with a suite's own horizon and `action_repeat` in place of 0; a union's are for `settings_of` to say."""
+    if is_union(config.suite):
+        return config
+    return with_own_clock(config, benchmark(config.suite))
+
+
+def settings_of(config: EnvConfig, task: str) -> EnvConfig:
+    """What a task of `config.suite` is played with: its own suite of a union, that suite's horizon and clock.
+
+    ConfigError for a task that is not in a union.
+    """
+    union = _union_of(config.suite)
+    if union is None:
+        return as_played(config)
+    part, _ = union.part_of(task)
+    return part.settings(config)
+
+
+def suites_of(config: EnvConfig) -> dict[str, EnvConfig]:
+    """The suites that are played, each with its settings; one for what is no union.
+
+    Called as results name them: by their suite, and as they were asked for where two are tasks of one suite.
+    """
+    union = _union_of(config.suite)
+    if union is None:
+        return {config.suite: as_played(config)}
+    parts = [part.settings(config) for part in union.maker.parts]
+    labels = Counter(suite_label(part.suite) for part in parts)
+    return {
+        part.suite if labels[suite_label(part.suite)] > 1 else suite_label(part.suite): part
+        for part in parts
+    }
+
+
+def turn_seconds(config: EnvConfig, task: str, actions: int) -> float:
+    """Robot time of a turn of so many actions in a task of `config.suite`."""
+    settings = settings_of(config, task)
+    return actions * settings.action_repeat / benchmark(settings.suite).simulator_rate
+
+
+def longest_horizon(config: EnvConfig) -> int:
+    """Turns of the longest episode that any task of `config.suite` may have."""
+    return max(settings.horizon for settings in suites_of(config).values())
 
 
 def playable(config: EnvConfig) -> Benchmark:

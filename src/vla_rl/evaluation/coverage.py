@@ -17,7 +17,7 @@ from vla_rl.envs.env import VectorEnv
 from vla_rl.evaluation.episodes import EpisodeRecord, by_itself, play_each_once
 from vla_rl.functional.intervals import Interval
 from vla_rl.functional.spread import entropy_terms, mean_over_groups, percentiles
-from vla_rl.policies.policy import Policy
+from vla_rl.policies.policy import Policy, decoded
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation
 
@@ -99,13 +99,14 @@ def sampled_tokens(
 
 
 def single_actions(
-    policy: Policy, tokens: Int64[np.ndarray, "n K"], turns: Sequence[tuple[int, int]]
+    policy: Policy, tokens: Int64[np.ndarray, "n K"], visits: Visits
 ) -> tuple[Float64[np.ndarray, "m A"], Int64[np.ndarray, " m"]]:
     """Every action of every turn as the simulator gets it, and the episode each belongs to, m = n C."""
     import torch
 
-    actions = np.asarray(policy.decode_actions(torch.from_numpy(tokens)), dtype=np.float64)
-    episodes = np.repeat([episode for episode, _ in turns], actions.shape[1])
+    told = visits.states.instructions
+    actions = np.asarray(decoded(policy, torch.from_numpy(tokens), told), dtype=np.float64)
+    episodes = np.repeat([episode for episode, _ in visits.turns], actions.shape[1])
     return actions.reshape(-1, actions.shape[-1]), episodes.astype(np.int64)
 
 

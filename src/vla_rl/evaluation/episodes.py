@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from vla_rl.envs.env import VectorEnv
-from vla_rl.policies.policy import Policy
+from vla_rl.policies.policy import Policy, decoded
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation
 
@@ -108,7 +108,8 @@ class _PolicyPlayer:
         tokens = self._decide(observation, records)
         for record, row in zip(records, tokens.cpu().tolist(), strict=True):
             record.tokens.append(row)
-        return dict(zip(slots, self._policy.decode_actions(tokens), strict=True))
+        actions = decoded(self._policy, tokens, observation.instructions)
+        return dict(zip(slots, actions, strict=True))
 
 
 def by_itself(policy: Policy, temperature: float, seed: int) -> Decide:

@@ -16,9 +16,9 @@ from vla_rl.envs.defaults import (
     evaluation_protocol,
 )
 from vla_rl.envs.env import VectorEnv
-from vla_rl.envs.registry import benchmark
+from vla_rl.envs.registry import as_played, benchmark, longest_horizon, settings_of, suites_of
 from vla_rl.evaluation.episodes import EpisodeRecord, play_each_once
-from vla_rl.functional import wilson_interval
+from vla_rl.functional import mean_of_intervals, wilson_interval
 from vla_rl.policies.policy import Policy
 from vla_rl.policies.shardable import playing
 from vla_rl.runtime.progress import progress
@@ -96,9 +96,10 @@ def evaluation_result(
         "suite": env.suite,
         "split": config.split,
         "tasks": {task: summary([r for r in records if r.spec.task == task]) for task in tasks},
+        **_by_suite(records, env),
         "overall": summary(records),
-        "horizon": env.horizon,
-        "action_repeat": env.action_repeat,
+        "horizon": longest_horizon(env),
+        "action_repeat": as_played(env).action_repeat,
         "action_chunk": env.action_chunk,
         "sampling": {
             "mode": "sampled" if config.temperature > 0 else "greedy",
@@ -120,6 +121,22 @@ def evaluation_result(
         "versions": versions(benchmark(env.suite).packages),
         "wall_seconds": seconds,
     }
+
+
+def _by_suite(records: Sequence[EpisodeRecord], env: EnvConfig) -> dict[str, Any]:
+    """Of a union, each suite's result with the clock it was played by, and the mean of the suites; else nothing."""
+    suites = suites_of(env)
+    if len(suites) == 1:
+        return {}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, settings in suites.items():
+        own = [r for r in records if settings_of(env, r.spec.task) == settings]
+        clock = {"horizon": settings.horizon, "action_repeat": settings.action_repeat}
+        rows[name] = summary(own) | clock
+    rates = [row["success_rate"] for row in rows.values()]
+    interval = mean_of_intervals(rates, [row["interval"] for row in rows.values()])
+    mean = {"success_rate": float(np.mean(rates)), "interval": list(interval)}
+    return {"suites": rows, "mean_of_suites": mean}
 
 
 def initial_states_of(env: EnvConfig, config: EvalConfig) -> list[int]:

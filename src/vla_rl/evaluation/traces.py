@@ -15,7 +15,7 @@ import torch
 from vla_rl.envs.trace import EpisodeTrace, Moment, Traced
 from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.videos import require_same_end
-from vla_rl.policies.policy import Policy
+from vla_rl.policies.policy import Policy, decoded
 
 
 def trace_episode(env: Any, record: EpisodeRecord, policy: Policy) -> EpisodeTrace | None:
@@ -28,15 +28,16 @@ def trace_episode(env: Any, record: EpisodeRecord, policy: Policy) -> EpisodeTra
     env.reset(record.spec)  # type: ignore[attr-defined]
     moments: list[Moment] = [env.moment()]
     success, steps = False, 0
-    for actions in decoded(policy, record.tokens):
+    for actions in _actions(policy, record.tokens, env.instruction):  # type: ignore[attr-defined]
         _, success, _, taken = env.step(actions, on_frame=lambda: moments.append(env.moment()))  # type: ignore[attr-defined]
         steps += taken
     require_same_end(record, success, steps)
     return EpisodeTrace.of(env.traced_goals(), moments)
 
 
-def decoded(policy: Policy, tokens: Sequence[Sequence[int]]) -> np.ndarray:
+def _actions(policy: Policy, tokens: Sequence[Sequence[int]], instruction: str) -> np.ndarray:
     """The actions of each turn, [T, C, A], in the simulator's units."""
     if not tokens:
         return np.zeros((0, policy.action_chunk, policy.action_dim), np.float32)
-    return policy.decode_actions(torch.tensor([list(row) for row in tokens]))
+    rows = torch.tensor([list(row) for row in tokens])
+    return decoded(policy, rows, [instruction] * len(tokens))

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from vla_rl.config import EnvConfig
-from vla_rl.envs.registry import benchmark
+from vla_rl.envs.registry import as_played, benchmark, settings_of
 from vla_rl.evaluation.episodes import EpisodeRecord
-from vla_rl.policies.policy import Policy
+from vla_rl.policies.policy import Policy, decoded
 from vla_rl.runtime.files import write_json
 from vla_rl.runtime.video import write_video
 from vla_rl.types import EpisodeSpec
@@ -48,13 +48,15 @@ def record_videos(
     else:
         chosen = choose_episodes(records, per_task)
     folder.mkdir(parents=True, exist_ok=True)
-    studio = benchmark(env.suite).make_video_env(replace(env, image_size=VIDEO_SIZE))
+    studio = benchmark(env.suite).make_video_env(as_played(replace(env, image_size=VIDEO_SIZE)))
     index = []
     try:
         for record in chosen:
-            frames = replay(studio, record, policy, benchmark(env.suite).frame_every)
+            played = benchmark(settings_of(env, record.spec.task).suite)
+            frames = replay(studio, record, policy, played.frame_every)
             outcome = "success" if record.success else "failure"
-            name = f"{record.spec.task}-{record.spec.initial_state}-{outcome}.mp4"
+            task = record.spec.task.replace(":", "-")  # of a union, with its suite in front
+            name = f"{task}-{record.spec.initial_state}-{outcome}.mp4"
             write_video(folder / name, frames, FRAMES_PER_SECOND)
             index.append(
                 {
@@ -103,7 +105,8 @@ def replay(
 
     turns = record.actions
     if policy is not None:
-        turns = [policy.decode_actions(torch.tensor([tokens]))[0] for tokens in record.tokens]
+        told = [studio.instruction]
+        turns = [decoded(policy, torch.tensor([tokens]), told)[0] for tokens in record.tokens]
     for actions in turns:
         _, success, _, _ = studio.step(actions, on_frame=on_frame)
     frames += [studio.render()] * 8  # hold the end for a moment

@@ -50,6 +50,23 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     return Interval(low, high)
 
 
+def mean_of_intervals(
+    rates: Sequence[float], intervals: Sequence[tuple[float, float] | Sequence[float]]
+) -> Interval:
+    """The interval of the mean of independent rates, each with its own (asymmetric) interval.
+
+        mean - sqrt(sum (p_i - low_i)^2) / n,   mean + sqrt(sum (high_i - p_i)^2) / n
+
+    Zou and Donner 2008 (MOVER), for a linear combination of proportions. ValueError where there is no rate.
+    """
+    if not rates:
+        raise ValueError("expected at least one rate, got none")
+    count, mean = len(rates), math.fsum(rates) / len(rates)
+    below = math.hypot(*(p - low for p, (low, _) in zip(rates, intervals, strict=True))) / count
+    above = math.hypot(*(high - p for p, (_, high) in zip(rates, intervals, strict=True))) / count
+    return Interval(max(0.0, mean - below), min(1.0, mean + above))
+
+
 def paired_difference(
     before: Sequence[int] | Sequence[float],
     after: Sequence[int] | Sequence[float],

@@ -39,7 +39,7 @@ def costs_of(load: Workload, costs: Costs, gpu: str) -> RunCosts:
     assumed: dict[str, list[str]] = {}
     simulator = _simulator(load, costs, assumed)
     policy = _policy(load, costs, gpu, assumed)
-    process = next((p for p in costs.processes if p.benchmark == load.benchmark), None)
+    process = next((p for p in costs.processes if p.benchmark == simulator.benchmark), None)
     process = process or next((p for p in costs.processes if not p.benchmark), None)
     if process is None:
         raise _nothing("what the main process does", "processes")
@@ -62,15 +62,32 @@ def _say(assumed: dict[str, list[str]], phase: str, note: str) -> None:
 
 
 def _simulator(load: Workload, costs: Costs, assumed: dict[str, list[str]]) -> SimulatorCosts:
+    """Of a union the slowest's."""
+    names = load.benchmarks or (load.benchmark,)
+    each = [(_simulator_of(name, load, costs), name) for name in names]
     env = load.config.env
-    known = [entry for entry in costs.simulators if entry.benchmark == load.benchmark]
+    steps = env.action_chunk * env.action_repeat
+    (found, notes), slowest = max(each, key=lambda one: steps * one[0][0].step + one[0][0].image)
+    if len(each) > 1:
+        _say(assumed, "simulate", f"all simulators as slow as {slowest}'s")
+    for note in notes:
+        _say(assumed, "simulate", note)
+    return found
+
+
+def _simulator_of(
+    name: str, load: Workload, costs: Costs
+) -> tuple[SimulatorCosts, tuple[str, ...]]:
+    env = load.config.env
+    known = [entry for entry in costs.simulators if entry.benchmark == name]
     if not known:
-        raise _nothing(f"the simulators of {load.benchmark}", "simulators")
+        raise _nothing(f"the simulators of {name}", "simulators")
 
     def distance(entry: SimulatorCosts) -> tuple[bool, int]:
         return entry.mesh_faces != env.mesh_faces, abs(entry.image_size - env.image_size)
 
     nearest = min(known, key=distance)
+    notes: list[str] = []
     if distance(nearest) != (False, 0):
         faces = (
             f", meshes of {nearest.mesh_faces} faces"
@@ -78,10 +95,10 @@ def _simulator(load: Workload, costs: Costs, assumed: dict[str, list[str]]) -> S
             else ""
         )
         note = f"simulators as measured at {nearest.image_size} px{faces}"
-        _say(assumed, "simulate", note)
+        notes.append(note)
     if nearest.source == "assumed":
-        _say(assumed, "simulate", f"simulators: {nearest.note}")
-    return nearest
+        notes.append(f"simulators: {nearest.note}")
+    return nearest, tuple(notes)
 
 
 def _policy(load: Workload, costs: Costs, gpu: str, assumed: dict[str, list[str]]) -> PolicyCosts:

@@ -97,7 +97,8 @@ def plan(
         found = replace(found, simulator=replace(found.simulator, episode_turns=episode_turns))
     elif found.simulator.episode_turns == 0:
         notes.append(
-            f"episodes are counted as long as they may be, {config.env.horizon} turns: set --episode-turns otherwise"
+            f"episodes are counted as long as they may be, {load.config.env.horizon} turns: set --episode-turns "
+            "otherwise"
         )
     if config.reward.chosen_kind == "model":
         notes.append("the process reward model's scoring and its memory are not counted")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from vla_rl.config import (
     OPENVLA_7B,
     SCRATCH_MODELS,
+    EnvConfig,
     LoraConfig,
     ModelConfig,
     TrainConfig,
     UserError,
 )
-from vla_rl.envs.registry import BENCHMARKS, benchmark
+from vla_rl.envs.registry import BENCHMARKS, benchmark, suites_of
+from vla_rl.envs.suites import suite_parts
 from vla_rl.policies.critic import build_critic
 from vla_rl.policies.openvla.config_files import read_checkpoint_config
 from vla_rl.policies.openvla.memory import count_weights
@@ -33,7 +36,7 @@ class Workload:
     config: TrainConfig
     model: ModelConfig
     benchmark: str
-    """As in `envs.registry.BENCHMARKS`."""
+    """As in `envs.registry.BENCHMARKS`; of a union the first."""
     in_process: bool
     """The environments play in the rank's own process."""
     tokens: int
@@ -44,6 +47,8 @@ class Workload:
     critic: int
     on_gpu: bool
     notes: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+    """All of a union's."""
 
     @property
     def lora(self) -> LoraConfig | None:
@@ -83,7 +88,10 @@ def workload(config: TrainConfig, gpus: int) -> Workload:
             "end. Plan PPO's preset for the same policy and suite; simulators and inference cost the same"
         )
     model, notes = _model(config)
-    played = benchmark(config.env.suite)
+    suite = config.env.suite
+    played = benchmark(suite)
+    benchmarks = _benchmarks(suite)
+    config = replace(config, env=_mean_env(config.env))
     wanted = config.policy.device
     if gpus == 0 and wanted not in ("auto", "cpu"):
         raise UserError(f"policy.device {wanted} needs a GPU: set --gpus to how many each node has")
@@ -100,7 +108,8 @@ def workload(config: TrainConfig, gpus: int) -> Workload:
     return Workload(
         config=config,
         model=model,
-        benchmark=next(name for name, known in BENCHMARKS.items() if known is played),
+        benchmark=benchmarks[0],
+        benchmarks=benchmarks,
         in_process=played.in_process and config.env.num_workers == 0,
         tokens=played.action_dim * config.env.action_chunk,
         weights=weights,
@@ -109,6 +118,29 @@ def workload(config: TrainConfig, gpus: int) -> Workload:
         on_gpu=on_gpu,
         notes=notes,
     )
+
+
+def _mean_env(env: EnvConfig) -> EnvConfig:
+    """`env` with one clock for all its suites: the mean over suites of their turns, and of the steps of an action.
+
+    Unchanged where they all have what `env` says.
+    """
+    settings = list(suites_of(env).values())
+    if all(
+        own.horizon == env.horizon and own.action_repeat == env.action_repeat for own in settings
+    ):
+        return env
+    return replace(
+        env,
+        horizon=round(fmean(own.horizon for own in settings)),
+        action_repeat=round(fmean(own.action_repeat for own in settings)),
+    )
+
+
+def _benchmarks(suite: str) -> tuple[str, ...]:
+    """Of a suite, or of a union's suites, without repetition."""
+    played = [benchmark(part) for part in suite_parts(suite)]
+    return tuple(name for name, known in BENCHMARKS.items() if any(known is one for one in played))
 
 
 def _model(config: TrainConfig) -> tuple[ModelConfig, tuple[str, ...]]:

@@ -8,7 +8,7 @@ Both are protocols: a class of policy inherits from neither. How one is found fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
+from vla_rl.config.policy import SuiteActions
 from vla_rl.types import Observation
 
 
@@ -175,6 +176,58 @@ class ValuePolicy(Policy, Critic, Protocol):
     """A policy with a value function: its `act`, `propose` and `evaluate` give values as well."""
 
 
+@runtime_checkable
+class PlaysSuites(Protocol):
+    """What a policy has on top that can play suites with different statistics, or robots, at once."""
+
+    @property
+    def plays_suites(self) -> bool:
+        """Whether it has several suites' statistics."""
+        ...
+
+    def play_suites(self, wanted: Mapping[str, SuiteActions]) -> int:
+        """Play each of these instructions with its suite's statistics from now on; returns the longest action's size.
+
+        UserError, naming what is there and what is missing, where it has no statistics for a suite.
+        """
+        ...
+
+    def encode_actions_for(
+        self,
+        actions: Float32[np.ndarray, "N C A"] | Float64[np.ndarray, "N C A"],
+        instructions: Sequence[str],
+    ) -> Int64[Tensor, "N K"]:
+        """`encode_actions`, each row by the statistics of its instruction; A is the longest action's."""
+        ...
+
+
+@runtime_checkable
+class DecodesForSuites(Protocol):
+    """A policy or player that knows what tokens mean by the instruction that they answer."""
+
+    def decode_actions_for(
+        self, tokens: Int64[Tensor, "N K"], instructions: Sequence[str]
+    ) -> Float32[np.ndarray, "N C A"]:
+        """`decode_actions`, each row by the statistics of its instruction; A is the longest action's."""
+        ...
+
+
+@runtime_checkable
+class DecodesActions(Protocol):
+    """The part of a policy that says what its tokens mean."""
+
+    def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]: ...
+
+
+def decoded(
+    player: DecodesActions, tokens: Int64[Tensor, "N K"], instructions: Sequence[str]
+) -> Float32[np.ndarray, "N C A"]:
+    """What the tokens that answer these instructions, one for each row, do in the simulator."""
+    if isinstance(player, DecodesForSuites):
+        return player.decode_actions_for(tokens, instructions)
+    return player.decode_actions(tokens)
+
+
 def has_critic(policy: object) -> TypeGuard[ValuePolicy]:
     """Whether the policy has a value function: one with parameters of its own."""
     return isinstance(policy, Critic) and bool(policy.critic_parameters())
@@ -196,3 +249,8 @@ class ForPolicy:
 
     def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]:
         return self._policy.decode_actions(tokens)
+
+    def decode_actions_for(
+        self, tokens: Int64[Tensor, "N K"], instructions: Sequence[str]
+    ) -> Float32[np.ndarray, "N C A"]:
+        return decoded(self._policy, tokens, instructions)

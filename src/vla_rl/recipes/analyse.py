@@ -228,7 +228,7 @@ def _coverage(
     notes: list[str],
 ) -> Coverage | None:
     own: dict[Stage, Actions] = {
-        stage: single_actions(policy, played[stage].visits.tokens, played[stage].visits.turns)
+        stage: single_actions(policy, played[stage].visits.tokens, played[stage].visits)
         for stage, policy in policies.items()
     }
     sets: dict[str, dict[Stage, Actions]] = {"own": own}
@@ -261,7 +261,7 @@ def _in_all_states(
     with use_threads(1), playing(policy):
         for other in played.values():
             tokens = sampled_tokens(policy, other.visits, specs, temperature, seed)
-            parts.append(single_actions(policy, tokens, other.visits.turns))
+            parts.append(single_actions(policy, tokens, other.visits))
     return np.concatenate([a for a, _ in parts]), np.concatenate([e for _, e in parts])
 
 

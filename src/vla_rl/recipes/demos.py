@@ -32,7 +32,7 @@ from vla_rl.data.demonstrations import (
 from vla_rl.data.lerobot import LeRobotWriter
 from vla_rl.envs.benchmark import Expert
 from vla_rl.envs.env import Env, split_initial_states
-from vla_rl.envs.registry import benchmark, playable, task_names
+from vla_rl.envs.registry import as_played, benchmark, playable, settings_of, suites_of, task_names
 from vla_rl.runtime.child_pool import ChildPool
 from vla_rl.runtime.children import ChildLostError
 from vla_rl.runtime.cpus import available_cpus
@@ -149,10 +149,11 @@ def _require_hope(task: _Task, config: DemosConfig) -> None:
     patience = 4 * config.episodes_per_task + 8
     if task.played < min(patience, len(task.states)):
         return
-    actions = config.env.horizon * config.env.action_chunk
+    env = settings_of(config.env, task.name)
+    actions = env.horizon * env.action_chunk
     raise UserError(
         f"the expert of {task.name!r} succeeded in only {len(task.kept)} of {task.played} episodes; expected "
-        f"{config.episodes_per_task}. An episode has {actions} actions of {config.env.action_repeat} simulator "
+        f"{config.episodes_per_task}. An episode has {actions} actions of {env.action_repeat} simulator "
         f"steps{' and noise ' + format(config.noise, 'g') if config.noise else ''}: raise env.horizon, or lower "
         "env.action_repeat or the noise."
     )
@@ -177,8 +178,9 @@ def _play_episodes(
 ) -> list[DemoEpisode]:
     """Play one task from the given initial states; runs in a simulator process."""
     # one action a turn, and as many of them as an episode of longer turns would have
-    actions = config.env.horizon * config.env.action_chunk
-    env = _environment(player.make_envs, replace(config.env, action_chunk=1, horizon=actions))
+    actions = config.env.horizon * config.env.action_chunk  # 0: each suite's own
+    played = as_played(replace(config.env, action_chunk=1, horizon=actions))
+    env = _environment(player.make_envs, played)
     return [_play_episode(env, EpisodeSpec(task, state), config, player) for state in states]
 
 
@@ -196,14 +198,20 @@ def _play_episode(env: Any, spec: EpisodeSpec, config: DemosConfig, player: Play
         images.append(env.render().copy())
         proprio.append(env.proprio().copy())
         actions.append(action)
-        noise = config.noise * np.array(player.noise_scale) * rng.standard_normal(action.shape)
+        scale = np.array(getattr(env, "noise_scale", player.noise_scale))  # of a union by task
+        noise = config.noise * scale * rng.standard_normal(action.shape)
         executed = np.clip(action + noise, -1.0, 1.0).astype(np.float32)
         _, terminated, truncated, taken = env.step(executed[None])
         steps += taken
     return DemoEpisode(
         spec.task, env.instruction, spec.initial_state, terminated, steps,
-        np.stack(images), np.stack(proprio), np.stack(actions),
+        np.stack(images), np.stack(proprio), _as_wide(np.stack(actions), env.action_dim),
     )  # fmt: skip
+
+
+def _as_wide(actions: Float32[np.ndarray, "L a"], width: int) -> Float32[np.ndarray, "L A"]:
+    """Of several robots the one with the shorter action has zeros where it has no number."""
+    return np.pad(actions, ((0, 0), (0, width - actions.shape[1])))
 
 
 def _open_writer(config: DemosConfig) -> LeRobotWriter:
@@ -215,7 +223,11 @@ def _open_writer(config: DemosConfig) -> LeRobotWriter:
         video=config.image_format == "mp4",
     )
     # frames are as far apart as actions; the format wants a whole number
-    fps = max(1, round(played.simulator_rate / config.env.action_repeat))
+    paces = [
+        benchmark(own.suite).simulator_rate / own.action_repeat
+        for own in suites_of(config.env).values()
+    ]
+    fps = max(1, round(min(paces)))  # of several suites the slowest's
     return LeRobotWriter(config.out, fps=fps, features=features, robot_type=played.robot)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from vla_rl.config import ConfigError, EnvConfig, EvalConfig, PolicyConfig, UserError
 from vla_rl.envs import make_vector_env
-from vla_rl.envs.defaults import evaluation_env, require_same_robot
+from vla_rl.envs.defaults import evaluation_env
 from vla_rl.envs.env import VectorEnv
 from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.practised import apart
@@ -20,6 +20,7 @@ from vla_rl.evaluation.result import evaluate_policy, summary
 from vla_rl.evaluation.videos import record_videos
 from vla_rl.policies.policy import Policy
 from vla_rl.recipes.loading import load_with_env
+from vla_rl.rollout.playable import ready_for
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import read_json, require_writable, write_json
 from vla_rl.runtime.memory import keep_freed_memory
@@ -57,7 +58,7 @@ def evaluate(
             "a policy in memory does not say where it plays: give env, or a config with a suite"
         )
     env = evaluation_env(suite, env, policy.image_size, policy.resizes_images, policy.action_chunk)
-    require_same_robot(policy.action_dim, suite)
+    ready_for(policy, suite)
     return _evaluate(policy, env, None, config, "", json_path, videos, evaluate_policy)
 
 

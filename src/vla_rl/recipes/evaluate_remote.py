@@ -20,6 +20,7 @@ from vla_rl.envs import make_vector_env
 from vla_rl.envs.defaults import benchmark_env
 from vla_rl.envs.env import VectorEnv
 from vla_rl.envs.registry import benchmark
+from vla_rl.envs.suites import is_union
 from vla_rl.evaluation.episodes import play_each_once_by
 from vla_rl.evaluation.practised import apart
 from vla_rl.evaluation.result import evaluate_policy, summary
@@ -142,6 +143,10 @@ def remote_env(
     if not suite:
         raise UserError(
             "nothing says what this policy is to play: give a suite with --suite, for example --suite libero-object"
+        )
+    if is_union(suite):
+        raise ConfigError(
+            f"{suite} is several suites, and a server plays one: choose it with --suite"
         )
     played, env = benchmark(suite), benchmark_env(suite)
     at_home = home is not None and benchmark(home.suite) is played

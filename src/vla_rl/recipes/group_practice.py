@@ -18,6 +18,7 @@ from vla_rl.curriculum import TaskSampler
 from vla_rl.distributed import Shards, World
 from vla_rl.envs import split_initial_states
 from vla_rl.envs.env import VectorEnv
+from vla_rl.envs.registry import longest_horizon
 from vla_rl.policies.policy import Policy
 from vla_rl.policies.registry import with_micro_batch
 from vla_rl.recipes.refresh_reward import refresh_reward_model
@@ -209,6 +210,6 @@ def _with_micro_batch(
     if config.algorithm == "grpo":
         grpo = with_micro_batch(config.grpo, policy, own_envs, world)
         return replace(config, grpo=grpo)
-    of_pairs = 2 * config.env.horizon * config.tpo.minibatch
+    of_pairs = 2 * longest_horizon(config.env) * config.tpo.minibatch
     tpo = with_micro_batch(config.tpo, policy, own_envs, world, of_pairs)
     return replace(config, tpo=tpo)

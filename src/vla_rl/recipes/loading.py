@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from vla_rl.config import EnvConfig, PolicyConfig
-from vla_rl.envs.defaults import conventions, require_same_robot
+from vla_rl.envs.defaults import conventions
 from vla_rl.policies import registry
 from vla_rl.policies.policy import Policy
+from vla_rl.rollout.playable import ready_for
 from vla_rl.runtime.locate import locate_policy
 
 
@@ -33,5 +34,5 @@ def load_with_env(
     policy = registry.load_policy(
         folder, replace(config, checkpoint=str(folder)), conventions=conventions(suite)
     )
-    require_same_robot(policy.action_dim, suite)
+    ready_for(policy, suite)
     return policy, suite, trained_in

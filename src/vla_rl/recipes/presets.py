@@ -22,8 +22,10 @@ from vla_rl.config import (
 )
 from vla_rl.config.parallel import ParallelConfig
 from vla_rl.envs.defaults import benchmark_env, laptop_env
+from vla_rl.recipes import presets_unions
 from vla_rl.recipes.presets_article import ARTICLE_SUMMARIES, article_presets
 from vla_rl.recipes.presets_groups import GROUP_SUMMARIES, group_presets
+from vla_rl.recipes.presets_unions import union_presets
 
 # Our own recipe: the defaults of TrainConfig, found on Meta-World with two CPU cores.
 _OURS = TrainConfig()
@@ -181,6 +183,7 @@ PRESETS: dict[str, TrainConfig] = {
     # three tasks of ten: what a laptop gets somewhere with in an hour or two
     "libero-spatial-tiny": _libero_tiny("libero-spatial:0,2,8"),
     "libero-object-tiny": _libero_tiny("libero-object:0,1,2"),
+    **union_presets(_libero_openvla("spatial"), _libero_tiny("libero-spatial")),
 }
 PRESETS |= group_presets(PRESETS)
 
@@ -200,6 +203,7 @@ SUMMARIES: dict[str, str] = {
     "libero-spatial-tiny": "a small policy on three tasks of LIBERO-Spatial, on a laptop",
     "libero-object-tiny": "a small policy on three tasks of LIBERO-Object, on a laptop",
     **GROUP_SUMMARIES,
+    **presets_unions.SUMMARIES,
 }
 SUMMARIES |= ARTICLE_SUMMARIES
 

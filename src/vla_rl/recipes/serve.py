@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from vla_rl.config import ConfigError, EnvConfig, PolicyConfig
 from vla_rl.config.serialize import to_json
+from vla_rl.envs.registry import suites_of
 from vla_rl.recipes.evaluate import policy_and_env
 from vla_rl.runtime.extras import need
 from vla_rl.runtime.progress import note
@@ -48,6 +49,7 @@ def serve(
     try:
         config = PolicyConfig(unnorm_key=unnorm_key, base=base, dtype=dtype)
         policy, env, trained_in = policy_and_env(checkpoint, suite, None, config, 0, 0)
+        env = _one_suite(env)
         talk.conversations = conversations(policy, env, trained_in, protocol, temperature, seed)
         server.listen()
         note(
@@ -63,6 +65,18 @@ def serve(
     finally:
         server.stop()
     return f"ended at {server.url}"
+
+
+def _one_suite(env: EnvConfig) -> EnvConfig:
+    """A turn's length is a suite's: ConfigError where a checkpoint plays several and none was chosen."""
+    suites = suites_of(env)
+    if len(suites) > 1:
+        raise ConfigError(
+            f"{env.suite} is {len(suites)} suites, and a server plays one: choose it with --suite "
+            f"({', '.join(suites)})"
+        )
+    (settings,) = suites.values()
+    return settings
 
 
 def conversations(

@@ -9,7 +9,7 @@ repeat: every frame once, its image shifted by a few pixels -> cross-entropy on 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,14 +21,18 @@ from torch import Tensor
 
 from vla_rl.algorithms.sft import SFT, epoch_batches, num_batches, random_shift
 from vla_rl.config import SFTConfig, UserError
+from vla_rl.config.policy import SuiteActions
 from vla_rl.data.demonstrations import (
     ENVIRONMENT_FILE,
     Demonstrations,
     action_chunks,
     load_demonstrations,
 )
+from vla_rl.envs.defaults import suite_actions
 from vla_rl.envs.registry import robots
-from vla_rl.policies.policy import Policy
+from vla_rl.envs.suites import is_union
+from vla_rl.envs.union import MIXED_ROBOTS
+from vla_rl.policies.policy import PlaysSuites, Policy
 from vla_rl.policies.registry import POLICIES, SCRATCH, load_policy
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.external import read_json
@@ -65,13 +69,12 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
         image_size=config.image_size,
         image_fit=config.image_fit,
         scratch=next(folder for folder in out.absolute().parents if folder.is_dir()),
-        normalised_robots=robots(),
+        normalised_robots={*robots(), MIXED_ROBOTS},
         episodes_per_task=config.episodes_per_task,
     )
-    policy = build_policy(config, demos)
-    tokens = policy.encode_actions(
-        action_chunks(demos.actions, demos.episode_ids, config.action_chunk)
-    )
+    suites = suites_played(environment)
+    policy = build_policy(config, demos, suites)
+    tokens = encoded(policy, demos, config.action_chunk, suites)
     training, validation = demos.split(
         config.validation_fraction, generator(config.seed, "sft", "validation")
     )
@@ -110,6 +113,28 @@ def environment_of(dataset: Path) -> dict[str, Any] | None:
     """Where the demonstrations were played, if the dataset says so: the policy is evaluated there, too."""
     path = dataset / ENVIRONMENT_FILE
     return read_json(path, inside=dataset) if path.is_file() else None
+
+
+def suites_played(environment: Mapping[str, Any] | None) -> dict[str, SuiteActions]:
+    """For each instruction what its suite asks of a policy, where the demonstrations are of several suites."""
+    suite = str((environment or {}).get("suite", ""))
+    return suite_actions(suite) if is_union(suite) else {}
+
+
+def encoded(
+    policy: Policy, demos: Demonstrations, chunk: int, suites: Mapping[str, SuiteActions]
+) -> Int64[Tensor, "F K"]:
+    """The tokens of every frame, of several suites each by its own statistics."""
+    actions = action_chunks(demos.actions, demos.episode_ids, chunk)
+    if not suites:
+        return policy.encode_actions(actions)
+    if not isinstance(policy, PlaysSuites):
+        raise UserError(
+            f"the demonstrations are of several suites, which a policy of type {policy.kind!r} cannot play at once: "
+            "fine-tune it on those of one suite"
+        )
+    policy.play_suites(suites)
+    return policy.encode_actions_for(actions, [demos.instructions[i] for i in demos.task_ids])
 
 
 def held_out_metrics(
@@ -172,12 +197,17 @@ def torch_threads(policy: Policy) -> int:
     return 1 if small and parameters[0].device.type == "cpu" else 0
 
 
-def build_policy(config: SFTConfig, demos: Demonstrations) -> Policy:
-    """The tiny policy for these demonstrations, or the checkpoint with their action statistics.
+def build_policy(
+    config: SFTConfig, demos: Demonstrations, suites: Mapping[str, SuiteActions] | None = None
+) -> Policy:
+    """The tiny policy for these demonstrations, or the checkpoint with their action statistics, each robot's its own.
 
     Raises UserError if the checkpoint plays actions of another size.
     """
-    statistics = {Path(config.dataset).resolve().name: dataset_statistics(demos)}
+    if suites:
+        statistics = suite_statistics(demos, suites)
+    else:
+        statistics = {Path(config.dataset).resolve().name: dataset_statistics(demos)}
     action_dim, folder = demos.actions.shape[1], config.policy.checkpoint
     if not folder:
         return POLICIES[SCRATCH].create(
@@ -199,20 +229,48 @@ def build_policy(config: SFTConfig, demos: Demonstrations) -> Policy:
     return policy
 
 
-def dataset_statistics(demos: Demonstrations) -> dict[str, Any]:
-    """One dataset's entry of dataset_statistics.json: q01 and q99 are what the action tokens -1 and +1 stand for."""
-    actions = demos.actions.astype(np.float64)
+def suite_statistics(
+    demos: Demonstrations, suites: Mapping[str, SuiteActions]
+) -> dict[str, dict[str, Any]]:
+    """An entry of dataset_statistics.json for each robot's frames: its actions span [-1, 1] in whichever suite.
+
+    UserError for an instruction that belongs to none of the suites.
+    """
+    strange = [text for text in demos.instructions if text not in suites]
+    if strange:
+        raise UserError(
+            f"the dataset's meta/environment.json names suites that do not say {strange[0]!r}, and an episode does: it "
+            "belongs to another dataset"
+        )
+    found: dict[str, dict[str, Any]] = {}
+    for robot, size in {one.robot: one.size for one in suites.values()}.items():
+        tasks = [i for i, text in enumerate(demos.instructions) if suites[text].robot == robot]
+        rows = np.flatnonzero(np.isin(demos.task_ids, tasks))
+        if len(rows):
+            found[robot] = dataset_statistics(demos, rows, size)
+    return found
+
+
+def dataset_statistics(
+    demos: Demonstrations, rows: Int64[np.ndarray, " n"] | None = None, size: int | None = None
+) -> dict[str, Any]:
+    """One dataset's entry of dataset_statistics.json: q01 and q99 are what the action tokens -1 and +1 stand for.
+
+    rows: of its frames, if not all. size: of the robot's actions, where others' are longer.
+    """
+    rows = np.arange(len(demos)) if rows is None else rows
+    actions = demos.actions[rows, :size].astype(np.float64)
     action = {
         "mean": actions.mean(axis=0).tolist(),
         "std": actions.std(axis=0).tolist(),
         "min": actions.min(axis=0).tolist(),
         "max": actions.max(axis=0).tolist(),
-        "q01": demos.action_low.tolist(),
-        "q99": demos.action_high.tolist(),
+        "q01": demos.action_low[:size].tolist(),
+        "q99": demos.action_high[:size].tolist(),
         "mask": [True] * actions.shape[1],
     }
     return {
         "action": action,
-        "num_transitions": len(demos),
-        "num_trajectories": demos.num_episodes,
+        "num_transitions": len(rows),
+        "num_trajectories": len(np.unique(demos.episode_ids[rows])),
     }

@@ -20,7 +20,7 @@ from vla_rl.config.search import BestOfConfig, ChooserName, ScalingConfig, Study
 from vla_rl.config.serialize import differences, to_json
 from vla_rl.envs import make_vector_env
 from vla_rl.envs.env import VectorEnv
-from vla_rl.envs.registry import benchmark, no_dense_reward
+from vla_rl.envs.registry import benchmark, longest_horizon, no_dense_reward
 from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.practised import apart
 from vla_rl.evaluation.result import evaluate_policy, evaluation_specs, summary
@@ -177,7 +177,8 @@ def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
         for name, size, planned in planned_searches(config, choosers):
             search = planned
             if name == EQUAL:
-                search = at_equal_turns(planned, results["reward-model-alone", size], env.horizon)
+                alone = results["reward-model-alone", size]
+                search = at_equal_turns(planned, alone, longest_horizon(env))
             asks_model = search.chooser == "reward-model"
             origin = made_by | {"reward_model": scored_by if asks_model else None}
             file = out / "evaluations" / f"{name}-{size}.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int64, UInt8
 
 from vla_rl.config import TrainConfig, UserError
 from vla_rl.distributed.world import SingleProcess, World
-from vla_rl.policies.policy import Policy
+from vla_rl.policies.policy import Policy, decoded
 from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.model import (
     PastSteps,
@@ -23,7 +23,7 @@ from vla_rl.rewards.shaping import ShapedReward, shaped
 from vla_rl.rewards.step_history import StepHistory
 from vla_rl.types import Rollout
 
-DecodeActions = Callable[[Int64[np.ndarray, "B K"]], Float32[np.ndarray, "B C A"]]
+DecodeActions = Callable[[Int64[np.ndarray, "B K"], Sequence[str]], Float32[np.ndarray, "B C A"]]
 
 
 class RewardModelScorer:
@@ -38,7 +38,8 @@ class RewardModelScorer:
     ) -> None:
         """`world`: its processes score the turns whose images they have, and all get all scores.
 
-        `decode_actions` turns tokens into the actions that a reward model with `sees_actions` looks at.
+        `decode_actions` turns tokens, and what they answer, into the actions that a reward model with `sees_actions`
+        looks at.
         """
         self.reward_model = reward_model
         self.folder = folder
@@ -57,7 +58,7 @@ class RewardModelScorer:
         flat = rollout.flat_observation()
         tokens = rollout.tokens[:, rollout.own].reshape(len(flat), -1)
         reads = self.reward_model.description.reads_actions
-        actions = self._decode_actions(tokens) if reads else None
+        actions = self._decode_actions(tokens, flat.instructions) if reads else None
         odds = self._odds(rollout, flat.images, flat.instructions, actions)
         own = probability(odds).reshape(len(rollout.rewards), -1)
         return np.concatenate(self._world.gather(own), axis=1)
@@ -116,8 +117,10 @@ def process_reward(config: TrainConfig, policy: Policy, world: World) -> ShapedR
     reward_model = load_reward_model(folder, config.policy.device)
     _require_fit(reward_model.description, config, policy)
 
-    def decode_actions(tokens: Int64[np.ndarray, "B K"]) -> Float32[np.ndarray, "B C A"]:
-        return policy.decode_actions(torch.from_numpy(tokens))
+    def decode_actions(
+        tokens: Int64[np.ndarray, "B K"], instructions: Sequence[str]
+    ) -> Float32[np.ndarray, "B C A"]:
+        return decoded(policy, torch.from_numpy(tokens), instructions)
 
     return shaped(RewardModelScorer(reward_model, folder, decode_actions, world), config)
 

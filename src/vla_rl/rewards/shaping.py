@@ -33,7 +33,8 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from vla_rl.config import ProcessRewardConfig, TrainConfig, UserError
+from vla_rl.config import EnvConfig, ProcessRewardConfig, TrainConfig, UserError
+from vla_rl.envs.registry import settings_of, suites_of, task_names
 from vla_rl.rewards.hacking_monitor import RewardHackingMonitor
 from vla_rl.types import Rollout
 
@@ -65,10 +66,10 @@ class ShapedReward:
         config: ProcessRewardConfig,
         *,
         gamma: float,
-        horizon: int,
+        horizon: int | Mapping[str, int],
         time_limit_is_terminal: bool = True,
     ) -> None:
-        """`gamma` is the discount of the returns, `horizon` an episode's most turns."""
+        """`gamma` is the discount of the returns, `horizon` an episode's most turns, by task where they differ."""
         self.scorer = scorer
         self._config, self._gamma, self._horizon = config, gamma, horizon
         self._endless = not time_limit_is_terminal
@@ -102,13 +103,14 @@ class ShapedReward:
         scale = self._scale.of(scores, rollout.valid) if self._config.normalize else 1.0
         weight = self._weight(scale)
         if self._config.form == "additive":
-            played = np.rint(rollout.time_fraction * self._horizon).astype(np.int64)
+            horizon = self._horizons_of(rollout)
+            played = np.rint(rollout.time_fraction * horizon).astype(np.int64)
             dense = additive_rewards(
                 scores,
                 rollout.terminated,
                 played,
                 self._gamma,
-                self._horizon,
+                horizon,
                 endless=self._endless,
             )
             dense = weight * dense if weight else np.zeros_like(scores)
@@ -118,12 +120,23 @@ class ShapedReward:
         self._last = self._measure(rollout, scores, dense)
         return dense
 
+    def _horizons_of(self, rollout: Rollout) -> int | Int64[np.ndarray, "M N"]:
+        """The most turns of each turn's episode."""
+        if isinstance(self._horizon, int):
+            return self._horizon
+        by_task = np.array([self._horizon[task] for task in rollout.tasks], np.int64)
+        return by_task[rollout.task_ids]
+
     def _weight(self, scale: float) -> float:
         """What the best score is worth; in the additive form no episode's rewards pass `limit`."""
         weight = self._config.weight * scale
         if self._config.form != "additive":
             return weight
-        most = largest_additive_return(self._gamma, self._horizon, endless=self._endless)
+        horizons = self._horizon
+        shortest = (
+            horizons if isinstance(horizons, int) else min(horizons.values())
+        )  # pays the most
+        most = largest_additive_return(self._gamma, shortest, endless=self._endless)
         return min(weight, self._config.limit / most)
 
     def _from_potentials(
@@ -190,9 +203,17 @@ def shaped(scorer: Scorer, config: TrainConfig) -> ShapedReward:
         scorer,
         config.reward,
         gamma=config.discount,
-        horizon=config.env.horizon,
+        horizon=_horizons(config.env),
         time_limit_is_terminal=config.horizon_ends_returns,
     )
+
+
+def _horizons(env: EnvConfig) -> int | dict[str, int]:
+    """Turns of an episode, by task where a union's suites differ."""
+    turns = {settings.horizon for settings in suites_of(env).values()}
+    if len(turns) == 1:
+        return turns.pop()
+    return {task: settings_of(env, task).horizon for task in task_names(env.suite)}
 
 
 def _checked(scores: np.ndarray) -> np.ndarray:
@@ -216,7 +237,7 @@ def additive_rewards(
     succeeded: Bool[np.ndarray, "M N"],
     played: Int64[np.ndarray, "M N"],
     gamma: float,
-    horizon: int,
+    horizon: int | Int64[np.ndarray, "M N"],
     *,
     endless: bool,
 ) -> Float32[np.ndarray, "M N"]:
@@ -227,7 +248,7 @@ def additive_rewards(
         succeeded: The turn ended its episode with success.
         played: Turns of the episode before this one.
         gamma: Discount a turn; the pay for the turns that were left is discounted as if they had been played.
-        horizon: An episode's most turns.
+        horizon: An episode's most turns, of each turn's episode where they differ.
         endless: Time limits bootstrap: to the returns an episode has no end, and the turns that were left are all
             turns to come.
     """

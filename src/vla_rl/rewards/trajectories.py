@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
-from torch import Tensor
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import UserError
-from vla_rl.envs.registry import benchmark
+from vla_rl.envs.registry import benchmark, settings_of, turn_seconds
+from vla_rl.policies.policy import DecodesActions, decoded
 from vla_rl.types import Rollout
 
 Origin = Literal["expert", "policy"]
@@ -71,12 +71,6 @@ class Trajectory:
         return f"{self.task} (initial state {self.initial_state}, {self.source})"
 
 
-class DecodesActions(Protocol):
-    """The part of a policy that turns tokens into actions."""
-
-    def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]: ...
-
-
 # --------------------------------------------------------------------------------------------------
 # From rollout windows
 
@@ -98,11 +92,7 @@ class EpisodeCutter:
     """
 
     def __init__(self, policy: DecodesActions, env: EnvConfig) -> None:
-        played = benchmark(env.suite)
-        self._policy = policy
-        self._robot = played.robot
-        steps = env.action_chunk * env.action_repeat
-        self._turn_seconds = steps / played.simulator_rate
+        self._policy, self._env = policy, env
         self._running: dict[int, list[_Piece]] = {}  # slot -> its episode, as far as it was seen
 
     def add(self, rollout: Rollout) -> list[Trajectory]:
@@ -137,18 +127,22 @@ class EpisodeCutter:
     def _close(self, rollout: Rollout, slot: int, turn: int) -> Trajectory:
         pieces = self._running.pop(slot)
         task = int(rollout.task_ids[turn, slot])
-        tokens = np.concatenate([piece.tokens for piece in pieces])
+        name, instruction = rollout.tasks[task], rollout.instructions[task]
+        played = benchmark(settings_of(self._env, name).suite)
+        tokens = torch.from_numpy(np.concatenate([piece.tokens for piece in pieces]))
+        actions = decoded(self._policy, tokens, [instruction] * len(tokens))
+        proprio = np.concatenate([piece.proprio for piece in pieces])
         return Trajectory(
             images=np.concatenate([piece.images for piece in pieces]),
-            proprio=np.concatenate([piece.proprio for piece in pieces]),
-            actions=self._policy.decode_actions(torch.from_numpy(tokens)),
-            instruction=rollout.instructions[task],
-            task=rollout.tasks[task],
+            proprio=proprio[:, : played.proprio_dim],
+            actions=actions[:, :, : played.action_dim],
+            instruction=instruction,
+            task=name,
             initial_state=int(rollout.initial_states[turn, slot]),
             success=bool(rollout.terminated[turn, slot]),
             source="policy",
-            turn_seconds=self._turn_seconds,
-            robot=self._robot,
+            turn_seconds=turn_seconds(self._env, name, self._env.action_chunk),
+            robot=played.robot,
         )
 
 

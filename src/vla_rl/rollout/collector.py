@@ -23,6 +23,7 @@ from vla_rl.config.parallel import ParallelConfig
 from vla_rl.distributed.shards import Shards
 from vla_rl.envs.env import EpisodesLostError, VectorEnv
 from vla_rl.envs.vector.work_times import TimesItsWork
+from vla_rl.policies.policy import decoded
 from vla_rl.rollout.buffer import FinishedEpisode, Playing, RolloutBuffer
 from vla_rl.rollout.clock import Clock
 from vla_rl.rollout.engine import Player
@@ -257,7 +258,7 @@ class Collector:
             return
         clock.switch("infer")
         output = self.player.act(self.current[index], temperature, run.uniforms(turn, slots))
-        actions = self.player.decode_actions(output.tokens)
+        actions = decoded(self.player, output.tokens, self.current[index].instructions)
         clock.switch("other")
         self.envs.post_step(list(slots), actions)
         tokens = output.tokens.cpu().numpy()
@@ -384,7 +385,9 @@ class Collector:
         for turn in range(max((e.turns for e in self.playing.values()), default=0)):
             behind = [slot for slot, e in self.playing.items() if e.turns > turn]
             tokens = torch.tensor([self.playing[i].actions[turn] for i in behind])
-            self.envs.post_step(behind, self.player.decode_actions(tokens))
+            words = self._instructions()
+            actions = decoded(self.player, tokens, [words[slot] for slot in behind])
+            self.envs.post_step(behind, actions)
             result = self.envs.wait(behind)
             for index, slots in enumerate(self.members):
                 members = {int(slot): row for row, slot in enumerate(slots)}
@@ -393,6 +396,14 @@ class Collector:
                     target, source = [p[0] for p in pairs], [p[1] for p in pairs]
                     fresh = result.observation.select(source)
                     self.current[index] = _replace_rows(self.current[index], target, fresh)
+
+    def _instructions(self) -> dict[int, str]:
+        """What each slot that plays has been told."""
+        return {
+            int(slot): text
+            for slots, seen in zip(self.members, self.current, strict=True)
+            for slot, text in zip(slots, seen.instructions, strict=True)
+        }
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jaxtyping import Float32, UInt8
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.envs.env import Snapshot, VectorEnv
-from vla_rl.envs.registry import benchmark
+from vla_rl.envs.registry import benchmark, settings_of, turn_seconds
 from vla_rl.rewards.trajectories import Origin, Trajectory
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
@@ -45,14 +45,12 @@ class RecordingVectorEnv:
         on_trajectory: Callable[[Trajectory], None],
         source: Origin = "policy",
     ) -> None:
-        played = benchmark(config.suite)
         self.num_envs, self.action_dim, self.horizon = envs.num_envs, envs.action_dim, envs.horizon
         self.infrastructure_errors = envs.infrastructure_errors
         self.tasks, self.instructions = envs.tasks, envs.instructions
         self._envs, self._on_trajectory = envs, on_trajectory
         self._source: Origin = source
-        self._robot, self._rate = played.robot, played.simulator_rate
-        self._repeat = config.action_repeat
+        self._config = config
         self._running: dict[int, _Running] = {}
 
     def post_reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> None:
@@ -92,10 +90,12 @@ class RecordingVectorEnv:
     def _finish(
         self, episode: _Running, success: bool, final_image: UInt8[np.ndarray, "H W 3"]
     ) -> Trajectory:
-        actions = np.stack(episode.actions)
+        played = benchmark(settings_of(self._config, episode.spec.task).suite)
+        width = played.action_dim
+        actions = np.stack(episode.actions)[:, :, :width]
         return Trajectory(
             images=np.stack(episode.images),
-            proprio=np.stack(episode.proprio),
+            proprio=np.stack(episode.proprio)[:, : played.proprio_dim],
             actions=actions,
             instruction=episode.instruction,
             task=episode.spec.task,
@@ -103,8 +103,8 @@ class RecordingVectorEnv:
             success=success,
             source=self._source,
             final_image=final_image,
-            turn_seconds=actions.shape[1] * self._repeat / self._rate,
-            robot=self._robot,
+            turn_seconds=turn_seconds(self._config, episode.spec.task, actions.shape[1]),
+            robot=played.robot,
         )
 
     def snapshot(self, slots: Sequence[int]) -> list[Snapshot]:

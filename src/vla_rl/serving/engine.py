@@ -54,6 +54,11 @@ class ServedEngine(ForPolicy):
         backend: what `vla-rl engine serve` is told to play with. Raises UserError for a policy that the backend does
         not serve, ConfigError where vLLM's environment is missing.
         """
+        if isinstance(policy, OpenVLAPolicy) and policy.turn_actions.has_fixed:
+            raise ConfigError(
+                f"parallel.engine {backend} decides every token of a turn, and {config.env.suite!r} has robots whose "
+                "actions differ in size: take parallel.engine own"
+            )
         if not isinstance(policy, OpenVLAPolicy):
             raise ConfigError(
                 f"parallel.engine {backend} serves policies of OpenVLA's class alone, this one is of type "

@@ -16,7 +16,7 @@ from vla_rl.config import EnvConfig
 from vla_rl.config.serialize import to_json
 from vla_rl.data.resizing import resize
 from vla_rl.envs.registry import benchmark
-from vla_rl.policies.policy import Policy
+from vla_rl.policies.policy import Policy, decoded
 from vla_rl.runtime.images import make_square
 from vla_rl.runtime.seeding import generator
 from vla_rl.serving.openpi import IMAGE, PROMPT, STATE
@@ -96,7 +96,8 @@ class ServedPolicy:
             count = self._policy.action_chunk * self._policy.action_dim
             uniforms = generator(self._seed, client, turn).random((1, count), np.float32)
         tokens = self._policy.act(observation, self._temperature, uniforms).tokens
-        actions = np.clip(self._policy.decode_actions(tokens)[0], -1, 1).astype(np.float32)
+        decided = decoded(self._policy, tokens, observation.instructions)[0]
+        actions = np.clip(decided, -1, 1).astype(np.float32)
         return np.repeat(actions, self._env.action_repeat, axis=0)
 
     def _as_the_policy_sees(self, images: UInt8[np.ndarray, "1 H W 3"]) -> np.ndarray:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from vla_rl.config import TrainConfig
+from vla_rl.envs.defaults import suite_actions
 from vla_rl.envs.registry import benchmark
+from vla_rl.envs.suites import is_union
 from vla_rl.policies.action_tokens import identity_statistics
 from vla_rl.policies.policy import Policy
 from vla_rl.policies.registry import POLICIES, SCRATCH
@@ -19,12 +22,24 @@ def scratch_policy(config: TrainConfig) -> Policy:
     return POLICIES[SCRATCH].create(
         config.env.image_size,
         played.instructions(suite),
-        identity_statistics(suite.partition(":")[0], played.action_dim),
+        _statistics(suite),
         played.action_dim,
         config.env.action_chunk,
         config.policy,
         config.run.seed,
     )
+
+
+def _statistics(suite: str) -> dict[str, Any]:
+    """Actions as they are; of several suites an entry for each robot."""
+    if is_union(suite):
+        robots = {one.robot: one.size for one in suite_actions(suite).values()}
+        return {
+            name: entry
+            for robot, size in robots.items()
+            for name, entry in identity_statistics(robot, size).items()
+        }
+    return identity_statistics(suite.partition(":")[0], benchmark(suite).action_dim)
 
 
 def keep_reference(policy: Policy, config: TrainConfig, resumed: bool) -> None:

@@ -21,13 +21,15 @@ from vla_rl.curriculum import TaskSampler
 from vla_rl.distributed.sharding import part_of, require_sharding
 from vla_rl.distributed.shards import Shards
 from vla_rl.distributed.world import SingleProcess, World
-from vla_rl.envs.defaults import require_same_robot
+from vla_rl.envs.defaults import conventions
 from vla_rl.envs.registry import playable
+from vla_rl.envs.suites import is_union
 from vla_rl.policies.policy import Policy
 from vla_rl.policies.registry import load_policy
 from vla_rl.policies.shardable import lending, sharding_of
 from vla_rl.rewards import RewardFunction
 from vla_rl.rollout import Collector
+from vla_rl.rollout.playable import ready_for
 from vla_rl.rollout.together import own_state, whole_state
 from vla_rl.runtime.checkpoint import (
     CheckpointError,
@@ -108,7 +110,6 @@ def policy_of_run(
 def _checked_policy(config: TrainConfig, saved: Path | None) -> Policy:
     """With its reference, which is kept before the weights are divided. ConfigError where it cannot play the suite."""
     policy = load_or_make(config, saved)
-    require_same_robot(policy.action_dim, config.env.suite)
     if not policy.resizes_images and policy.image_size != config.env.image_size:
         raise ConfigError(
             f"the policy looks at {policy.image_size} px, the environment draws {config.env.image_size} px: "
@@ -126,10 +127,16 @@ def _checked_policy(config: TrainConfig, saved: Path | None) -> Policy:
 
 def load_or_make(config: TrainConfig, saved: Path | None) -> Policy:
     """The policy of a checkpoint of the run; without one the policy that the run starts from."""
+    suite = config.env.suite
     if saved is None and not config.policy.checkpoint:
-        return scratch_policy(config)
-    source = saved / "policy" if saved else Path(config.policy.checkpoint)
-    return load_policy(source, config.policy, seed=config.run.seed)
+        policy = scratch_policy(config)
+    else:
+        source = saved / "policy" if saved else Path(config.policy.checkpoint)
+        # of several suites the checkpoint's statistics cannot all be named in the configuration
+        of_suites = conventions(suite) if is_union(suite) else None
+        policy = load_policy(source, config.policy, seed=config.run.seed, conventions=of_suites)
+    ready_for(policy, suite)
+    return policy
 
 
 def share_done(schedule: ScheduleConfig, iterations: int, seconds: float, episodes: int) -> float:

@@ -88,6 +88,7 @@ LIBERO = Benchmark(
     stored_states=libero_tasks.STORED_STATES,
     wrist_camera="wrist",
     ignores=("effects",),  # they come with whole meshes
+    tasks_by_name=False,  # LIBERO-PRO's suites call theirs as the original does
     task_of_instruction=lambda text: text.replace(" ", "_"),
     conventions=_openvla_conventions,
     installation=Installation(

@@ -9,7 +9,8 @@ on the terminal, and builds tables nobody needs. The five official suites are ca
     libero-spatial-swap     objects in each other's places
     libero-spatial-task     another goal in the same scene, and the instruction for it
 
-`libero-spatial:3` or `libero-spatial:<task name>` is one task of a suite, `libero-spatial:0,3,4` are three.
+`libero-spatial:3` or `libero-spatial:<task name>` is one task of a suite, `libero-spatial:0,3,4` are three, and so are
+`libero-spatial:0-2`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from vla_rl.config.errors import ConfigError, UserError, nearest
+from vla_rl.envs.suites import picked_numbers, suite_label
 
 INSTALL_LIBERO = "LIBERO is not installed: pip install 'vla-rl[libero]'"
 
@@ -70,23 +72,20 @@ def suite_tasks(suite: str) -> tuple[LiberoTask, ...]:
     tasks = _all_tasks(name)
     if chosen is None:
         return tasks
-    picked = tuple(_pick(tasks, word.strip(), suite, name) for word in chosen.split(","))
+    picked = [task for word in chosen.split(",") for task in _pick(tasks, word.strip(), suite)]
     if len(set(picked)) < len(picked):
         raise ConfigError(f"{suite!r} names a task twice: name each once")
-    return picked
+    return tuple(picked)
 
 
-def _pick(tasks: tuple[LiberoTask, ...], word: str, suite: str, name: str) -> LiberoTask:
-    if word.isdigit():
-        if int(word) >= len(tasks):
-            raise ConfigError(
-                f"suite {name!r} has tasks 0 to {len(tasks) - 1}, got {suite!r}: take one of these"
-            )
-        return tasks[int(word)]
-    names = [task.name for task in tasks]
+def _pick(tasks: tuple[LiberoTask, ...], word: str, suite: str) -> list[LiberoTask]:
+    numbers = picked_numbers(word, len(tasks), suite)
+    if numbers is not None:
+        return [tasks[number] for number in numbers]
+    names, name = [task.name for task in tasks], suite_label(suite)
     if word not in names:
         raise ConfigError(f"suite {name!r} has no task {word!r}.{nearest(word, names)}")
-    return tasks[names.index(word)]
+    return [tasks[names.index(word)]]
 
 
 def _split(suite: str) -> tuple[str, str | None]:

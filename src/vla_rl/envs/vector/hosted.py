@@ -16,7 +16,7 @@ from vla_rl.distributed.ray_errors import (
     answer_of,
     require_ray,
 )
-from vla_rl.envs.registry import playable
+from vla_rl.envs.registry import as_played, playable
 from vla_rl.envs.vector.host import HostSetup, Played, SimulatorHost
 from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.envs.vector.worker_process import (
@@ -46,7 +46,7 @@ class HostedVectorEnv(ProcessVectorEnv):
         self._timeout, self._cpus, self._workers_in_host = timeout, cpus, workers
         self._errors_of: dict[int, int] = {}  # of the host that is there now
         self._played = playable(config)
-        super().__init__(config, self._played.make_envs, num_workers=hosts)
+        super().__init__(as_played(config), self._played.make_envs, num_workers=hosts)
 
     def _new_worker(self, worker: int) -> HostWorker:
         slots = self._slots_of(worker)

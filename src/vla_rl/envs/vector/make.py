@@ -6,11 +6,17 @@ with make_vector_env(EnvConfig(suite="mt5", num_envs=16)) as envs:
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+
 from vla_rl.config.env import EnvConfig
-from vla_rl.envs.registry import playable
+from vla_rl.envs.registry import as_played, playable, suites_of
+from vla_rl.envs.suites import is_union
 from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.envs.vector.worker import MakeEnvs
+
+LOG = logging.getLogger(__name__)
 
 
 def make_vector_env(
@@ -23,7 +29,24 @@ def make_vector_env(
     share its GPUs for drawing. ConfigError for a suite that there is not, UserError where its simulator is missing.
     """
     played = playable(config)
-    return open_vector_env(config, played.make_envs, played.in_process, local_rank, local_size)
+    if local_rank == 0:
+        _say_common_horizon(config)
+    return open_vector_env(
+        as_played(config), played.make_envs, played.in_process, local_rank, local_size
+    )
+
+
+def _say_common_horizon(config: EnvConfig) -> None:
+    """A union whose suites are all cut after the same number of turns: that may be a preset's for another suite."""
+    if not (is_union(config.suite) and config.horizon):
+        return
+    own = suites_of(replace(config, horizon=0))
+    if {settings.horizon for settings in own.values()} != {config.horizon}:
+        words = ", ".join(f"{name} {settings.horizon}" for name, settings in own.items())
+        LOG.warning(
+            "env.horizon %d is for all suites of %s; their own would be %s turns (env.horizon 0)",
+            config.horizon, config.suite, words,
+        )  # fmt: skip
 
 
 def open_vector_env(

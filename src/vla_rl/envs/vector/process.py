@@ -25,8 +25,8 @@ from jaxtyping import Float32
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest
 from vla_rl.envs.env import EpisodesLostError, Snapshot
+from vla_rl.envs.registry import longest_horizon, no_dense_reward
 from vla_rl.envs.registry import make_envs as make_suite_envs
-from vla_rl.envs.registry import no_dense_reward
 from vla_rl.envs.rendering.egl import worker_devices
 from vla_rl.envs.vector.shared_memory import SlotArrays, anonymous_file
 from vla_rl.envs.vector.work_times import as_times
@@ -67,7 +67,7 @@ class ProcessVectorEnv:
         num_workers: instead of what `config` says.
         """
         self.num_envs = config.num_envs
-        self.horizon = config.horizon
+        self.horizon = config.horizon or longest_horizon(config)
         self.infrastructure_errors = 0
         self._config, self._make_envs = config, make_envs
         wanted = num_workers or config.num_workers or available_cpus()

@@ -11,8 +11,8 @@ from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.envs.env import DenselyRewarded, Snapshot
+from vla_rl.envs.registry import longest_horizon, no_dense_reward
 from vla_rl.envs.registry import make_envs as make_suite_envs
-from vla_rl.envs.registry import no_dense_reward
 from vla_rl.envs.vector.shared_memory import SlotArrays
 from vla_rl.envs.vector.work_times import TimedWork, as_times
 from vla_rl.envs.vector.worker import MakeEnvs
@@ -29,7 +29,8 @@ class SerialVectorEnv:
     def __init__(self, config: EnvConfig, make_envs: MakeEnvs = make_suite_envs) -> None:
         self._envs = list(make_envs(config, config.num_envs))
         first = self._envs[0]
-        self.num_envs, self.horizon = config.num_envs, config.horizon
+        self.num_envs = config.num_envs
+        self.horizon = config.horizon or longest_horizon(config)
         self._suite = config.suite
         self.action_dim, self.proprio_dim = first.action_dim, first.proprio_dim
         self.tasks, self.instructions = first.tasks, first.instructions
@@ -40,7 +41,7 @@ class SerialVectorEnv:
             first.proprio_dim,
             wrist=bool(config.wrist_camera),
         )
-        self._work = TimedWork(self._arrays, config.horizon)
+        self._work = TimedWork(self._arrays, self.horizon)
         self._pending: set[int] = set()
 
     def _claim(self, slots: Sequence[int], count: int) -> None:

@@ -81,7 +81,8 @@ class SlotArrays:
                 raise ConfigError("this simulator has no second camera: leave env.wrist_camera out")
             self.wrist[slot] = env.render_wrist()
         self.proprio[slot] = env.proprio()
-        self.time_fraction[slot] = env.turns / horizon
+        # an environment of several suites knows the limit of the episode it plays
+        self.time_fraction[slot] = env.turns / getattr(env, "turn_limit", horizon)
 
     def write_reset(self, slot: int, env: Env, horizon: int) -> None:
         """Row `slot` after a reset or a restore: the observation, no reward, nothing ended."""

@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64
 
 from vla_rl.envs.env import EpisodesLostError, Snapshot, VectorEnv
 from vla_rl.evaluation.search.choosers import Moment, Picture, TurnActions
-from vla_rl.policies.policy import Policy
+from vla_rl.policies.policy import Policy, decoded
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
@@ -232,7 +232,11 @@ class BranchPlayer:
                 open_rows.append(row)
         if open_rows:
             tokens[open_rows] = self._decide([self._places[slots[row]] for row in open_rows])
-        actions = self._policy.decode_actions(torch.from_numpy(tokens))
+        actions = decoded(
+            self._policy,
+            torch.from_numpy(tokens),
+            [self._places[slot].view.instructions[0] for slot in slots],
+        )
         self._envs.post_step(slots, actions)
         self._posted[index] = slots
         for row, slot in enumerate(slots):

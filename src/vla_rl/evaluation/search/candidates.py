@@ -11,7 +11,7 @@ from torch import Tensor
 from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.search.branches import Cost, Sampling
 from vla_rl.evaluation.search.choosers import Chooser, Moment, Picture
-from vla_rl.policies.policy import Policy
+from vla_rl.policies.policy import Policy, decoded
 from vla_rl.types import EpisodeSpec, Observation
 
 
@@ -64,7 +64,11 @@ class ActionChoice:
         records: Sequence[EpisodeRecord],
         proposed: Int64[Tensor, "S N K"],
     ) -> list[Moment]:
-        actions = self._policy.decode_actions(proposed.flatten(0, 1))
+        actions = decoded(
+            self._policy,
+            proposed.flatten(0, 1),
+            [text for text in observation.instructions for _ in range(proposed.shape[1])],
+        )
         moments: list[Moment] = []
         for row, record in enumerate(records):
             past = self._frames.get(record.spec, ()) if record.turns else ()

@@ -62,6 +62,8 @@ class OwnSection:
     action_dim: int
     action_chunk: int = 1
     unnorm_key: str | None = None
+    unnorm_keys: tuple[str, ...] = ()
+    """The datasets of several suites that the policy plays, each suite with the statistics of its own."""
     critic: CriticConfig | None = None
     lora: LoraConfig | None = None
     base: str | None = None
@@ -82,6 +84,8 @@ class Checkpoint:
     action_dim: int
     action_chunk: int = 1
     unnorm_key: str | None = None
+    unnorm_keys: tuple[str, ...] = ()
+    """The datasets of several suites that the policy plays, each suite with the statistics of its own."""
     critic: CriticConfig | None = None
     lora: LoraConfig | None = None
     base: str | None = None
@@ -106,6 +110,7 @@ class AdapterSection:
     images: ImagePreprocessing
     gripper: Literal["as-is", "openvla"]
     base_digest: str | None = None
+    unnorm_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require_action(self)
@@ -120,6 +125,7 @@ def write_adapter_section(folder: Path, checkpoint: Checkpoint) -> None:
         checkpoint.model.images,
         checkpoint.model.gripper,
         checkpoint.base_digest,
+        checkpoint.unnorm_keys,
     )
     write_json(folder / ADAPTER_SECTION_FILE, {"format": FORMAT, **to_json(section)})
     write_json(folder / STATISTICS_FILE, checkpoint.norm_stats)
@@ -134,6 +140,7 @@ def with_adapter_files(base: Checkpoint, folder: Path) -> Checkpoint:
             described,
             norm_stats=statistics,
             unnorm_key=None,
+            unnorm_keys=(),
             action_dim=_dimension(statistics, base.action_dim),
         )
     path = folder / ADAPTER_SECTION_FILE
@@ -148,6 +155,7 @@ def with_adapter_files(base: Checkpoint, folder: Path) -> Checkpoint:
         action_dim=section.action_dim,
         action_chunk=section.action_chunk,
         unnorm_key=section.unnorm_key,
+        unnorm_keys=section.unnorm_keys,
         base_digest=section.base_digest,
         own=True,
     )
@@ -228,9 +236,12 @@ def _require_dimension(described: Checkpoint, path: Path) -> None:
         return
     try:
         found, statistics = select_statistics(described.norm_stats, key)
+        others = [
+            select_statistics(described.norm_stats, name)[1] for name in described.unnorm_keys
+        ]
     except UserError as error:
         raise UserError(f"{path}: unnorm_key: {error}") from error
-    if statistics.q01.size != described.action_dim:
+    if max(one.q01.size for one in (statistics, *others)) != described.action_dim:
         raise UserError(
             f"{path} says that actions have {described.action_dim} numbers, but the statistics of {shown(found)} have "
             f"{statistics.q01.size}: one of them belongs to another checkpoint"

@@ -17,11 +17,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from vla_rl.functional import action_log_softmax, gather_log_probs, sample_from_uniforms
@@ -46,6 +46,19 @@ AGREEMENT = 0.8
 token in 256; a right one may flip a near-tie where a library picks another kernel while recording."""
 
 
+@dataclass(frozen=True)
+class FixedTokens:
+    """Tokens that are no decision of the policy."""
+
+    where: Bool[Tensor, "N K"]
+    token: int
+
+
+def decisions(numbers: Float[Tensor, "N K"], fixed: FixedTokens | None) -> Float[Tensor, "N K"]:
+    """Log-probs or entropies, 0 and without gradient where a token is fixed."""
+    return numbers if fixed is None else numbers.masked_fill(fixed.where, 0.0)
+
+
 def choose_tokens(
     model: OpenVLA,
     hidden: Float[Tensor, "N D"],
@@ -53,10 +66,11 @@ def choose_tokens(
     draws: Float32[Tensor, "N K"] | None,
     temperature: float,
     count: int,
+    fixed: FixedTokens | None = None,
 ) -> Choice:
     """Draw `count` tokens one after the other; without `draws` greedily, with log-probs of 0.
 
-    A draw that is NaN takes the likeliest token, with its log-prob.
+    A draw that is NaN takes the likeliest token, with its log-prob. Tokens that are `fixed` are not drawn.
 
     Nothing in here waits for the device, and shapes depend on nothing that the device computes.
     """
@@ -66,16 +80,18 @@ def choose_tokens(
         if k > 0:
             hidden = model.decode(state, tokens[-1])
         logits = model.action_logits(hidden)
-        if draws is None:
-            tokens.append(logits.argmax(-1))
-            continue
-        log_probs.append(action_log_softmax(logits, temperature))
-        sampled = sample_from_uniforms(log_probs[-1], draws[:, k])
-        tokens.append(torch.where(draws[:, k].isnan(), logits.argmax(-1), sampled))
-    chosen = torch.stack(tokens, 1)
+        chosen = logits.argmax(-1)
+        if draws is not None:
+            log_probs.append(action_log_softmax(logits, temperature))
+            sampled = sample_from_uniforms(log_probs[-1], draws[:, k])
+            chosen = torch.where(draws[:, k].isnan(), chosen, sampled)
+        if fixed is not None:
+            chosen = chosen.masked_fill(fixed.where[:, k], fixed.token)
+        tokens.append(chosen)
+    every = torch.stack(tokens, 1)
     if draws is None:
-        return chosen, torch.zeros(chosen.shape, device=chosen.device)
-    return chosen, gather_log_probs(torch.stack(log_probs, 1), chosen)
+        return every, torch.zeros(every.shape, device=every.device)
+    return every, decisions(gather_log_probs(torch.stack(log_probs, 1), every), fixed)
 
 
 def record_cuda_graph(work: Callable[[], Choice], device: torch.device) -> Callable[[], Choice]:
@@ -188,11 +204,12 @@ class TokenDecoder:
         state: Decoding,
         draws: Float32[Tensor, "N K"] | None,
         temperature: float,
+        fixed: FixedTokens | None = None,
     ) -> Choice:
         """The K tokens of every row and their log-probs, see `choose_tokens`. Uses up `state`."""
         shape = next((s for s in self._shapes.values() if s.cache is state.cache), None)
-        if shape is None:
-            return choose_tokens(self.model, hidden, state, draws, temperature, self.count)
+        if shape is None or fixed is not None:  # recordings know of no fixed tokens
+            return choose_tokens(self.model, hidden, state, draws, temperature, self.count, fixed)
         assert state.columns.index is not None
         shape.fill(hidden, state.columns.index, draws)
         self._drop_outdated()

@@ -134,6 +134,11 @@ def fingerprint_of(policy: Savable) -> str:
         "action": [description.action_dim, description.action_chunk],
         "statistics": [statistics.q01.tolist(), statistics.q99.tolist(), statistics.mask.tolist()],
     }
+    if description.unnorm_keys:
+        each = [
+            select_statistics(description.norm_stats, key)[1] for key in description.unnorm_keys
+        ]
+        facts["suites"] = [[s.q01.tolist(), s.q99.tolist(), s.mask.tolist()] for s in each]
     text = json.dumps(facts, sort_keys=True)
     return fingerprint(policy.model, text, policy.processor.tokenizer.to_str())
 

@@ -206,6 +206,8 @@ def choose_statistics(description: Checkpoint, key: str | None, likely: str = ""
     """
     known = description.norm_stats
     chosen = _spelled(key, known) if key else description.unnorm_key
+    if not key and description.unnorm_keys and _spelled(likely, known) in description.unnorm_keys:
+        chosen = _spelled(likely, known)
     if not chosen and likely:
         guess = _spelled(likely, known)
         if guess in known or f"{guess}_no_noops" in known or len(known) != 1:
@@ -215,8 +217,9 @@ def choose_statistics(description: Checkpoint, key: str | None, likely: str = ""
                 "actions are un-normalised by the statistics of %r, the only dataset of the checkpoint; there are none "
                 "of %r", next(iter(known)), likely,
             )  # fmt: skip
-    _, statistics = select_statistics(known, chosen or None)
-    return replace(description, unnorm_key=chosen or None, action_dim=statistics.q01.size)
+    names = [chosen or None, *description.unnorm_keys]
+    size = max(select_statistics(known, name)[1].q01.size for name in names)
+    return replace(description, unnorm_key=chosen or None, action_dim=size)
 
 
 def _spelled(key: str, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float, Float32, Int64
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -22,15 +22,19 @@ from vla_rl.functional import action_log_softmax, entropy, gather_log_probs
 from vla_rl.policies.action_tokens import (
     ActionTokenizer,
     dataset_name,
-    gripper_from_libero,
-    gripper_to_libero,
     select_statistics,
 )
 from vla_rl.policies.critic import CriticInput, build_critic
 from vla_rl.policies.openvla import checkpoint as files
 from vla_rl.policies.openvla import lora
+from vla_rl.policies.openvla.actions import ActsInTurns, TurnActions
 from vla_rl.policies.openvla.config_files import Checkpoint
-from vla_rl.policies.openvla.decoding import TokenDecoder, record_cuda_graph
+from vla_rl.policies.openvla.decoding import (
+    FixedTokens,
+    TokenDecoder,
+    decisions,
+    record_cuda_graph,
+)
 from vla_rl.policies.openvla.exporting import fingerprint_of, save_policy
 from vla_rl.policies.openvla.loading import load_parts
 from vla_rl.policies.openvla.model import OpenVLA, critic_sizes, initialise
@@ -52,7 +56,7 @@ from vla_rl.types import Observation
 T = TypeVar("T")
 
 
-class OpenVLAPolicy(nn.Module):
+class OpenVLAPolicy(ActsInTurns, nn.Module):
     """The ValuePolicy protocol on an OpenVLA model and a critic.
 
     Set `detach_values` while nothing but the critic may learn (critic warm-up): the value loss then stops at the
@@ -79,11 +83,15 @@ class OpenVLAPolicy(nn.Module):
         self.action_tokenizer = ActionTokenizer(bins, style, vocabulary)
         norm_stats, key = description.norm_stats, description.unnorm_key
         self.unnorm_key, self.statistics = select_statistics(norm_stats, key)
-        if self.statistics.q01.size != description.action_dim:
+        if self.statistics.q01.size != description.action_dim and not description.unnorm_keys:
             name, size = dataset_name(self.unnorm_key), self.statistics.q01.size
             raise UserError(
                 f"Action statistics of {name!r} have {size} dimensions, the policy {description.action_dim}"
             )
+        self.turn_actions = TurnActions(
+            self.action_tokenizer, self.statistics, description.model.gripper,
+            description.action_chunk, description.action_dim,
+        )  # fmt: skip
         self.detach_values = False
         self.critic_restored = False
         """Whether the critic came from the checkpoint; else it was initialised afresh."""
@@ -114,7 +122,7 @@ class OpenVLAPolicy(nn.Module):
     ) -> OpenVLAPolicy:
         """A randomly initialised policy with a tokenizer built from `instructions`; the same seed, the same policy.
 
-        norm_stats: official format, exactly one dataset (see `action_tokens.identity_statistics`).
+        norm_stats: official format, one dataset (see `action_tokens.identity_statistics`) or one of each suite.
         """
         config = config or PolicyConfig()
         device = resolve_device(config.device)
@@ -126,9 +134,11 @@ class OpenVLAPolicy(nn.Module):
             network.freeze_unused()
             if config.lora is not None:
                 lora.add_adapters(network, config.lora)
+            several = tuple(norm_stats) if len(norm_stats) > 1 else ()
             description = Checkpoint(
-                model, norm_stats, action_dim, action_chunk, critic=config.critic, lora=config.lora
-            )
+                model, norm_stats, action_dim, action_chunk, next(iter(several), None), several,
+                config.critic, config.lora,
+            )  # fmt: skip
             return cls(network, tokenizer, description, config, device)
 
     @classmethod
@@ -200,6 +210,13 @@ class OpenVLAPolicy(nn.Module):
         time = torch.from_numpy(np.array(observation.time_fraction, dtype=np.float32))
         return raw, prompts, time.to(self.device)
 
+    def _fixed(self, instructions: Sequence[str]) -> FixedTokens | None:
+        """The tokens that are no decisions; None where there are none."""
+        free = self.turn_actions.free(instructions)
+        if free is None:
+            return None
+        return FixedTokens(torch.from_numpy(~free).to(self.device), self.turn_actions.fixed_token)
+
     def _value(
         self, raw: Tensor, prompts: Prompts, time: Tensor, hidden: Tensor | None
     ) -> Float[Tensor, " N"] | None:
@@ -256,7 +273,9 @@ class OpenVLAPolicy(nn.Module):
             values = self._value(raw, prompts, time, hidden)
             given = np.array(uniforms, dtype=np.float32).reshape(-1, self.num_tokens)
             draws = torch.from_numpy(given).to(self.device)
-            tokens, log_probs = self.decoder.choose(repeated, state, draws, temperature)
+            words = [text for text in observation.instructions for _ in range(shape[1])]
+            fixed = self._fixed(words)
+            tokens, log_probs = self.decoder.choose(repeated, state, draws, temperature, fixed)
         # copies made outside inference mode may take part in training
         values = None if values is None else values.clone()
         return Proposals(tokens.clone().view(shape), log_probs.clone().view(shape), values)
@@ -276,7 +295,8 @@ class OpenVLAPolicy(nn.Module):
             given = torch.rand(shape) if uniforms is None else torch.from_numpy(np.array(uniforms))
             draws = given.to(self.device, torch.float32)
         read = own_seconds(self.device)
-        tokens, log_probs = self.decoder.choose(hidden, state, draws, temperature)
+        fixed = self._fixed(observation.instructions)
+        tokens, log_probs = self.decoder.choose(hidden, state, draws, temperature, fixed)
         if self.warm:  # the first call finds nothing in place
             self.times["prefill"].add(len(observation), read - started)
             self.times["tokens"].add(len(observation), own_seconds(self.device) - read)
@@ -290,9 +310,10 @@ class OpenVLAPolicy(nn.Module):
         raw, prompts, time = self._inputs(observation)
         logits, hidden = self._logits(self.model, raw, prompts, tokens)
         log_probs = action_log_softmax(logits, temperature)
+        fixed = self._fixed(observation.instructions)
         return Evaluation(
-            gather_log_probs(log_probs, tokens.to(self.device)),
-            entropy(log_probs),
+            decisions(gather_log_probs(log_probs, tokens.to(self.device)), fixed),
+            decisions(entropy(log_probs), fixed),
             self._value(raw, prompts, time, hidden),
         )
 
@@ -354,7 +375,10 @@ class OpenVLAPolicy(nn.Module):
         assert self._reference is not None
         with self._reference.weights(self.model) as model:
             logits, _ = self._logits(model, raw, prompts, tokens)
-        return gather_log_probs(action_log_softmax(logits, temperature), tokens.to(self.device))
+        log_probs = gather_log_probs(
+            action_log_softmax(logits, temperature), tokens.to(self.device)
+        )
+        return decisions(log_probs, self._fixed(observation.instructions))
 
     def shard(self, sharding: Sharding) -> None:
         """Keep this rank's part of the model's weights, see `Shardable.shard`. The critic stays whole everywhere."""
@@ -379,32 +403,6 @@ class OpenVLAPolicy(nn.Module):
         """Counts in-place changes of the model's weights."""
         return sum(parameter._version for parameter in self.model.parameters())
 
-    def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]:
-        """Tokens to un-normalised actions in the simulator's units."""
-        values = self.action_tokenizer.decode(tokens.detach().cpu().numpy())
-        shaped = values.reshape(len(values), self.action_chunk, self.action_dim)
-        actions = self.statistics.unnormalize(shaped)
-        if self.description.model.gripper == "openvla":
-            actions = gripper_to_libero(actions)
-        return actions.astype(np.float32)
-
-    def encode_actions(
-        self, actions: Float32[np.ndarray, "N C A"] | Float64[np.ndarray, "N C A"]
-    ) -> Int64[Tensor, "N K"]:
-        """Actions in the simulator's units to tokens, the inverse of `decode_actions` up to the bins' width.
-
-        Raises UserError if chunk or action size is not the policy's.
-        """
-        if actions.shape[1:] != (self.action_chunk, self.action_dim):
-            raise UserError(
-                f"The policy plays {self.action_chunk} actions of size {self.action_dim} per turn, got actions of "
-                f"shape {tuple(actions.shape)}: check action_chunk and the dataset's action size"
-            )
-        if self.description.model.gripper == "openvla":
-            actions = gripper_from_libero(actions)
-        bins = self.action_tokenizer.encode(self.statistics.normalize(actions))
-        return torch.from_numpy(bins.reshape(len(bins), self.num_tokens))
-
     def with_actions_of(
         self,
         statistics: Mapping[str, Any],
@@ -417,6 +415,7 @@ class OpenVLAPolicy(nn.Module):
             model=with_image_fit(self.description.model, image_fit),
             norm_stats={**self.description.norm_stats, **statistics},
             unnorm_key=next(iter(statistics)),
+            unnorm_keys=tuple(statistics) if len(statistics) > 1 else (),
             action_chunk=action_chunk,
         )
         tokenizer = self.processor.tokenizer
