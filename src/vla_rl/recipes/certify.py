@@ -7,15 +7,15 @@ passes if, for the tokens that it chose itself,
 - greedily and sampled, the log-probs that it reports are those of that pass within the tolerance.
 
 `own` is our cached decoding, as `parallel.engine own` plays. `vllm` runs as a child in its own environment, as
-`parallel.engine vllm` plays. `official` are recorded answers of OpenVLA's own code, which come with recorded
-observations: it needs releases of its libraries of its own, and is not run here.
+`parallel.engine vllm` plays. `official` is OpenVLA's own code, greedily, as a child in an environment of its own; where
+no such environment is named, its recorded answers, which come with recorded observations.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,8 +36,16 @@ from vla_rl.runtime.files import require_writable, write_json
 from vla_rl.runtime.locate import locate_policy
 from vla_rl.serving.backend import Question
 from vla_rl.serving.hosting import HostedEngine
+from vla_rl.serving.official import (
+    PAGE,
+    PYTHON_VARIABLE,
+    OfficialAnswers,
+    ask_official,
+    find_official_python,
+    require_official,
+)
 from vla_rl.serving.own import OwnBackend
-from vla_rl.serving.process import engine_python
+from vla_rl.serving.process import engine_python as find_vllm_python
 from vla_rl.serving.staging import require_served
 
 ENGINES = ("own", "vllm", "official")
@@ -46,6 +54,7 @@ TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 TIMEOUT = 1800.0
 DEFAULT_SUITE = "libero-spatial"
 FORMAT = 1
+SAID_VERSIONS = ("transformers", "timm", "torch")
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,20 @@ class Answers:
     log_probs: Float32[Tensor, "N K"]
     temperature: float
     """At which it sampled; 0 greedily, with log-probs of temperature 1."""
+
+
+@dataclass(frozen=True)
+class Environments:
+    """Where the engines run that are not part of this process."""
+
+    vllm: Path | None
+    """vLLM's Python; None unless it is compared."""
+    official: Path | None
+    """The Python for OpenVLA's own code; None takes recorded answers."""
+    code: Path | None
+    """Folder with OpenVLA's own code; None takes what is installed there."""
+    timeout: float
+    """Seconds that one may take."""
 
 
 def certify(
@@ -71,11 +94,14 @@ def certify(
     engine_python: str,
     seed: int,
     json: Path | None,
+    official_python: str = "",
+    official_code: Path | None = None,
+    timeout: float = TIMEOUT,
 ) -> dict[str, Any]:
     """The comparison as JSON; "passed" says whether all engines are within the tolerance.
 
     Raises UserError for a policy that cannot be read or is not served, observations that do not fit, and an engine
-    that is not there.
+    that is not there or does not answer.
     """
     names = _chosen(engines)
     if json is not None:
@@ -89,13 +115,21 @@ def certify(
         raise UserError(
             f"{folder} is a policy of type {policy.kind!r}; engines serve OpenVLA's class alone"
         )
-    python = _python(policy, engine_python) if "vllm" in names else None
+    places = Environments(
+        vllm=_vllm(policy, engine_python) if "vllm" in names else None,
+        official=_official(policy, official_python) if "official" in names else None,
+        code=official_code,
+        timeout=timeout,
+    )
     spoken = suite or (DEFAULT_SUITE if env is None else env.suite)
-    seen = _observations(policy, observations, spoken, seed, names)
+    seen = _observations(policy, observations, spoken, seed)
+    if "official" in names and places.official is None:
+        _require_recorded(seen, observations)
     allowed = tolerance or TOLERANCES[policy.model.dtype]
+    given, official = _all_answers(policy, seen, names, temperature, seed, places)
     results = {
-        name: [_judged(policy, seen, answers, allowed) for answers in given]
-        for name, given in _all_answers(policy, seen, names, temperature, seed, python).items()
+        name: [_judged(policy, seen, answers, allowed) for answers in answered]
+        for name, answered in given.items()
     }
     result = {
         "format": FORMAT,
@@ -106,6 +140,7 @@ def certify(
         "tolerance": allowed,
         "versions": {"vla-rl": __version__, "torch": torch.__version__},
         "engines": results,
+        **({} if official is None else {"official": official}),
         "passed": all(row["passed"] for rows in results.values() for row in rows),
     }
     if json is not None:
@@ -131,7 +166,30 @@ def format_result(result: dict[str, Any]) -> str:
                 f"{name:<10}{row['temperature']:>6g}{row['tokens']:>8}{likeliest:>11}{ties:>6}{difference:>16}"
                 f"   {'yes' if row['passed'] else 'NO'}"
             )
+    lines += _official_lines(result.get("official"))
     return "\n".join([*lines, "passed" if result["passed"] else "NOT passed"])
+
+
+def _official_lines(found: dict[str, Any] | None) -> list[str]:
+    """Which answers of OpenVLA's own code were compared."""
+    if found is None:
+        return []
+    if "recorded" in found:
+        return [f"official: recorded answers, in {found['recorded']}"]
+    versions = ", ".join(f"{name} {found['versions'][name]}" for name in SAID_VERSIONS)
+    lines = [
+        f"official: {found['code']} with {versions}, on {found['device']}, attention {found['attention']}"
+    ]
+    if found["resized_towers"]:
+        lines.append(
+            "official: its vision towers were built in this checkpoint's sizes; by itself it knows openvla-7b's alone"
+        )
+    if found["not_actions"]:
+        lines.append(
+            f"official: at {found['not_actions']} tokens the likeliest id of all is no action's; the likeliest action "
+            "was taken, as all engines here do"
+        )
+    return lines
 
 
 def _chosen(engines: str) -> list[str]:
@@ -147,27 +205,35 @@ def _chosen(engines: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _python(policy: OpenVLAPolicy, given: str) -> Path:
+def _vllm(policy: OpenVLAPolicy, given: str) -> Path:
     require_served(policy.description.model)
-    return engine_python(given)
+    return find_vllm_python(given)
 
 
-def _observations(
-    policy: OpenVLAPolicy, wanted: str, suite: str, seed: int, names: Sequence[str]
-) -> Recorded:
+def _official(policy: OpenVLAPolicy, given: str) -> Path | None:
+    """The Python for OpenVLA's own code; None takes recorded answers."""
+    python = find_official_python(given)
+    if python is not None:
+        require_official(policy.description.model)
+    return python
+
+
+def _require_recorded(seen: Recorded, observations: str) -> None:
+    """Raise UserError where there is neither a Python for OpenVLA's own code nor a recorded answer."""
+    if seen.tokens is not None:
+        return
+    raise UserError(
+        f"{'a picture of noise has' if observations.isdecimal() else f'{observations} holds'} no answers of OpenVLA's "
+        f"own code: give the Python of an environment that runs it, as --official-python or in {PYTHON_VARIABLE} "
+        f"({PAGE}), or give their file as --observations FILE.npz, or leave `official` out"
+    )
+
+
+def _observations(policy: OpenVLAPolicy, wanted: str, suite: str, seed: int) -> Recorded:
     """Recorded observations from a file, or as many pictures of noise with a suite's instructions."""
     model = policy.description.model
     if not wanted.isdecimal():
-        recorded = read_recorded(Path(wanted), model)
-        if "official" in names and recorded.tokens is None:
-            raise UserError(
-                f"{wanted} holds no answers of OpenVLA's own code: leave `official` out"
-            )
-        return recorded
-    if "official" in names:
-        raise ConfigError(
-            "--engines official compares with recorded answers: give their file as --observations FILE.npz"
-        )
+        return read_recorded(Path(wanted), model)
     count = int(wanted)
     if not 1 <= count <= 4096:
         raise ConfigError(
@@ -188,9 +254,9 @@ def _all_answers(
     names: Sequence[str],
     temperature: float,
     seed: int,
-    python: Path | None,
-) -> dict[str, list[Answers]]:
-    """What each engine decides, greedily and sampled."""
+    places: Environments,
+) -> tuple[dict[str, list[Answers]], dict[str, Any] | None]:
+    """What each engine decides, greedily and sampled; and what `official` was."""
     prompts = [
         row[:length].tolist()
         for row, length in zip(seen.prompts.ids, seen.prompts.lengths.tolist(), strict=True)
@@ -206,32 +272,50 @@ def _all_answers(
         return Answers(vocabulary - 1 - ids, log_probs, degree)
 
     found: dict[str, list[Answers]] = {}
+    official: dict[str, Any] | None = None
     for name in names:
+        if name == "official":
+            ids, log_probs, official = _official_answers(policy, seen, count, places)
+            found[name] = [as_answers(ids, log_probs, 0.0)]
+            continue
         if name == "own":
             own = OwnBackend(policy)
-            found[name] = [as_answers(*own.act(q), q.temperature) for q in questions]
-        elif name == "official":
-            assert seen.tokens is not None
-            assert seen.log_probs is not None
-            found[name] = [as_answers(seen.tokens, seen.log_probs, 0.0)]
+            answers = [own.act(question) for question in questions]
         else:
-            assert python is not None
-            found[name] = [
-                as_answers(ids, log_probs, q.temperature)
-                for q, (ids, log_probs) in zip(
-                    questions, _vllm_answers(policy, seen, questions, python), strict=True
-                )
-            ]
-    return found
+            answers = _vllm_answers(policy, seen, questions, places)
+        found[name] = [
+            as_answers(*answer, question.temperature)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+    return found, official
+
+
+def _official_answers(
+    policy: OpenVLAPolicy, seen: Recorded, count: int, places: Environments
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Ids and log-probs of OpenVLA's own code, asked now or recorded; and which."""
+    if places.official is None:
+        assert seen.tokens is not None
+        assert seen.log_probs is not None
+        return seen.tokens, seen.log_probs, {"recorded": str(seen.source)}
+    told = ask_official(
+        policy, places.official, places.code, seen.images, seen.prompts, count, places.timeout
+    )
+    return told.ids, told.log_probs, _as_json(told)
+
+
+def _as_json(told: OfficialAnswers) -> dict[str, Any]:
+    return {**asdict(told.facts), "resized_towers": told.resized, "not_actions": told.not_actions}
 
 
 def _vllm_answers(
-    policy: OpenVLAPolicy, seen: Recorded, questions: Sequence[Question], python: Path
+    policy: OpenVLAPolicy, seen: Recorded, questions: Sequence[Question], places: Environments
 ) -> list[tuple[Tensor, Tensor]]:
+    assert places.vllm is not None
     lengths = torch.from_numpy(seen.prompts.lengths)
     with (
         tempfile.TemporaryDirectory(prefix="vla-rl-engine-") as folder,
-        HostedEngine(policy, python, Path(folder), TIMEOUT) as engine,
+        HostedEngine(policy, places.vllm, Path(folder), places.timeout) as engine,
     ):
         return [
             engine.client.act(
