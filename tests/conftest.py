@@ -64,6 +64,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a CUDA device")
     if item.get_closest_marker("vllm") and not os.environ.get("VLA_RL_ENGINE_PYTHON"):
         pytest.skip("needs vLLM's own environment: make test-vllm")
+    if item.get_closest_marker("official") and not os.environ.get("VLA_RL_OFFICIAL_PYTHON"):
+        pytest.skip("needs an environment for OpenVLA's own code: VLA_RL_OFFICIAL_PYTHON")
     if item.get_closest_marker("sim"):
         skip_without_rendering()
 

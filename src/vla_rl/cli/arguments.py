@@ -186,7 +186,7 @@ class CertifyArguments(Config):
     temperature: Temperature = 1.0
     """At which actions are sampled."""
     tolerance: Annotated[float, Ge(0), Le(10)] = 0.0
-    """By how much log-probs may differ; 0 takes 1e-4 in float32 and 0.1 in bfloat16."""
+    """By how much log-probs may differ; 0 takes 1e-4 in float32 and 0.1 in bfloat16 (0.5 for OpenVLA's own code)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the weights."""
     unnorm_key: str = ""

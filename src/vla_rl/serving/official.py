@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -75,6 +75,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class _Refusal:
+    fault: Literal["environment", "code", "checkpoint", "memory"]
     error: _Word
 
 
@@ -225,8 +226,10 @@ def _run(python: Path, folder: Path, timeout: float) -> None:
     log = folder / "log"
     code = _wait(python, folder, log, timeout)
     if (folder / "error.json").is_file():
-        why = read_json(folder / "error.json", _Refusal, inside=folder).error
-        raise UserError(f"OpenVLA's own code gave no answers: {printable(why)}. {_REMEDY}")
+        refusal = read_json(folder / "error.json", _Refusal, inside=folder)
+        raise UserError(
+            f"OpenVLA's own code ({python}) gave no answers: {printable(refusal.error)}. {_REMEDIES[refusal.fault]}"
+        )
     if code == 0 and (folder / "facts.json").is_file():
         return
     how = f"it ended with exit code {code}"
@@ -237,10 +240,12 @@ def _run(python: Path, folder: Path, timeout: float) -> None:
     raise UserError(f"OpenVLA's own code ({python}) gave no answers: {how}. {last_words(log)}")
 
 
-_REMEDY = (
-    "--official-python names the Python of its environment, --official-code a folder with its code; "
-    f"{PAGE}, and --dtype bfloat16 halves what it needs of memory"
-)
+_REMEDIES = {
+    "environment": f"--official-python names the Python of an environment with OpenVLA's releases; {PAGE}",
+    "code": "--official-code names a folder with OpenVLA's code; docs/engines.md says which",
+    "checkpoint": "Leave `official` out",
+    "memory": "--dtype bfloat16 halves what it needs",
+}
 
 
 def _wait(python: Path, folder: Path, log: Path, timeout: float) -> int:

@@ -32,7 +32,12 @@ OUT_OF_MEMORY = ("outofmemoryerror", "out of memory", "not enough memory", "can'
 
 
 class Refusal(Exception):  # noqa: N818 - it is what is said, in one sentence
-    """Why there are no answers."""
+    """Why there are no answers, and what is at fault."""
+
+    def __init__(self, fault: str, why: str) -> None:
+        """Take it. fault: environment, code, checkpoint or memory."""
+        super().__init__(why)
+        self.fault = fault
 
 
 def main(folder: str) -> int:
@@ -41,7 +46,7 @@ def main(folder: str) -> int:
     try:
         facts = _answer(folder)
     except Refusal as refusal:
-        return _refuse(folder, str(refusal))
+        return _refuse(folder, refusal)
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
         lacks_memory = isinstance(error, MemoryError) or any(
@@ -49,7 +54,7 @@ def main(folder: str) -> int:
         )
         if not lacks_memory:
             raise
-        return _refuse(folder, f"it ran out of memory ({said[:300]})")
+        return _refuse(folder, Refusal("memory", f"it ran out of memory ({said[:300]})"))
     _write(folder, "facts.json", facts)
     return 0
 
@@ -61,8 +66,8 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _refuse(folder: str, why: str) -> int:
-    _write(folder, "error.json", {"error": why})
+def _refuse(folder: str, refusal: Refusal) -> int:
+    _write(folder, "error.json", {"fault": refusal.fault, "error": str(refusal)})
     return 1
 
 
@@ -90,8 +95,9 @@ def _answer(folder: str) -> dict[str, Any]:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if loading[kind]:
             raise Refusal(
-                f"OpenVLA's code does not take this checkpoint: {kind.replace('_', ' ')} "
-                + ", ".join(sorted(map(str, loading[kind]))[:3])
+                "checkpoint",
+                f"it does not take this checkpoint: {kind.replace('_', ' ')} "
+                + ", ".join(sorted(map(str, loading[kind]))[:3]),
             )
     device = "cuda" if request["cuda"] and torch.cuda.is_available() else "cpu"
     model = model.eval().to(device)
@@ -151,20 +157,18 @@ def _decide(
 def _versions() -> dict[str, str]:
     """What is installed. Raises Refusal where something is missing or of another release than OpenVLA's code wants."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    faults = []
     for name in ("torch", "numpy", "tokenizers", *WANTED):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            wanted = " ".join([name, " or ".join(WANTED.get(name, ()))]).rstrip()
-            raise Refusal(
-                f"this environment holds no {name}, and OpenVLA's code wants {wanted}"
-            ) from None
-    for name, releases in WANTED.items():
-        if found[name] not in releases:
-            raise Refusal(
-                f"this environment holds {name} {found[name]}, and OpenVLA's code wants {name} "
-                + " or ".join(releases)
-            )
+            found[name] = ""
+        releases = WANTED.get(name, (found[name],))
+        if not found[name] or found[name] not in releases:
+            wanted = f" ({' or '.join(releases)} is wanted)" if name in WANTED else ""
+            faults.append((f"{name} {found[name]}" if found[name] else f"no {name}") + wanted)
+    if faults:
+        raise Refusal("environment", "its environment holds " + ", ".join(faults))
     return found
 
 
@@ -181,8 +185,8 @@ def _code_folder(given: str) -> str:
         if os.path.isfile(os.path.join(place, CODE)):
             return os.path.abspath(place)
     if given:
-        raise Refusal(f"there is no {CODE} in {given}, nor in its {'/'.join(INSIDE)}")
-    raise Refusal("this environment holds no OpenVLA code (the package prismatic)")
+        raise Refusal("code", f"there is no {CODE} in {given}, nor in its {'/'.join(INSIDE)}")
+    raise Refusal("code", "the package prismatic is not installed in its environment")
 
 
 def _official(code: str) -> tuple[Any, Any]:
@@ -194,7 +198,7 @@ def _official(code: str) -> tuple[Any, Any]:
     try:
         modeling, processing = (importlib.import_module("openvla_hf." + name) for name in names)
     except ImportError as error:
-        raise Refusal(f"OpenVLA's code does not load in this environment: {error}") from error
+        raise Refusal("code", f"it does not load in its environment: {error}") from error
     return modeling, processing
 
 
