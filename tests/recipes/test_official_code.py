@@ -27,6 +27,7 @@ from vla_rl.policies import build_tiny_tokenizer
 from vla_rl.policies.openvla.config_files import read_checkpoint_config
 from vla_rl.serving.official import PYTHON_VARIABLE, Request, _read_answers
 
+OFFICIAL = os.environ.get(PYTHON_VARIABLE, "")
 RELEASES = {"transformers": "4.40.1", "timm": "0.9.10", "tokenizers": "0.19.1"}
 STAND_IN = '''
 """The interface of OpenVLA's code as far as it is used, answered by our own model."""
@@ -57,6 +58,11 @@ class OpenVLAForActionPrediction:
         from vla_rl.config import PolicyConfig
         from vla_rl.policies.registry import load_policy
 
+        import timm
+
+        name = "vit_so400m_patch14_siglip_224"
+        sizes = timm.create_model(name, pretrained=False, img_size=224)
+        assert sizes == (name, False, 224, 32, 2, 2, 64)
         self = cls()
         own = Path(SAVED)
         config = json.loads(Path(folder, "config.json").read_text())
@@ -95,6 +101,13 @@ class OpenVLAForActionPrediction:
         sequences = torch.cat([ids, vocabulary - 1 - tokens], 1)
         return types.SimpleNamespace(sequences=sequences, logits=[row[None] for row in full])
 '''
+TIMM = '''
+"""timm's way of building a tower: what it is asked for, and the feed-forward width that it makes of a ratio."""
+
+
+def create_model(name, pretrained, img_size, embed_dim, depth, num_heads, mlp_ratio):
+    return name, pretrained, img_size, embed_dim, depth, num_heads, int(embed_dim * mlp_ratio)
+'''
 
 
 def environment(folder: Path, releases: dict[str, str]) -> Path:
@@ -112,15 +125,17 @@ def packages(folder: Path) -> None:
     """Let an environment find what this Python has, behind what it says itself, and this package."""
     site = next(folder.glob("lib/python*/site-packages"))
     ours = Path(importlib.import_module("vla_rl").__file__ or "").parents[1]
+    (site / "timm.py").write_text(TIMM)
     (site / "ours.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n{ours}\n")
 
 
 def stand_in(folder: Path, saved: Path, extra: str = "") -> Path:
-    """OpenVLA's repository with our stand-in; `extra` comes last in it."""
+    """OpenVLA's repository with our stand-in; `extra` stands in its place, or where it begins with ... at its end."""
     code = folder / "prismatic" / "extern" / "hf"
     code.mkdir(parents=True)
     text = STAND_IN.replace("SAVED", repr(str(saved)))
-    (code / "modeling_prismatic.py").write_text(text + extra)
+    modeling = text + extra.removeprefix("...") if extra.startswith("...") else extra or text
+    (code / "modeling_prismatic.py").write_text(modeling)
     (code / "processing_prismatic.py").write_text(text)
     return folder
 
@@ -141,7 +156,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def no_official_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
 
 
@@ -169,19 +184,19 @@ def test_answers_of_another_python_are_compared(
     assert "at 2 tokens the likeliest id of all is no action's" in said
 
 
-LOST = "\nOpenVLAForActionPrediction.missing = ['projector.fc1.bias']\n"
+LOST = "...\nOpenVLAForActionPrediction.missing = ['projector.fc1.bias']\n"
 
 
 @pytest.mark.parametrize(
     ("extra", "words", "said"),
     [
         (LOST, (), "does not take this checkpoint: missing keys projector.fc1.bias"),
-        ("\nimport flash_attn_of_nowhere\n", (), "it does not load in its environment"),
-        ("\nraise MemoryError('8 GB')\n", (), "ran out of memory (MemoryError: 8 GB)"),
-        ("\nraise KeyError('no such layer')\n", (), "KeyError: 'no such layer'"),
-        ("\nimport os; print('so long'); os._exit(7)\n", (), "ended with exit code 7"),
-        ("\nimport os; os.kill(os.getpid(), 9)\n", (), "SIGKILL, as a machine without memory"),
-        ("\nimport time; time.sleep(600)\n", ("--timeout", 0.5), "did not answer within 0.5 s"),
+        ("import flash_attn_of_nowhere\n", (), "it does not load in its environment"),
+        ("raise MemoryError('8 GB')\n", (), "ran out of memory (MemoryError: 8 GB)"),
+        ("raise KeyError('no such layer')\n", (), "KeyError: 'no such layer'"),
+        ("import os; print('so long'); os._exit(7)\n", (), "ended with exit code 7"),
+        ("import os; os.kill(os.getpid(), 9)\n", (), "SIGKILL, as a machine without memory"),
+        ("import time; time.sleep(600)\n", ("--timeout", 0.5), "did not answer within 0.5 s"),
     ],
     ids=["weights", "import", "memory", "fault", "death", "killed", "time"],
 )  # fmt: skip
@@ -321,6 +336,3 @@ def test_the_official_code_itself(
     assert greedy["max_difference"] < 1e-4
     assert result["official"]["resized_towers"]
     assert "recorded" not in capsys.readouterr().out
-
-
-OFFICIAL = os.environ.get(PYTHON_VARIABLE, "")
