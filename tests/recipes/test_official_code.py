@@ -25,9 +25,9 @@ from vla_rl.cli import main
 from vla_rl.config import UserError
 from vla_rl.policies import build_tiny_tokenizer
 from vla_rl.policies.openvla.config_files import read_checkpoint_config
-from vla_rl.serving.official import PYTHON_VARIABLE, Request, _read_answers
+from vla_rl.serving.official import CODE_VARIABLE, PYTHON_VARIABLE, Request, _read_answers
 
-OFFICIAL = os.environ.get(PYTHON_VARIABLE, "")
+OFFICIAL, CODE = os.environ.get(PYTHON_VARIABLE, ""), os.environ.get(CODE_VARIABLE, "")
 RELEASES = {"transformers": "4.40.1", "timm": "0.9.10", "tokenizers": "0.19.1"}
 STAND_IN = '''
 """The interface of OpenVLA's code as far as it is used, answered by our own model."""
@@ -157,7 +157,8 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_official_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
+    for name in (PYTHON_VARIABLE, CODE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
 
 
 def certify(policy: Path, *words: object) -> int:
@@ -238,8 +239,8 @@ def test_the_environment_is_looked_at_first(
     assert "no transformers" not in error
     assert certify(policy, "--official-python", ready) == 2
     assert "the package prismatic is not installed" in capsys.readouterr().err
-    words = ("--official-python", ready, "--official-code", tmp_path / "nowhere")
-    assert certify(policy, *words) == 2
+    monkeypatch.setenv(CODE_VARIABLE, str(tmp_path / "nowhere"))
+    assert certify(policy, "--official-python", ready) == 2
     assert "there is no modeling_prismatic.py in" in capsys.readouterr().err
 
 
@@ -318,8 +319,7 @@ def test_the_official_code_itself(
     shutil.copytree(GOLDEN, folder, ignore=shutil.ignore_patterns("*.npz", "actions*", "*.md"))
     model = read_checkpoint_config(folder).model
     build_tiny_tokenizer(INSTRUCTIONS, model).save(str(folder / "tokenizer.json"))
-    code = os.environ.get("VLA_RL_OFFICIAL_CODE", "")
-    words = ("--official-code", code) if code else ()
+    monkeypatch.setenv(CODE_VARIABLE, CODE)
     file = tmp_path / "certificate.json"
     given = (
         "--engines",
@@ -329,7 +329,7 @@ def test_the_official_code_itself(
         "--suite",
         "libero-spatial",
     )
-    assert certify(folder, *given, "--observations", observations, "--json", file, *words) == 0
+    assert certify(folder, *given, "--observations", observations, "--json", file) == 0
     result = json.loads(file.read_text())
     greedy = result["engines"]["official"][0]
     assert greedy["likeliest"] + greedy["ties"] == greedy["tokens"] == 7 * result["observations"]

@@ -199,8 +199,8 @@ class CertifyArguments(Config):
     """Python of an environment with OpenVLA's releases, or the environment's folder; empty takes
     VLA_RL_OFFICIAL_PYTHON."""
     official_code: Path | None = None
-    """Folder with OpenVLA's code: its repository, or a folder with its modeling_prismatic.py. Needed where the package
-    prismatic is not installed in that environment."""
+    """Folder with OpenVLA's code: its repository, or a folder with its modeling_prismatic.py. Empty takes
+    VLA_RL_OFFICIAL_CODE, or the package prismatic of that environment."""
     timeout: Annotated[float, Gt(0), Le(86400)] = 1800.0
     """Seconds that vLLM may take to start and to answer, and OpenVLA's own code altogether."""
     seed: Seed = 0

@@ -35,7 +35,7 @@ from vla_rl.runtime.external import Phrase, check_array, fault, printable, read_
 from vla_rl.serving.process import interpreter, last_words
 from vla_rl.serving.staging import official_config, tower_parts
 
-PYTHON_VARIABLE = "VLA_RL_OFFICIAL_PYTHON"
+PYTHON_VARIABLE, CODE_VARIABLE = "VLA_RL_OFFICIAL_PYTHON", "VLA_RL_OFFICIAL_CODE"
 PAGE = "docs/engines.md says how to make one"
 _PROGRAM = (
     "import runpy, sys; sys.argv = {words!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -110,6 +110,12 @@ def find_official_python(given: str) -> Path | None:
             f"releases, or the environment's folder ({PAGE})"
         )
     return python
+
+
+def find_official_code(given: Path | None) -> Path | None:
+    """The folder with OpenVLA's code, `given` or the variable's; None takes what its environment has installed."""
+    named = os.environ.get(CODE_VARIABLE, "")
+    return given or (Path(named) if named else None)
 
 
 def require_official(model: ModelConfig) -> None:
