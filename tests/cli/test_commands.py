@@ -41,6 +41,7 @@ def measured(auroc: float | None) -> dict[str, Any]:
         "calibration_error": 0.0312,
         "ranking": {"last": {"accuracy": None, "pairs": 0}},
         "progress_correlation": {"mean": 0.5, "episodes": 2},
+        "progress": {"mean_absolute_error": 0.12, "rank_correlation": None},
         "tasks": {"drawer-open": {"turns": 20, "positives": 8, "auroc": auroc}},
     }
 

@@ -71,6 +71,11 @@ WANTED: dict[str, str] = {
     "test-time x": "report",
     "learning-curve x": "report",
     "ablate": "report",
+    "compare x": "report",
+    "compare data": "data,metaworld,report",
+    "compare data toy": "data,report",
+    "analyse x": "data,report",
+    "analyse x --no-videos": "report",
     "film x": "data,report",
 }
 """Command line -> the extras that it asks for where none is installed."""

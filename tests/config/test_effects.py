@@ -47,6 +47,8 @@ CONFIGS: dict[str, Any] = {
 UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
     "ReportArguments", "FilmArguments", "DoctorArguments", "CertifyArguments", "EngineServeArguments",
+    "CompareConfig", "CompareDataConfig",
+    "AnalysisConfig",
 }  # fmt: skip
 """Configurations of commands all of whose options always count."""
 
@@ -69,16 +71,15 @@ ALWAYS = {
         "parallel.{arrangement,shards,engine,staleness,timeout,shard}",
     ),
     "SFTConfig": (
-        "{dataset,camera,image_size,image_fit,out,action_chunk,epochs,batch_size,micro_batch,learning_rate,"
+        "{dataset,camera,image_size,image_fit,episodes_per_task,out,action_chunk,epochs,batch_size,micro_batch,learning_rate,"
         "weight_decay,warmup_steps,random_shift,validation_fraction,max_grad_norm,seed}",
         "policy.{checkpoint,lora,activation_checkpointing,device}",
     ),
     "DemosConfig": (_ENV, "{out,episodes_per_task,noise,image_format,seed}"),
     "RewardModelConfig": (
-        "{datasets,out,start,prompt,positive_answer,negative_answer,sees_actions,history,camera,image_size,"
+        "{datasets,out,start,head,sees_actions,history,camera,image_size,"
         "held_out_tasks,validation_fraction,mismatched_share,epochs,batch_size,micro_batch,learning_rate,weight_decay,"
         "warmup_steps,max_grad_norm,random_shift,device,seed}",
-        "labels.scheme",
     ),
     "RewardLabelConfig": ("{out,action_chunk,plot}", "labels.scheme"),
     "RewardEvalConfig": ("{datasets,out,bins,resamples}",),
@@ -92,7 +93,7 @@ ALWAYS = {
     ),
     "ExportConfig": ("{out,merged,adapter,base,unnorm_key}",),
     "AblationConfig": (
-        "{preset,checkpoint,reward_kind,reward_model,out,cells,seeds,minutes,parallel,cores,episodes_per_task}",
+        "{preset,checkpoint,reward_kind,reward_model,out,build_up,seeds,minutes,parallel,cores,episodes_per_task}",
     ),
 }  # fmt: skip
 """Fields that count whatever else is set. A new field belongs here or into the table of `vla_rl.config.effects`."""
@@ -215,6 +216,12 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("RewardModelConfig", "backbone lora.rank all_weights", "error", {"start": "x"}, {"backbone": "y"}),
     ("RewardModelConfig", "action_coef", "error", {"backbone": "y"}, {}),
+    ("RewardModelConfig", "prompt positive_answer negative_answer", "error", {"head": "regression"}, {}),
+    ("RewardModelConfig", "labels.scheme", "error", {"head": "regression"}, {}),
+    (
+        "RewardModelConfig", "labels.num_segments labels.failure_peak", "error", {},
+        {"head": "regression"},
+    ),
     ("RewardModelConfig", "dtype", "error", {}, {"backbone": "y"}),
     ("RewardModelConfig", "action_chunk", "error", {"action_coef": 0.0}, {"action_coef": 0.0, "sees_actions": True}),
     ("RewardModelConfig", "action_chunk", "error", {"backbone": "y"}, {}),
@@ -224,6 +231,18 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("PlanArguments", "policy.critic.width", "error", SHARED, SEPARATE),
     ("RewardEvalConfig", "seed", "warning", {"resamples": 0}, {}),
     ("EvalArguments", "mode chooser reward_model lookahead success_ahead", "error", {}, {"best_of": 2}),
+    (
+        "EvalArguments", "refine_from temperatures turn_budget", "error", {"best_of": 2},
+        {"best_of": 2, "mode": "refine"},
+    ),
+    (
+        "EvalArguments", "trajectory_turns turn_budget", "error", {"mode": "trajectory"},
+        {"best_of": 2, "mode": "trajectory"},
+    ),
+    (
+        "EvalArguments", "trajectory_turns", "error", {"best_of": 2, "mode": "refine"},
+        {"best_of": 2, "mode": "trajectory"},
+    ),
     ("EvalArguments", "lookahead success_ahead", "error", {"best_of": 2, "mode": "refine"}, {"best_of": 2}),
     ("EvalArguments", "success_ahead", "error", {"best_of": 2, "chooser": "random"}, {"best_of": 2}),
     ("EvalArguments", "reward_model", "error", {"best_of": 2, "chooser": "simulator"}, {"best_of": 2}),
@@ -235,9 +254,16 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         "error", {}, {},
     ),
     ("ScalingConfig", "search.lookahead search.execute", "error", {"search.mode": "action"}, {}),
+    ("ScalingConfig", "search.trajectory_turns search.turn_budget", "error", {}, {"search.mode": "trajectory"}),
+    (
+        "ScalingConfig", "search.refine_from search.temperatures search.turn_budget", "error", {},
+        {"search.mode": "refine"},
+    ),
     ("ScalingConfig", "search.reward_model", "error", {"choosers": ("random",)}, {"choosers": ("reward-model-alone",)}),
     ("ExportConfig", "dtype shard_gigabytes", "error", {"adapter": True}, {"merged": True}),
     ("AblationConfig", "iterations", "error", {"minutes": 1.0}, {}),
+    ("AblationConfig", "cells", "error", {"build_up": True}, {}),
+    ("AblationConfig", "best_of", "error", {}, {"build_up": True}),
 ]  # fmt: skip
 NEVER = {
     "TrainConfig": ("policy.lora.dropout",),

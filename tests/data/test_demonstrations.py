@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -138,3 +140,26 @@ def test_several_cameras_without_a_choice_are_named(tmp_path):
 def test_pictures_are_resized_on_request(tmp_path):
     folder = write_cameras(tmp_path / "d", "observation.images.image")
     assert load_demonstrations(folder, image_size=4).images.shape == (4, 4, 4, 3)
+
+
+def test_the_first_episodes_of_each_task_are_as_if_there_were_no_others(tmp_path: Path) -> None:
+    """Also the quantiles of the actions, which stand for -1 and +1, are those of what is taken."""
+    whole, few = (tmp_path / name for name in ("whole", "few"))
+    for folder, tasks in ((whole, ("open", "close", "open", "close")), (few, ("open", "close"))):
+        rng = np.random.default_rng(0)
+        features = {"observation.images.image": camera(8, 8, video=False), "action": vector(3)}
+        with LeRobotWriter(folder, fps=10, features=features, robot_type="arm") as writer:
+            for task in tasks:
+                frames = {
+                    "observation.images.image": rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8),
+                    "action": rng.uniform(-1, 1, (5, 3)),
+                }
+                writer.add_episode(frames, task=task)
+    taken, alone = load_demonstrations(whole, episodes_per_task=1), load_demonstrations(few)
+    assert taken.num_episodes == 2
+    for name in ("images", "actions", "episode_ids", "task_ids", "action_low", "action_high"):
+        np.testing.assert_array_equal(getattr(taken, name), getattr(alone, name))
+    with pytest.raises(
+        UserError, match=r"3 episodes of each task were asked for, and 'open' has 2"
+    ):
+        load_demonstrations(whole, episodes_per_task=3)

@@ -14,6 +14,8 @@ from vla_rl.envs.libero.expert.scene import Scene
 from vla_rl.envs.libero.expert.shapes import DOWN
 from vla_rl.envs.libero.expert.spots import spot
 from vla_rl.envs.libero.tasks import protocol_horizon
+from vla_rl.envs.trace import EpisodeTrace
+from vla_rl.evaluation.failures import classify
 from vla_rl.types import EpisodeSpec
 
 
@@ -222,3 +224,41 @@ def test_two_pots_do_not_go_to_the_same_spot():
     np.testing.assert_allclose((one + two)[:2] / 2, centre[:2], atol=1e-6)
     assert one[0] - two[0] == pytest.approx(2 * (region[0] - 0.015))
     assert one[1] == two[1]
+
+
+@pytest.mark.sim
+def test_the_episode_tells_what_happens_to_its_object(soup: LiberoEnv) -> None:
+    soup.reset(EpisodeSpec(soup.tasks[0], 0))
+    expert, actions, moments = LiberoExpert(soup), [], [soup.moment()]
+    terminated = truncated = False
+    while not (terminated or truncated or expert.done):
+        actions.append(expert.action()[None])
+        _, terminated, truncated, _ = soup.step(
+            actions[-1], on_frame=lambda: moments.append(soup.moment())
+        )
+    trace = EpisodeTrace.of(soup.traced_goals(), moments)
+    (goal,) = trace.goals
+    assert goal.goal.kind == "grasp"
+    assert terminated
+    assert goal.reached[-1]
+    assert goal.held.sum() > 20
+    assert not goal.held[0]
+    assert goal.remaining[-1] < 0.1 < goal.remaining[0]
+    assert not trace.held_another.any()
+    assert trace.closing[0] < 0 < trace.closing.max()
+    assert trace.opening[0] > 0.9 > trace.opening.min()
+    # cut before it is lifted, before it is reached, and while it is carried
+    first = int(np.argmax(goal.held))
+    for length, kind in (
+        (first + 2, "missed grasp"),
+        (2, "never touched"),
+        (first + 40, "time over, other"),
+    ):
+        assert classify(EpisodeTrace.of(soup.traced_goals(), moments[:length])) == kind
+    # asking changed nothing
+    asked = soup._own().save().arrays()
+    soup.reset(EpisodeSpec(soup.tasks[0], 0))
+    for action in actions:
+        soup.step(action)
+    for name, array in soup._own().save().arrays().items():
+        np.testing.assert_array_equal(array, asked[name], err_msg=name)

@@ -4,7 +4,12 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from vla_rl.functional import paired_difference, wilson_interval
+from vla_rl.functional import (
+    mean_interval,
+    paired_difference,
+    student_quantile,
+    wilson_interval,
+)
 
 Z2 = 1.959963984540054**2
 
@@ -100,3 +105,36 @@ def test_paired_edges():
         paired_difference([], [])
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         paired_difference([0, 3], [1, 1])
+
+
+def test_students_interval_of_a_few_seeds() -> None:
+    # by hand: mean 0.862, s = 0.02762, t = 4.3027, half = 4.3027 s / sqrt(3)
+    interval = mean_interval([0.84, 0.853, 0.893])
+    assert interval is not None
+    assert interval == pytest.approx((0.7934, 0.9306), abs=1e-4)
+    assert mean_interval([0.5]) is None
+    assert mean_interval([]) is None
+    assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="finite"):
+        mean_interval([0.5, math.nan])
+
+
+@pytest.mark.parametrize(
+    ("confidence", "freedom", "expected"),
+    [
+        (0.95, 1, 12.7062), (0.95, 2, 4.3027), (0.95, 3, 3.1824), (0.95, 4, 2.7764), (0.95, 29, 2.0452),
+        (0.99, 5, 4.0321), (0.5, 1, 1.0),
+    ],
+)  # fmt: skip
+def test_students_quantile_is_that_of_the_tables(
+    confidence: float, freedom: int, expected: float
+) -> None:
+    assert student_quantile(confidence, freedom) == pytest.approx(expected, abs=1e-4)
+
+
+def test_students_quantile_becomes_the_normal_one() -> None:
+    assert student_quantile(0.95, 100_000) == pytest.approx(1.95996, abs=1e-4)
+    with pytest.raises(ValueError, match="degree of freedom"):
+        student_quantile(0.95, 0)
+    with pytest.raises(ValueError, match="confidence"):
+        student_quantile(1.0, 3)

@@ -13,6 +13,7 @@ from vla_rl.config import AblationConfig, ConfigError, TrainConfig, UserError
 from vla_rl.config.ablation import CELLS
 from vla_rl.config.serialize import differences
 from vla_rl.recipes import ablate as recipe
+from vla_rl.recipes import many_runs
 from vla_rl.recipes.ablate import ablate, cell_config, compare, planned_run, write_results
 from vla_rl.recipes.presets import PRESETS, preset
 
@@ -73,7 +74,7 @@ def test_a_cell_without_a_difference_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No dense reward was given, and the toy's preset draws its tasks evenly."""
-    monkeypatch.setattr(recipe, "_complete", lambda run: True)
+    monkeypatch.setattr(many_runs, "is_complete", lambda run: True)
     monkeypatch.setattr(recipe, "write_results", lambda config, runs: sorted({c for c, _ in runs}))
     config = AblationConfig(
         preset="toy", checkpoint="x", out=str(tmp_path), reward_kind="success",
@@ -135,7 +136,7 @@ def test_complete_runs_are_not_done_again(finished, monkeypatch) -> None:
     def never(*_):
         raise AssertionError("a complete run was started")
 
-    monkeypatch.setattr(recipe, "_train", never)
+    monkeypatch.setattr(many_runs, "train_one", never)
     assert ablate(config).name == "table.md"
 
 
@@ -214,9 +215,9 @@ def test_a_run_that_diverges_is_a_result(
     table = ablate(config)
     assert "| full (1 of 1 runs diverged) |" in table.read_text()
     run = Path(small.out) / "full-seed-0"
-    assert "not finite" in (run / recipe.DIVERGED).read_text()
+    assert "not finite" in (run / many_runs.DIVERGED).read_text()
     evaluation = json.loads((run / "eval" / "after-greedy.json").read_text())
     assert evaluation["checkpoint"] == small.checkpoint, "nothing had been saved yet"
     assert len(evaluation["episodes"]) == 2
-    monkeypatch.setattr(recipe, "_train", None)
+    monkeypatch.setattr(many_runs, "train_one", None)
     assert ablate(config) == table

@@ -37,6 +37,7 @@ from vla_rl.rewards import RewardModelScorer
 from vla_rl.rewards.process.examples import build_examples
 from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.rewards.process.mismatched import Mismatches
+from vla_rl.rewards.process.model import RewardModelDescription
 from vla_rl.rewards.process.splits import split_of
 from vla_rl.rewards.process.tiny import TinyProcessRewardModel
 from vla_rl.rewards.shaping import shaped
@@ -276,6 +277,7 @@ class ChannelRewardModel:
     """Known answers: how bright the colour is that the instruction names; a blind one looks at red alone."""
 
     sees_actions = False
+    description = RewardModelDescription("known", "{instruction}?", "1", "0", 0)
 
     def __init__(self, blind: bool) -> None:
         self.blind = blind

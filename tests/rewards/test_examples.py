@@ -40,7 +40,7 @@ def test_trajectories_that_differ_are_refused():
     pair = [trajectory(0, True), trajectory(1, True, chunk=2)]
     assert build_examples(pair, SEGMENTS).actions.shape == (12, 1, 4)
     with pytest.raises(UserError, match=r"set reward\.action_chunk"):
-        build_examples(pair, SEGMENTS, sees_actions=True)
+        build_examples(pair, SEGMENTS, reads_actions=True)
     with pytest.raises(UserError, match="no episode"):
         build_examples([], SEGMENTS)
 

@@ -206,7 +206,7 @@ def test_answers_must_be_one_token_each():
     [
         ({"prompt": "done?"}, "must contain"),
         ({"positive_answer": "0"}, "two different words"),
-        ({"history": 0}, "history"),
+        ({"history": -1}, "history"),
         ({"mismatched_share": 1.0}, "of at least 0 and below 1"),
         ({"all_weights": True}, "always trained whole"),
         ({"datasets": ()}, "at least one folder"),

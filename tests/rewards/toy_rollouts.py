@@ -7,6 +7,7 @@ import numpy as np
 from builders.rollouts import window as zeros
 from vla_rl.config import ProcessRewardConfig
 from vla_rl.rewards import RewardModelScorer, ShapedReward
+from vla_rl.rewards.process.model import RewardModelDescription
 from vla_rl.types import Rollout
 
 
@@ -14,6 +15,7 @@ class BrightnessRewardModel:
     """Known answers: the log-odds of an image is its first pixel's red value minus 100."""
 
     sees_actions = False
+    description = RewardModelDescription("known", "{instruction}?", "1", "0", 0)
     calls = 0
 
     def log_odds(self, images, instructions, actions=None):

@@ -17,9 +17,10 @@ from vla_rl.envs import EpisodesLostError, ProcessVectorEnv
 from vla_rl.envs.known_answers import BanditEnv, ChainEnv, make_bandit_envs, make_chain_envs
 from vla_rl.envs.vector.serial import SerialVectorEnv
 from vla_rl.evaluation.episodes import EpisodeRecord, play_each_once
-from vla_rl.evaluation.search.best_of import _Ending, play_best_of
+from vla_rl.evaluation.search.best_of import play_best_of
 from vla_rl.evaluation.search.branches import Branch, BranchPlayer, Cost, Sampling
 from vla_rl.evaluation.search.choosers import make_chooser
+from vla_rl.evaluation.search.trajectories import Ending
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.rewards.process.model import RewardModelDescription
 from vla_rl.types import EpisodeSpec, Observation, StepResult
@@ -112,6 +113,10 @@ BANDITS = [EpisodeSpec("bandit", i) for i in range(2 * EACH)]
         ("refine", "reward-model", 1),
         ("refine", "reward-model", -1),
         ("refine", "success", 1),
+        ("trajectory", "reward-model", 1),
+        ("trajectory", "reward-model", -1),
+        ("trajectory", "success", 1),
+        ("trajectory", "random", 1),
     ],
 )
 @pytest.mark.parametrize("n", [1, 3])
@@ -194,7 +199,7 @@ def test_the_reward_model_decides_which_ending_counts_and_the_simulator_whether_
 # --------------------------------------------------------------------------------------------------
 # Relations
 
-MODES = ("action", "lookahead", "refine")
+MODES = ("action", "lookahead", "trajectory", "refine")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -250,15 +255,19 @@ class DyingEnv(ProcessVectorEnv):
         return super().snapshot(slots)
 
 
-@pytest.mark.parametrize("mode", ["lookahead", "refine"])
+@pytest.mark.parametrize("mode", ["lookahead", "trajectory", "refine"])
 def test_crashed_simulators_change_nothing(walker: OpenVLAPolicy, mode) -> None:
     config = BestOfConfig(3, mode, "simulator", lookahead=2)
-    expected = outcome(play(walker, CHAIN[:6], config)[0])
+    undisturbed, without = play(walker, CHAIN[:6], config)
+    expected = outcome(undisturbed)
     with DyingEnv(env_config(num_envs=6, num_workers=2), make_chain_envs) as envs:
         chooser = make_chooser("simulator", None, 3)
-        records, _ = play_best_of(walker, envs, CHAIN[:6], config, chooser, seed=3)
+        records, cost = play_best_of(walker, envs, CHAIN[:6], config, chooser, seed=3)
         assert envs.infrastructure_errors >= 2
     assert outcome(records) == expected
+    # what a crash has lost is no part of an episode's budget
+    assert [r.simulated_turns for r in records] == [r.simulated_turns for r in undisturbed]
+    assert cost.simulator_turns == without.simulator_turns
 
 
 class LosingEnv(SerialVectorEnv):
@@ -353,22 +362,26 @@ def test_success_seen_ahead_is_taken_whatever_the_reward_model_says(walker: Open
     assert sum(r.success for r in records) < 10
 
 
-def test_worst_turn() -> None:
-    assert _Ending([], [], False, [3.0, 1.0, 2.0, 1.0]).worst(progress=False) == 1
+def test_the_turn_to_regenerate_from() -> None:
+    model, states = (
+        make_chooser("reward-model", Oracle(False), 0),
+        make_chooser("simulator", None, 0),
+    )
+    assert Ending([], [], False, [3.0, 1.0, 2.0, 1.0]).cut(model, "worst") == 1
     # of states reached: the third turn undoes most
-    assert _Ending([], [], False, [1.0, 4.0, 2.0, 2.5]).worst(progress=True) == 2
-    assert _Ending([], [], False, [0.0, 4.0, 5.0, 6.0]).worst(progress=True) == 0
+    assert Ending([], [], False, [1.0, 4.0, 2.0, 2.5]).cut(states, "worst") == 2
+    assert Ending([], [], False, [0.0, 4.0, 5.0, 6.0]).cut(states, "worst") == 0
+    # the first fall is not the worst turn; without one it is that
+    assert Ending([], [], False, [2.0, 3.0, 2.5, 4.0, 1.0]).cut(model, "fall") == 2
+    assert Ending([], [], False, [2.0, 3.0, 3.0]).cut(model, "fall") == 0
 
 
 def test_the_score_of_an_ending() -> None:
-    ending = _Ending([], [], False, [3.0, 1.0, 2.0])
-    assert ending.score(make_chooser("reward-model", Oracle(False), 0)) == 2.0
-    assert (
-        _Ending([], [], False, [3.0, 1.0, 5.0]).score(make_chooser("reward-model", Oracle(True), 0))
-        == 3.0
-    )
+    """The mean of probabilities for a reward model, however sure it is of one turn; the last state for others."""
+    ending = Ending([], [], False, [0.0, 50.0, -50.0])
+    assert ending.score(make_chooser("reward-model", Oracle(False), 0)) == pytest.approx(0.5)
     for name in ("simulator", "random"):
-        assert _Ending([], [], False, [3.0, 1.0, 5.0]).score(make_chooser(name, None, 0)) == 5.0
+        assert Ending([], [], False, [3.0, 1.0, 5.0]).score(make_chooser(name, None, 0)) == 5.0
 
 
 def test_nobody_to_ask_for_a_dense_reward_is_the_users_mistake(gambler: OpenVLAPolicy) -> None:

@@ -2,7 +2,11 @@
 
     L = - 1 / B sum_b log p(answer_b | images_b, question_b)
 
-over the whole vocabulary, at the answer's position and nowhere else. AdamW, linear warm-up, cosine decay, gradient
+over the whole vocabulary, at the answer's position and nowhere else. With head regression the target is progress y:
+
+    L = - 1 / B sum_b y_b log p_b + (1 - y_b) log (1 - p_b)
+
+AdamW, linear warm-up, cosine decay, gradient
 clipping; on a CPU a batch is split into single-threaded shares.
 """
 
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
@@ -20,7 +25,7 @@ from vla_rl.algorithms.gradients import ThreadedGradients
 from vla_rl.algorithms.learner import finite
 from vla_rl.algorithms.sft import schedule, shift_images
 from vla_rl.config import RewardModelConfig, UserError
-from vla_rl.rewards.process.model import TrainableRewardModel
+from vla_rl.rewards.process.model import PastSteps, TrainableRewardModel
 from vla_rl.rewards.process.tiny import TinyProcessRewardModel
 
 
@@ -33,6 +38,8 @@ class RewardModelBatch:
     actions: Float32[np.ndarray, "B C A"]  # what was done
     positive: Bool[np.ndarray, " B"]
     matched: Bool[np.ndarray, " B"]  # under its own instruction
+    progress: Float32[np.ndarray, " B"] | None = None  # for head regression: what is right, 0..1
+    past: PastSteps | None = None  # and the steps so far
 
 
 class RewardModelLearner:
@@ -96,6 +103,8 @@ class RewardModelLearner:
     def _loss(
         self, batch: RewardModelBatch, rows: Int64[Tensor, " b"]
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        if self.reward_model.description.reads_past:
+            return self._progress_loss(batch, rows.numpy())
         at = rows.numpy()
         images, actions = batch.images[at], batch.actions[at]
         instructions = [batch.instructions[i] for i in at.tolist()]
@@ -117,6 +126,30 @@ class RewardModelLearner:
         loss = -log_probs.gather(1, answers.long()[:, None]).mean()
         right = (log_probs[:, 1] > log_probs[:, 0]) == answers
         numbers |= {"loss": loss.item(), "accuracy": right.float().mean().item()}
+        return loss + extra, numbers
+
+    def _progress_loss(
+        self, batch: RewardModelBatch, at: Int64[np.ndarray, " b"]
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        assert batch.progress is not None
+        assert batch.past is not None
+        images, past = batch.images[at], batch.past.select(at)
+        instructions = [batch.instructions[i] for i in at.tolist()]
+        numbers: dict[str, float] = {}
+        extra: Tensor | float = 0.0
+        if isinstance(self.reward_model, TinyProcessRewardModel) and self.config.action_coef:
+            odds, taken = self.reward_model.joint_progress(
+                images, instructions, past, batch.actions[at]
+            )
+            action_loss = -(taken * torch.from_numpy(batch.matched[at]).to(taken)).mean()
+            extra = self.config.action_coef * action_loss
+            numbers["action_loss"] = action_loss.item()
+        else:
+            odds = self.reward_model.progress_log_odds(images, instructions, past)
+        progress = torch.from_numpy(batch.progress[at]).to(odds)
+        loss = F.binary_cross_entropy_with_logits(odds, progress)
+        error = (torch.sigmoid(odds.detach()) - progress).abs().mean()
+        numbers |= {"loss": loss.item(), "absolute_error": error.item()}
         return loss + extra, numbers
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from vla_rl.runtime.signals import Stopped, show_cursor, stop_at_once
 
 __all__ = ["COMMANDS", "main"]
 
-_GO_ON = ("quickstart", "sft", "reward train", "scaling", "test-time", "ablate")
+_GO_ON = ("quickstart", "sft", "reward train", "scaling", "test-time", "ablate", "compare data")
 """Commands that keep what they have done so far."""
 
 
@@ -88,7 +88,7 @@ def _answer(arguments: list[str]) -> int:
 def _stopped_at_once(arguments: list[str]) -> str:
     command = " ".join(arguments[:2])
     again = "the same command starts again"
-    if command.startswith(_GO_ON):
+    if command.startswith(_GO_ON) or any(word.startswith("--seeds") for word in arguments):
         again = "the same command goes on"
     elif command.startswith("train"):
         again = "`vla-rl train --resume RUN` goes on from the last checkpoint, if there is one"
@@ -114,10 +114,11 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
     if rest and f"{name} {rest[0]}" in COMMANDS:
         name, rest = f"{name} {rest[0]}", rest[1:]
     parts = [command.split()[1] for command in COMMANDS if command.startswith(f"{name} ")]
-    if parts and rest[:1] in ([], ["-h"], ["--help"], ["help"]):
+    alone = name in COMMANDS  # it does something without a second word, too
+    if parts and not alone and rest[:1] in ([], ["-h"], ["--help"], ["help"]):
         say(_overview(name))
         return 0
-    if parts:
+    if parts and not alone:
         raise UserError(f"there is no command {name} {rest[0]!r}.{nearest(rest[0], parts)}")
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"

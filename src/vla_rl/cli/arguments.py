@@ -39,9 +39,9 @@ class EvalArguments(Config):
     """Precision of the weights."""
     best_of: Candidates = 1
     """Best of N: candidates of each decision (of `refine`: rounds), from which a chooser picks. 1 is plain play."""
-    mode: Literal["action", "lookahead", "refine"] = "lookahead"
-    """action: N actions are sampled. lookahead: N continuations from a snapshot of the simulator. refine: the episode
-    again from its worst-scored turn on."""
+    mode: Literal["action", "lookahead", "trajectory", "refine"] = "lookahead"
+    """action: N actions are sampled. lookahead: N continuations from a snapshot of the simulator. trajectory: N whole
+    trajectories, and the one with the best mean score. refine: the episode again from a turn with a low score on."""
     chooser: Literal["reward-model", "simulator", "success", "random"] = "reward-model"
     """reward-model: a process reward model. The others are references: the simulator's own dense reward, success seen
     ahead, or chance."""
@@ -51,6 +51,14 @@ class EvalArguments(Config):
     """lookahead: a continuation in which the simulator reports success is taken without asking the chooser."""
     lookahead: Annotated[int, Ge(1), Le(1_000_000)] = 4
     """Turns that a continuation is played before it is scored."""
+    trajectory_turns: Annotated[int, Ge(1), Le(1_000_000)] = 50
+    """trajectory: turns that each trajectory is played at most before the next choice."""
+    refine_from: Literal["worst", "fall"] = "worst"
+    """refine: the rest is sampled anew from the worst-scored turn on, or from the first at which the score falls."""
+    temperatures: tuple[Temperature, ...] = ()
+    """refine: sampling temperatures of the first trajectory, the first round and so on; the last one goes on."""
+    turn_budget: Whole = 0
+    """trajectory and refine: turns that an episode may simulate, discarded ones included; 0 is no limit."""
     json: Path | None = None
     """File for the whole result."""
     videos_out: Path | None = None

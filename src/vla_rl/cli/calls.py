@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vla_rl.cli import comparing
 from vla_rl.cli.arguments import CertifyArguments, DoctorArguments, EvalArguments
 from vla_rl.cli.options import ParseCommand, normal, say, value_of, with_lora
 from vla_rl.cli.tables import reward_model_table, success_table
-from vla_rl.cli.training import ablation_request, plan_request, train_request
+from vla_rl.cli.training import plan_request, seeds_request, train_request
 from vla_rl.config import (
     DemosConfig,
     EnvConfig,
@@ -22,6 +23,7 @@ from vla_rl.config import (
     RewardModelConfig,
     SFTConfig,
 )
+from vla_rl.config.analysis import AnalysisConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import BestOfConfig
 
@@ -60,6 +62,9 @@ def train(words: list[str], parse_command: ParseCommand) -> int:
     from vla_rl.distributed.place import launched
 
     place = launched(os.environ)
+    several, words = seeds_request(words)
+    if several is not None:
+        return comparing.train_seeds(words, parse_command, several, place)
     if place is not None and place.size > 1:
         from vla_rl.recipes.launched_ranks import train_launched
 
@@ -111,6 +116,8 @@ def evaluate(words: list[str], parse_command: ParseCommand) -> int:
         search = BestOfConfig(
             request.best_of, request.mode, request.chooser, request.reward_model, request.lookahead,
             temperature=sampled or 1.0, greedy_first=sampled == 0, success_ahead=request.success_ahead,
+            trajectory_turns=request.trajectory_turns, refine_from=request.refine_from,
+            temperatures=request.temperatures, turn_budget=request.turn_budget,
         )  # fmt: skip
         evaluate_best_of(
             request.checkpoint,
@@ -150,12 +157,12 @@ def reward_eval(words: list[str], parse_command: ParseCommand) -> int:
     return 0
 
 
-def ablate(words: list[str], parse_command: ParseCommand) -> int:
-    config = ablation_request(words, parse_command)
-    from vla_rl.recipes.ablate import ablate
+def analyse(words: list[str], parse_command: ParseCommand) -> int:
+    config = parse_command(AnalysisConfig, words, "analyse")
+    from vla_rl.recipes.analyse import analyse
 
-    table = ablate(config)
-    say(f"{table.read_text(encoding='utf-8')}\nTable: {table}")
+    page = analyse(config)
+    say(f"{page.read_text(encoding='utf-8')}\nAnalysis: {page.parent}")
     return 0
 
 

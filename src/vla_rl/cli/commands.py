@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar, cast
 
-from vla_rl.cli import arguments, calls
+from vla_rl.cli import arguments, calls, comparing
 from vla_rl.cli.arguments import (
     CertifyArguments,
     ConvertArguments,
@@ -32,10 +32,15 @@ from vla_rl.config import (
     SFTConfig,
     TrainConfig,
 )
+from vla_rl.config.analysis import AnalysisConfig
+from vla_rl.config.comparison import CompareConfig, CompareDataConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import ScalingConfig
 
 C = TypeVar("C")
+
+WITH_PRESET = ("train", "ablate", "plan", "compare data")
+"""Commands whose first word may be a preset."""
 
 
 def parse_command(
@@ -55,7 +60,7 @@ def parse_command(
         command=command,
         description="\n\n".join(part for part in parts if part),
         default=default,
-        usage=" [PRESET]" if command in ("train", "ablate", "plan") else "",
+        usage=" [PRESET]" if command in WITH_PRESET else "",
         flat=cls is EvalArguments,
     )
     require_extras(command, config)
@@ -204,10 +209,28 @@ COMMANDS: dict[str, Command] = {
         Recipe(LearningCurveArguments, "recipes.learning_curve", "training_curve", "Image"),
     ),
     "ablate": Command(
-        "train a preset whole and without each of its parts, and compare",
-        ("vla-rl ablate metaworld-mt5 --checkpoint runs/sft/policy --reward-model runs/reward --minutes 8",),
-        calls.ablate,
+        "train a preset whole and without each of its parts (or part by part), and compare",
+        (
+            "vla-rl ablate metaworld-mt5 --checkpoint runs/sft/policy --reward-model runs/reward --minutes 8",
+            "vla-rl ablate metaworld-mt5 --build-up --checkpoint runs/sft/policy --reward-model runs/reward",
+        ),
+        comparing.ablate,
         AblationConfig,
+    ),
+    "compare": Command(
+        "compare training runs: by episodes and by minutes, over seeds and held-out states",
+        (
+            "vla-rl compare runs/a-seed-* runs/b-seed-*",
+            "vla-rl compare ppo=runs/a-* grpo=runs/b-* --out runs/comparison",
+        ),
+        comparing.compare,
+        CompareConfig,
+    ),
+    "compare data": Command(
+        "practice against more demonstrations: fine-tuning on many, practice from few",
+        ("vla-rl compare data metaworld-mt5 --seeds 3 --jobs 2",),
+        comparing.compare_data,
+        CompareDataConfig,
     ),
     "export": Command(
         "write a policy for other software: merged, or its adapters",
@@ -221,6 +244,16 @@ COMMANDS: dict[str, Command] = {
         "write a run's report as one HTML file",
         ("vla-rl report runs/first",),
         Recipe(ReportArguments, "report.page.write", "write_report", "Report"),
+    ),
+    "analyse": Command(
+        "say what practice changed: action coverage, episode length, kinds of failures",
+        (
+            "vla-rl analyse runs/first",
+            "vla-rl analyse runs/first --against runs/sft --episodes-per-task 20",
+            "vla-rl analyse runs/first --strips 50 --labels labels.csv",
+        ),
+        calls.analyse,
+        AnalysisConfig,
     ),
     "film": Command(
         "show one task before and after practice, as a short animated image",

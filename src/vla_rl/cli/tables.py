@@ -51,6 +51,8 @@ def reward_model_table(result: dict[str, Any]) -> str:
             f"  calibration error               {_shown(measured.get('calibration_error'))}",
             f"  success above failure, at end   {_shown(ranking['accuracy'])}  {ranking['pairs']} pairs",
             f"  correlation with time           {_shown(progress['mean'])}  {progress['episodes']} successes",
+            f"  progress: mean absolute error   {_shown(measured['progress']['mean_absolute_error'])}",
+            f"  progress: rank correlation      {_shown(measured['progress']['rank_correlation'])}",
         ]
         width = max(len(task) for task in measured["tasks"])
         lines += [

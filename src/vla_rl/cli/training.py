@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from vla_rl.cli.arguments import PlanArguments
-from vla_rl.cli.options import PRINT_CONFIG, ParseCommand, normal, old_options, with_lora
+from vla_rl.cli.options import (
+    PRINT_CONFIG,
+    ParseCommand,
+    normal,
+    old_options,
+    value_of,
+    with_lora,
+)
 from vla_rl.config import AblationConfig, TrainConfig, UserError
 
 RESUMABLE = ("--schedule.iterations", "--schedule.minutes", "--schedule.episodes")
@@ -29,6 +37,7 @@ _ELSEWHERE = tuple(
 )
 """What may differ where a run goes on: it plays the same."""
 DEFAULT_PRESET = "metaworld-mt5"
+MAX_SEEDS = 1000
 ARRANGED = tuple(
     f"--parallel.{name}"
     for name in ("ranks", "shard", "arrangement", "learners", "actors", "hosts", "ray", "staleness")
@@ -53,6 +62,10 @@ def train_request(words: list[str], parse_command: ParseCommand) -> tuple[TrainC
         f"To go on with a run: vla-rl train --resume RUN\n"
         f"  with a new length: [{'] ['.join(RESUMABLE)}]\n"
         "  on another number of processes: [--parallel.ranks], or in pools: [--parallel.arrangement], ...\n\n"
+        "For several seeds, compared at the end: vla-rl train PRESET --seeds N\n"
+        "  so many runs at a time: [--jobs M]\n"
+        "  with a checkpoint or reward model of its own for each: runs/seed-{seed}/sft/policy\n"
+        "  the same command goes on with what is not complete\n\n"
         f"{_presets()}"
     )
     config = parse_command(TrainConfig, words, "train", base, notes)
@@ -60,6 +73,42 @@ def train_request(words: list[str], parse_command: ParseCommand) -> tuple[TrainC
         name = f"{chosen or DEFAULT_PRESET}-{datetime.now():%Y%m%d-%H%M%S}"
         config = replace(config, run=replace(config.run, name=name))
     return config, None
+
+
+class SeedsRequest(NamedTuple):
+    """How many seeds, and how many runs at a time."""
+
+    seeds: int
+    jobs: int
+
+
+def seeds_request(words: list[str]) -> tuple[SeedsRequest | None, list[str]]:
+    """What `--seeds N` and `--jobs M` ask for, if they are there, and the other words of `vla-rl train`.
+
+    The runs need a name that the same command gives again: without --run.name it is the preset's.
+    """
+    seeds, rest = _take_value(words, "--seeds", "how many runs, each with a seed of its own")
+    jobs, rest = _take_value(rest, "--jobs", "how many runs at a time")
+    if seeds is None:
+        if jobs is not None:
+            raise UserError("train: --jobs has no effect: it counts with --seeds only")
+        return None, words
+    if _take_value(rest, "--resume")[0] is not None:
+        raise UserError("train: --resume goes on with one run; with --seeds the same command does")
+    request = SeedsRequest(_count("--seeds", seeds), _count("--jobs", jobs or "1"))
+    if value_of("--run.name", rest) is None:
+        chosen = rest[0] if rest and not rest[0].startswith("-") else DEFAULT_PRESET
+        rest = [*rest, "--run.name", f"{chosen}-seeds"]
+    return request, rest
+
+
+def _count(option: str, word: str) -> int:
+    number = int(word) if word.isascii() and word.isdigit() and len(word) < 6 else 0
+    if not 1 <= number <= MAX_SEEDS:
+        raise UserError(
+            f"train: {option}: expected a whole number from 1 to {MAX_SEEDS}, got {word!r}"
+        )
+    return number
 
 
 def _presets() -> str:
@@ -123,14 +172,16 @@ def _resumed(
     return parse_command(TrainConfig, words, "train", config)
 
 
-def _take_value(words: list[str], option: str) -> tuple[str | None, list[str]]:
+def _take_value(
+    words: list[str], option: str, needs: str = "the folder of the run to go on with"
+) -> tuple[str | None, list[str]]:
     """Take `option VALUE` or `option=VALUE` out of `words`."""
     for at, word in enumerate(words):
         if word.startswith(f"{option}="):
             return word.partition("=")[2], words[:at] + words[at + 1 :]
         if word == option:
             if at + 1 == len(words) or words[at + 1].startswith("-"):
-                raise UserError(f"{option} needs a value: the folder of the run to go on with")
+                raise UserError(f"{option} needs a value: {needs}")
             return words[at + 1], words[:at] + words[at + 2 :]
     return None, words
 

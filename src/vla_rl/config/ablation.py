@@ -7,7 +7,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from vla_rl.config.bounds import Config, Count, NotNegative, Workers
+from vla_rl.config.bounds import Candidates, Config, Count, NotNegative, Workers
 from vla_rl.config.errors import ConfigError, nearest, require
 
 CELLS = ("full", "no-reward", "no-curriculum", "temperature", "no-warmup", "learning-rate")
@@ -31,6 +31,11 @@ class AblationConfig(Config):
     """Folder of all runs, of table.md and of ablation.png."""
     cells: tuple[str, ...] = CELLS
     """What to train: `full`, and any of no-reward, no-curriculum, temperature, no-warmup, learning-rate."""
+    build_up: bool = False
+    """Instead of taking the recipe apart, build it up: fine-tuning, the reward model, PPO, the curriculum, search at
+    test time, each row with one part more."""
+    best_of: Candidates = 8
+    """Building up: candidates of each decision, where the reward model chooses."""
     seeds: Count = 3
     """Runs per cell, with seeds 0, 1, ..."""
     minutes: NotNegative = 0.0
@@ -50,3 +55,7 @@ class AblationConfig(Config):
             if cell not in CELLS:
                 raise ConfigError(f"ablate: there is no cell {cell!r}.{nearest(cell, CELLS)}")
         require("full" in self.cells, "ablate: the cell full is what the others are compared with")
+        require(
+            not self.build_up or self.best_of > 1,
+            "best_of: expected at least 2 candidates to choose from, got 1",
+        )

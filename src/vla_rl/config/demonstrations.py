@@ -54,6 +54,8 @@ class SFTConfig(Config, group="sft", saved=("dataset", "policy")):
     image_fit: Literal["pad", "crop", "stretch"] = "pad"
     """How frames that are not square become it, in training and later in play. pad: black bars, as openpi and lerobot
     do. crop: the middle square. stretch: out of proportion, as OpenVLA and Octo do."""
+    episodes_per_task: Whole = 0
+    """The first so many demonstrations of each task; 0 takes all."""
     out: str = "runs/sft"
     """Run folder; the policy is written to <out>/policy."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)

@@ -12,21 +12,10 @@ One table, by the configuration of a command. What a preset or a default says is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-Severity = Literal["error", "warning"]
-Condition = Callable[[Any], bool]
-
-
-class Effect(NamedTuple):
-    """Fields, the condition under which they count, and what to say where it does not hold."""
-
-    fields: tuple[str, ...]
-    """Dotted, as attributes of the command's configuration; a group stands for all of its fields."""
-    counts: Condition
-    because: str
-    severity: Severity = "error"
-    """error: what was asked for would not happen. warning: no difference to anything."""
+from vla_rl.config.effect import Effect, Severity
+from vla_rl.config.effects_search import EVAL, TEST_TIME
 
 
 class Finding(NamedTuple):
@@ -106,8 +95,12 @@ def _reward_model(config: Any) -> bool:
     return config.reward.chosen_kind == "process"
 
 
-def _chooses(config: Any) -> bool:
-    return config.best_of > 1
+def _regresses(config: Any) -> bool:
+    return getattr(config, "head", "") == "regression"
+
+
+def _scheme(config: Any) -> str:
+    return "segments" if _regresses(config) else config.labels.scheme
 
 
 def _on_gpu(config: Any) -> bool:
@@ -137,12 +130,12 @@ _LABELS = (
             "gripper gripper_change gripper_hysteresis min_segment near_zero_speed leaving_speed speed_floor "
             "ends_are_key window window_share margin failure_share",
         ),
-        lambda c: c.labels.scheme == "keyframe",
+        lambda c: _scheme(c) == "keyframe",
         "it belongs to labels.scheme keyframe",
     ),
     Effect(
         _named("labels", "num_segments failure_peak failure_end positive_progress"),
-        lambda c: c.labels.scheme == "segments",
+        lambda c: _scheme(c) == "segments",
         "it belongs to labels.scheme segments",
     ),
 )
@@ -307,6 +300,16 @@ _SFT = (
 _REWARD_TRAIN = (
     *_LABELS,
     Effect(
+        ("prompt", "positive_answer", "negative_answer"),
+        lambda c: not _regresses(c),
+        "head regression has a question of its own and answers with a number",
+    ),
+    Effect(
+        ("labels.scheme",),
+        lambda c: not _regresses(c) or c.labels.scheme == "segments",
+        "head regression learns the progress of labels.scheme segments",
+    ),
+    Effect(
         ("backbone", "lora", "all_weights"),
         lambda c: not c.start,
         "the reward model given with start keeps its own backbone and adapters",
@@ -319,7 +322,7 @@ _REWARD_TRAIN = (
     ),
     Effect(
         ("action_chunk",),
-        lambda c: c.sees_actions or (c.is_tiny and c.action_coef > 0),
+        lambda c: c.reads_actions or (c.is_tiny and c.action_coef > 0),
         "the reward model neither sees nor names actions; set sees_actions",
     ),
     Effect(
@@ -327,63 +330,6 @@ _REWARD_TRAIN = (
         lambda c: not c.device.startswith("cuda"),
         "a batch is split on the CPU only, and device is a GPU",
         "warning",
-    ),
-)
-_EVAL = (
-    Effect(
-        ("mode", "chooser", "reward_model", "lookahead", "success_ahead"),
-        _chooses,
-        "without --best-of 2 or more the policy plays its own actions and nothing is chosen",
-    ),
-    Effect(
-        ("lookahead", "success_ahead"),
-        lambda c: c.mode == "lookahead",
-        "it belongs to --mode lookahead",
-    ),
-    Effect(
-        ("success_ahead",),
-        lambda c: c.chooser in ("reward-model", "simulator"),
-        "--chooser success sees it anyway, and random does not look",
-    ),
-    Effect(
-        ("reward_model",),
-        lambda c: c.chooser == "reward-model",
-        "--chooser asks no reward model",
-    ),
-    Effect(
-        ("videos_out",),
-        lambda c: c.protocol.videos > 0,
-        "no videos are made; give --videos, the number per task",
-    ),
-    Effect(
-        ("protocol.seed",),
-        lambda c: c.protocol.temperature > 0 or c.best_of > 1,
-        "greedy play draws nothing at random; it counts with --temperature above 0",
-        "warning",
-    ),
-)
-_TEST_TIME = (
-    Effect(("search.best_of",), lambda c: False, "the numbers of candidates are given by --sizes"),
-    Effect(
-        ("search.chooser", "search.success_ahead"),
-        lambda c: False,
-        "what is compared is given by --choosers",
-    ),
-    Effect(
-        ("protocol.temperature",),
-        lambda c: False,
-        "the candidates are sampled at search.temperature",
-    ),
-    Effect(("protocol.videos",), lambda c: False, "the study makes no videos; `vla-rl eval` does"),
-    Effect(
-        _named("search", "lookahead execute"),
-        lambda c: c.search.mode == "lookahead",
-        "it belongs to search.mode lookahead",
-    ),
-    Effect(
-        ("search.reward_model",),
-        lambda c: any(name.startswith("reward-model") for name in c.choosers),
-        "none of --choosers asks a reward model",
     ),
 )
 EFFECTS: Mapping[str, tuple[Effect, ...]] = {
@@ -408,8 +354,8 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
             "warning",
         ),
     ),
-    "EvalArguments": _EVAL,
-    "ScalingConfig": _TEST_TIME,
+    "EvalArguments": EVAL,
+    "ScalingConfig": TEST_TIME,
     "ExportConfig": (
         Effect(
             ("dtype", "shard_gigabytes"),
@@ -423,6 +369,12 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
             lambda c: c.minutes == 0,
             "minutes decide how long the runs are; leave out one of the two",
         ),
+        Effect(
+            ("cells",),
+            lambda c: not c.build_up,
+            "a build-up has rows of its own; leave out --build-up to take the recipe apart",
+        ),
+        Effect(("best_of",), lambda c: c.build_up, "only a build-up (--build-up) searches"),
     ),
 }
 """By the name of a command's configuration; one made of another has that one's too."""

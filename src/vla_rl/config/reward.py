@@ -18,7 +18,6 @@ from vla_rl.config.bounds import (
     ShareBelowOne,
     Shift,
     TemperatureOrGreedy,
-    WeightDecay,
     Whole,
     Workers,
 )  # fmt: skip
@@ -127,6 +126,12 @@ class RewardLabelConfig(Config):
     """At most so many of them, spread evenly over tasks and outcomes."""
 
 
+PROGRESS_PROMPT = (
+    "Task: {instruction}\nRate the progress toward completing the task (0-1):"  # the article's
+)
+"""What head regression asks; the steps so far and the present observation stand between its two lines."""
+
+
 @dataclass(frozen=True)
 class RewardModelConfig(Config, saved=("datasets", "labels")):
     """Train a process reward model: a vision-language model that says whether the robot gets on with its task."""
@@ -144,6 +149,10 @@ class RewardModelConfig(Config, saved=("datasets", "labels")):
     """Folder of a reward model to train further, instead of starting from the backbone. It keeps its own prompt,
     answers, history and size, and those given here must be the same. Its split is kept too: what it learned from
     never measures the new one."""
+    head: Literal["next-token", "regression"] = "next-token"
+    """next-token (the paper's): the next token is the answer. regression (the article's): a small network on the last
+    token's hidden state gives progress, 0 to 1, from the images and the actions of the steps so far; it learns the
+    progress of labels.scheme segments."""
     prompt: str = "The task is {instruction}, is it completed?"
     """What the model is asked about the image (the authors' question). Its next token is the answer."""
     positive_answer: str = "1"
@@ -154,8 +163,9 @@ class RewardModelConfig(Config, saved=("datasets", "labels")):
     """The proposed actions of the turn are part of the prompt: R(o, a) as in the paper's algorithm 1."""
     action_chunk: Annotated[int, Ge(0), Le(1024)] = 0
     """Actions a turn; 0 takes those stored, one for demonstrations. Matters where the model sees actions."""
-    history: Annotated[int, Ge(1), Le(1024)] = 1
-    """Images the model sees: the turn's own and those of the turns before it."""
+    history: Annotated[int, Ge(0), Le(64)] = 0
+    """Images the model sees: the turn's own and those of the turns before it. Head regression sees the actions between
+    them, too. 0: 1 for head next-token, 5 for regression (the last four steps)."""
     camera: str = ""
     """Feature that holds the images; empty takes observation.images.image, or the only camera."""
     image_size: PixelsOrStored = 0
@@ -177,9 +187,10 @@ class RewardModelConfig(Config, saved=("datasets", "labels")):
     micro_batch: Whole = 0
     """Examples per forward pass, gradients being accumulated over a batch; 0 takes the whole batch."""
     learning_rate: Annotated[float, Ge(0), Le(1e30)] = 0.0
-    """Peak learning rate of AdamW; 0: 1e-3 for the tiny backbone, 1e-4 for any other (the authors')."""
-    weight_decay: WeightDecay = 0.05
-    """Decoupled weight decay of AdamW."""
+    """Peak learning rate of AdamW; 0: 1e-3 for the tiny backbone, 1e-4 for any other (the authors'), 1e-5 for any other
+    with head regression (the article's)."""
+    weight_decay: Annotated[float, Ge(-1), Le(1)] = -1.0
+    """Decoupled weight decay of AdamW; -1: 0.05 for head next-token, 0.01 for regression (the article's)."""
     warmup_steps: Whole = 20
     """Steps over which the learning rate rises; it then falls along a cosine."""
     max_grad_norm: Positive = 1.0
@@ -221,6 +232,35 @@ class RewardModelConfig(Config, saved=("datasets", "labels")):
             not (self.lora is not None and self.all_weights),
             "lora and all_weights exclude each other",
         )
+        require(
+            self.weight_decay >= 0 or self.weight_decay == -1,
+            f"weight_decay must be 0 to 1, or -1 for the head's own, got {self.weight_decay:g}",
+        )
+        self._check_head()
+
+    def _check_head(self) -> None:
+        if self.head != "regression":
+            return
+        require(
+            self.history != 1,
+            "head regression reads the images and actions of the steps so far, and history 1 leaves none: set history "
+            "to 2 or more (5: the last four steps), or take head next-token",
+        )
+        require(
+            not self.sees_actions,
+            "head regression reads the actions of the steps so far and gives the progress that they have made; "
+            "sees_actions, the action that is only proposed, belongs to head next-token: leave out one of the two",
+        )
+
+    @property
+    def regresses(self) -> bool:
+        """Whether progress itself is learned."""
+        return self.head == "regression"
+
+    @property
+    def reads_actions(self) -> bool:
+        """Whether it reads actions at all, proposed ones or those of the steps so far."""
+        return self.sees_actions or self.regresses
 
     @property
     def is_tiny(self) -> bool:
@@ -228,13 +268,19 @@ class RewardModelConfig(Config, saved=("datasets", "labels")):
         return self.backbone == "tiny"
 
     def resolved(self) -> RewardModelConfig:
-        """The same with every 0 that stands for a default of the backbone replaced by it."""
+        """The same with everything that stands for a default of the backbone or the head replaced by it."""
         adapters = self.lora or (None if self.is_tiny or self.all_weights else LoraConfig())
+        rate = 1e-3 if self.is_tiny else 1e-5 if self.regresses else 1e-4
+        decay = 0.01 if self.regresses else 0.05
         return replace(
             self,
+            labels=replace(self.labels, scheme="segments") if self.regresses else self.labels,
+            prompt=PROGRESS_PROMPT if self.regresses else self.prompt,
+            history=self.history or (5 if self.regresses else 1),
             epochs=self.epochs or (25 if self.is_tiny else 10),
             batch_size=self.batch_size or (64 if self.is_tiny else 8),
-            learning_rate=self.learning_rate or (1e-3 if self.is_tiny else 1e-4),
+            learning_rate=self.learning_rate or rate,
+            weight_decay=decay if self.weight_decay == -1 else self.weight_decay,
             lora=adapters,
         )
 

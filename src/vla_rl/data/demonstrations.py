@@ -110,6 +110,7 @@ def load_demonstrations(
     image_fit: ImageFit | None = None,
     scratch: Path | None = None,
     normalised_robots: Collection[str] = NORMALISED_ROBOTS,
+    episodes_per_task: int = 0,
 ) -> Demonstrations:
     """Read a LeRobotDataset v3.0 into memory, pictures as one uint8 array.
 
@@ -117,10 +118,12 @@ def load_demonstrations(
     image_size: height and width to which pictures are resized; 0 keeps them. image_fit: how frames that are not
     square become it; None refuses them. scratch: a folder on a disk for pictures that do not fit into memory; they
     are then mapped from a temporary file, which is gone when the process ends. normalised_robots: `robot_type`s whose
-    actions span [-1, 1] by definition.
+    actions span [-1, 1] by definition. episodes_per_task: the first so many of each task, as if the dataset had no
+    others; 0 takes all.
 
     Raises UserError for what LeRobotReader refuses, for missing features, for actions or states that are not finite,
-    where `action_size` is given and the dataset's actions have another size, and for pictures that fit neither into
+    where `action_size` is given and the dataset's actions have another size, where a task has fewer episodes than
+    asked for, and for pictures that fit neither into
     memory nor on the disk, before any is read.
     """
     reader = LeRobotReader(folder)
@@ -135,26 +138,52 @@ def load_demonstrations(
         )
     episode_ids = reader.frame_order()
     task_ids = reader.task_positions()
-    actions = _vectors(reader, ACTION)
+    kept = _first_of_each_task(reader, episode_ids, task_ids, episodes_per_task)
+    episode_ids, task_ids = episode_ids[kept], task_ids[kept]
+    actions = _vectors(reader, ACTION)[kept]
     low, high = _action_range(reader, actions, normalised_robots)
     proprio = (
-        _vectors(reader, STATE)
+        _vectors(reader, STATE)[kept]
         if STATE in reader.features
-        else np.zeros((len(reader), 0), dtype=np.float32)
+        else np.zeros((len(kept), 0), dtype=np.float32)
     )
     fit = image_fit or "stretch"
     size = image_size or square_side(height, width, fit)
-    images = picture_array(len(reader), size, scratch, f"{folder}: {camera!r}")
+    images = picture_array(len(kept), size, scratch, f"{folder}: {camera!r}")
+    chosen, place = set(episode_ids.tolist()), 0
     for entry in reader.episodes:
+        if entry.index not in chosen:
+            continue
         for start in range(0, entry.length, CHUNK):
             stop = min(start + CHUNK, entry.length)
             seen = make_square(reader.pictures(camera, entry.index, range(start, stop)), fit)
-            rows = slice(entry.first_frame + start, entry.first_frame + stop)
-            images[rows] = resize(seen, size)
+            images[place : place + stop - start] = resize(seen, size)
+            place += stop - start
     return Demonstrations(
         images, proprio, actions, episode_ids, task_ids, reader.tasks, low, high,
         image_fit=None if height == width else fit,
     )  # fmt: skip
+
+
+def _first_of_each_task(
+    reader: LeRobotReader,
+    episode_ids: Int64[np.ndarray, " F"],
+    task_ids: Int64[np.ndarray, " F"],
+    count: int,
+) -> Int64[np.ndarray, " K"]:
+    """The frames of the first `count` episodes of each task; all of them for 0."""
+    if count == 0:
+        return np.arange(len(episode_ids))
+    kept: list[int] = []
+    for task in np.unique(task_ids):
+        episodes = np.unique(episode_ids[task_ids == task])
+        if len(episodes) < count:
+            raise UserError(
+                f"{reader.folder}: {count} episodes of each task were asked for, and {reader.tasks[task]!r} has "
+                f"{len(episodes)}. Ask for fewer, or collect more"
+            )
+        kept += episodes[:count].tolist()
+    return np.flatnonzero(np.isin(episode_ids, kept))
 
 
 def _vectors(reader: LeRobotReader, name: str) -> Float32[np.ndarray, "F D"]:

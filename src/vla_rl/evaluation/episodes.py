@@ -28,6 +28,9 @@ class EpisodeRecord:
     turns: int = 0
     simulator_steps: int = 0
     tokens: list[list[int]] = field(default_factory=list)  # per turn, to replay it for a video
+    simulated_turns: int = (
+        0  # by a search: turns that were simulated for it, discarded ones included
+    )
 
 
 Decide = Callable[[Observation, Sequence[EpisodeRecord]], Int64[Tensor, "S K"]]
@@ -56,7 +59,7 @@ def play_each_once(
     queue = list(range(len(specs)))[::-1]
     half = (envs.num_envs + 1) // 2
     groups = [_Group(list(range(half)), envs), _Group(list(range(half, envs.num_envs)), envs)]
-    plain = _plain(policy, temperature, seed)
+    plain = by_itself(policy, temperature, seed)
     for group in groups:
         group.fill(queue, records)
     while any(group.playing for group in groups):
@@ -66,7 +69,7 @@ def play_each_once(
     return records
 
 
-def _plain(policy: Policy, temperature: float, seed: int) -> Decide:
+def by_itself(policy: Policy, temperature: float, seed: int) -> Decide:
     """What the policy does by itself: greedy, or sampled with keyed randomness."""
 
     def decide(observation: Observation, records: Sequence[EpisodeRecord]) -> Int64[Tensor, "S K"]:

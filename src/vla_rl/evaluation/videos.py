@@ -105,9 +105,14 @@ def replay(
         actions = policy.decode_actions(torch.tensor([tokens]))[0]
         _, success, _, _ = studio.step(actions, on_frame=on_frame)
     frames += [studio.render()] * 8  # hold the end for a moment
+    require_same_end(record, success, steps)
+    return frames
+
+
+def require_same_end(record: EpisodeRecord, success: bool, steps: int) -> None:
+    """RuntimeError unless an episode that was played again ended as recorded."""
     if success != record.success or steps != record.simulator_steps:
         raise RuntimeError(
             f"the replay of {record.spec} ended otherwise (success {success}, {steps} steps) than recorded "
             f"(success {record.success}, {record.simulator_steps} steps): the simulator is not deterministic here"
         )
-    return frames

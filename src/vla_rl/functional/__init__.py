@@ -5,7 +5,7 @@
     value_losses    critic losses, explained variance
     log_probs       tempered log-softmax over the action bins, entropy, sampling
     masking         masked mean, variance, whitening
-    intervals       Wilson interval, paired difference
+    intervals       Wilson interval, paired difference, Student's interval over seeds
     ranking         area under ROC, average precision, calibration, pairwise ranking, rank correlation
     precision       computations happen in float32 at least, whatever came in
 
@@ -15,7 +15,9 @@ Axes (legend in `vla_rl.types`): M turns of a window, N environments, B samples,
 from vla_rl.functional.intervals import (
     Interval,
     PairedDifference,
+    mean_interval,
     paired_difference,
+    student_quantile,
     wilson_interval,
 )
 from vla_rl.functional.log_probs import (
@@ -91,12 +93,14 @@ __all__ = [
     "masked_mean",
     "masked_var",
     "masked_whiten",
+    "mean_interval",
     "paired_difference",
     "pairwise_ranking",
     "rank_correlation",
     "reliability",
     "sample_from_uniforms",
     "squared_value_loss",
+    "student_quantile",
     "surrogate_statistics",
     "turn_mean",
     "wilson_interval",

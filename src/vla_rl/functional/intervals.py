@@ -38,7 +38,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     """
     if not 0 <= successes <= trials:
         raise ValueError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
-    z = _normal_quantile(confidence)
+    z = normal_quantile(confidence)
     if trials == 0:
         return Interval(0.0, 1.0)
     total = trials + z * z
@@ -80,7 +80,7 @@ def paired_difference(
         )
     if not all(0 <= outcome <= 1 for outcome in (*before, *after)):
         raise ValueError("outcomes must be successes or numbers in [0, 1]")
-    z = _normal_quantile(confidence)
+    z = normal_quantile(confidence)
     differences = [float(b) - float(a) for a, b in zip(before, after, strict=True)]
     n = len(differences)
     mean = math.fsum(differences) / n
@@ -92,8 +92,72 @@ def paired_difference(
     return PairedDifference(mean, error, max(-1.0, mean - z * error), min(1.0, mean + z * error), n)
 
 
-def _normal_quantile(confidence: float) -> float:
+def normal_quantile(confidence: float) -> float:
     """The z with P(|Z| <= z) = confidence for a standard normal Z: 1.96 at 0.95."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie inside (0, 1), got {confidence}")
     return NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """Student's interval for the mean of what independent values, such as runs of several seeds, are drawn from.
+
+        mean +- t s / sqrt(n),     s^2 = sum (x_i - mean)^2 / (n - 1),     t of n - 1 degrees of freedom
+
+    None for fewer than two values: one says nothing of how far others would lie. Of two or three it is wide, and
+    rightly so. It is not cut to any range.
+
+    Raises:
+        ValueError: If a value is not finite, or confidence is not inside (0, 1).
+    """
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError("expected finite values")
+    n = len(values)
+    if n < 2:
+        normal_quantile(confidence)
+        return None
+    mean = math.fsum(values) / n
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    half = student_quantile(confidence, n - 1) * error
+    return Interval(mean - half, mean + half)
+
+
+def student_quantile(confidence: float, freedom: int) -> float:
+    """The t with P(|T| <= t) = confidence for Student's T of `freedom` degrees: 12.71 at 0.95 and 1, 4.30 at 2.
+
+    Bisection of the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4.
+
+    Raises:
+        ValueError: If confidence is not inside (0, 1), or freedom is below 1.
+    """
+    low = normal_quantile(confidence)  # Student's tails are heavier
+    if freedom < 1:
+        raise ValueError(f"expected at least 1 degree of freedom, got {freedom}")
+    high = 2 * low + 1
+    while _student_within(high, freedom) < confidence:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        if not low < middle < high:
+            break
+        low, high = (
+            (middle, high) if _student_within(middle, freedom) < confidence else (low, middle)
+        )
+    return high
+
+
+def _student_within(t: float, freedom: int) -> float:
+    """P(|T| <= t)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    square = math.cos(angle) ** 2
+    if freedom % 2:
+        term, total = math.cos(angle), 0.0
+        for k in range(1, freedom - 1, 2):
+            total += term
+            term *= square * (k + 1) / (k + 2)
+        return 2 / math.pi * (angle + math.sin(angle) * total)
+    term, total = 1.0, 0.0
+    for k in range(0, freedom - 1, 2):
+        total += term
+        term *= square * (k + 1) / (k + 2)
+    return math.sin(angle) * total

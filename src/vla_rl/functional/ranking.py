@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
 Scores = Float[np.ndarray, " N"]
+Outcomes = Bool[np.ndarray, " N"] | Float[np.ndarray, " N"]
+"""Whether it was so, or to what share, 0 to 1."""
 
 
 def average_ranks(values: Float[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
@@ -65,9 +67,7 @@ class Reliability(NamedTuple):
     observed: Float64[np.ndarray, " bins"]  # share of positives
 
 
-def reliability(
-    probabilities: Scores, positive: Bool[np.ndarray, " N"], bins: int = 10
-) -> Reliability:
+def reliability(probabilities: Scores, positive: Outcomes, bins: int = 10) -> Reliability:
     """How often it was so, against how often it was said to be so. A bin holds its lower edge, the last one both.
 
     Raises:
@@ -88,9 +88,7 @@ def reliability(
     return Reliability(edges, counts.astype(np.int64), predicted, observed)
 
 
-def calibration_error(
-    probabilities: Scores, positive: Bool[np.ndarray, " N"], bins: int = 10
-) -> float:
+def calibration_error(probabilities: Scores, positive: Outcomes, bins: int = 10) -> float:
     """Expected calibration error: sum_b n_b / N |observed_b - predicted_b| (Naeini et al. 2015; Guo et al. 2017).
 
     0 where every bin's share of positives is its mean probability. Raises ValueError as `reliability` does.

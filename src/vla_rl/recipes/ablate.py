@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import as_completed
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,21 +18,13 @@ from typing import Any
 import numpy as np
 
 from vla_rl.config import AblationConfig, ProcessRewardConfig, TrainConfig, UserError
-from vla_rl.config.serialize import differences
 from vla_rl.functional import paired_difference, wilson_interval
+from vla_rl.recipes.many_runs import MODES, diverged, folder_of, shared_out, train_all
 from vla_rl.recipes.presets import preset
 from vla_rl.report.figures.saving import save_figure
-from vla_rl.runtime.child_pool import ChildPool
-from vla_rl.runtime.cpus import available_cpus
 from vla_rl.runtime.extras import need
 from vla_rl.runtime.files import require_writable, write_text
 from vla_rl.runtime.progress import note
-from vla_rl.runtime.run_folder import read_config
-from vla_rl.runtime.signals import Stopped, graceful_stop
-
-MODES = ("greedy", "sampled")
-DIVERGED = "diverged.txt"
-"""In the folder of a run that was stopped by a number that is not finite: where, and why."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +45,15 @@ PAPER = {
 }
 
 
+SUCCESS_ALONE = "success-alone"
+"""Neither a dense reward nor a curriculum: a cell of the build-up alone."""
+
+
 def cell_config(config: TrainConfig, cell: str) -> TrainConfig:
     """`config` changed in the one thing that `cell` is about."""
-    if cell == "no-reward" and config.reward.chosen_kind != "success":
+    if cell == SUCCESS_ALONE:
+        config = replace(config, curriculum=replace(config.curriculum, mode="uniform"))
+    if cell in ("no-reward", SUCCESS_ALONE) and config.reward.chosen_kind != "success":
         return replace(config, reward=replace(config.reward, kind="auto", model=""))
     if cell == "no-curriculum":
         return replace(config, curriculum=replace(config.curriculum, mode="uniform"))
@@ -71,7 +67,7 @@ def cell_config(config: TrainConfig, cell: str) -> TrainConfig:
     if cell == "learning-rate":
         ten_times = 10 * config.optimizer.learning_rate
         return replace(config, optimizer=replace(config.optimizer, learning_rate=ten_times))
-    assert cell in ("full", "no-reward")
+    assert cell in ("full", "no-reward", SUCCESS_ALONE)
     return config
 
 
@@ -88,40 +84,15 @@ def ablate(config: AblationConfig) -> Path:
         missing = ", ".join(cell for cell in config.cells if cell not in cells)
         note(f"left out, as the whole recipe is without it already: {missing}")
     runs = {(c, s): planned_run(config, c, s) for s in range(config.seeds) for c in cells}
-    for run in runs.values():
-        _require_same(run)
-    waiting = {key: run for key, run in runs.items() if not _complete(_folder(run))}
-    note(f"{len(runs)} runs, {len(runs) - len(waiting)} of them complete")
-    # a process for each run: nothing of one run's memory or threads is left to the next
-    with (
-        ChildPool(config.parallel, reuse=False, keep_stderr=False) as pool,
-        graceful_stop("the current iteration of each run", pool.pass_on) as stop,
-    ):
-        jobs = {pool.submit(_train, run): key for key, run in waiting.items()}
-        for job in as_completed(jobs):
-            with suppress(Stopped):
-                job.result()
-            cell, seed = jobs[job]
-            folder = _folder(runs[cell, seed])
-            state = "done" if _complete(folder) else "stopped"
-            if (folder / DIVERGED).is_file():
-                state = "diverged; what it had last saved is compared"
-            note(f"{cell}, seed {seed}: {state}")
-        unfinished = [run for run in runs.values() if not _complete(_folder(run))]
-        if unfinished:
-            left = f"{len(unfinished)} of {len(runs)} runs are not complete"
-            stop.end(f"{left}; the same command goes on with them")
-            raise UserError(f"{left}: see above why; the same command goes on with them")
+    train_all({f"{cell}, seed {seed}": run for (cell, seed), run in runs.items()}, config.parallel)
     return write_results(config, runs)
 
 
 def planned_run(config: AblationConfig, cell: str, seed: int) -> TrainConfig:
     """The training run of a cell and a seed."""
     base = preset(config.preset)
-    cores = config.cores or max(1, available_cpus() // config.parallel)
     base = replace(
         base,
-        env=replace(base.env, num_workers=min(cores, base.env.num_envs)),
         policy=replace(base.policy, checkpoint=config.checkpoint),
         schedule=replace(
             base.schedule,
@@ -131,80 +102,16 @@ def planned_run(config: AblationConfig, cell: str, seed: int) -> TrainConfig:
         reward=_reward(base.reward, config),
         eval=replace(base.eval, episodes_per_task=config.episodes_per_task, videos=0),
         run=replace(
-            base.run,
-            name=f"{cell}-seed-{seed}",
-            root=config.out,
-            seed=seed,
-            threads=cores,
-            tensorboard=False,
+            base.run, name=f"{cell}-seed-{seed}", root=config.out, seed=seed, tensorboard=False
         ),
     )
-    return cell_config(base, cell)
+    return cell_config(shared_out(base, config.parallel, config.cores), cell)
 
 
 def _reward(base: ProcessRewardConfig, config: AblationConfig) -> ProcessRewardConfig:
     if not config.reward_kind and not config.reward_model:
         return base
     return replace(base, kind=config.reward_kind or "auto", model=config.reward_model)
-
-
-def _folder(config: TrainConfig) -> Path:
-    return Path(config.run.root) / config.run.name
-
-
-def _complete(run: Path) -> bool:
-    return (run / "eval" / "after-sampled.json").is_file()
-
-
-def _require_same(run: TrainConfig) -> None:
-    """UserError if the folder of this run holds one with other settings: they would be compared as if alike."""
-    folder = _folder(run)
-    if not (folder / "config.json").is_file():
-        return
-    found = differences(read_config(folder, TrainConfig), run)
-    # how the work is shared out may change from one sitting to the next
-    changed = {
-        name: v for name, v in found.items() if name not in ("env.num_workers", "run.threads")
-    }
-    if changed:
-        settings = ", ".join(
-            f"{name} {old!r} (now {new!r})" for name, (old, new) in changed.items()
-        )
-        raise UserError(
-            f"{folder} was trained with {settings}: give the same settings to go on, or another --out"
-        )
-
-
-def _train(config: TrainConfig) -> None:
-    """One run, in a process of its own. Diverging is a result as well."""
-    from vla_rl.recipes.train_ppo import TrainingDivergedError, train
-
-    folder = _folder(config)
-    try:
-        if (folder / "config.json").is_file():
-            train(read_config(folder, TrainConfig), folder)
-        else:
-            train(config)
-    except TrainingDivergedError as error:
-        write_text(folder / DIVERGED, f"{error}\n")
-        _evaluate_last_good(config)
-
-
-def _evaluate_last_good(config: TrainConfig) -> None:
-    """What a run that diverged had last saved stands for it, or else what it started from."""
-    from vla_rl.recipes.evaluate import evaluate_checkpoint
-
-    folder = _folder(config)
-    saved = any((folder / "checkpoints").glob("iteration-*/policy"))
-    policy = folder if saved else Path(config.policy.checkpoint)
-    for mode, temperature in zip(MODES, (0.0, config.rollout.temperature), strict=True):
-        evaluate_checkpoint(
-            policy,
-            replace(config.eval, temperature=temperature),
-            config.env,
-            folder / "eval" / f"after-{mode}.json",
-            policy_config=config.policy,
-        )
 
 
 # -- results -----------------------------------------------------------------------------------------
@@ -240,16 +147,16 @@ def write_results(config: AblationConfig, runs: dict[tuple[str, int], TrainConfi
 
 def _title(cell: str, runs: Sequence[TrainConfig]) -> str:
     title = PAPER[cell].title.format(temperature=runs[0].rollout.temperature)
-    diverged = sum((_folder(run) / DIVERGED).is_file() for run in runs)
-    return f"{title} ({diverged} of {len(runs)} runs diverged)" if diverged else title
+    count = diverged(runs)
+    return f"{title} ({count} of {len(runs)} runs diverged)" if count else title
 
 
 def compare(
     runs: dict[tuple[str, int], TrainConfig], cell: str, seeds: int, mode: str
 ) -> dict[str, Any]:
     """Success of a cell over all seeds, and its paired difference to `full`."""
-    own = [_outcomes(_folder(runs[cell, seed]), mode) for seed in range(seeds)]
-    whole = [_outcomes(_folder(runs["full", seed]), mode) for seed in range(seeds)]
+    own = [_outcomes(folder_of(runs[cell, seed]), mode) for seed in range(seeds)]
+    whole = [_outcomes(folder_of(runs["full", seed]), mode) for seed in range(seeds)]
     flat = [success for outcomes in own for success in outcomes]
     low, high = wilson_interval(sum(flat), len(flat))
     mean = float(np.mean(flat))

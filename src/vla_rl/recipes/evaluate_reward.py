@@ -71,7 +71,7 @@ def evaluate_reward(config: RewardEvalConfig) -> Result:
         Path(config.out) if config.out else folder.parent / "evaluation", "folder"
     )
     reward_model = load_reward_model(folder)
-    material = _material(config, reward_model)
+    material, regresses = _material(config, reward_model), reward_model.description.reads_past
     seen = material.examples.rows_of(material.seen)
     odds = reward_model_rows(reward_model, material.examples, seen)
     known = material.examples.known[seen]
@@ -82,22 +82,35 @@ def evaluate_reward(config: RewardEvalConfig) -> Result:
         "reward_model": str(folder),
         "datasets": list(material.datasets),
         "held_out_of_training": not config.datasets,
-        "seen_tasks": measure(material.examples, seen, odds, config),
+        "seen_tasks": measure(material.examples, seen, odds, config, regresses),
         "held_out_tasks": None,
         "mismatched": mismatched(reward_model, material.examples, seen, odds, config),
         "versions": versions(),
     }
-    diagrams = {"seen tasks": reliability(probability(odds[known]), positive[known], config.bins)}
+    diagrams = {"seen tasks": _diagram(reward_model, material.examples, seen, odds, config.bins)}
     if len(material.held_out):
         rows = material.examples.rows_of(material.held_out)
         odds = reward_model_rows(reward_model, material.examples, rows)
-        result["held_out_tasks"] = measure(material.examples, rows, odds, config)
-        known, positive = material.examples.known[rows], material.examples.positive[rows]
-        diagrams["held-out tasks"] = reliability(
-            probability(odds[known]), positive[known], config.bins
+        result["held_out_tasks"] = measure(material.examples, rows, odds, config, regresses)
+        diagrams["held-out tasks"] = _diagram(
+            reward_model, material.examples, rows, odds, config.bins
         )
     _write(out, result, diagrams)
     return result
+
+
+def _diagram(
+    reward_model: TrainableRewardModel,
+    examples: Examples,
+    rows: Rows,
+    odds: Float32[np.ndarray, " R"],
+    bins: int,
+) -> Reliability:
+    """What was predicted against what is so: the share of positives, or with head regression progress."""
+    if reward_model.description.reads_past:
+        return reliability(probability(odds), examples.progress[rows], bins)
+    known = examples.known[rows]
+    return reliability(probability(odds[known]), examples.positive[rows][known], bins)
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,7 @@ def _material(config: RewardEvalConfig, reward_model: TrainableRewardModel) -> _
     trajectories = read_trajectories(training)
     description = reward_model.description
     examples = build_examples(
-        trajectories, training.labels, description.history, description.sees_actions
+        trajectories, training.labels, description.history, description.reads_actions
     )
     everything = np.arange(len(trajectories))
     if config.datasets or run is None:
@@ -144,11 +157,12 @@ def training_config(
         return read_config(run, RewardModelConfig)
     description = reward_model.description
     return RewardModelConfig(
+        head=description.head,
         history=description.history,
         sees_actions=description.sees_actions,
         action_chunk=description.action_chunk,
         image_size=description.image_size,
-    )
+    ).resolved()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -156,9 +170,16 @@ def training_config(
 
 
 def measure(
-    examples: Examples, rows: Rows, odds: Float32[np.ndarray, " R"], config: RewardEvalConfig
+    examples: Examples,
+    rows: Rows,
+    odds: Float32[np.ndarray, " R"],
+    config: RewardEvalConfig,
+    regresses: bool = False,
 ) -> Result:
-    """Everything about these turns, which are those of whole episodes; None where a class is missing."""
+    """Everything about these turns, which are those of whole episodes; None where a class is missing.
+
+    `regresses`: the score is progress, and calibrated if it is right about that.
+    """
     known, positive = examples.known[rows], examples.positive[rows]
     episodes = np.unique(examples.episode[rows])
     chances = probability(odds)
@@ -170,15 +191,15 @@ def measure(
     }
     result |= _separation(odds[known], positive[known], examples.episode[rows][known], config)
     if known.any():
-        result["calibration_error"] = calibration_error(
-            chances[known], positive[known], config.bins
-        )
+        right = examples.progress[rows] if regresses else positive
+        result["calibration_error"] = calibration_error(chances[known], right[known], config.bins)
         result["mean_probability"] = float(chances[known].mean())
     result["ranking"] = {
         "mean": _ranking(examples, rows, chances, lambda values: float(values.mean())),
         "last": _ranking(examples, rows, chances, lambda values: float(values[-1])),
     }
     result["progress_correlation"] = _progress(examples, rows, chances)
+    result["progress"] = progress_measures(examples, rows, chances, config.bins)
     tasks = [t.task for t in examples.trajectories]
     result["tasks"] = {}
     for task in sorted({tasks[i] for i in episodes}):
@@ -264,6 +285,28 @@ def _progress(examples: Examples, rows: Rows, chances: Float32[np.ndarray, " R"]
     }
 
 
+def progress_measures(
+    examples: Examples, rows: Rows, chances: Float32[np.ndarray, " R"], bins: int
+) -> Result:
+    """How near the score is to progress, whatever the reward model was taught: that of labels.scheme segments.
+
+    mean_absolute_error, rank_correlation (Spearman's, over all turns, failures among them) and calibration_error: the
+    mean over bins of the score of its distance from the mean progress there.
+    """
+    scheme = LabelConfig(scheme="segments")
+    truth = np.zeros(len(examples), np.float32)
+    for i in np.unique(examples.episode[rows]):
+        trajectory = examples.trajectories[i]
+        found = label(trajectory, scheme, robot_signals(trajectory.robot))
+        truth[examples.episode == i] = found.progress
+    progress = truth[rows]
+    return {
+        "mean_absolute_error": float(np.abs(chances - progress).mean()),
+        "rank_correlation": _number(rank_correlation(chances, progress)),
+        "calibration_error": calibration_error(chances, progress, bins),
+    }
+
+
 def mismatched(
     reward_model: TrainableRewardModel,
     examples: Examples,
@@ -337,7 +380,7 @@ def score_reward(config: RewardScoreConfig) -> Path:
     trajectory = trajectories[config.episode]
     labels_config: LabelConfig = training_config(config.reward_model, reward_model).labels
     examples = build_examples(
-        [trajectory], labels_config, description.history, description.sees_actions
+        [trajectory], labels_config, description.history, description.reads_actions
     )
     text = config.instruction or trajectory.instruction
     rows = np.arange(len(trajectory))

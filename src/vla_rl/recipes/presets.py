@@ -22,6 +22,7 @@ from vla_rl.config import (
 )
 from vla_rl.config.parallel import ParallelConfig
 from vla_rl.envs.defaults import benchmark_env, laptop_env
+from vla_rl.recipes.presets_article import ARTICLE_SUMMARIES, article_presets
 
 # Our own recipe: the defaults of TrainConfig, found on Meta-World with two CPU cores.
 _OURS = TrainConfig()
@@ -181,6 +182,8 @@ PRESETS: dict[str, TrainConfig] = {
     "libero-object-tiny": _libero_tiny("libero-object:0,1,2"),
 }
 
+PRESETS |= article_presets(PRESETS)
+
 SUMMARIES: dict[str, str] = {
     "toy": "a first look: a drawn world, no simulator, no checkpoint, half a minute",
     "metaworld-mt1": "one Meta-World task; another one with --env.suite mt1:<task>",
@@ -195,6 +198,7 @@ SUMMARIES: dict[str, str] = {
     "libero-spatial-tiny": "a small policy on three tasks of LIBERO-Spatial, on a laptop",
     "libero-object-tiny": "a small policy on three tasks of LIBERO-Object, on a laptop",
 }
+SUMMARIES |= ARTICLE_SUMMARIES
 
 
 def preset(name: str) -> TrainConfig:

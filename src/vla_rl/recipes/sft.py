@@ -66,6 +66,7 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
         image_fit=config.image_fit,
         scratch=next(folder for folder in out.absolute().parents if folder.is_dir()),
         normalised_robots=robots(),
+        episodes_per_task=config.episodes_per_task,
     )
     policy = build_policy(config, demos)
     tokens = policy.encode_actions(

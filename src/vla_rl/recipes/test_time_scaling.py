@@ -8,14 +8,14 @@ vla-rl learning-curve runs/first                                   (trained with
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Len, MinLen
 
-from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, UserError
+from vla_rl.config import ConfigError, EnvConfig, EvalConfig, PolicyConfig, UserError
 from vla_rl.config.search import BestOfConfig, ChooserName, ScalingConfig, StudyChooser
 from vla_rl.config.serialize import differences, to_json
 from vla_rl.envs import make_vector_env
@@ -121,19 +121,38 @@ def evaluate_search(
     result["sampling"] = {"mode": "best-of", "temperature": search.temperature}
     result["search"] = to_json(search)
     per_turn = costs[0].per_turn(result["wall_seconds"])
-    result["cost"] = {"total": vars(costs[0]), "per_turn": per_turn}
+    result["cost"] = {
+        "total": vars(costs[0]), "per_turn": per_turn, "simulated_turns": simulated_turns(records),
+    }  # fmt: skip
     return result, records
+
+
+def simulated_turns(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    """What the episodes have spent, discarded turns included: all together, and the mean, least and most of one."""
+    spent = [record.simulated_turns for record in records]
+    return {
+        "total": sum(spent),
+        "mean": sum(spent) / len(spent),
+        "least": min(spent),
+        "most": max(spent),
+        "episodes": [[*record.spec, record.simulated_turns] for record in records],
+    }
 
 
 # --------------------------------------------------------------------------------------------------
 # Success against N
 
+EQUAL: StudyChooser = "trajectories"
+"""What refinement is compared with: it is played after refinement, whose simulated turns it is given."""
+MOST = 65_536
+"""Candidates that a budget of turns is never short of."""
 WAYS: dict[StudyChooser, tuple[ChooserName, bool]] = {
     "reward-model-alone": ("reward-model", False),
     "success": ("success", True),
     "reward-model": ("reward-model", True),
     "simulator": ("simulator", True),
     "random": ("random", True),
+    "trajectories": ("reward-model", True),
 }
 """What the study compares -> chooser, and whether success seen ahead is taken without asking it."""
 
@@ -155,10 +174,13 @@ def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
     scored_by = None if reward_model is None else fingerprint_of_reward_model(reward_model)
     results: dict[tuple[str, int], dict[str, Any]] = {}
     with use_threads(1), make_vector_env(env) as envs:
-        for name, search in planned_searches(config, choosers):
+        for name, size, planned in planned_searches(config, choosers):
+            search = planned
+            if name == EQUAL:
+                search = at_equal_turns(planned, results["reward-model-alone", size], env.horizon)
             asks_model = search.chooser == "reward-model"
             origin = made_by | {"reward_model": scored_by if asks_model else None}
-            file = out / "evaluations" / f"{name}-{search.best_of}.json"
+            file = out / "evaluations" / f"{name}-{size}.json"
             result = stored_evaluation(file, config, search, env, origin)
             if result is None:
                 result, records = evaluate_search(
@@ -167,21 +189,23 @@ def scaling_study(config: ScalingConfig, env: EnvConfig | None = None) -> Path:
                 result |= {"checkpoint": config.checkpoint, "origin": origin}
                 result["practice"] = apart(records, trained_in, summary)
                 write_json(file, result)
-            results[name, search.best_of] = result
+            results[name, size] = result
     return write_study(config, results)
 
 
 def planned_searches(
     config: ScalingConfig, choosers: Sequence[StudyChooser]
-) -> Iterator[tuple[str, BestOfConfig]]:
-    """Every evaluation of a study, the cheap ones first: what it is called, and how it is played."""
+) -> Iterator[tuple[str, int, BestOfConfig]]:
+    """Every evaluation of a study, the cheap ones first: what it is called, N, and how it is played."""
     for name in PLAIN:
         # whoever chooses, with one candidate there is nothing to choose
         yield (
             name,
+            1,
             replace(
                 config.search,
                 best_of=1,
+                turn_budget=0,
                 chooser="random",
                 reward_model="",
                 greedy_first=name == "greedy",
@@ -193,6 +217,7 @@ def planned_searches(
             folder = config.search.reward_model if chooser == "reward-model" else ""
             yield (
                 name,
+                size,
                 replace(
                     config.search,
                     best_of=size,
@@ -201,6 +226,24 @@ def planned_searches(
                     reward_model=folder,
                 ),
             )
+
+
+def at_equal_turns(
+    refinement: BestOfConfig, refined: Mapping[str, Any], horizon: int
+) -> BestOfConfig:
+    """Best of whole trajectories with as many simulated turns an episode as refinement has taken in the mean.
+
+    They are a whole number, and at least one episode's: `cost.simulated_turns` of both says what was spent.
+    """
+    spent = round(refined["cost"]["simulated_turns"]["mean"])
+    return replace(
+        refinement,
+        mode="trajectory",
+        best_of=MOST,
+        temperatures=(),
+        trajectory_turns=max(refinement.trajectory_turns, horizon),
+        turn_budget=refinement.turn_budget or max(spent, horizon),
+    )
 
 
 def available_choosers(
@@ -236,7 +279,15 @@ def _distinct(config: ScalingConfig) -> list[StudyChooser]:
     wanted: Sequence[StudyChooser] = config.choosers
     if config.search.mode != "lookahead":
         wanted = ["reward-model-alone" if name == "reward-model" else name for name in wanted]
-    return list(dict.fromkeys(wanted))
+    distinct: list[StudyChooser] = list(dict.fromkeys(name for name in wanted if name != EQUAL))
+    if EQUAL not in wanted:
+        return distinct
+    if config.search.mode != "refine" or "reward-model-alone" not in distinct:
+        raise ConfigError(
+            "choosers: trajectories is what refinement by the reward model is compared with. It needs search.mode "
+            f"refine (now {config.search.mode}) and the chooser reward-model-alone beside it"
+        )
+    return [*distinct, EQUAL]
 
 
 def fingerprint_of_reward_model(reward_model: TrainableRewardModel) -> str:
@@ -260,8 +311,17 @@ class _Overall:
 
 
 @dataclass(frozen=True)
+class _Spent:
+    total: Annotated[int, Ge(0)]
+    mean: Annotated[float, Ge(0)]
+    least: Annotated[int, Ge(0)]
+    most: Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True)
 class _Cost:
     per_turn: dict[str, float]
+    simulated_turns: _Spent | None = None  # of before
 
 
 @dataclass(frozen=True)
@@ -307,10 +367,18 @@ def stored_evaluation(
     different = [name for name, found, asked in pairs if found != asked]
     different += _changed("", _decisive(stored.origin), _decisive(origin))
     # the folder of the reward model may be another one: its content counts, and is part of the origin
-    kept, wanted = stored.search | {"reward_model": ""}, to_json(search) | {"reward_model": ""}
+    # what an earlier version did not know yet was at its default
+    kept = to_json(BestOfConfig()) | stored.search | {"reward_model": ""}
+    wanted = to_json(search) | {"reward_model": ""}
     different += _changed("search.", kept, wanted)
     if different:
         raise UserError(f"{file} was evaluated with another {', '.join(different)}. {remedy}")
+    refined = search.mode == "refine" and search.best_of > 1
+    if refined and stored.cost.simulated_turns is None:
+        raise UserError(
+            f"{file} is of an earlier version, whose refinement compared trajectories by the mean of log-odds, not of "
+            f"probabilities. {remedy}"
+        )
     missing = sorted(COSTS - set(stored.cost.per_turn))
     if missing:
         raise fault(

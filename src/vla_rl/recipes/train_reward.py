@@ -68,7 +68,7 @@ def train_reward(config: RewardModelConfig) -> Path:
     is_unfinished(out, config, out / REWARD_MODEL_FOLDER)
     seed_everything(config.seed)
     trajectories = read_trajectories(config)
-    examples = build_examples(trajectories, config.labels, config.history, config.sees_actions)
+    examples = build_examples(trajectories, config.labels, config.history, config.reads_actions)
     parent = parent_split(config)
     split = split_for(config, trajectories, parent)
     training, validation = (
@@ -109,7 +109,8 @@ def _learn(
     examples_an_epoch = len(mismatches.rows) + mismatched_count(config, mismatches)
     steps = config.epochs * num_batches(examples_an_epoch, config.batch_size)
     learner = RewardModelLearner(reward_model, config, steps)
-    data = fingerprint(mismatches.rows, examples.positive, examples.actions)
+    taught = examples.progress if config.regresses else examples.positive
+    data = fingerprint(mismatches.rows, taught, examples.actions)
     state = EpochState(run, learner, "reward", {"examples": data})
     state.restore()
     with closing(learner), progress("reward model", total=steps, start=learner.steps) as bar:
@@ -189,6 +190,8 @@ def epoch_of(
     rows = np.concatenate([training, borrowed])
     instructions = [*examples.instructions_of(training), *others]
     positive = np.concatenate([examples.positive[training], np.zeros(len(borrowed), bool)])
+    # under another task's instruction nothing is done yet
+    progress = np.concatenate([examples.progress[training], np.zeros(len(borrowed), np.float32)])
     for chosen in epoch_batches(np.arange(len(rows)), config.batch_size, rng):
         at = rows[chosen]
         yield RewardModelBatch(
@@ -197,6 +200,8 @@ def epoch_of(
             examples.actions[at],
             positive[chosen],
             chosen < len(training),
+            progress[chosen] if config.regresses else None,
+            examples.past_of(at) if config.regresses else None,
         )
 
 
@@ -241,17 +246,32 @@ def reward_model_rows(
     """Log-odds of these turns, under their own instruction or the given ones."""
     words = examples.instructions_of(rows) if instructions is None else list(instructions)
     actions = examples.actions[rows] if reward_model.sees_actions else None
+    if reward_model.description.reads_past:
+        return reward_model.log_odds(
+            examples.images_seen(rows), words, None, examples.past_of(rows)
+        )
     return reward_model.log_odds(examples.images_seen(rows), words, actions)
 
 
 def validate(
     reward_model: TrainableRewardModel, examples: Examples, rows: Rows
 ) -> dict[str, float]:
-    """Loss between the two answers, AUROC and calibration on held-out turns; nothing where there is one class."""
+    """Loss between the two answers, AUROC and calibration on held-out turns; nothing where there is one class.
+
+    With head regression instead of calibration the mean absolute error of progress.
+    """
     positive = examples.positive[rows]
     if not 0 < positive.sum() < len(positive):
         return {}
     odds = reward_model_rows(reward_model, examples, rows)
+    if reward_model.description.reads_past:
+        progress = examples.progress[rows]
+        loss = (np.logaddexp(0.0, odds) - progress * odds).mean()
+        return {
+            "reward/validation_loss": float(loss),
+            "reward/validation_auroc": area_under_roc(odds, positive),
+            "reward/validation_absolute_error": float(np.abs(probability(odds) - progress).mean()),
+        }
     loss = np.logaddexp(0.0, np.where(positive, -odds, odds)).mean()
     return {
         "reward/validation_loss": float(loss),

@@ -29,6 +29,7 @@ LABELS = {
     "reward-model": "reward model and success seen ahead",
     "simulator": "the simulator's dense reward (privileged)",
     "random": "chance",
+    "trajectories": "reward model, among whole trajectories, at equal turns",
 }
 CONTRIBUTIONS = (
     ("greedy", "sampled", "sampling, without a choice"),
@@ -38,6 +39,7 @@ CONTRIBUTIONS = (
     ("greedy", "reward-model", "both"),
     ("success", "reward-model", "the reward model beside success seen ahead"),
     ("reward-model-alone", "reward-model", "success seen ahead beside the reward model"),
+    ("trajectories", "reward-model-alone", "refinement, at as many simulated turns"),
 )
 """(over which, what, its name), with the most candidates."""
 
@@ -70,7 +72,16 @@ def write_study(config: ScalingConfig, results: Results) -> Path:
     about = f"{'/'.join(Path(config.checkpoint).parts[-2:])}, mode {search.mode}"
     if search.mode == "lookahead":
         about += f", {search.lookahead} turns ahead, {search.execute} kept"
-    about += f", temperature {search.temperature:g}"
+    if search.mode == "trajectory":
+        about += f", {search.trajectory_turns} turns at most"
+    if search.mode == "refine":
+        about += f", from the {search.refine_from} turn on"
+    if search.turn_budget:
+        about += f", {search.turn_budget} simulated turns an episode"
+    degrees = search.temperatures or (search.temperature,)
+    about += f", temperature {', '.join(f'{degree:g}' for degree in degrees)}"
+    if search.temperatures:
+        about += f" (whole trajectories: {search.temperature:g})"
     fits = {curve.chooser: None if curve.fit is None else curve.fit._asdict() for curve in curves}
     write_json(
         out / "scaling.json",
@@ -126,7 +137,23 @@ def _row(
         "interval": [rate.low, rate.high],
         "gain": None if gain is None else [gain.mean, gain.low, gain.high],
         "cost_per_turn": result["cost"]["per_turn"],
+        "simulated_turns": _spent(rate, result["cost"]),
     }
+
+
+def _spent(rate: Rate, cost: Mapping[str, Any]) -> dict[str, Any]:
+    """Simulated turns of an episode: mean, least and most; of an earlier version the mean alone."""
+    found = cost.get("simulated_turns")
+    if found is None:
+        return {"mean": cost["per_turn"]["simulator_turns"] * (rate.mean_turns or 0.0)}
+    return {name: found[name] for name in ("mean", "least", "most", "total")}
+
+
+def _spent_in_words(spent: Mapping[str, Any]) -> str:
+    """Mean, and the range where episodes differ."""
+    if spent.get("least", 0) == spent.get("most", 0):
+        return f"{spent['mean']:.1f}"
+    return f"{spent['mean']:.1f} ({spent['least']} to {spent['most']})"
 
 
 def headline(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]]) -> str:
@@ -168,9 +195,10 @@ def _write_table(
         f"# Best of N: {about}\n",
         headline(rows, parts) + "\n",
         f"In a choice {first}. Success with Wilson 95 % intervals; gain over greedy play, paired by episode. Cost is "
-        "for each turn that was kept.\n",
-        "| chosen by | N | success | gain | policy: prefills, chunks | simulated turns | scored | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "for each turn that was kept; turns simulated for an episode, discarded ones included, beside it.\n",
+        "| chosen by | N | success | gain | policy: prefills, chunks | simulated turns | of an episode | scored "
+        "| seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         low, high = (100 * end for end in row["interval"])
@@ -181,7 +209,7 @@ def _write_table(
         lines.append(
             f"| {LABELS[row['chooser']]} | {row['best_of']} | {100 * row['success']:.1f} % [{low:.1f}, {high:.1f}] "
             f"| {gain} | {cost['prefills']:.1f}, {cost['action_chunks']:.1f} | {cost['simulator_turns']:.1f} "
-            f"| {cost['scored']:.1f} | {cost['seconds']:.3f} |"
+            f"| {_spent_in_words(row['simulated_turns'])} | {cost['scored']:.1f} | {cost['seconds']:.3f} |"
         )
     lines += _fits(curves)
     lines.append("\n![success against the number of candidates](scaling.png)")

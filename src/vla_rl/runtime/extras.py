@@ -19,7 +19,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "metaworld": ("metaworld", "mujoco"),
     "libero": ("libero", "robosuite", "bddl", "h5py"),
     "data": ("pyarrow", "av"),
-    "report": ("matplotlib", "PIL"),
+    "report": ("matplotlib", "PIL", "scipy"),
     "tensorboard": ("tensorboard",),
     "lora": ("peft", "transformers"),
     "openvla": ("huggingface_hub", "numba"),

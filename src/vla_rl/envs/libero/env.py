@@ -23,6 +23,7 @@ from vla_rl.envs.env import Snapshot
 from vla_rl.envs.libero.simulator import LiberoSimulator, libero_simulators
 from vla_rl.envs.libero.tasks import suite_tasks
 from vla_rl.envs.simulator_pool import SimulatorPool, SimulatorUser
+from vla_rl.envs.trace import Moment, TracedGoal
 from vla_rl.types import EpisodeSpec
 
 
@@ -109,6 +110,14 @@ class LiberoEnv(SimulatorUser[LiberoSimulator]):
         As `robot0_eef_pos`, `robot0_eef_quat` and `robot0_gripper_qpos` of LIBERO's observation.
         """
         return self._own().proprio()
+
+    def traced_goals(self) -> tuple[TracedGoal, ...]:
+        """What the episode being played is about; see `envs.trace`."""
+        return self._own().witness.goals
+
+    def moment(self) -> Moment:
+        """What happens to the objects now, see `envs.trace`. Privileged: it sees objects and goals."""
+        return self._own().moment()
 
     # -- snapshots -----------------------------------------------------------------------------------
 

@@ -24,9 +24,11 @@ from vla_rl.envs.libero.assets import lighten, without_looks
 from vla_rl.envs.libero.control import ControlState, OperationalSpaceControl
 from vla_rl.envs.libero.package import load_libero
 from vla_rl.envs.libero.tasks import LiberoTask, stored_states, suite_tasks
+from vla_rl.envs.libero.tracing import Witness
 from vla_rl.envs.rendering.camera import TEXELS_PER_PIXEL, Camera, CameraSettings, Drawing
 from vla_rl.envs.rendering.gl import load_mujoco, shared_context
 from vla_rl.envs.simulator_pool import SimulatorPool
+from vla_rl.envs.trace import Moment
 
 SEED = 0
 """Seed of every reset, as in OpenVLA's evaluation: it places the furniture, which initial states do not hold."""
@@ -91,6 +93,7 @@ class LiberoSimulator:
         self._hand = self.robosuite_env.sim.model.body_name2id(robot.robot_model.eef_name)
         self._after_reset = self.save()
         self._settled: dict[int, LiberoState] = {}
+        self._seen_by: Witness | None = None
 
     # -- state ---------------------------------------------------------------------------------------
 
@@ -178,6 +181,19 @@ class LiberoSimulator:
             if success:
                 return True, step + 1
         return False, total
+
+    @property
+    def witness(self) -> Witness:
+        """Who tells what happens to the objects."""
+        if self._seen_by is None:
+            self._seen_by = Witness(self.robosuite_env, self.model, self.data)
+        return self._seen_by
+
+    def moment(self) -> Moment:
+        """What a trace holds of the present state. What happens next is not changed by asking."""
+        self._following = False  # within `play` the joints have moved since
+        self.follow()
+        return self.witness.moment(self._control.state.gripper)
 
     # -- observations --------------------------------------------------------------------------------
 

@@ -23,8 +23,10 @@ from vla_rl.config.errors import ConfigError, nearest
 from vla_rl.envs.env import Snapshot
 from vla_rl.envs.metaworld.simulator import SimulatorState, TaskSimulator, metaworld_simulators
 from vla_rl.envs.metaworld.tasks import INSTRUCTIONS, suite_tasks
+from vla_rl.envs.metaworld.tracing import traced_goal
 from vla_rl.envs.rendering.camera import CameraSettings
 from vla_rl.envs.simulator_pool import SimulatorPool, SimulatorUser
+from vla_rl.envs.trace import Moment, TracedGoal
 from vla_rl.types import EpisodeSpec
 
 _ATTRIBUTE = "attribute:"
@@ -117,6 +119,14 @@ class MetaWorldEnv(SimulatorUser[TaskSimulator]):
                 "the dense reward is of a turn: play one since the last reset or restore"
             )
         return self._own().dense_reward(self._last_action)
+
+    def traced_goals(self) -> tuple[TracedGoal, ...]:
+        """What the episode being played is about; see `envs.trace`."""
+        return (traced_goal(self._own().task),)
+
+    def moment(self) -> Moment:
+        """What happens to the object now, see `envs.trace`. Privileged: it sees objects and goal."""
+        return self._own().moment()
 
     # -- snapshots -----------------------------------------------------------------------------------
 

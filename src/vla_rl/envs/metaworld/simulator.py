@@ -18,6 +18,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from vla_rl.envs.metaworld.success import SUCCESS
 from vla_rl.envs.metaworld.tasks import initial_state_generator
+from vla_rl.envs.metaworld.tracing import Witness
 from vla_rl.envs.rendering.camera import (
     CORNER2_POSITION,
     Camera,
@@ -27,6 +28,7 @@ from vla_rl.envs.rendering.camera import (
 )
 from vla_rl.envs.rendering.gl import load_metaworld_classes, load_mujoco, shared_context
 from vla_rl.envs.simulator_pool import SimulatorPool
+from vla_rl.envs.trace import Moment
 
 _MOVED_AT_RESET = ("body_pos", "site_pos")
 """Model arrays that Meta-World's resets write to (a test goes through all arrays of all tasks)."""
@@ -62,6 +64,7 @@ class TaskSimulator:
         env.do_simulation = self._simulate
         self._reset_hand = env._reset_hand
         self._solved = SUCCESS.get(task)
+        self._witness: Witness | None = None
 
         self._pristine_model = self._copy_model()
         self._pristine_attributes = dict(env.__dict__)
@@ -213,6 +216,13 @@ class TaskSimulator:
         reward, _ = self._env.evaluate_state(self.observation, action)
         self._write_attributes(attributes)
         return float(reward)
+
+    def moment(self) -> Moment:
+        """What a trace holds of the present state. The state stays as it is."""
+        if self._witness is None:
+            self._witness = Witness(self.task, self._env)
+        self._place_bodies()
+        return self._witness.moment()
 
     def _place_bodies(self) -> None:
         """Compute where everything is, if only the state is known; the solver's warm start stays as it is."""

@@ -8,38 +8,53 @@ entry are asked through `evaluate_state`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-_norm = np.linalg.norm
+
+def _norm(vector: Any) -> float:
+    return float(np.linalg.norm(vector))
 
 
-def _within(radius: float) -> Callable[[Any], bool]:
+@dataclass(frozen=True)
+class Condition:
+    """Success is a distance of no more than `radius`."""
+
+    distance: Callable[[Any], float]
+    """What is still to go, m."""
+    radius: float
+
+    def __call__(self, env: Any) -> bool:
+        return bool(self.distance(env) <= self.radius)
+
+
+def _within(radius: float) -> Condition:
     """The object's distance to its target."""
-    return lambda env: bool(_norm(env._get_pos_objects() - env._target_pos) <= radius)
+    return Condition(lambda env: _norm(env._get_pos_objects() - env._target_pos), radius)
 
 
-def _within_along(axis: int, radius: float) -> Callable[[Any], bool]:
+def _within_along(axis: int, radius: float) -> Condition:
     """The object's distance to its target along one axis."""
-    return lambda env: bool(abs(env._get_pos_objects()[axis] - env._target_pos[axis]) <= radius)
+    return Condition(lambda env: abs(env._get_pos_objects()[axis] - env._target_pos[axis]), radius)
 
 
-def _gripper_within(radius: float) -> Callable[[Any], bool]:
-    return lambda env: bool(_norm(env.tcp_center - env._target_pos) <= radius)
+def _gripper_within(radius: float) -> Condition:
+    return Condition(lambda env: _norm(env.tcp_center - env._target_pos), radius)
 
 
-def _peg_inserted(env: Any) -> bool:
+def _peg_head_to_hole(env: Any) -> float:
     offset = env._get_site_pos("pegHead") - env._target_pos
-    return bool(_norm(offset * np.array([1.0, 2.0, 2.0])) <= 0.07)
+    return _norm(offset * np.array([1.0, 2.0, 2.0]))
 
 
-SUCCESS: dict[str, Callable[[Any], bool]] = {
+SUCCESS: dict[str, Condition] = {
     "button-press-topdown": _within_along(2, 0.024),
     "door-open": _within_along(0, 0.08),
     "drawer-close": _within(0.05 + 0.015),
     "drawer-open": _within(0.03),
-    "peg-insert-side": _peg_inserted,
+    "peg-insert-side": Condition(_peg_head_to_hole, 0.07),
     "pick-place": _within(0.07),
     "push": _within(0.05),
     "reach": _gripper_within(0.05),

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32, Int64
 
 from vla_rl.envs.env import EpisodesLostError, Snapshot, VectorEnv
-from vla_rl.evaluation.search.choosers import Moment, Picture
+from vla_rl.evaluation.search.choosers import Moment, Picture, TurnActions
 from vla_rl.policies.policy import Policy
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation, StepResult
@@ -29,7 +29,7 @@ class Cost:
     decisions: int = 0  # times a choice was made
     prefills: int = 0  # observations the policy looked at
     action_chunks: int = 0  # turns decoded by the policy
-    simulator_turns: int = 0  # turns simulated, discarded ones included
+    simulator_turns: int = 0  # turns simulated, discarded ones included; not those lost in a crash
     scored: int = 0  # turns scored by the chooser
     chooser_calls: int = 0  # batches of them
 
@@ -75,11 +75,17 @@ class PlayedTurn:
     tokens: list[int]
     action: Float32[np.ndarray, "C A"]
     before: tuple[Picture, ...]  # the last images, oldest first
+    past: tuple[TurnActions, ...]  # what was done at each of them but the last
     after: tuple[Picture, ...]
     view: Observation  # what is seen after it, one row
     simulator_steps: int
     snapshot: Snapshot | None  # after it, where it was asked for and the episode goes on
     dense_reward: float | None  # likewise
+
+    @property
+    def past_after(self) -> tuple[TurnActions, ...]:
+        """What was done at each of the images `before`."""
+        return (*self.past, self.action)
 
 
 @dataclass
@@ -94,6 +100,7 @@ class Branch:
     frames: tuple[
         Picture, ...
     ] = ()  # the last images before its start, that of its start not among them
+    past: tuple[TurnActions, ...] = ()  # what was done at each of these
     first: Int64[np.ndarray, " K"] | None = None  # tokens of its first turn, where decided already
     keep: frozenset[int] = frozenset()  # snapshots are taken after so many of its turns
     reward_every_turn: bool = False  # dense rewards of all turns, not of the last alone
@@ -117,6 +124,7 @@ class Branch:
             played.action,
             played.after,
             played.dense_reward,
+            played.past,
         )
 
 
@@ -127,6 +135,7 @@ class _Place:
     branch: Branch
     view: Observation
     images: tuple[Picture, ...]  # the last ones, the present one included
+    past: tuple[TurnActions, ...]  # what was done at each but the present one
     tokens: list[int] = field(default_factory=list[int])  # of the turn under way
     action: Float32[np.ndarray, "C A"] | None = None
 
@@ -150,12 +159,17 @@ class BranchPlayer:
         self.num_tokens = policy.action_chunk * policy.action_dim
         half = (envs.num_envs + 1) // 2
         self._groups = [list(range(half)), list(range(half, envs.num_envs))]
+        self._temperature = sampling.temperature
         self._places: dict[int, _Place] = {}
         self._posted: dict[int, list[int]] = {0: [], 1: []}
         self._last_spec: dict[int, EpisodeSpec] = {}
 
-    def play(self, branches: Sequence[Branch]) -> None:
-        """Play them all to their limit or their episode's end; fills in what came of each."""
+    def play(self, branches: Sequence[Branch], temperature: float | None = None) -> None:
+        """Play them all to their limit or their episode's end; fills in what came of each.
+
+        `temperature`: other than that of the sampling.
+        """
+        self._temperature = self._sampling.temperature if temperature is None else temperature
         waiting = list(branches)
         for index in range(len(self._groups)):
             self._fill(index, waiting)
@@ -191,11 +205,13 @@ class BranchPlayer:
                 if result.lost[row]:
                     again[slot] = branch
                     continue
+                self.cost.simulator_turns -= len(branch.turns)  # lost, and played again
                 branch.turns.clear()
                 branch.success = branch.ended = False
                 view = result.observation.select([row])
                 images = (*branch.frames, view.images[0])[-self._history :]
-                self._places[slot] = _Place(branch, view, images)
+                past = _last(branch.past, len(images) - 1)
+                self._places[slot] = _Place(branch, view, images, past)
                 self._last_spec[slot] = branch.spec
             fresh = again
 
@@ -234,7 +250,7 @@ class BranchPlayer:
             for place in places
         ]
         view = Observation.concatenate([place.view for place in places])
-        output = self._policy.act(view, self._sampling.temperature, np.stack(uniforms))
+        output = self._policy.act(view, self._temperature, np.stack(uniforms))
         self.cost.prefills += len(places)
         self.cost.action_chunks += len(places)
         return output.tokens.cpu().numpy()
@@ -291,12 +307,15 @@ class BranchPlayer:
         place = self._places[slot]
         assert place.action is not None
         before, place.view = place.images, result.observation.select([row])
+        past = place.past
         place.images = (*before, place.view.images[0])[-self._history :]
+        place.past = _last((*past, place.action), len(place.images) - 1)
         place.branch.turns.append(
             PlayedTurn(
                 place.tokens,
                 place.action,
                 before,
+                past,
                 place.images,
                 place.view,
                 int(result.simulator_steps[row]),
@@ -306,3 +325,7 @@ class BranchPlayer:
         )
         place.branch.success = bool(result.terminated[row])
         place.branch.ended = bool(result.terminated[row] or result.truncated[row])
+
+
+def _last(actions: tuple[TurnActions, ...], count: int) -> tuple[TurnActions, ...]:
+    return actions[len(actions) - count :]

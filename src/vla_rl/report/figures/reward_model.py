@@ -55,9 +55,9 @@ def draw_reliability(path: Path, diagrams: Mapping[str, Reliability]) -> None:
         width = (found.edges[1] - found.edges[0]) / len(diagrams)
         left = found.edges[:-1] + (number + 0.5) * width
         bottom.bar(left, found.counts, width * 0.9, color=colour)
-    top.set(ylabel="share of positives", xlim=(0, 1), ylim=(0, 1))
+    top.set(ylabel="share of positives, or progress", xlim=(0, 1), ylim=(0, 1))
     top.legend(frameon=False)
-    bottom.set(xlabel="predicted probability", ylabel="turns")
+    bottom.set(xlabel="predicted", ylabel="turns")
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

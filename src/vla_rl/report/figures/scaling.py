@@ -16,6 +16,7 @@ from vla_rl.runtime.extras import need
 
 COLORS = {
     "reward-model": "C0", "reward-model-alone": "C9", "simulator": "C2", "success": "C1", "random": "C7",
+    "trajectories": "C4",
 }  # fmt: skip
 PLAIN_STYLES = ("--", ":")
 

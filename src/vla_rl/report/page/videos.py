@@ -85,33 +85,35 @@ def _film(video: Video, stage: Stage, name_state: bool) -> str:
     )
     state = f"initial state {video.initial_state}, " if name_state else ""
     return (
-        f'<figure class="film">{_screen(video, words)}<figcaption><b>{stage.capitalize()}</b> · '
+        f'<figure class="film">{screen(video, words)}<figcaption><b>{stage.capitalize()}</b> · '
         f'<span class="{outcome}">{outcome}</span> <span class="turns">{state}{turns}</span>'
         "</figcaption></figure>"
     )
 
 
-def _screen(video: Video, words: str) -> str:
+def screen(video: Video, words: str) -> str:
+    """The video itself, with a still that stands there until it plays, and its images in a row."""
     kind = video.file.suffix.lower()
     if kind in _STILL_TYPES:
-        source = _data(_STILL_TYPES[kind], video.file.read_bytes())
+        source = data_url(_STILL_TYPES[kind], video.file.read_bytes())
         return f'<img class="still" alt="{words}" src="{source}">'
     if kind not in _VIDEO_TYPES:
         return f'<div class="none">{escape(video.file.name)} is no video</div>'
     try:
         frames = read_video(video.file)
         # the last image stands there until the video plays: it shows how the episode ended
-        poster = _data("image/jpeg", jpeg(frames[-1]))
-        strip = _data("image/jpeg", jpeg(filmstrip(frames, _STRIP_COLUMNS)))
+        poster = data_url("image/jpeg", jpeg(frames[-1]))
+        strip = data_url("image/jpeg", jpeg(filmstrip(frames, _STRIP_COLUMNS)))
     except UserError as error:
         return f'<div class="none">{escape(str(error))}</div>'
     count = min(_STRIP_COLUMNS, len(frames))
     return (
         f'<video controls muted loop playsinline preload="auto" aria-label="{words}" poster="{poster}" '
-        f'src="{_data(_VIDEO_TYPES[kind], video.file.read_bytes())}"></video>'
+        f'src="{data_url(_VIDEO_TYPES[kind], video.file.read_bytes())}"></video>'
         f'<img class="strip" alt="{count} images in order: {words}" src="{strip}">'
     )
 
 
-def _data(kind: str, content: bytes) -> str:
+def data_url(kind: str, content: bytes) -> str:
+    """The content of a file as an address that needs no file."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -12,6 +12,7 @@ from string import Template
 from vla_rl import __version__
 from vla_rl.report.page import curves, sections
 from vla_rl.report.page import videos as films
+from vla_rl.report.page.analysis import analysis
 from vla_rl.report.run_data import Run, read_run
 from vla_rl.runtime.files import require_writable, write_text
 from vla_rl.runtime.run_folder import display_name, training_run
@@ -67,6 +68,8 @@ def _chapters(run: Run) -> list[tuple[str, str, str, str]]:
         ("curriculum", "Curriculum", curves.curriculum(run), "Which tasks were practised when."),
         ("dynamics", "Training dynamics", curves.dynamics(run),
          "What happened inside the optimiser and the machine, one point per iteration."),
+        ("analysis", "What practice changed", analysis(run),
+         "How episodes fail, how far actions spread, and where training stood still, as `vla-rl analyse` found it."),
         ("videos", "Episodes", films.films(run),
          "Recorded test episodes, the same initial state before and after training where both were kept. "
          "Click one to play it."),

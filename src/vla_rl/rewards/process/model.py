@@ -4,8 +4,9 @@
     assistant  1
 
 What is read is never text but log p(positive answer) - log p(negative answer) at the answer's position, over the whole
-vocabulary; its sigmoid is the probability of the one against the other. Two backbones: the project's own tiny model
-class (`tiny`), and any image-text model of Hugging Face (`vlm`).
+vocabulary; its sigmoid is the probability of the one against the other. With head regression a small network on the
+last token's hidden state gives the log-odds of progress instead (`regression.py`). Two backbones: the project's own
+tiny model class (`tiny`), and any image-text model of Hugging Face (`vlm`).
 
 On disk a reward model is a folder. reward_model.json says what it was trained for, and the weights are safetensors. The
 tiny one has its tokenizer beside them; the others take their processor from the backbone.
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from vla_rl.config import LoraConfig, RewardModelConfig, UserError
+from vla_rl.config.reward import PROGRESS_PROMPT
 from vla_rl.config.serialize import to_json
 from vla_rl.runtime.external import fault, read_json
 from vla_rl.runtime.files import write_json
@@ -54,13 +56,26 @@ class RewardModelDescription:
     history: Annotated[int, Ge(1), Le(64)] = 1
     """Images it sees, oldest first."""
     action_chunk: Annotated[int, Ge(0), Le(1024)] = 0
-    """Actions it sees; 0: none."""
+    """Actions of a turn that it sees; 0: none."""
     action_size: Annotated[int, Ge(0), Le(1024)] = 0
     lora: LoraConfig | None = None
+    head: Literal["next-token", "regression"] = "next-token"
+    """regression: it reads the actions of the steps so far, and its score is progress."""
 
     @property
     def sees_actions(self) -> bool:
+        """Whether it is shown the turn's own actions, which are only proposed."""
+        return self.action_chunk > 0 and not self.reads_past
+
+    @property
+    def reads_actions(self) -> bool:
+        """Whether it is shown actions at all: those that are proposed, or those of the steps so far."""
         return self.action_chunk > 0
+
+    @property
+    def reads_past(self) -> bool:
+        """Whether it is shown the actions between the images of its history."""
+        return self.head == "regression"
 
     def question(self, instruction: str) -> str:
         """What it is asked about an image."""
@@ -68,7 +83,11 @@ class RewardModelDescription:
         return self.prompt.replace("{instruction}", instruction)
 
     def check(
-        self, images: Images, instructions: Sequence[str], actions: Actions | None
+        self,
+        images: Images,
+        instructions: Sequence[str],
+        actions: Actions | None,
+        past: PastSteps | None = None,
     ) -> UInt8[np.ndarray, "B F H W 3"]:
         """The images with their history axis. Raises UserError for anything the reward model was not trained for."""
         if images.ndim == 4 and self.history == 1:
@@ -88,7 +107,32 @@ class RewardModelDescription:
                 "model for these"
             )
         self._check_actions(count, actions)
+        self._check_past(count, past)
         return images
+
+    def _check_past(self, count: int, past: PastSteps | None) -> None:
+        if not self.reads_past:
+            if past is not None:
+                raise UserError(
+                    "the reward model answers from what is seen now and was given the actions of the steps so far: "
+                    "train one with head regression, or leave them out"
+                )
+            return
+        wanted = (count, self.history - 1, self.action_chunk, self.action_size)
+        if past is None or past.actions.shape != wanted or past.count.shape != (count,):
+            got = "none" if past is None else f"actions of shape {past.actions.shape}"
+            raise UserError(
+                f"the reward model reads the {self.history - 1} step(s) before each turn, {self.action_chunk} "
+                f"action(s) of size {self.action_size} each: expected actions of shape {wanted}, got {got}. It belongs "
+                "to another history, action size or chunk"
+            )
+        if len(past.count) and not 0 <= past.count.min() <= past.count.max() < self.history:
+            raise UserError(
+                f"expected 0 to {self.history - 1} earlier steps at every turn, got {past.count.min()} to "
+                f"{past.count.max()}"
+            )
+        if not np.isfinite(past.actions).all():
+            raise UserError("the actions of the steps so far hold numbers that are not finite")
 
     def _check_actions(self, count: int, actions: Actions | None) -> None:
         shape = None if actions is None else tuple(actions.shape)
@@ -108,7 +152,9 @@ class RewardModelDescription:
 
     def require(self, config: RewardModelConfig, source: str) -> None:
         """Raise UserError unless a reward model for `config` is this one; both must ask the same question."""
+        config = config.resolved()
         asked = {
+            "head": config.head,
             "prompt": config.prompt,
             "positive_answer": config.positive_answer,
             "negative_answer": config.negative_answer,
@@ -124,6 +170,20 @@ class RewardModelDescription:
                 )
 
 
+@dataclass(frozen=True)
+class PastSteps:
+    """The steps before each of B turns, P of them at most: those between the images of a history of P + 1."""
+
+    actions: Float32[np.ndarray, "B P C A"]
+    """Simulator units, oldest first; of steps before the episode's start 0."""
+    count: Int64[np.ndarray, " B"]
+    """How many there were: the last so many rows of `actions`."""
+
+    def select(self, rows: slice | np.ndarray) -> PastSteps:
+        """Of these turns."""
+        return PastSteps(self.actions[rows], self.count[rows])
+
+
 class ProcessRewardModel(Protocol):
     """Scores turns: what was seen (and is about to be done), under an instruction."""
 
@@ -134,13 +194,18 @@ class ProcessRewardModel(Protocol):
     def sees_actions(self) -> bool: ...
 
     def log_odds(
-        self, images: Images, instructions: Sequence[str], actions: Actions | None = None
+        self,
+        images: Images,
+        instructions: Sequence[str],
+        actions: Actions | None = None,
+        past: PastSteps | None = None,
     ) -> Float32[np.ndarray, " B"]:
-        """The log-odds of the positive answer at each turn: log p(positive) - log p(negative).
+        """The log-odds of the positive answer at each turn: log p(positive) - log p(negative). Of progress with head
+        regression: their sigmoid is progress, 0 to 1.
 
         images: (B, H, W, 3), or (B, F, H, W, 3) with F images each, oldest first (see `with_history`).
-        actions: in the simulator's units, for a reward model that sees them. Raises UserError where the reward model
-        was trained for another size, history or action.
+        actions: in the simulator's units, for a reward model that sees them. past: for one that reads the steps so far.
+        Raises UserError where the reward model was trained for another size, history or action.
         """
         ...
 
@@ -160,6 +225,12 @@ class TrainableRewardModel(ProcessRewardModel, Protocol):
         self, images: Images, instructions: Sequence[str], actions: Actions | None = None
     ) -> Float[Tensor, "B 2"]:
         """Log-probabilities of the negative (0) and the positive answer (1) among all tokens, with gradients."""
+        ...
+
+    def progress_log_odds(
+        self, images: Images, instructions: Sequence[str], past: PastSteps
+    ) -> Float[Tensor, " B"]:
+        """Head regression: the log-odds of progress, with gradients."""
         ...
 
     def trained_parameters(self) -> list[torch.nn.Parameter]: ...
@@ -197,6 +268,7 @@ def log_odds_in_parts(
     actions: Actions | None,
     part: int,
     threads: int,
+    past: PastSteps | None = None,
 ) -> Float32[np.ndarray, " B"]:
     """`ProcessRewardModel.log_odds` in parts of so many turns, several at a time."""
     starts = range(0, len(instructions), part)
@@ -205,10 +277,15 @@ def log_odds_in_parts(
         rows = slice(start, start + part)
         given = None if actions is None else actions[rows]
         with torch.inference_mode():  # per thread
+            if past is not None:
+                odds = reward_model.progress_log_odds(
+                    images[rows], instructions[rows], past.select(rows)
+                )
+                return odds.float().cpu().numpy()
             log_probs = reward_model.answer_log_probs(images[rows], instructions[rows], given)
             return (log_probs[:, 1] - log_probs[:, 0]).float().cpu().numpy()
 
-    reward_model.description.check(images, instructions, actions)
+    reward_model.description.check(images, instructions, actions, past)
     if not instructions:
         return np.zeros(0, np.float32)
     if threads <= 1 or len(starts) == 1:
@@ -260,4 +337,10 @@ def read_description(folder: Path) -> RewardModelDescription:
     if (found.action_chunk > 0) != (found.action_size > 0):
         expected = "0 exactly if action_chunk is 0"
         raise fault(path, "action_size", expected, found.action_size, REMEDY)
+    if found.reads_past:
+        if found.history < 2 or not found.action_chunk:
+            expected = "2 or more, and action_chunk 1 or more, for head regression"
+            raise fault(path, "history", expected, found.history, REMEDY)
+        if found.prompt != PROGRESS_PROMPT:
+            raise fault(path, "prompt", repr(PROGRESS_PROMPT), found.prompt, REMEDY)
     return found

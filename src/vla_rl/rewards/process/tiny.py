@@ -5,6 +5,9 @@
 
 and the hidden state of the last column predicts the answer, a text token like any other. Earlier images are averaged
 down to four tokens each: what moved is to be seen, not what it looked like.
+
+With head regression each earlier image is followed by the tokens of the action that was taken then, and a small network
+on the last column's hidden state gives progress (`regression.py`). Steps before the episode's start are padding.
 """
 
 from __future__ import annotations
@@ -37,11 +40,18 @@ from vla_rl.rewards.process.model import (
     REMEDY,
     Actions,
     Images,
+    PastSteps,
     RewardModelDescription,
     is_question,
     log_odds_in_parts,
     read_description,
     write_description,
+)
+from vla_rl.rewards.process.regression import (
+    attach_head,
+    load_head,
+    save_head,
+    without_head,
 )
 from vla_rl.runtime.cpus import available_cpus
 from vla_rl.runtime.devices import resolve_device
@@ -50,6 +60,8 @@ from vla_rl.runtime.files import write_json
 
 MODEL_CONFIG_FILE = "model.json"
 TEXT_VOCAB = 1024
+MAX_POSITIONS = 512
+"""Room for an image, earlier ones and words."""
 PART = 64
 """Turns a thread scores at a time."""
 EARLIER_SIDE = 2
@@ -65,7 +77,11 @@ class TinyProcessRewardModel:
         tokenizer: Tokenizer,
         description: RewardModelDescription,
         device: torch.device,
+        seed: int = 0,
     ) -> None:
+        """`seed`: of a fresh head."""
+        width = model.config.language.hidden
+        self.head = attach_head(model, width, seed) if description.reads_past else None
         self.model = model.to(device).eval()
         self.description = description
         self._device = device
@@ -90,21 +106,22 @@ class TinyProcessRewardModel:
         instructions: Their words get tokens of their own; other words are spelled in bytes. action_shape: (C, A) of the
         actions that it sees, if the config says that it sees any.
         """
-        model = reward_model_model(config, image_size)
+        config = config.resolved()
+        chunk, size = action_shape if config.reads_actions else (0, 0)
+        model = reward_model_model(config, image_size, chunk * size)
         template = config.prompt.lower().replace("{instruction}", " ")
         answers = [config.negative_answer, config.positive_answer]
         tokenizer = build_tiny_tokenizer([*instructions, template, *answers], model)
-        chunk, size = action_shape if config.sees_actions else (0, 0)
         description = RewardModelDescription(
             "tiny", config.prompt, config.positive_answer, config.negative_answer,
-            image_size, config.history, chunk, size,
+            image_size, config.history, chunk, size, None, config.head,
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network = OpenVLA(model)
             initialise(network)
         network.freeze_unused()
-        return cls(network, tokenizer, description, resolve_device(config.device))
+        return cls(network, tokenizer, description, resolve_device(config.device), config.seed)
 
     @property
     def device(self) -> torch.device:
@@ -152,10 +169,39 @@ class TinyProcessRewardModel:
         count = given.shape[1] + 1
         hidden = self._hidden(patches, _followed_by(question, rest), question.lengths - 1, count)
         answer, action = (hidden[:, -1], hidden[:, :-1]) if sees else (hidden[:, 0], hidden[:, 1:])
+        return self._answers(answer), self._taken(action, given)
+
+    def progress_log_odds(
+        self, images: Images, instructions: Sequence[str], past: PastSteps
+    ) -> Float[Tensor, " B"]:
+        """See `TrainableRewardModel.progress_log_odds`."""
+        assert self.head is not None
+        before = self._embed_steps(self.description.check(images, instructions, None, past), past)
+        question = self.processor.prompts(instructions, self._device)
+        return self.head(self._hidden(before, question, question.lengths - 1, 1)[:, 0])
+
+    def joint_progress(
+        self, images: Images, instructions: Sequence[str], past: PastSteps, actions: Actions
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """The log-odds of progress, and the mean log-probability of the tokens of the action that was taken next.
+
+        Both come from one pass: the column that gives progress also predicts the action's first token.
+        """
+        assert self.head is not None
+        before = self._embed_steps(self.description.check(images, instructions, None, past), past)
+        question = self.processor.prompts(instructions, self._device)
+        given = self._action_ids(actions)
+        prompts = _followed_by(question, given[:, :-1])
+        hidden = self._hidden(before, prompts, question.lengths - 1, given.shape[1])
+        return self.head(hidden[:, 0]), self._taken(hidden, given)
+
+    def _taken(
+        self, hidden: Float[Tensor, "B K D"], given: Int64[Tensor, "B K"]
+    ) -> Float[Tensor, " B"]:
+        """Mean log-probability of these action tokens in the columns that predict them."""
         bins = self.model.config.language.text_vocab - 1 - given
-        action_log_probs = torch.log_softmax(self.model.action_logits(action), -1)
-        taken = action_log_probs.gather(-1, bins[..., None])[..., 0]
-        return self._answers(answer), taken.mean(1)
+        log_probs = torch.log_softmax(self.model.action_logits(hidden), -1)
+        return log_probs.gather(-1, bins[..., None])[..., 0].mean(1)
 
     def _hidden(
         self, patches: Tensor, prompts: Prompts, first: Int64[np.ndarray, " B"], count: int
@@ -178,31 +224,57 @@ class TinyProcessRewardModel:
         return self.model.vocabulary_ids(torch.from_numpy(bins)).to(self._device)
 
     def log_odds(
-        self, images: Images, instructions: Sequence[str], actions: Actions | None = None
+        self,
+        images: Images,
+        instructions: Sequence[str],
+        actions: Actions | None = None,
+        past: PastSteps | None = None,
     ) -> np.ndarray:
         """See `ProcessRewardModel.log_odds`."""
         threads = available_cpus() if self._device.type == "cpu" else 1
-        return log_odds_in_parts(self, images, instructions, actions, PART, threads)
+        return log_odds_in_parts(self, images, instructions, actions, PART, threads, past)
 
     def _embed(self, images: UInt8[np.ndarray, "B F H W 3"]) -> Float[Tensor, "B S D"]:
         """Tokens of all images, oldest first."""
+        small, now = self._embed_apart(images)
+        return torch.cat([small.flatten(1, 2), now], 1)
+
+    def _embed_apart(
+        self, images: UInt8[np.ndarray, "B F H W 3"]
+    ) -> tuple[Float[Tensor, "B P T D"], Float[Tensor, "B S D"]]:
+        """Tokens of the earlier images, a few for each, and of the last one."""
         batch, history = images.shape[:2]
         raw = raw_pixels(images.reshape(-1, *images.shape[2:]), self._device)
         features = self.model.embed_images(pixel_values(raw, self.model.config))
-        if history == 1:
-            return features
         every = features.view(batch, history, *features.shape[1:])
-        side = round(features.shape[1] ** 0.5)
-        grid = every[:, :-1].reshape(-1, side, side, features.shape[-1]).permute(0, 3, 1, 2)
+        side, width = round(features.shape[1] ** 0.5), features.shape[-1]
+        grid = every[:, :-1].reshape(-1, side, side, width).permute(0, 3, 1, 2)
         small = F.adaptive_avg_pool2d(grid, EARLIER_SIDE).flatten(2).transpose(1, 2)
-        return torch.cat([small.reshape(batch, -1, features.shape[-1]), every[:, -1]], 1)
+        return small.reshape(batch, history - 1, EARLIER_SIDE**2, width), every[:, -1]
+
+    def _embed_steps(
+        self, images: UInt8[np.ndarray, "B F H W 3"], past: PastSteps
+    ) -> Float[Tensor, "B S D"]:
+        """Each earlier image and the action that was taken then, padding where there was none, and the image now."""
+        small, now = self._embed_apart(images)
+        batch, steps = small.shape[:2]
+        taken = past.actions.reshape(-1, *past.actions.shape[2:])
+        tokens = self._action_ids(taken).view(batch, steps, -1)
+        embed = self.model.language_model.model.embed_tokens
+        block = torch.cat([small, embed(tokens)], 2)
+        absent = torch.from_numpy(np.arange(steps) < steps - past.count[:, None]).to(self._device)
+        pad = torch.tensor(self.model.config.language.pad_token, device=self._device)
+        block = torch.where(absent[..., None, None], embed(pad), block)
+        return torch.cat([block.flatten(1, 2), now], 1)
 
     def save(self, folder: Path) -> None:
         """Write the reward model into `folder`, which is made."""
         folder.mkdir(parents=True, exist_ok=True)
         self.processor.tokenizer.save(str(folder / TOKENIZER_FILE))
         write_json(folder / MODEL_CONFIG_FILE, to_json(self.model.config))
-        save_tensors(self.model.state_dict(), folder / MODEL_FILE)
+        save_tensors(without_head(self.model.state_dict()), folder / MODEL_FILE)
+        if self.head is not None:
+            save_head(self.head, folder)
         write_description(folder, self.description)
 
     @classmethod
@@ -212,7 +284,10 @@ class TinyProcessRewardModel:
         config = _read_model_config(folder, description)
         model = load_model(folder, config)
         tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
-        return cls(model, tokenizer, description, resolve_device(device))
+        loaded = cls(model, tokenizer, description, resolve_device(device))
+        if loaded.head is not None:
+            load_head(loaded.head, folder)
+        return loaded
 
 
 def _read_model_config(folder: Path, description: RewardModelDescription) -> ModelConfig:
@@ -255,12 +330,19 @@ def _followed_by(prompts: Prompts, ids: Int64[Tensor, "B K"]) -> Prompts:
     return Prompts(longer.scatter(1, places, ids), prompts.lengths + count)
 
 
-def reward_model_model(config: RewardModelConfig, image_size: int) -> ModelConfig:
-    """The tiny policy's size, with more room for words: a reward model may be asked about any suite's instructions."""
+def reward_model_model(
+    config: RewardModelConfig, image_size: int, action_tokens: int = 0
+) -> ModelConfig:
+    """The tiny policy's size, with more room for words: a reward model may be asked about any suite's instructions.
+
+    action_tokens: of one turn, if it reads any. A long history of them gets the room that it needs.
+    """
     small = tiny_model(image_size, prompt=config.prompt.lower())
+    steps = (config.history - 1) * (EARLIER_SIDE**2 + action_tokens) if config.regresses else 0
     language = replace(
         small.language,
-        text_vocab=TEXT_VOCAB, padded_vocab=TEXT_VOCAB + 64, pad_token=TEXT_VOCAB, max_positions=512,
+        text_vocab=TEXT_VOCAB, padded_vocab=TEXT_VOCAB + 64, pad_token=TEXT_VOCAB,
+        max_positions=MAX_POSITIONS + steps,
     )  # fmt: skip
     return replace(small, name="tiny-reward-model", language=language)
 

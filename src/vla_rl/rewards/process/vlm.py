@@ -24,10 +24,19 @@ from vla_rl.rewards.process.model import (
     REMEDY,
     Actions,
     Images,
+    PastSteps,
     RewardModelDescription,
     log_odds_in_parts,
     read_description,
     write_description,
+)
+from vla_rl.rewards.process.regression import (
+    attach_head,
+    load_head,
+    progress_parts,
+    save_head,
+    without_head,
+    written_action,
 )
 from vla_rl.runtime.devices import resolve_device
 from vla_rl.runtime.extras import need
@@ -35,16 +44,21 @@ from vla_rl.runtime.extras import need
 ADAPTER_FILE = "adapter_model.safetensors"
 PART = 8
 """Turns scored at a time."""
-HUNDREDTHS = 100
-"""Actions are written as whole hundredths of the simulator's unit: few tokens, and a sign that is easy to see."""
 
 
 class VlmProcessRewardModel:
     """`TrainableRewardModel` on a pretrained image-text model."""
 
     def __init__(
-        self, model: Any, processor: Any, description: RewardModelDescription, device: torch.device
+        self,
+        model: Any,
+        processor: Any,
+        description: RewardModelDescription,
+        device: torch.device,
+        seed: int = 0,
     ) -> None:
+        """`seed`: of a fresh head."""
+        self.head = attach_head(model, _width(model), seed) if description.reads_past else None
         self.model = model.to(device).eval()
         self.processor = processor
         self.description = description
@@ -52,7 +66,8 @@ class VlmProcessRewardModel:
         # the answer then stands in the last column of every row
         processor.tokenizer.padding_side = "left"
         answers = description.negative_answer, description.positive_answer
-        self.answer_ids = [self._answer_id(answer) for answer in answers]
+        # a head that gives a number needs no word for it
+        self.answer_ids = [] if self.head else [self._answer_id(answer) for answer in answers]
         self._only_last = (
             "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
         )
@@ -65,11 +80,12 @@ class VlmProcessRewardModel:
 
         Raises UserError where the backbone is no image-text model, has no processor, or would need code of its own.
         """
-        chunk, size = action_shape if config.sees_actions else (0, 0)
+        config = config.resolved()
+        chunk, size = action_shape if config.reads_actions else (0, 0)
         description = RewardModelDescription(
             config.backbone, config.prompt, config.positive_answer, config.negative_answer,
             0, config.history, chunk, size,
-            None if config.all_weights else config.lora or LoraConfig(),
+            None if config.all_weights else config.lora or LoraConfig(), config.head,
         )  # fmt: skip
         device = resolve_device(config.device)
         model, processor = load_backbone(config.backbone, config.dtype, device)
@@ -77,7 +93,7 @@ class VlmProcessRewardModel:
             model = model.float().requires_grad_(True)  # what is trained is float32
         else:
             model = with_adapters(model, config.lora or LoraConfig(), config.seed)
-        return cls(model, processor, description, device)
+        return cls(model, processor, description, device, config.seed)
 
     @property
     def device(self) -> torch.device:
@@ -106,25 +122,55 @@ class VlmProcessRewardModel:
         logits = self.model(**inputs, use_cache=False, **options).logits[:, -1]
         return torch.log_softmax(logits.float(), -1)[:, self.answer_ids]
 
+    def progress_log_odds(
+        self, images: Images, instructions: Sequence[str], past: PastSteps
+    ) -> Float[Tensor, " B"]:
+        """See `TrainableRewardModel.progress_log_odds`."""
+        assert self.head is not None
+        checked = self.description.check(images, instructions, None, past)
+        starts = (self.description.history - 1 - past.count).tolist()
+        messages = [
+            progress_parts(text, list(actions[start:]))
+            for text, actions, start in zip(instructions, past.actions, starts, strict=True)
+        ]
+        seen = [list(own[start:]) for own, start in zip(checked, starts, strict=True)]
+        options = {"logits_to_keep": 1} if self._only_last else {}
+        states = self.model(
+            **self.conversations(seen, messages), use_cache=False, output_hidden_states=True, **options
+        ).hidden_states[-1]  # fmt: skip
+        return self.head(states[:, -1])
+
     def log_odds(
-        self, images: Images, instructions: Sequence[str], actions: Actions | None = None
+        self,
+        images: Images,
+        instructions: Sequence[str],
+        actions: Actions | None = None,
+        past: PastSteps | None = None,
     ) -> Float32[np.ndarray, " B"]:
         """See `ProcessRewardModel.log_odds`."""
-        return log_odds_in_parts(self, images, instructions, actions, PART, threads=1)
+        return log_odds_in_parts(self, images, instructions, actions, PART, threads=1, past=past)
 
     def question(self, instruction: str, action: Float32[np.ndarray, "C A"] | None = None) -> str:
         """What the user says after the image."""
         text = self.description.question(instruction)
         if action is None:
             return text
-        steps = [
-            "(" + ", ".join(f"{round(HUNDREDTHS * float(x))}" for x in step) + ")"
-            for step in action
-        ]
-        return f"{text} The next action: {' '.join(steps)}"
+        return f"{text} The next action: {written_action(action)}"
 
     def inputs(
         self, images: UInt8[np.ndarray, "B F H W 3"], questions: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """A question about each row of images, as `conversations`."""
+        asked = [
+            [*({"type": "image"} for _ in seen), {"type": "text", "text": question}]
+            for seen, question in zip(images, questions, strict=True)
+        ]
+        return self.conversations([list(seen) for seen in images], asked)
+
+    def conversations(
+        self,
+        images: Sequence[Sequence[UInt8[np.ndarray, "H W 3"]]],
+        messages: Sequence[list[dict[str, str]]],
     ) -> dict[str, Tensor]:
         """Conversations of one user's message each, ready for the assistant's first token; padded on the left."""
         need("PIL", purpose="this reward model")
@@ -133,9 +179,9 @@ class VlmProcessRewardModel:
         frames = [[Image.fromarray(image) for image in seen] for seen in images]
         texts = [
             self.processor.apply_chat_template(
-                [user_message(len(seen), question)], tokenize=False, add_generation_prompt=True
+                [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
             )
-            for seen, question in zip(frames, questions, strict=True)
+            for parts in messages
         ]
         bos = self.processor.tokenizer.bos_token
         options = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
@@ -163,7 +209,9 @@ class VlmProcessRewardModel:
             self.model.peft_config["default"].save_pretrained(str(folder))
         else:
             # tied weights are stored once
-            save_tensors(dict(self.model.named_parameters()), folder / MODEL_FILE)
+            save_tensors(without_head(dict(self.model.named_parameters())), folder / MODEL_FILE)
+        if self.head is not None:
+            save_head(self.head, folder)
         write_description(folder, self.description)
 
     @classmethod
@@ -190,13 +238,15 @@ class VlmProcessRewardModel:
             from peft import set_peft_model_state_dict
 
             set_peft_model_state_dict(model, tensors)
-        return cls(model, processor, description, place)
+        loaded = cls(model, processor, description, place)
+        if loaded.head is not None:
+            load_head(loaded.head, folder)
+        return loaded
 
 
-def user_message(count: int, question: str) -> dict[str, Any]:
-    """The chat message of `types.Turn.messages`, with several images; the images themselves go apart."""
-    parts = [{"type": "image"} for _ in range(count)]
-    return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+def _width(model: Any) -> int:
+    """Size of the language model's hidden states."""
+    return int(base_model(model).config.get_text_config().hidden_size)
 
 
 def _pairs(
