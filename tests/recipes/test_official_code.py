@@ -244,6 +244,14 @@ def test_the_environment_is_looked_at_first(
     assert "there is no modeling_prismatic.py in" in capsys.readouterr().err
 
 
+def test_its_options_are_not_passed_over(
+    policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("--official-python", "--official-code"):
+        assert certify(policy, "--engines", "own", option, tmp_path) == 2
+        assert "write --engines own,official" in capsys.readouterr().err
+
+
 def test_no_python(
     policy: Path,
     tmp_path: Path,
