@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import venv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,17 @@ import pytest
 from builders.engines import save_servable
 from builders.policies import GOLDEN, INSTRUCTIONS
 from vla_rl.cli import main
-from vla_rl.config import UserError
+from vla_rl.config import OPENVLA_7B, UserError
 from vla_rl.policies import build_tiny_tokenizer
 from vla_rl.policies.openvla.config_files import read_checkpoint_config
-from vla_rl.serving.official import CODE_VARIABLE, PYTHON_VARIABLE, Request, _read_answers
+from vla_rl.policies.openvla.official_config import OFFICIAL_TOWERS
+from vla_rl.serving.official import (
+    CODE_VARIABLE,
+    PYTHON_VARIABLE,
+    Request,
+    _read_answers,
+    _tower_sizes,
+)
 
 OFFICIAL, CODE = os.environ.get(PYTHON_VARIABLE, ""), os.environ.get(CODE_VARIABLE, "")
 RELEASES = {"transformers": "4.40.1", "timm": "0.9.10", "tokenizers": "0.19.1"}
@@ -183,6 +191,15 @@ def test_answers_of_another_python_are_compared(
     assert "transformers 4.40.1, timm 0.9.10" in said
     assert "built in this checkpoint's sizes" in said
     assert "at 2 tokens the likeliest id of all is no action's" in said
+
+
+@pytest.mark.parametrize(("width", "mlp_width"), [(112, 976), (176, 240), (64, 128)])
+def test_timm_makes_the_same_widths_of_our_ratio(width: int, mlp_width: int) -> None:
+    """It takes the whole part of width times ratio; 976 / 112 * 112 is a little less than 976."""
+    tower = replace(OPENVLA_7B.siglip, width=width, mlp_width=mlp_width)
+    sizes = _tower_sizes(replace(OPENVLA_7B, siglip=tower))
+    assert list(sizes) == [OFFICIAL_TOWERS[1]]  # the other has the size that OpenVLA's code knows
+    assert int(width * sizes[OFFICIAL_TOWERS[1]]["mlp_ratio"]) == mlp_width
 
 
 LOST = "...\nOpenVLAForActionPrediction.missing = ['projector.fc1.bias']\n"
