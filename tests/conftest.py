@@ -68,6 +68,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(
             "needs openpi's client and vla-eval in an environment of their own: make test-doors"
         )
+    if item.get_closest_marker("official") and not os.environ.get("VLA_RL_OFFICIAL_PYTHON"):
+        pytest.skip("needs an environment for OpenVLA's own code: VLA_RL_OFFICIAL_PYTHON")
     if item.get_closest_marker("sim"):
         skip_without_rendering()
 

@@ -29,6 +29,12 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_official_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`official` are recorded answers here; the code itself runs in test_official_code."""
+    monkeypatch.delenv("VLA_RL_OFFICIAL_PYTHON", raising=False)
+
+
 def certify(folder: Path, *words: object) -> int:
     key = ("--unnorm-key", "bridge_orig") if folder.name == "official" else ()
     return main(["certify", str(folder), *map(str, (*key, *words))])
@@ -90,7 +96,7 @@ def test_pictures_of_noise_with_a_suites_instructions(tmp_path: Path) -> None:
     [
         (("--engines", "vlm"), "there is no engine 'vlm'"),
         (("--engines", ","), "--engines is empty"),
-        (("--engines", "official"), "give their file as --observations"),
+        (("--engines", "official"), "--official-python or in VLA_RL_OFFICIAL_PYTHON"),
         (("--engines", "own", "--observations", "0"), "expected 1 to 4096"),
         (("--engines", "own", "--observations", "nowhere.npz"), "there is no file nowhere.npz"),
         (("--engines", "own", "--observations", GOLDEN / "config.json"), "expected an .npz file"),

@@ -186,7 +186,7 @@ class CertifyArguments(Config):
     """A run folder, one of its checkpoints, a policy folder, or a hub id."""
     engines: str = "own,vllm"
     """What is compared with the teacher-forced pass of our own model, by commas: own (cached decoding), vllm, official
-    (recorded answers of OpenVLA's code in the file of observations)."""
+    (OpenVLA's own code in its own environment; without one, its recorded answers in the file of observations)."""
     observations: str = "8"
     """How many observations: pictures of noise with a suite's instructions. Or an .npz file of recorded ones."""
     suite: str = ""
@@ -194,7 +194,7 @@ class CertifyArguments(Config):
     temperature: Temperature = 1.0
     """At which actions are sampled."""
     tolerance: Annotated[float, Ge(0), Le(10)] = 0.0
-    """By how much log-probs may differ; 0 takes 1e-4 in float32 and 0.1 in bfloat16."""
+    """By how much log-probs may differ; 0 takes 1e-4 in float32 and 0.1 in bfloat16 (0.5 for OpenVLA's own code)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the weights."""
     unnorm_key: str = ""
@@ -203,6 +203,14 @@ class CertifyArguments(Config):
     """Folder or hub id of the model that adapters belong to, where it is not the one they name themselves."""
     engine_python: str = ""
     """Python of vLLM's environment, or the environment's folder; empty takes VLA_RL_ENGINE_PYTHON, or .venv-vllm."""
+    official_python: str = ""
+    """Python of an environment with OpenVLA's releases, or the environment's folder; empty takes
+    VLA_RL_OFFICIAL_PYTHON."""
+    official_code: Path | None = None
+    """Folder with OpenVLA's code: its repository, or a folder with its modeling_prismatic.py. Empty takes
+    VLA_RL_OFFICIAL_CODE, or the package prismatic of that environment."""
+    timeout: Annotated[float, Gt(0), Le(86400)] = 1800.0
+    """Seconds that vLLM may take to start and to answer, and OpenVLA's own code altogether."""
     seed: Seed = 0
     """Of pictures and sampling."""
     json: Path | None = None

@@ -38,6 +38,8 @@ class Recorded:
     """Vocabulary ids."""
     log_probs: Float32[Tensor, "N K"] | None = None
     """At temperature 1, over action ids alone."""
+    source: Path | None = None
+    """The file."""
 
 
 def read_recorded(path: Path, model: ModelConfig) -> Recorded:
@@ -68,7 +70,7 @@ def read_recorded(path: Path, model: ModelConfig) -> Recorded:
     pictures = torch.from_numpy(images.astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
     prompts = Prompts(torch.from_numpy(ids), lengths)
     if not all(name in arrays for name in _ANSWERS):
-        return Recorded(pictures, prompts)
+        return Recorded(pictures, prompts, source=path)
     tokens = _integers(arrays, "greedy_tokens", path, (rows, None))
     if tokens.min() < first or tokens.max() >= model.language.text_vocab:
         raise fault(path, "greedy_tokens", f"ids of actions, from {first} on", Phrase("others"))
@@ -82,7 +84,7 @@ def read_recorded(path: Path, model: ModelConfig) -> Recorded:
             path, "temperatures", "one for each log-prob, and one of them 1", Phrase("others")
         )
     log_probs = torch.from_numpy(told[..., at[0]].astype(np.float32))
-    return Recorded(pictures, prompts, torch.from_numpy(tokens), log_probs)
+    return Recorded(pictures, prompts, torch.from_numpy(tokens), log_probs, path)
 
 
 def _read(path: Path) -> Mapping[str, np.ndarray]:

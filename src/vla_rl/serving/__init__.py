@@ -8,6 +8,7 @@
     client        asks, and checks the answers
     process       an engine as a child of the run
     engine        the run's player, on all of the above
+    official      OpenVLA's own code as a child, for comparisons; official_program is what the child runs
 
 And policies over WebSocket, for programs of others:
 

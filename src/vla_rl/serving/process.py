@@ -33,6 +33,23 @@ sys.exit(main({words!r}))
 """
 
 
+def interpreter(place: Path) -> Path | None:
+    """The Python that `place` is, or the one of the environment in that folder; None if there is none."""
+    python = place / "bin" / "python" if place.is_dir() else place
+    if not (python.is_file() and os.access(python, os.X_OK)):
+        return None
+    return python.absolute()  # not resolved: a link's own place is what makes it an environment
+
+
+def last_words(log: Path) -> str:
+    """The last lines of a process's log."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+        lines = file.read().decode(errors="replace").split("\n")
+    said = [line[:_LAST_WIDTH] for line in lines if line.strip()][-_LAST_LINES:]
+    return "\n".join(["Its last words:", *said]) if said else "It said nothing."
+
+
 def engine_python(given: str) -> Path:
     """The interpreter of vLLM's environment: `given`, the variable, or .venv-vllm here or beside the package.
 
@@ -45,11 +62,9 @@ def engine_python(given: str) -> Path:
         else [root / VENV for root in (Path.cwd(), *Path(vla_rl.__file__).parents[2:3])]
     )
     for place in places:
-        python = place / "bin" / "python" if place.is_dir() else place
-        if python.is_file() and os.access(python, os.X_OK):
-            return (
-                python.absolute()
-            )  # not resolved: a link's own place is what makes it an environment
+        python = interpreter(place)
+        if python is not None:
+            return python
     said = "parallel.engine_python" if given else PYTHON_VARIABLE
     looked = f"{said} is {wanted}, which is no Python" if wanted else f"there is no {VENV} here"
     raise ConfigError(
@@ -110,11 +125,7 @@ class EngineProcess:
 
     def last_words(self) -> str:
         """The last lines of its log."""
-        with self.log.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_BYTES))
-            lines = log.read().decode(errors="replace").split("\n")
-        said = [line[:_LAST_WIDTH] for line in lines if line.strip()][-_LAST_LINES:]
-        return "\n".join(["Its last words:", *said]) if said else "It said nothing."
+        return last_words(self.log)
 
     def stop(self) -> None:
         """End it and all that it has started. May be called twice."""

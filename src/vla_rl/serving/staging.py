@@ -44,8 +44,8 @@ def why_not_served(model: ModelConfig) -> str:
     for name, (tower, official) in towers.items():
         if tower.stem_channels:
             return f"its tower {name} begins with convolutions"
-        if _kind(tower) != _kind(official):
-            return f"its tower {name} has other parts: {_kind(tower)} instead of {_kind(official)}"
+        if tower_parts(tower) != tower_parts(official):
+            return f"its tower {name} has other parts: {tower_parts(tower)} instead of {tower_parts(official)}"
     if model.language.padded_vocab <= model.language.text_vocab:
         return "its embedding has no row beyond the text vocabulary to stand for image patches"
     return ""
@@ -200,7 +200,8 @@ def _tokenizer_settings(tokenizer: Tokenizer, language: LanguageConfig) -> dict[
     }
 
 
-def _kind(tower: VisionTowerConfig) -> dict[str, Any]:
+def tower_parts(tower: VisionTowerConfig) -> dict[str, Any]:
+    """What a tower is made of, whatever its sizes."""
     names = ("patch_size", "class_token", "register_tokens", "layer_scale", "attention_pool")
     return {name: getattr(tower, name) for name in names}
 
