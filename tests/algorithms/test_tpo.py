@@ -31,27 +31,31 @@ def written_out(
     every = torch.arange(len(batch))
     now = run.policy.evaluate(batch.observe(every), batch.tokens, batch.temperature)
     ratios = now.log_probs.sum(-1) - reference
-    losses = []
+    losses, chosen_ones = [], []
     for chosen, rejected in zip(preferences.chosen, preferences.rejected, strict=True):
         better = ratios[torch.from_numpy(batch.episodes == chosen)]
+        likelihood = now.log_probs.sum(-1)[torch.from_numpy(batch.episodes == chosen)]
         worse = ratios[torch.from_numpy(batch.episodes == rejected)]
         if config.window == 0:
             differences = [better.sum() - worse.sum()]
+            chosen_ones.append(likelihood.mean())
         else:
             shorter = min(len(better), len(worse))
+            chosen_ones += [own.mean() for own in likelihood[:shorter].split(config.window)]
             differences = [
                 better[t : min(t + config.window, shorter)].sum()
                 - worse[t : min(t + config.window, shorter)].sum()
                 for t in range(0, shorter, config.window)
             ]
         losses += [-torch.nn.functional.logsigmoid(config.beta * d) for d in differences]
-    return torch.stack(losses).mean()
+    imitated = torch.stack(chosen_ones).mean()
+    return torch.stack(losses).mean() - config.self_imitation_coef * imitated
 
 
 @pytest.mark.parametrize("window", [0, 2])
-@pytest.mark.parametrize("micro_batch", [0, 3])
-def test_gradient_is_that_of_the_formula(window: int, micro_batch: int) -> None:
-    config = replace(CONFIG, window=window, micro_batch=micro_batch)
+@pytest.mark.parametrize(("micro_batch", "imitation"), [(0, 0.0), (3, 0.0), (0, 0.7), (3, 0.7)])
+def test_gradient_is_that_of_the_formula(window: int, micro_batch: int, imitation: float) -> None:
+    config = replace(CONFIG, window=window, micro_batch=micro_batch, self_imitation_coef=imitation)
     run, preferences, _ = played_pairs(config)
     assert len(preferences) >= 4
     batch = preferences.batch

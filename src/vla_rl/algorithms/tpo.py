@@ -1,10 +1,13 @@
 """Trajectory-wise preference optimisation: of two episodes from one initial state the better becomes the likelier.
 
-    L = -log sigmoid(beta (l_chosen - l_rejected)),    l = sum over an episode's turns of log pi - log pi_ref
+    L = -log sigmoid(beta (l_chosen - l_rejected)) - c mean over the chosen one's turns of log pi
+    l = sum over an episode's turns of log pi - log pi_ref
 
-GRAPE (Zhang et al. 2024, arXiv:2411.19309). Two episodes with all their images do not fit one pass. But dL/dl is a
-number that log-probs without gradients give, and l is a sum over turns. So a first pass finds those numbers, and a
-second adds up the turns' gradients with them as weights, in micro-batches and on all processes. The gradient is exact.
+GRAPE (Zhang et al. 2024, arXiv:2411.19309); the second term is RPO's (Pang et al. 2024, arXiv:2404.19733). Without it
+the loss may fall while the chosen episode becomes less likely too, as long as the rejected one loses more. Two
+episodes with all their images do not fit one pass. But dL/dl is a number that log-probs without gradients give, and l
+is a sum over turns. So a first pass finds those numbers, and a second adds up the turns' gradients with them as
+weights, in micro-batches and on all processes. The gradient is exact.
 """
 
 from __future__ import annotations
@@ -139,11 +142,13 @@ class TPO:
         reference: log-probs of this process's turns under the reference policy, summed over tokens.
         """
         rows = torch.cat([row for both in compared for row in both]).unique()
-        ratios = self._log_ratios(batch, rows, reference)
+        likelihood, ratios = self._log_likelihoods(batch, rows, reference)
         chosen, rejected = (
             torch.stack([ratios[both[side]].sum() for both in compared]) for side in (0, 1)
         )
-        loss = preference_loss(chosen, rejected, self.config.beta)
+        own_likelihood = torch.stack([likelihood[better].mean() for better, _ in compared]).mean()
+        imitation = self.config.self_imitation_coef
+        loss = preference_loss(chosen, rejected, self.config.beta) - imitation * own_likelihood
         if not torch.isfinite(loss):  # the same on all ranks
             raise TrainingDivergedError(
                 f"the preference loss is {loss.item():g}: lower the learning rate or tpo.beta"
@@ -151,7 +156,7 @@ class TPO:
         slopes = preference_slopes(chosen - rejected, self.config.beta) / len(compared)
         weights = torch.zeros(len(batch))
         for slope, (better, worse) in zip(slopes, compared, strict=True):
-            weights[better] += slope
+            weights[better] += slope - imitation / (len(compared) * len(better))
             weights[worse] -= slope
         weights *= len(rows)  # what is differentiated is a mean over the rows
         parts = [rows[torch.from_numpy(batch.shards[rows] == shard)] for shard in self._own(batch)]
@@ -166,6 +171,7 @@ class TPO:
             "tpo/margin": float((chosen - rejected).mean()),
             "tpo/chosen_log_ratio": float(chosen.mean()),
             "tpo/rejected_log_ratio": float(rejected.mean()),
+            "tpo/chosen_log_likelihood": float(own_likelihood),
         }
 
     def _own(self, batch: Batch) -> range:
@@ -186,17 +192,18 @@ class TPO:
         loss = (weights[rows].to(device) * likelihood).mean()
         return loss, {"losses/entropy": now.entropy.mean().item()}
 
-    def _log_ratios(
+    def _log_likelihoods(
         self, batch: Batch, rows: Int64[Tensor, " b"], reference: Float[Tensor, " own"]
-    ) -> Float[Tensor, " B"]:
-        """Log-ratios of some turns to the reference, those of all processes; 0 for the others."""
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Log-probs of some turns, those of all processes, and less the reference's; 0 for the others."""
         last = batch.first + len(batch.observation)
         own = rows[(rows >= batch.first) & (rows < last)]
-        ratios = self._summed(batch, own) - reference[own - batch.first]
-        whole = torch.zeros(len(batch))
-        for at, found in self.gradients.world.gather((own, ratios)):
-            whole[at] = found
-        return whole
+        likelihood = self._summed(batch, own)
+        both = torch.stack([likelihood, likelihood - reference[own - batch.first]])
+        whole = torch.zeros(2, len(batch))
+        for at, found in self.gradients.world.gather((own, both)):
+            whole[:, at] = found
+        return whole[0], whole[1]
 
     def _summed(
         self, batch: Batch, rows: Int64[Tensor, " b"], *, reference: bool = False

@@ -97,6 +97,9 @@ class TPOConfig(Config, group="tpo"):
     code has 0.01; above 0 hardly any two episodes tie, and what was likely anyway ranks those that are alike."""
     beta: Positive = 0.1
     """How soon a pair counts as told apart: the loss is -log sigmoid(beta * difference of log-ratios)."""
+    self_imitation_coef: NotNegative = 0.0
+    """Coefficient of the negative log-likelihood of the chosen episodes, a mean over their turns (RPO,
+    arXiv:2404.19733), which keeps them from becoming less likely together with the rejected ones; 0 is off."""
     reference: Literal["start", "played"] = "start"
     """What log-ratios are taken against. start: the policy that the run starts from. played: the one that has played
     the iteration's episodes, so that every iteration is a small step from where it begins."""
