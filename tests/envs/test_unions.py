@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from own_simulator import OWN, OwnEnv
 
-from envs.own_simulator import OWN, OwnEnv
 from vla_rl.config import ConfigError, EnvConfig
 from vla_rl.envs.defaults import (
     benchmark_env,

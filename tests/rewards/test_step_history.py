@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -162,7 +163,7 @@ class CountingModel:
 
 
 def scored(form: str = "potential") -> ShapedReward:
-    def decode(tokens: np.ndarray) -> np.ndarray:
+    def decode(tokens: np.ndarray, _: Sequence[str]) -> np.ndarray:
         return np.stack([tokens[:, :1], tokens[:, :1]], -1).astype(np.float32) / 10
 
     return ShapedReward(

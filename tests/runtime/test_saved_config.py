@@ -72,8 +72,8 @@ def test_a_damaged_environment_is_named(run: Path, content: bytes, said: str) ->
         ([], "env: expected an object with fields, got []"),
         ({"suite": "mt5", "horizn": 3}, "env.horizn: no such field. Did you mean 'horizon'?"),
         (
-            {"suite": "mt5", "horizon": 0},
-            "env.horizon: expected a whole number from 1 to 1000000, got 0",
+            {"suite": "mt5", "horizon": -1},
+            "env.horizon: expected a whole number from 0 to 1000000, got -1",
         ),
         ({"suite": "mt5", "horizon": 2**70}, "env.horizon: expected"),
         (
