@@ -157,7 +157,7 @@ def test_tpo_with_adapters_takes_the_policy_without_them_as_reference(tmp_path: 
         config,
         policy=replace(config.policy, lora=LoraConfig(rank=2)),
         schedule=replace(config.schedule, iterations=2),
-        tpo=replace(config.tpo, minibatch=100),
+        tpo=replace(config.tpo, minibatch=100, reference="start"),
     )
     first, second = lines(train(config))
     assert first["tpo/margin"] == pytest.approx(0, abs=1e-3)

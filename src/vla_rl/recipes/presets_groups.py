@@ -48,6 +48,10 @@ _GRAPE = TPOConfig(
 )
 _GRAPE_OPTIMIZER = OptimizerConfig(learning_rate=2e-5, warmup_steps=0)
 
+# Against the start, or without imitation, the chosen episodes lose likelihood with the rejected ones until nothing
+# succeeds (measured: docs/results/baselines.md).
+_OURS_TPO = TPOConfig(reference="played", self_imitation_coef=1.0)
+
 
 def group_presets(of_ppo: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
     """The presets by name, made of those of PPO."""
@@ -56,13 +60,17 @@ def group_presets(of_ppo: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
         "toy-grpo": replace(
             toy, algorithm="grpo", grpo=GRPOConfig(groups=16, epochs=2, minibatch=64)
         ),
-        "toy-tpo": replace(toy, algorithm="tpo", tpo=TPOConfig(group_size=8, groups=8)),
+        "toy-tpo": replace(toy, algorithm="tpo", tpo=_OURS_TPO),
         "metaworld-mt5-grpo": replace(
             mt5,
             algorithm="grpo",
-            grpo=GRPOConfig(groups=16, extra_groups=16, epochs=2, minibatch=128),
+            grpo=GRPOConfig(
+                groups=16, extra_groups=16, epochs=2, minibatch=128, self_imitation_coef=0.1
+            ),
         ),
-        "metaworld-mt5-tpo": replace(mt5, algorithm="tpo", tpo=TPOConfig()),
+        "metaworld-mt5-tpo": replace(
+            mt5, algorithm="tpo", tpo=replace(_OURS_TPO, groups=16, extra_groups=16)
+        ),
     }
     for suite in _LIBERO:
         ppo = of_ppo[f"libero-{suite}-openvla-7b"]
