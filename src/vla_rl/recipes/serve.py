@@ -73,7 +73,7 @@ def _one_suite(env: EnvConfig) -> EnvConfig:
     if len(suites) > 1:
         raise ConfigError(
             f"{env.suite} is {len(suites)} suites, and a server plays one: choose it with --suite "
-            f"({', '.join(suites)})"
+            f"({', '.join(each.suite for each in suites.values())})"
         )
     (settings,) = suites.values()
     return settings
