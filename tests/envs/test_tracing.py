@@ -11,7 +11,10 @@ from vla_rl.config import EnvConfig
 from vla_rl.envs.metaworld.env import MetaWorldEnv, expert_action, make_metaworld_envs
 from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
 from vla_rl.envs.metaworld.tracing import GRASP, REACH, traced_goal
+from vla_rl.envs.registry import make_envs
 from vla_rl.envs.trace import EpisodeTrace, Moment, Traced
+from vla_rl.evaluation import traces
+from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.failures import classify, progress
 from vla_rl.types import EpisodeSpec
 
@@ -163,3 +166,24 @@ def test_every_task_has_a_goal(env: MetaWorldEnv):
     (goal,) = env.moment().goals
     assert np.isfinite(goal.remaining)
     assert traced_goal("soccer").radius is None
+
+
+def test_in_a_union_the_suite_of_the_task_decides_what_is_told(monkeypatch: pytest.MonkeyPatch):
+    still = np.zeros((2, 1, 4), np.float32)
+    monkeypatch.setattr(traces, "_actions", lambda *_: still)
+    suite = "toy:reach-red+mt1:drawer-open"
+    (both,) = make_envs(EnvConfig(suite=suite, image_size=32, horizon=2, action_repeat=1), 1)
+
+    def traced(task: str) -> EpisodeTrace | None:
+        record = EpisodeRecord(EpisodeSpec(task, 950), turns=2, simulator_steps=2)
+        return traces.trace_episode(both, record, None)  # type: ignore[arg-type]
+
+    try:
+        for _ in range(2):  # whatever was played before
+            assert traced("reach-red") is None
+            told = traced("drawer-open")
+            assert told is not None
+            assert len(told) == 3
+            assert classify(told) == "never touched"
+    finally:
+        both.close()

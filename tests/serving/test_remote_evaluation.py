@@ -21,7 +21,7 @@ from websockets.utils import accept_key
 
 from serving.doors import FAULTS, SUITE, Faulty, raw_server, toy_env, toy_policy
 from vla_rl.cli import main
-from vla_rl.config import ConfigError, EvalConfig, UserError
+from vla_rl.config import ConfigError, EnvConfig, EvalConfig, UserError
 from vla_rl.config.remote import RemoteConfig
 from vla_rl.envs import make_vector_env
 from vla_rl.evaluation import remote as evaluation
@@ -30,9 +30,14 @@ from vla_rl.evaluation.remote import RemotePlayer
 from vla_rl.evaluation.result import evaluation_specs
 from vla_rl.recipes.evaluate import evaluate
 from vla_rl.recipes.evaluate_remote import evaluate_remote, remote_env
-from vla_rl.recipes.serve import conversations
+from vla_rl.recipes.serve import _one_suite, conversations
 from vla_rl.serving.openpi import policy_server
-from vla_rl.serving.openpi_client import PolicyConnection, PolicyServerError, WrongPolicyError
+from vla_rl.serving.openpi_client import (
+    PolicyConnection,
+    PolicyServerError,
+    WrongPolicyError,
+    actions_of,
+)
 from vla_rl.serving.websocket import PolicyServer
 
 PROTOCOL = EvalConfig(suite=SUITE, episodes_per_task=2)
@@ -229,11 +234,32 @@ def test_a_server_that_begins_otherwise_is_refused(hello: str | bytes, words: st
         {"env": {"suite": "toy", "image_size": -1}},
         {"env": {"no_such": 1}},
         {"env": {"suite": "toy"}, "trained_in": 4},
+        {"env": {"suite": "toy", "action_repeat": 0}},
+        {"env": {"suite": "toy", "horizon": 0}},
     ],
 )
 def test_metadata_that_do_not_fit_are_refused(own: Any) -> None:
     with pytest.raises(UserError, match="the metadata of ws://x:1 do not fit"):
         remote_env({"vla_rl": own}, "ws://x:1", "", RemoteConfig())
+
+
+def test_of_several_suites_those_that_can_be_chosen_are_named() -> None:
+    with pytest.raises(UserError, match=r"\(toy:reach-red, mt1:drawer-open\)"):
+        remote_env({}, "ws://x:1", "toy:reach-red+mt1:drawer-open", RemoteConfig())
+    with pytest.raises(UserError, match=r"\(toy:reach-red, mt1:drawer-open\)"):
+        _one_suite(EnvConfig(suite="toy:reach-red+mt1:drawer-open"))
+
+
+def test_an_answer_without_any_action_is_the_servers_fault() -> None:
+    nothing = {"actions": np.zeros((0, 4), np.float32)}
+    with pytest.raises(PolicyServerError, match="no action at all"):
+        actions_of(nothing, "ws://x:1", 4, 5)
+    with policy_server(lambda _: nothing, port=0) as server:
+        connection = PolicyConnection(server.url)
+        connection.send({"prompt": "x"})
+        with pytest.raises(PolicyServerError, match=r"shape \(0, 4\)"):
+            connection.receive("actions")
+        connection.close()
 
 
 def test_a_server_does_not_decide_how_many_simulators_run_here() -> None:

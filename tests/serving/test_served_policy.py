@@ -212,6 +212,38 @@ def test_a_served_policy_says_where_it_was_trained() -> None:
         connection.close()
 
 
+class Longer:
+    """A policy of several robots, whose longest takes 7 numbers."""
+
+    action_dim = 7
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def decode_actions_for(self, tokens: Any, instructions: Any) -> np.ndarray:
+        own = self._own.decode_actions_for(tokens, instructions)
+        return np.pad(own, ((0, 0), (0, 0), (0, 3)))
+
+    encode_actions_for = decode_actions_for
+
+
+def test_the_robot_that_is_served_decides_how_many_numbers_an_action_has() -> None:
+    policy = Longer(toy_policy())
+    with PolicyServer(conversations(policy, toy_env(), None), port=0) as server:
+        client = PolicyConnection(server.url)
+        assert client.metadata["action_dim"] == 4
+        client.send(request())
+        assert client.receive("actions")["actions"].shape[1] == 4
+        client.close()
+    talk = conversations(policy, toy_env(), None, "vla-eval")
+    with PolicyServer(talk, port=0) as server, connect(server.url) as client:
+        client.send(message("hello", {}))
+        assert "action_spec" not in unpack(client.recv(timeout=20))["payload"]
+
+
 # --- vla-eval's messages
 
 

@@ -63,6 +63,15 @@ class Traced(Protocol):
         ...
 
 
+def telling(env: Any) -> Traced | None:
+    """Who tells what happens in the episode that has begun in `env`; None if its simulator tells nothing.
+
+    In a union of suites that depends on the suite whose task is played.
+    """
+    played = getattr(env, "simulator", env)
+    return played if isinstance(played, Traced) else None
+
+
 @dataclass(frozen=True)
 class GoalTrace:
     """One goal over the simulator steps of an episode; the first row is its beginning."""

@@ -99,6 +99,11 @@ class UnionEnv:
         return self._envs[self._number]
 
     @property
+    def simulator(self) -> Any:
+        """The suite's own environment, in which the episode is played; it can do what not every suite can."""
+        return self._env
+
+    @property
     def instruction(self) -> str:
         return self._env.instruction
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla_rl.envs.trace import EpisodeTrace, Moment, Traced
+from vla_rl.envs.trace import EpisodeTrace, Moment, telling
 from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.videos import require_same_end
 from vla_rl.policies.policy import Policy, decoded
@@ -23,16 +23,17 @@ def trace_episode(env: Any, record: EpisodeRecord, policy: Policy) -> EpisodeTra
 
     RuntimeError where the episode ends otherwise than recorded.
     """
-    if not isinstance(env, Traced):
+    env.reset(record.spec)
+    witness = telling(env)
+    if witness is None:
         return None
-    env.reset(record.spec)  # type: ignore[attr-defined]
-    moments: list[Moment] = [env.moment()]
+    moments: list[Moment] = [witness.moment()]
     success, steps = False, 0
-    for actions in _actions(policy, record.tokens, env.instruction):  # type: ignore[attr-defined]
-        _, success, _, taken = env.step(actions, on_frame=lambda: moments.append(env.moment()))  # type: ignore[attr-defined]
+    for actions in _actions(policy, record.tokens, env.instruction):
+        _, success, _, taken = env.step(actions, on_frame=lambda: moments.append(witness.moment()))
         steps += taken
     require_same_end(record, success, steps)
-    return EpisodeTrace.of(env.traced_goals(), moments)
+    return EpisodeTrace.of(witness.traced_goals(), moments)
 
 
 def _actions(policy: Policy, tokens: Sequence[Sequence[int]], instruction: str) -> np.ndarray:

@@ -22,7 +22,7 @@ from vla_rl.envs import make_vector_env
 from vla_rl.envs.defaults import evaluation_protocol, require_same_robot
 from vla_rl.envs.env import VectorEnv
 from vla_rl.envs.registry import benchmark, task_names
-from vla_rl.envs.trace import Traced, TracedGoal
+from vla_rl.envs.trace import TracedGoal
 from vla_rl.evaluation.coverage import NEIGHBOURS, Visits, sampled_tokens, single_actions, visit
 from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.failures import classify
@@ -302,8 +302,8 @@ def _failures(
 
 def _classified(
     policies: Mapping[Stage, Policy], played: Mapping[Stage, Played], env: EnvConfig
-) -> tuple[list[tuple[FailedEpisode, EpisodeRecord]], list[TracedGoal] | None]:
-    """Every failed episode with its kind, and the goals that were traced; None if the simulator tells nothing."""
+) -> tuple[list[tuple[FailedEpisode, EpisodeRecord]], list[TracedGoal]]:
+    """Every failed episode with its kind, and the goals that were traced; none where no simulator tells of any."""
     everything: list[tuple[Stage, EpisodeRecord]] = [
         (s, r) for s in policies for r in played[s].records if not r.success
     ]
@@ -318,5 +318,4 @@ def _classified(
             spec = record.spec
             failed.append((FailedEpisode(stage, spec.task, spec.initial_state, kind), record))
             bar.advance(1)
-        told = isinstance(witness, Traced)
-    return failed, goals if told else None
+    return failed, goals

@@ -20,7 +20,7 @@ from vla_rl.envs import make_vector_env
 from vla_rl.envs.defaults import benchmark_env
 from vla_rl.envs.env import VectorEnv
 from vla_rl.envs.registry import benchmark
-from vla_rl.envs.suites import is_union
+from vla_rl.envs.suites import is_union, suite_parts
 from vla_rl.evaluation.episodes import play_each_once_by
 from vla_rl.evaluation.practised import apart
 from vla_rl.evaluation.result import evaluate_policy, summary
@@ -146,7 +146,8 @@ def remote_env(
         )
     if is_union(suite):
         raise ConfigError(
-            f"{suite} is several suites, and a server plays one: choose it with --suite"
+            f"{suite} is several suites, and a server plays one: choose it with --suite "
+            f"({', '.join(suite_parts(suite))})"
         )
     played, env = benchmark(suite), benchmark_env(suite)
     at_home = home is not None and benchmark(home.suite) is played
@@ -183,6 +184,8 @@ def _said_by_ours(own: Any, url: str) -> tuple[EnvConfig, EnvConfig | None]:
         trained_in = own.get("trained_in")
         if trained_in is not None:
             trained_in = from_json(EnvConfig, trained_in, "trained_in")
+        if 0 in (home.action_repeat, home.horizon):
+            raise ConfigError("env.action_repeat and env.horizon: expected 1 or more, got 0")
     except (ConfigError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"the metadata of {url} do not fit ({error}): run the same version of VLA-RL at both ends"

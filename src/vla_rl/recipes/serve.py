@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from vla_rl.config import ConfigError, EnvConfig, PolicyConfig
 from vla_rl.config.serialize import to_json
-from vla_rl.envs.registry import suites_of
+from vla_rl.envs.registry import benchmark, suites_of
 from vla_rl.recipes.evaluate import policy_and_env
 from vla_rl.runtime.extras import need
 from vla_rl.runtime.progress import note
@@ -54,7 +54,7 @@ def serve(
         server.listen()
         note(
             f"{checkpoint} is served on {server.url} ({protocol}'s protocol, {policy.action_chunk * env.action_repeat} "
-            f"steps of {policy.action_dim} numbers an answer); Ctrl-C ends it"
+            f"steps of {benchmark(env.suite).action_dim} numbers an answer); Ctrl-C ends it"
         )
         server.serve()
     except AddressError as error:
@@ -73,7 +73,7 @@ def _one_suite(env: EnvConfig) -> EnvConfig:
     if len(suites) > 1:
         raise ConfigError(
             f"{env.suite} is {len(suites)} suites, and a server plays one: choose it with --suite "
-            f"({', '.join(suites)})"
+            f"({', '.join(each.suite for each in suites.values())})"
         )
     (settings,) = suites.values()
     return settings

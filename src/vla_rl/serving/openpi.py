@@ -142,7 +142,8 @@ class Conversations:
             timing = {"infer_ms": 1000 * (time.monotonic() - started)}
         reply = dict(reply) if isinstance(reply, Mapping) else {"actions": reply}
         actions = np.asarray(reply.get("actions"))
-        if actions.ndim != 2 or actions.dtype.kind != "f" or not np.isfinite(actions).all():
+        good = actions.ndim == 2 and len(actions) > 0 and actions.dtype.kind == "f"
+        if not good or not np.isfinite(actions).all():
             raise RuntimeError(
                 f"the policy gave {in_words(actions)}: expected finite actions, floats of shape (horizon, A)"
             )

@@ -198,6 +198,8 @@ def actions_of(
             f'{url} answered {found}: expected "actions", numbers of shape (horizon, {action_dim})'
         )
     rows, size = actions.shape
+    if not rows:
+        raise PolicyServerError(f"{url} answered no action at all: expected {replan} or more")
     if size != action_dim:
         raise WrongPolicyError(
             f"{url} answers with {size} numbers an action, this suite is played with {action_dim}: serve a policy for "
@@ -205,7 +207,7 @@ def actions_of(
         )
     if rows < replan:
         raise WrongPolicyError(
-            f"{url} answers with {rows} actions, and --replan {replan} asks for more: take --replan {max(rows, 1)}"
+            f"{url} answers with {rows} actions, and --replan {replan} asks for more: take --replan {rows}"
         )
     played = actions[:replan]
     if not np.isfinite(played).all() or np.abs(played.astype(np.float64)).max() > LARGEST_ACTION:

@@ -43,13 +43,12 @@ class ServedPolicy:
         """env: where the policy plays at home. temperature: 0 is greedy."""
         self._policy, self._env = policy, env
         self._temperature, self._seed = temperature, seed
-        self._proprio_dim = benchmark(env.suite).proprio_dim
+        played = benchmark(env.suite)
+        self._proprio_dim = played.proprio_dim
+        # of a union's policy the robot of one suite may take fewer numbers than it decides: the first, as in a union
+        self.action_dim = min(played.action_dim, policy.action_dim)
         self._worker = ThreadPoolExecutor(max_workers=1)  # models bind themselves to a thread
         self._lock, self._clients, self._told_sizes = threading.Lock(), 0, set[tuple[int, ...]]()
-
-    @property
-    def action_dim(self) -> int:
-        return self._policy.action_dim
 
     @property
     def steps(self) -> int:
@@ -97,7 +96,7 @@ class ServedPolicy:
             uniforms = generator(self._seed, client, turn).random((1, count), np.float32)
         tokens = self._policy.act(observation, self._temperature, uniforms).tokens
         decided = decoded(self._policy, tokens, observation.instructions)[0]
-        actions = np.clip(decided, -1, 1).astype(np.float32)
+        actions = np.clip(decided[:, : self.action_dim], -1, 1).astype(np.float32)
         return np.repeat(actions, self._env.action_repeat, axis=0)
 
     def _as_the_policy_sees(self, images: UInt8[np.ndarray, "1 H W 3"]) -> np.ndarray:

@@ -47,11 +47,8 @@ def stage_failures(
     return StageFailures(stage, len(records), len(mine), tuple(kinds), tasks)
 
 
-def kinds_not_told(goals: Iterable[TracedGoal] | None) -> tuple[str, ...]:
-    """The kinds that cannot occur in these tasks; all of them if the simulator tells nothing (None)."""
-    if goals is None:
-        return tuple(kind for kind in MEANING if kind != "not told")
-    goals = list(goals)
+def kinds_not_told(goals: Iterable[TracedGoal]) -> tuple[str, ...]:
+    """The kinds that cannot occur where these are the goals; all of them without any."""
     possible = {kind for goal in goals for kind in KINDS[goal.kind]}
     return tuple(kind for kind in MEANING if kind not in possible and kind != "not told")
 
