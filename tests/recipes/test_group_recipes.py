@@ -140,6 +140,38 @@ def test_settings_that_make_no_sense(group: str, settings: dict[str, Any], said:
         replace(getattr(TrainConfig(), group), **settings)
 
 
+def test_a_weight_of_rewards_that_there_are_not_ranks_nothing() -> None:
+    config = preset("toy-tpo")
+    config = replace(config, reward=replace(config.reward, kind="success"))
+    dense_alone = replace(config.tpo, success_weight=0.0)
+    with pytest.raises(ConfigError, match=r"tpo\.reward_weight alone ranks nothing"):
+        replace(config, tpo=dense_alone)
+    dense = replace(config.reward, kind="process", model="runs/reward")
+    assert replace(config, tpo=dense_alone, reward=dense).tpo.success_weight == 0
+    replace(config, tpo=replace(dense_alone, likelihood_weight=0.01))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_run_that_learns_nothing_says_so(
+    algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = toy(tmp_path, algorithm)
+    one = {"group_size": 2, "groups": 1, "extra_groups": 0}
+    config = replace(
+        config,
+        grpo=replace(config.grpo, **one),
+        tpo=replace(config.tpo, **one, reward_weight=0.0),
+        reward=replace(config.reward, kind="success"),
+        schedule=replace(config.schedule, iterations=2),
+    )
+    run = train(config)
+    steps = [line["losses/policy_steps"] for line in lines(run)]
+    assert steps == [0, 0], "the test needs groups that all fail"
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert said.count("nothing to learn from") == 1
+    assert f"{algorithm}.group_size" in said
+
+
 def test_ranks_without_an_episode_are_refused(tmp_path: Path) -> None:
     config = toy(tmp_path, "grpo")
     config = replace(
