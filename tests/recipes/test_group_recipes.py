@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from builders.same_runs import lines, require_same
 from builders.thread_ranks import on_ranks
-from vla_rl.config import ConfigError, LoraConfig, TrainConfig
+from vla_rl.config import ConfigError, LoraConfig, TrainConfig, UserError
 from vla_rl.config.parallel import ParallelConfig
 from vla_rl.config.serialize import from_json, to_json
 from vla_rl.policies.policy import Policy, has_critic
@@ -99,6 +99,15 @@ def test_a_run_in_two_halves_is_the_same_run(
     assert len(files) >= 2
     for file in files:
         assert (one / file).read_bytes() == (other / file).read_bytes(), file
+
+
+def test_a_run_in_the_place_of_its_policy_is_refused_with_the_policys_folder(
+    alone: dict[str, Path],
+) -> None:
+    newest = max((alone["grpo"] / "checkpoints").glob("iteration-*"))
+    for folder in (alone["grpo"], newest):
+        with pytest.raises(UserError, match=rf"expected the policy in it: {newest / 'policy'}$"):
+            load_policy(folder)
 
 
 def test_a_critic_in_the_configuration_is_not_built(tmp_path: Path, alone: dict[str, Path]) -> None:
