@@ -18,6 +18,9 @@ from vla_rl.recipes import many_runs
 from vla_rl.recipes.build_up import build_up, planned
 from vla_rl.recipes.compare_data import compare_data, planned_practice, planned_tuning
 from vla_rl.recipes.presets import PRESETS, preset
+from vla_rl.report.comparison.build_up import Row, write_build_up
+from vla_rl.report.comparison.held_out import Outcome
+from vla_rl.report.run_data import Mode
 
 TASKS = 4
 
@@ -226,3 +229,15 @@ def test_building_up_needs_a_policy_and_something_to_choose_from() -> None:
     with pytest.raises(ConfigError, match="best_of: expected at least 2"):
         AblationConfig(build_up=True, best_of=1)
     assert set(building.CELLS) < {*building.STANDS_ON}
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "tpo"])
+def test_what_is_built_up_is_called_by_its_algorithm(algorithm: str, tmp_path: Path) -> None:
+    config = AblationConfig(
+        preset="toy" if algorithm == "ppo" else f"toy-{algorithm}", checkpoint="p", build_up=True
+    )
+    one = (Outcome(None, 0, {("reach-red", 0): True}),)
+    outcomes: dict[Mode, tuple[Outcome, ...]] = {"greedy": one, "sampled": one}
+    rows = [Row("sft", "sft", outcomes, 0), Row("ppo", "sft", outcomes, 0)]
+    table = write_build_up(rows, tmp_path, building._notes(config, planned(config)))
+    assert f"| + {algorithm.upper()} for success alone |" in table.read_text()

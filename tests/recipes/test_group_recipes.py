@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from builders.same_runs import lines, require_same
 from builders.thread_ranks import on_ranks
-from vla_rl.config import ConfigError, LoraConfig, TrainConfig
+from vla_rl.config import ConfigError, LoraConfig, TrainConfig, UserError
 from vla_rl.config.parallel import ParallelConfig
 from vla_rl.config.serialize import from_json, to_json
 from vla_rl.policies.policy import Policy, has_critic
@@ -101,6 +101,15 @@ def test_a_run_in_two_halves_is_the_same_run(
         assert (one / file).read_bytes() == (other / file).read_bytes(), file
 
 
+def test_a_run_in_the_place_of_its_policy_is_refused_with_the_policys_folder(
+    alone: dict[str, Path],
+) -> None:
+    newest = max((alone["grpo"] / "checkpoints").glob("iteration-*"))
+    for folder in (alone["grpo"], newest):
+        with pytest.raises(UserError, match=rf"expected the policy in it: {newest / 'policy'}$"):
+            load_policy(folder)
+
+
 def test_a_critic_in_the_configuration_is_not_built(tmp_path: Path, alone: dict[str, Path]) -> None:
     """A configuration of PPO has one; on the command line asking for one is refused."""
     assert toy(tmp_path, "grpo").policy.critic.kind == "separate"
@@ -138,6 +147,38 @@ def test_potentials_and_playing_ahead_are_refused(algorithm: str, tmp_path: Path
 def test_settings_that_make_no_sense(group: str, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         replace(getattr(TrainConfig(), group), **settings)
+
+
+def test_a_weight_of_rewards_that_there_are_not_ranks_nothing() -> None:
+    config = preset("toy-tpo")
+    config = replace(config, reward=replace(config.reward, kind="success"))
+    dense_alone = replace(config.tpo, success_weight=0.0)
+    with pytest.raises(ConfigError, match=r"tpo\.reward_weight alone ranks nothing"):
+        replace(config, tpo=dense_alone)
+    dense = replace(config.reward, kind="process", model="runs/reward")
+    assert replace(config, tpo=dense_alone, reward=dense).tpo.success_weight == 0
+    replace(config, tpo=replace(dense_alone, likelihood_weight=0.01))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_run_that_learns_nothing_says_so(
+    algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = toy(tmp_path, algorithm)
+    one = {"group_size": 2, "groups": 1, "extra_groups": 0}
+    config = replace(
+        config,
+        grpo=replace(config.grpo, **one),
+        tpo=replace(config.tpo, **one, reward_weight=0.0),
+        reward=replace(config.reward, kind="success"),
+        schedule=replace(config.schedule, iterations=2),
+    )
+    run = train(config)
+    steps = [line["losses/policy_steps"] for line in lines(run)]
+    assert steps == [0, 0], "the test needs groups that all fail"
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert said.count("nothing to learn from") == 1
+    assert f"{algorithm}.group_size" in said
 
 
 def test_ranks_without_an_episode_are_refused(tmp_path: Path) -> None:

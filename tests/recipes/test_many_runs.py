@@ -88,6 +88,38 @@ def test_a_folder_with_another_run_is_refused_before_anything_is_done(
     train_all({"a": shared_out(in_folder(tmp_path, "a"), 1, cores=2)}, 1)
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "tpo"])
+def test_a_study_of_an_algorithm_without_critic_goes_on(
+    algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = preset(f"toy-{algorithm}")
+    small = {"group_size": 2, "groups": 1, "extra_groups": 0}
+    config = in_folder(
+        tmp_path,
+        "study",
+        replace(
+            base,
+            env=replace(base.env, num_envs=2),
+            schedule=replace(base.schedule, iterations=1, episodes=0),
+            grpo=replace(base.grpo, **small),
+            tpo=replace(base.tpo, **small),
+            eval=replace(base.eval, episodes_per_task=1, videos=0),
+        ),
+    )
+    train_seeds(config, 1)
+    monkeypatch.setattr(many_runs, "train_one", None)
+    train_seeds(config, 1)
+    with pytest.raises(UserError, match=rf"{algorithm}\.groups 1 \(now 2\)"):
+        train_seeds(
+            replace(
+                config,
+                grpo=replace(config.grpo, groups=2),
+                tpo=replace(config.tpo, groups=2),
+            ),
+            1,
+        )
+
+
 def test_a_run_that_diverges_at_once_counts_as_what_it_started_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

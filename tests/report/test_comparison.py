@@ -20,6 +20,7 @@ from vla_rl.report.comparison.selection import Selection, select_runs
 from vla_rl.report.comparison.study import DIVERGED, Comparison, compare
 from vla_rl.report.comparison.table import markdown
 from vla_rl.report.comparison.write import compare_runs
+from vla_rl.report.page.write import write_report
 from vla_rl.report.run_data import read_run
 
 TOY = preset("toy")
@@ -69,6 +70,20 @@ def test_groups_are_called_by_what_differs_where_folders_do_not_say_it(tmp_path:
         "learning_rate 0.001",
         "learning_rate 0.003",
     ]
+
+
+def test_a_run_called_ppo_hides_no_others_and_keeps_its_name(tmp_path: Path) -> None:
+    practised(tmp_path, "ppo")
+    practised(tmp_path, "grpo", config=preset("toy-grpo"))
+    assert set(names(select_runs([str(tmp_path)]))) == {"grpo", "ppo"}
+    with pytest.raises(UserError, match="no run folder"):
+        write_report(tmp_path)  # of which of the two?
+    # a quickstart's is called after the quickstart, also where only the fine-tuning's curve tells
+    quick = practised(tmp_path / "quick", "ppo").parent
+    for mark in ("quickstart.json", "ppo/sft.jsonl"):
+        (quick / mark).write_text("{}")
+        assert list(names(select_runs([str(quick), str(tmp_path / "grpo")]))) == ["quick", "grpo"]
+        (quick / mark).unlink()
 
 
 def test_the_seed_in_the_folder_of_a_checkpoint_is_no_difference(tmp_path: Path) -> None:

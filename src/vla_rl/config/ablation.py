@@ -21,7 +21,7 @@ class AblationConfig(Config):
     preset: str = "metaworld-mt5"
     """Training preset to take apart."""
     checkpoint: str = ""
-    """Policy to start every run from; needed unless the preset starts from random weights."""
+    """Policy to start every run from; needed unless the preset starts from random weights, and always to build up."""
     reward_kind: str = ""
     """Dense reward of the whole recipe, as in `reward.kind`; empty takes the preset's, or process where a model is
     given. Without any the cell no-reward is left out."""

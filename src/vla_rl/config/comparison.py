@@ -26,7 +26,7 @@ class CompareConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(len(self.runs) > 0, "compare: expected runs: vla-rl compare runs/a-* runs/b-*")
+        require(len(self.runs) > 0, "expected runs: vla-rl compare runs/a-* runs/b-*")
 
 
 @dataclass(frozen=True)

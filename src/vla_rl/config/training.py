@@ -84,6 +84,14 @@ class TrainConfig(Config, saved=("env", "policy", "ppo", "run")):
             "whole episodes of the present policy: set parallel.staleness 0",
         )
 
+        require(
+            self.algorithm != "tpo"
+            or self.reward.chosen_kind != "success"
+            or self.tpo.success_weight + self.tpo.likelihood_weight > 0,
+            "tpo.reward_weight alone ranks nothing where success is the only reward, and all episodes of a group tie: "
+            "set tpo.success_weight or tpo.likelihood_weight, or a dense reward (reward.kind)",
+        )
+
     @property
     def compares_groups(self) -> bool:
         """Whether the algorithm plays groups of whole episodes from one initial state, and has no critic."""

@@ -219,6 +219,7 @@ def _notes(config: AblationConfig, plan: Plan) -> dict[str, Any]:
     whole = planned_run(config, "full", 0)
     return {
         "preset": config.preset,
+        "algorithm": whole.algorithm.upper(),
         "best_of": config.best_of,
         "chooser": "" if plan.chooser is None else plan.chooser.name,
         "curriculum": whole.curriculum.mode,

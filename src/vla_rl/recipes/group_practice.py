@@ -28,7 +28,7 @@ from vla_rl.rewards.simulator_reward import dense_reward_max
 from vla_rl.rollout import Collector, GroupPlay, PlayedGroups, rollout_metrics
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.memory import keep_freed_memory
-from vla_rl.runtime.progress import Reporter, share_progress
+from vla_rl.runtime.progress import Reporter, note, share_progress
 from vla_rl.runtime.run_folder import Run
 from vla_rl.runtime.seeding import seed_everything
 from vla_rl.runtime.signals import StopRequest, graceful_stop
@@ -68,6 +68,7 @@ class GroupPractice:
     stop: StopRequest
     phases: Phases
     bar: Reporter
+    said_nothing_learned: bool = False
 
     def goes_on(self) -> bool:
         """Whether another iteration is due; then it has begun."""
@@ -95,7 +96,23 @@ class GroupPractice:
         """One update of the learner."""
         progress = self.state.progress(self.config.schedule)
         with self.phases.phase("learn"), self.state.keep_on_divergence():
-            return self.learner.update(batch, self.state.iteration, progress)
+            metrics = self.learner.update(batch, self.state.iteration, progress)
+        if metrics["losses/policy_steps"] == 0:
+            self._say_nothing_was_learned()
+        return metrics
+
+    def _say_nothing_was_learned(self) -> None:
+        """Once a sitting: the run goes on, and its evaluations alone would show that nothing changes."""
+        if self.said_nothing_learned or not isinstance(self.run, Run):
+            return
+        self.said_nothing_learned = True
+        own = settings_of(self.config).group
+        note(
+            f"iteration {self.state.iteration + 1} has nothing to learn from, and the policy stays as it is: all "
+            f"episodes of a group succeeded, or failed, or tied. Where that happens often, raise {own}.group_size, "
+            f"{own}.groups or {own}.extra_groups, or start from a policy that sometimes succeeds. `groups/mixed` in "
+            "metrics.jsonl counts the groups that teach something"
+        )
 
     def log(
         self,

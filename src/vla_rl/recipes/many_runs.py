@@ -15,6 +15,7 @@ from typing import Any
 
 from vla_rl.config import TrainConfig, UserError
 from vla_rl.config.serialize import differences
+from vla_rl.recipes.group_practice import without_critic
 from vla_rl.report.comparison.study import DIVERGED
 from vla_rl.runtime.child_pool import ChildPool
 from vla_rl.runtime.children import ChildLostError
@@ -57,7 +58,10 @@ def require_same(run: TrainConfig) -> None:
     folder = folder_of(run)
     if not (folder / "config.json").is_file():
         return
-    found = differences(read_config(folder, TrainConfig), run)
+    before = read_config(folder, TrainConfig)
+    if before.compares_groups and run.compares_groups:  # which save what they play with
+        before, run = without_critic(before), without_critic(run)
+    found = differences(before, run)
     # how the work is shared out may change from one sitting to the next
     changed = {
         name: v for name, v in found.items() if name not in ("env.num_workers", "run.threads")

@@ -30,7 +30,7 @@ from vla_rl.runtime.files import (
     write_text,
 )
 from vla_rl.runtime.progress import console, note
-from vla_rl.runtime.run_folder import QUICKSTART_RUN
+from vla_rl.runtime.run_folder import QUICKSTART_CURVE, QUICKSTART_REQUEST, QUICKSTART_RUN
 from vla_rl.runtime.signals import Stopped
 
 LIMITS = ("episodes", "minutes")
@@ -39,8 +39,6 @@ EPISODES = 10_000
 """Of practice, where neither the quickstart nor its preset says how many."""
 PARTS = ("demos", "sft", QUICKSTART_RUN, "report.html")
 """What a quickstart makes in its folder."""
-REQUEST = "quickstart.json"
-"""What the quickstart in a folder was asked for."""
 
 
 def quickstart(config: QuickstartConfig) -> Path:
@@ -95,7 +93,7 @@ def _run_steps(config: QuickstartConfig, base: TrainConfig, out: Path) -> Path:
 
     report = out / "report.html"
     # the report shows the fine-tuning too
-    write_text(ppo / "sft.jsonl", (sft / "metrics.jsonl").read_text(encoding="utf-8"))
+    write_text(ppo / QUICKSTART_CURVE, (sft / "metrics.jsonl").read_text(encoding="utf-8"))
     _timed("4/4 report", lambda: write_report(ppo, report))
     note(f"Report: {report}  (open it in a browser)")
     return report
@@ -105,13 +103,16 @@ def _throw_away(out: Path) -> None:
     """Remove the quickstart in `out`, and nothing else. UserError where there is none, or it cannot be removed."""
     if not out.exists() or not any(out.iterdir()):
         return
-    if not (out / REQUEST).is_file():
+    if not (out / QUICKSTART_REQUEST).is_file():
         raise UserError(
             f"{out} holds something, but no quickstart: --force throws away quickstarts only. Choose another --out, or "
             "empty the folder yourself"
         )
     try:
-        for name in (*PARTS, REQUEST):  # the request last: without it this would be no quickstart
+        for name in (
+            *PARTS,
+            QUICKSTART_REQUEST,
+        ):  # the request last: without it this would be no quickstart
             entry = out / name
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -131,7 +132,7 @@ def _begin(config: QuickstartConfig, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(cannot_write(out, error)) from error
-    file = out / REQUEST
+    file = out / QUICKSTART_REQUEST
     before = _request(file) if file.is_file() else asked
     if not file.is_file() and any((out / name).exists() for name in PARTS):
         raise UserError(

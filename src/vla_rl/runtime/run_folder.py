@@ -42,6 +42,10 @@ C = TypeVar("C")
 CHECKPOINTS = "checkpoints"
 QUICKSTART_RUN = "ppo"
 """The training run within a quickstart's folder."""
+QUICKSTART_REQUEST = "quickstart.json"
+"""What the quickstart in a folder was asked for."""
+QUICKSTART_CURVE = "sft.jsonl"
+"""The fine-tuning's metrics, which a quickstart leaves in its training run."""
 ENVIRONMENT_OF_RUN = "environment.json"
 logger = logging.getLogger(__name__)
 
@@ -84,13 +88,19 @@ def training_run(folder: Path) -> Path:
     """`folder` itself, or the training run in it where `folder` is a quickstart's (which has demos and sft as well)."""
     practice = folder / QUICKSTART_RUN
     inside = (practice / CONFIG).is_file() and not (folder / CONFIG).is_file()
-    return practice if inside else folder
+    return practice if inside and _is_of_quickstart(practice) else folder
 
 
 def display_name(folder: Path) -> str:
     """How a run is called: by its folder, a quickstart's by that of the quickstart."""
     folder = folder.resolve()
-    return folder.parent.name if folder.name == QUICKSTART_RUN else folder.name
+    return folder.parent.name if _is_of_quickstart(folder) else folder.name
+
+
+def _is_of_quickstart(run: Path) -> bool:
+    """Whether a quickstart made this run; anyone may call a run of PPO so, and have others beside it."""
+    marks = (run.parent / QUICKSTART_REQUEST, run / QUICKSTART_CURVE)  # the second one of before
+    return run.name == QUICKSTART_RUN and any(mark.is_file() for mark in marks)
 
 
 def saved_checkpoints(run: Path) -> list[tuple[int, Path]]:

@@ -256,6 +256,7 @@ class TrainState:
             "iteration": self.iteration,
             "success of episodes": metrics.get("rollout/success_rate"),
             "mean over tasks": metrics.get("curriculum/success_mean"),
+            "mixed groups": metrics.get("groups/mixed"),
             "kl": metrics.get("losses/approx_kl_k3"),
             "explained": metrics.get("losses/explained_variance"),
             "episodes/s": metrics["speed/episodes_per_second"],

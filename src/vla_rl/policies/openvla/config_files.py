@@ -28,6 +28,7 @@ from vla_rl.policies.statistics_files import (
 )
 from vla_rl.runtime.external import parse_json, printable, read_bytes, read_json, shown
 from vla_rl.runtime.files import write_json
+from vla_rl.runtime.run_policy import policy_of_run
 
 S = TypeVar("S")
 
@@ -163,6 +164,15 @@ def with_adapter_files(base: Checkpoint, folder: Path) -> Checkpoint:
     return described
 
 
+def _refuse_run(folder: Path) -> None:
+    """UserError that names the policy, where `folder` is a run or a checkpoint of one."""
+    inside = policy_of_run(folder)
+    if inside is not None and inside != folder:
+        raise UserError(
+            f"{folder} is a run or a checkpoint of one, expected the policy in it: {inside}"
+        )
+
+
 def read_checkpoint_config(folder: Path) -> Checkpoint:
     """Read config.json (and what lies beside it). Raises UserError for anything that does not fit together.
 
@@ -171,10 +181,12 @@ def read_checkpoint_config(folder: Path) -> Checkpoint:
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
+        _refuse_run(folder)
         raise UserError(f"No {CONFIG_FILE} in {folder}: this is not a policy checkpoint")
     data = read_bytes(path, inside=folder, max_bytes=MOST_BYTES)
     raw = parse_json(data, source=path)
     if "vla_rl" not in raw and raw.get("model_type") != "openvla":
+        _refuse_run(folder)
         raise UserError(
             f"{path} describes a model of type {shown(raw.get('model_type'))}, expected 'openvla': "
             "only OpenVLA checkpoints can be loaded"

@@ -41,7 +41,7 @@ PARTS = {
         72.1,
     ),
     "ppo": Part(
-        "+ PPO for success alone",
+        "+ {algorithm} for success alone",
         "practice paid for success alone, every task played alike, no reward model",
         None,
     ),
@@ -87,8 +87,8 @@ class Result(NamedTuple):
 def write_build_up(rows: Sequence[Row], out: Path, notes: Mapping[str, Any]) -> Path:
     """Write build-up.md, build-up.json and build-up.png into `out`; returns the path of the table.
 
-    notes: preset, best_of, chooser, curriculum, reward, temperature. Raises UserError where rows were evaluated on
-    different initial states.
+    notes: preset, algorithm, best_of, chooser, curriculum, reward, temperature. Raises UserError where rows were
+    evaluated on different initial states.
     """
     _require_same_states(rows, out)
     words = {**notes, "chooser": _CHOOSERS.get(notes["chooser"], "")}
