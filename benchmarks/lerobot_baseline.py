@@ -1,8 +1,9 @@
-"""ACT and a small diffusion policy: LeRobot's own classes, trained on our demonstrations, served to `vla-rl eval`.
+r"""ACT and a small diffusion policy: LeRobot's own classes, trained on our demonstrations, served to `vla-rl eval`.
 
     python benchmarks/lerobot_baseline.py train act runs/demos --minutes 20 --out runs/act
     python benchmarks/lerobot_baseline.py serve runs/act --port 8000
-    vla-rl eval --policy ws://127.0.0.1:8000 --suite mt5 --episodes-per-task 30 --json act.json
+    vla-rl eval --policy ws://127.0.0.1:8000 --suite mt5 --light --image-size 64 --action-repeat 5 --replan 5 \
+        --horizon 6 --episodes-per-task 30 --json act.json
 
 For LeRobot's environment, not for ours: lerobot 0.4.4 wants an older numpy and another torch. docs/results/baselines.md
 says how it was made. Neither policy reads: which task it is, it is told by a one-hot vector (LeRobot's
