@@ -9,9 +9,6 @@ the dense ones, where there are any.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import Float32
@@ -20,6 +17,7 @@ from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.episodes import episodes_of, turns_of
 from vla_rl.algorithms.learner_gradients import learner_gradients
 from vla_rl.algorithms.minibatches import Order
+from vla_rl.algorithms.policy_steps import WithoutCritic
 from vla_rl.algorithms.policy_update import PolicyUpdate
 from vla_rl.config import GRPOConfig, OptimizerConfig
 from vla_rl.distributed.shards import Shards
@@ -65,7 +63,7 @@ def group_metrics(played: PlayedGroups) -> dict[str, float]:
     }
 
 
-class GRPO:
+class GRPO(WithoutCritic[PolicyUpdate]):
     """The learner of `algorithms.learner.Learner`'s protocol, on batches of `group_batch`."""
 
     def __init__(
@@ -90,15 +88,3 @@ class GRPO:
         batch, numbers = self.policy.check_sampler(batch, Order(self.seed, iteration, "check"))
         order = Order(self.seed, iteration, "policy")
         return numbers | self.policy.improve(batch, order, progress)
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The policy's, by its name in a checkpoint."""
-        return {"policy_optimizer": self.policy.optimizer}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The counter of steps; the optimizer is saved beside it."""
-        return {"policy_steps": self.policy.steps}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        self.policy.steps = int(state["policy_steps"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -92,3 +95,24 @@ class PolicySteps:
                 f"the policy's log-probs are not finite after the update (learning rate {self.rates.learning_rate:g}): "
                 "lower the learning rate"
             )
+
+
+Steps = TypeVar("Steps", bound=PolicySteps)
+
+
+class WithoutCritic(Generic[Steps]):
+    """What a learner saves that has the policy alone; `algorithms.learner.Learner`'s part that GRPO and TPO share."""
+
+    policy: Steps
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The policy's, by its name in a checkpoint."""
+        return {"policy_optimizer": self.policy.optimizer}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counter of steps; the optimizer is saved beside it."""
+        return {"policy_steps": self.policy.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.policy.steps = int(state["policy_steps"])

@@ -12,9 +12,7 @@ weights, in micro-batches and on all processes. The gradient is exact.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +26,7 @@ from vla_rl.algorithms.grpo import group_metrics
 from vla_rl.algorithms.learner import TrainingDivergedError
 from vla_rl.algorithms.learner_gradients import learner_gradients
 from vla_rl.algorithms.minibatches import Order
-from vla_rl.algorithms.policy_steps import PolicySteps
+from vla_rl.algorithms.policy_steps import PolicySteps, WithoutCritic
 from vla_rl.config import OptimizerConfig, TPOConfig
 from vla_rl.distributed.shards import Shards
 from vla_rl.distributed.world import SingleProcess, World
@@ -81,7 +79,7 @@ Compared = list[tuple[Int64[Tensor, " c"], Int64[Tensor, " r"]]]
 """Rows of a batch, chosen against rejected."""
 
 
-class TPO:
+class TPO(WithoutCritic[PolicySteps]):
     """The learner of `algorithms.learner.Learner`'s protocol, on `Preferences`."""
 
     def __init__(
@@ -211,15 +209,3 @@ class TPO:
         """Log-probs of some turns of this process, summed over their tokens."""
         size = self.config.micro_batch or _PASS
         return self.policy.log_probs(batch, rows, size, reference=reference).float().sum(-1)
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The policy's, by its name in a checkpoint."""
-        return {"policy_optimizer": self.policy.optimizer}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The counter of steps; the optimizer is saved beside it."""
-        return {"policy_steps": self.policy.steps}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        self.policy.steps = int(state["policy_steps"])
