@@ -98,9 +98,13 @@ def parse(
     _require_effect(value, [options[w] for w in map(normal, words) if w in options], command)
     if printed:
         _require_tasks(value)
-        say(json.dumps(to_json(value), indent=2))
-        raise SystemExit(0)
+        raise _printed(value)
     return value
+
+
+def _printed(config: Any) -> SystemExit:
+    say(json.dumps(to_json(config), indent=2))
+    return SystemExit(0)
 
 
 def _require_tasks(config: Any) -> None:
