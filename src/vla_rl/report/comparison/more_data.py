@@ -202,7 +202,9 @@ def _draw(results: Sequence[Result], path: Path, title: str) -> None:
             _point(axes, x, result.success[mode], "0.3", mode)
     for result in tunings:
         place = (result.row.demonstrated, 100 * result.success["greedy"].mean)
-        axes.annotate(str(result.row.size), place, (0, 9), textcoords="offset points", fontsize=8)
+        axes.annotate(  # beside the bars, which stand above one another where two runs are drawn
+            str(result.row.size), place, (-6, 3), textcoords="offset points", fontsize=8, ha="right"
+        )
     window = window_for([curve_of(run) for result in practice for run in result.row.runs])
     for index, result in enumerate(practice):
         _draw_practice(axes, starts[result.row.size], result, window, f"C{index}")
