@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
+from vla_rl.algorithms.signal import Signal, signal_of
 from vla_rl.config import PPOConfig
 from vla_rl.functional import bootstrap_inputs, generalized_advantages, masked_whiten
 from vla_rl.types import Observation, Rollout
@@ -34,6 +35,8 @@ class Batch:
     """Weight of each turn, where older weights have played it; None: all count alike."""
     episodes: Int64[np.ndarray, " B"] | None = None
     """The episode of each turn, as in `Rollout.episode_ids`; None: not recorded."""
+    signal: Signal | None = None
+    """What the whole window says of each task; None: not counted."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -106,9 +109,10 @@ def compute_advantages(
     targets = values + generalized_advantages(
         rewards, discounts, values, next_values, trace, config.value_lambda
     )
+    signal = signal_of(rollout, dense_rewards)
     if config.normalize_advantages:
         advantages = masked_whiten(advantages, valid)
-    return flattened(rollout, advantages, targets)
+    return replace(flattened(rollout, advantages, targets), signal=signal)
 
 
 def flattened(

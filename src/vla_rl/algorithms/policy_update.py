@@ -124,8 +124,10 @@ class PolicyUpdate(PolicySteps):
         }
         return replace(batch, log_probs=old, importance=weights), numbers
 
-    def improve(self, batch: Batch, order: Order, progress: float) -> dict[str, float]:
-        """Several epochs over the batch; stops early at `target_kl`.
+    def improve(
+        self, batch: Batch, order: Order, progress: float, scale: float = 1.0
+    ) -> dict[str, float]:
+        """Several epochs over the batch, at `scale` times the learning rate; stops early at `target_kl`.
 
         Raises TrainingDivergedError where a number on the way is not finite, or what the policy says in the end.
         """
@@ -138,7 +140,7 @@ class PolicyUpdate(PolicySteps):
             if settings.target_kl > 0 and stats["losses/approx_kl_k3"] > settings.target_kl:
                 tally.add({"losses/stopped_by_kl": 1.0})
                 break
-            stats |= self.step(stats["losses/policy"], progress)
+            stats |= self.step(stats["losses/policy"], progress, scale)
             tally.add(stats)
             steps += 1
         self.require_finite_policy(batch)

@@ -2,7 +2,7 @@
 
 The policy's half is `PolicyUpdate`, the critic's is `CriticUpdate`. They have an optimizer and a gradient clip each.
 During critic warm-up the policy optimizer is not stepped at all: a step on zero gradients would starve Adam's second
-moment.
+moment. Nor is it where a window says nothing of what succeeds, if `PPOConfig` asks to wait for that.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PPO:
     ) -> None:
         """`shards`: how a run's environments are divided among its processes; None: there is one shard."""
         gradients, threaded = learner_gradients(policy, config.micro_batch, threads, world, shards)
-        self.seed, self.gradients = seed, threaded
+        self.config, self.seed, self.gradients = config, seed, threaded
         self.times = {what: CallTimes() for what in ("check", "critic", "policy", "steps")}
         """What updates cost: passes of critic and policy where they are not sharded, and in `steps` this thread
         beside them, by minibatch."""
@@ -59,20 +59,34 @@ class PPO:
         metrics = {"losses/explained_variance": self.critic.explained_variance(batch)}
         warming = self.critic.warming_up(iteration)
         metrics["losses/critic_warmup"] = float(warming)
+        scale, numbers = self._rate_of(batch)
+        metrics |= numbers
+        rests = warming or scale == 0.0
         device = self.policy.device
         started = own_seconds(device)
         batch, numbers = self.policy.check_sampler(batch, Order(self.seed, iteration, "check"))
         metrics |= numbers
         checked = own_seconds(device)
         self.times["check"].add(1, checked - started)
-        metrics |= self.critic.improve(batch, warming, Order(self.seed, iteration, "critic"))
+        metrics |= self.critic.improve(batch, rests, Order(self.seed, iteration, "critic"))
         self._count("critic")
-        if not warming:
+        if not rests:
             order = Order(self.seed, iteration, "policy")
-            metrics |= self.policy.improve(batch, order, progress)
+            metrics |= self.policy.improve(batch, order, progress, scale)
             self._count("policy")
         self.times["steps"].seconds += own_seconds(device) - checked
         return metrics
+
+    def _rate_of(self, batch: Batch) -> tuple[float, dict[str, float]]:
+        """By how much the policy's learning rate is multiplied for this batch, 0: it takes no step; and numbers."""
+        signal, config = batch.signal, self.config
+        if signal is None:
+            return 1.0, {}
+        scale, numbers = 1.0, signal.metrics()
+        if config.half_rate_outcomes > 0:
+            scale = signal.outcomes / (signal.outcomes + config.half_rate_outcomes)
+            numbers["losses/rate_scale"] = scale
+        return scale, numbers
 
     def _count(self, what: str) -> None:
         """Note what the last passes of critic or policy cost, and their minibatches among all `steps`."""

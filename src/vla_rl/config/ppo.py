@@ -66,6 +66,9 @@ class PPOConfig(Config, group="ppo"):
     """Coefficient of the negative log-likelihood of turns from episodes of this window that succeeded."""
     normalize_advantages: bool = True
     """Whiten over the whole rollout (never per minibatch)."""
+    half_rate_outcomes: NotNegative = 0.0
+    """Multiply a window's learning rate by n / (n + this). n is its effective number of outcomes that can be compared:
+    won * lost / (won + lost) of a task's episodes that ended in the window, summed over tasks. 0 is off."""
     critic_max_grad_norm: Positive = 1.0
     """The critic's gradient is scaled down to this norm where it is longer."""
     value_coef: NotNegative = 1.0

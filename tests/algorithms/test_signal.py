@@ -1,0 +1,160 @@
+"""Where successes are rare: what a window says of each task, and a policy that moves no further than that allows."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from builders.policies import narrow_policy
+from builders.rollouts import column, flags, window
+from vla_rl.algorithms.advantages import Batch, compute_advantages
+from vla_rl.algorithms.minibatches import Order
+from vla_rl.algorithms.ppo import PPO
+from vla_rl.algorithms.signal import signal_of
+from vla_rl.config import CriticConfig, OptimizerConfig, PPOConfig
+from vla_rl.policies import OpenVLAPolicy
+from vla_rl.types import Rollout
+
+WORDS = ("open it", "close it")
+OPEN, CLOSE = 0, 1
+TURNS, EPISODES = 3, 8  # each environment plays one episode
+SEPARATE = CriticConfig(kind="separate", time_fraction=True)
+SHARED = CriticConfig(kind="shared", time_fraction=False)
+FAST = PPOConfig(minibatch=8, epochs=2, critic_warmup=0)
+
+
+def episodes(tasks: list[int], won: list[int], **changes: Any) -> Rollout:
+    """A window in which every environment plays one episode of a task to its end, and wins or loses it."""
+    count, task_ids = len(tasks), np.tile(tasks, (TURNS, 1))
+    last, wins = np.zeros((TURNS, count), bool), np.array(won, bool)
+    last[-1] = True
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {
+        "tasks": ("open", "close"),
+        "instructions": WORDS,
+        "task_ids": task_ids,
+        "episode_ids": np.tile(np.arange(count), (TURNS, 1)),
+        "images": rng.integers(0, 256, (TURNS, count, 32, 32, 3), dtype=np.uint8),
+        "next_images": np.zeros((count, 32, 32, 3), np.uint8),
+        "time_fraction": rng.random((TURNS, count), dtype=np.float32),
+        "rewards": (last & wins).astype(np.float32),
+        "terminated": last & wins,
+        "truncated": last & ~wins,
+        "succeeded": np.tile(wins, (TURNS, 1)),
+    }
+    return window(TURNS, count, **(arrays | changes))
+
+
+def played(policy: OpenVLAPolicy, rollout: Rollout) -> Rollout:
+    """The same with the policy's own tokens, their log-probs, and values of a critic that knows nothing."""
+    shape = rollout.valid.shape
+    rng = np.random.default_rng(1)
+    said = policy.act(
+        rollout.flat_observation(), 1.0, rng.random((shape[0] * shape[1], 4), np.float32)
+    )
+    return replace(
+        rollout,
+        tokens=said.tokens.numpy().reshape(*shape, 4),
+        log_probs=said.log_probs.numpy().reshape(*shape, 4),
+        values=rng.normal(0, 0.3, shape).astype(np.float32),
+    )  # fmt: skip
+
+
+def credit(rollout: Rollout, config: PPOConfig, dense: float = 0.0) -> Batch:
+    return compute_advantages(rollout, np.full_like(rollout.rewards, dense), config)
+
+
+def learner(config: PPOConfig, critic: CriticConfig = SEPARATE) -> tuple[PPO, OpenVLAPolicy]:
+    policy = narrow_policy(WORDS, critic)
+    optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
+    return PPO(policy, config, optimizer, critic, seed=0), policy
+
+
+MIXED = episodes([OPEN] * 4 + [CLOSE] * 4, [1, 0, 1, 0, 0, 0, 0, 0])
+FAILED = episodes([CLOSE] * EPISODES, [0] * EPISODES)
+
+
+def test_outcomes_that_can_be_compared_are_counted_by_task():
+    signal = signal_of(MIXED, np.zeros((TURNS, EPISODES), np.float32))
+    assert (signal.won.tolist(), signal.lost.tolist()) == ([2, 0], [2, 4])
+    assert signal.outcomes == pytest.approx(
+        2 * 2 / 4
+    )  # of the second task there is nothing to compare
+    assert signal.metrics()["losses/outcomes"] == pytest.approx(1.0)
+    rare = episodes([OPEN] * 100, [1] + [0] * 99)
+    rare = signal_of(rare, np.zeros((TURNS, 100), np.float32))
+    assert rare.outcomes == pytest.approx(0.99)
+    solved = signal_of(episodes([OPEN] * 9, [1] * 9), np.zeros((TURNS, 9), np.float32))
+    assert (solved.outcomes, solved.is_dark) == (0.0, False)
+
+
+def test_a_success_is_in_sight_where_an_episode_succeeds_or_pays():
+    nothing = np.zeros((TURNS, EPISODES), np.float32)
+    assert signal_of(MIXED, nothing).in_sight.tolist() == [True, False]
+    assert signal_of(MIXED, nothing).metrics()["losses/tasks_in_sight"] == 0.5
+    assert signal_of(FAILED, nothing).is_dark
+    assert signal_of(FAILED, nothing).metrics()["losses/tasks_in_sight"] == 0.0
+    # a potential that rises and falls again pays nothing, whatever rounding says
+    potential = nothing + column(0.7, -0.6, -0.1).astype(np.float32)
+    assert signal_of(FAILED, potential).is_dark
+    paid = potential.copy()
+    paid[0, 5] += 0.01
+    assert signal_of(FAILED, paid).in_sight.tolist() == [False, True]
+    lost = replace(FAILED, valid=FAILED.valid & (np.arange(EPISODES) != 5))
+    assert signal_of(lost, paid).is_dark, "a turn that was lost pays nothing"
+
+
+def test_an_episode_that_began_before_the_window_counts_where_it_ends():
+    ends = window(2, rewards=column(1, 0), terminated=flags(1, 0), episode_ids=np.array([[4], [5]]))
+    signal = signal_of(ends, np.zeros((2, 1), np.float32))
+    assert (signal.won.tolist(), signal.lost.tolist()) == ([1], [0])
+    assert signal.in_sight.tolist() == [True]
+
+
+def test_the_learning_rate_follows_the_outcomes_that_can_be_compared():
+    plain, policy = learner(FAST)
+    window = played(policy, MIXED)
+    whole = plain.update(credit(window, FAST), 0, 0.0)["losses/learning_rate"]
+    for half, share in ((1.0, 0.5), (3.0, 0.25)):  # of the window one outcome can be compared
+        config = replace(FAST, half_rate_outcomes=half)
+        metrics = learner(config)[0].update(credit(window, config), 0, 0.0)
+        assert metrics["losses/rate_scale"] == pytest.approx(share)
+        assert metrics["losses/learning_rate"] == pytest.approx(share * whole)
+
+
+def test_a_slower_step_is_a_smaller_one_and_without_outcomes_there_is_none():
+    """Adam would make a step of the same size of a loss that is ten times smaller."""
+    moved = []
+    for half in (0.0, 9.0):
+        config = replace(FAST, half_rate_outcomes=half, epochs=1, minibatch=1000)
+        practice, policy = learner(config)
+        before = copy.deepcopy([*policy.policy_parameters()])
+        practice.update(credit(played(policy, MIXED), config), 0, 0.0)
+        pairs = zip(before, policy.policy_parameters(), strict=True)
+        moved.append(max(float((a - b).detach().abs().max()) for a, b in pairs))
+    assert moved[1] == pytest.approx(0.1 * moved[0], rel=1e-2)
+    config = replace(FAST, half_rate_outcomes=9.0)
+    practice, policy = learner(config)
+    metrics = practice.update(credit(played(policy, FAILED), config), 0, 0.0)
+    assert metrics["losses/rate_scale"] == 0.0
+    assert not practice.policy.optimizer.state
+
+
+def test_a_batch_of_which_nothing_was_counted_is_learned_at_the_full_rate():
+    config = replace(FAST, half_rate_outcomes=9.0)
+    practice, policy = learner(config)
+    batch = replace(credit(played(policy, FAILED), config), signal=None)
+    assert practice.update(batch, 0, 0.0)["losses/policy_steps"] > 0
+
+
+def test_every_window_is_gone_through_as_often_whatever_the_scale():
+    """The order of minibatches is the window's, so that a scale changes sizes of steps and nothing else."""
+    config = replace(FAST, half_rate_outcomes=3.0)
+    practice, policy = learner(config)
+    batch = credit(played(policy, MIXED), config)
+    steps = practice.policy.improve(batch, Order(0, 0, "policy"), 0.0, 0.5)["losses/policy_steps"]
+    assert steps == 2 * (TURNS * EPISODES // 8)
