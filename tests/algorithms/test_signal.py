@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from builders.policies import narrow_policy
 from builders.rollouts import column, flags, window
@@ -115,6 +116,72 @@ def test_an_episode_that_began_before_the_window_counts_where_it_ends():
     assert signal.in_sight.tolist() == [True]
 
 
+def gradients_of(rows: torch.Tensor, config: PPOConfig) -> list[torch.Tensor]:
+    practice, policy = learner(config)
+    batch = credit(played(policy, MIXED), config)
+    practice.policy.backward(batch, [rows])
+    return [p.grad for p in policy.policy_parameters() if p.grad is not None]
+
+
+def test_turns_of_a_task_without_a_success_in_sight_have_no_gradient():
+    close = torch.from_numpy(np.flatnonzero(MIXED.task_ids.reshape(-1) == CLOSE))
+    waits = replace(FAST, wait_for_success=True)
+    assert all(float(g.abs().max()) == 0 for g in gradients_of(close, waits))
+    assert max(float(g.abs().max()) for g in gradients_of(close, FAST)) > 1e-4
+    opened = torch.from_numpy(np.flatnonzero(MIXED.task_ids.reshape(-1) == OPEN))
+    assert max(float(g.abs().max()) for g in gradients_of(opened, waits)) > 1e-4
+
+
+def test_turns_that_wait_do_not_whiten_the_others():
+    waits = replace(FAST, wait_for_success=True)
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=MIXED.valid.shape).astype(np.float32)
+    task = torch.from_numpy(MIXED.task_ids.reshape(-1))
+    own = credit(replace(MIXED, values=values), waits).advantages
+    assert torch.equal(own[task == CLOSE], torch.zeros(12))
+    assert own[task == OPEN].mean().item() == pytest.approx(0, abs=1e-6)
+    assert own[task == OPEN].std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    plain = replace(waits, normalize_advantages=False)
+    assert torch.equal(
+        credit(replace(MIXED, values=values), plain).advantages[task == CLOSE], torch.zeros(12)
+    )
+
+
+@pytest.mark.parametrize("critic", [SHARED, SEPARATE], ids=["shared", "separate"])
+def test_a_window_without_a_success_in_sight_leaves_what_the_policy_says_as_it_was(
+    critic: CriticConfig,
+):
+    """Also where Adam has a momentum of windows before, which a step on zero gradients would follow."""
+    for waits in (True, False):
+        config = replace(FAST, wait_for_success=waits)
+        practice, policy = learner(config, critic)
+        practice.update(credit(played(policy, MIXED), config), 0, 0.0)
+        window = played(policy, FAILED)
+        said = [p.detach().clone() for p in policy.policy_parameters()]
+        values = policy.values(window.flat_observation()).detach().clone()
+        metrics = practice.update(credit(window, config), 1, 0.0)
+        unmoved = all(
+            torch.equal(a, b) for a, b in zip(said, policy.policy_parameters(), strict=True)
+        )
+        assert unmoved is waits
+        assert ("losses/policy_steps" in metrics) is not waits
+        assert not torch.equal(values, policy.values(window.flat_observation())), (
+            "the critic learns on"
+        )
+
+
+def test_successes_are_imitated_as_before_where_others_wait():
+    silent = replace(FAST, self_imitation_coef=1.0, wait_for_success=True)
+    practice, policy = learner(silent)
+    batch = credit(played(policy, MIXED), silent)
+    nothing = replace(batch, advantages=torch.zeros_like(batch.advantages))
+    won = batch.succeeded.nonzero().squeeze(-1)
+    assert practice.policy.backward(nothing, [won])["losses/imitation"] > 0
+    assert (
+        max(float(p.grad.abs().max()) for p in policy.policy_parameters() if p.grad is not None) > 0
+    )
+
+
 def test_the_learning_rate_follows_the_outcomes_that_can_be_compared():
     plain, policy = learner(FAST)
     window = played(policy, MIXED)
@@ -145,7 +212,7 @@ def test_a_slower_step_is_a_smaller_one_and_without_outcomes_there_is_none():
 
 
 def test_a_batch_of_which_nothing_was_counted_is_learned_at_the_full_rate():
-    config = replace(FAST, half_rate_outcomes=9.0)
+    config = replace(FAST, half_rate_outcomes=9.0, wait_for_success=True)
     practice, policy = learner(config)
     batch = replace(credit(played(policy, FAILED), config), signal=None)
     assert practice.update(batch, 0, 0.0)["losses/policy_steps"] > 0

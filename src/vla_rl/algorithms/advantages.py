@@ -110,8 +110,12 @@ def compute_advantages(
         rewards, discounts, values, next_values, trace, config.value_lambda
     )
     signal = signal_of(rollout, dense_rewards)
+    counted = valid
+    if config.wait_for_success:
+        counted = valid & tensor(signal.in_sight[rollout.task_ids])
+        advantages = torch.where(counted, advantages, torch.zeros_like(advantages))
     if config.normalize_advantages:
-        advantages = masked_whiten(advantages, valid)
+        advantages = masked_whiten(advantages, counted)
     return replace(flattened(rollout, advantages, targets), signal=signal)
 
 

@@ -86,7 +86,7 @@ class PPO:
         if config.half_rate_outcomes > 0:
             scale = signal.outcomes / (signal.outcomes + config.half_rate_outcomes)
             numbers["losses/rate_scale"] = scale
-        return scale, numbers
+        return 0.0 if config.wait_for_success and signal.is_dark else scale, numbers
 
     def _count(self, what: str) -> None:
         """Note what the last passes of critic or policy cost, and their minibatches among all `steps`."""

@@ -69,6 +69,10 @@ class PPOConfig(Config, group="ppo"):
     half_rate_outcomes: NotNegative = 0.0
     """Multiply a window's learning rate by n / (n + this). n is its effective number of outcomes that can be compared:
     won * lost / (won + lost) of a task's episodes that ended in the window, summed over tasks. 0 is off."""
+    wait_for_success: bool = False
+    """Leave out of the clipped objective the turns of tasks without a success in sight: none of the task's episodes
+    succeeded in this window, and in none do the rewards, dense ones included, add up to more than 0. The imitation of
+    successes is as before. Where no task of a window has one, the policy takes no step."""
     critic_max_grad_norm: Positive = 1.0
     """The critic's gradient is scaled down to this norm where it is longer."""
     value_coef: NotNegative = 1.0
