@@ -116,6 +116,38 @@ def test_an_episode_that_began_before_the_window_counts_where_it_ends():
     assert signal.in_sight.tolist() == [True]
 
 
+def test_advantages_are_whitened_within_each_task_if_asked():
+    config = replace(FAST, normalize_within="task")
+    rollout = replace(
+        MIXED, values=np.random.default_rng(0).normal(size=MIXED.valid.shape).astype(np.float32)
+    )
+    batch, together = credit(rollout, config), credit(rollout, FAST)
+    raw = credit(rollout, replace(FAST, normalize_advantages=False)).advantages
+    task = torch.from_numpy(rollout.task_ids.reshape(-1))
+    for one in (OPEN, CLOSE):
+        own = batch.advantages[task == one]
+        assert own.mean().item() == pytest.approx(0, abs=1e-6)
+        assert own.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+        assert torch.equal(own.argsort(), raw[task == one].argsort())
+        assert abs(together.advantages[task == one].mean().item()) > 0.01
+
+
+@pytest.mark.parametrize("within", ["window", "task"])
+def test_advantages_that_hardly_differ_are_not_blown_up(within: Any):
+    small = 0.01 * np.random.default_rng(0).normal(size=FAILED.valid.shape).astype(np.float32)
+    rollout = replace(FAILED, values=small)
+    config = replace(FAST, normalize_within=within, normalize_floor=0.2)
+    raw = credit(rollout, replace(FAST, normalize_advantages=False)).advantages
+    held = credit(rollout, config).advantages
+    torch.testing.assert_close(held, (raw - raw.mean()) / 0.2)
+    assert credit(rollout, replace(FAST, normalize_within=within)).advantages.std() > 0.9
+    # what differs by more than the floor is whitened as ever
+    large = credit(MIXED, replace(config, normalize_floor=1e-3)).advantages
+    torch.testing.assert_close(
+        large, credit(MIXED, replace(config, normalize_floor=0.0)).advantages
+    )
+
+
 def gradients_of(rows: torch.Tensor, config: PPOConfig) -> list[torch.Tensor]:
     practice, policy = learner(config)
     batch = credit(played(policy, MIXED), config)

@@ -142,7 +142,7 @@ def test_ranks_learn_what_one_process_learns(
 def test_ranks_slow_down_and_wait_by_what_all_have_played() -> None:
     """A rank that counted its own episodes alone would take steps of another size, or none."""
     settings = replace(
-        SETTINGS, half_rate_outcomes=2.0, wait_for_success=True
+        SETTINGS, half_rate_outcomes=2.0, wait_for_success=True, normalize_within="task", normalize_floor=0.1
     )  # fmt: skip
     won, lost = np.zeros((2, 5, 6), bool)
     won[2, [0, 5]], lost[2, [1, 3]] = True, True

@@ -115,8 +115,24 @@ def compute_advantages(
         counted = valid & tensor(signal.in_sight[rollout.task_ids])
         advantages = torch.where(counted, advantages, torch.zeros_like(advantages))
     if config.normalize_advantages:
-        advantages = masked_whiten(advantages, counted)
+        advantages = _whitened(advantages, counted, tensor(rollout.task_ids), config)
     return replace(flattened(rollout, advantages, targets), signal=signal)
+
+
+def _whitened(
+    advantages: Float[Tensor, "M N"],
+    counted: Bool[Tensor, "M N"],
+    task_ids: Int64[Tensor, "M N"],
+    config: PPOConfig,
+) -> Float[Tensor, "M N"]:
+    """Whitened over the window or within each task; 0 where a turn does not count."""
+    if config.normalize_within == "window":
+        return masked_whiten(advantages, counted, config.normalize_floor)
+    whitened = torch.zeros_like(advantages)
+    for task in task_ids.unique():
+        of_task = counted & (task_ids == task)
+        whitened = whitened + masked_whiten(advantages, of_task, config.normalize_floor)
+    return whitened
 
 
 def flattened(

@@ -216,6 +216,11 @@ _TRAIN = (
         "warning",
     ),
     Effect(
+        _named("ppo", "normalize_within normalize_floor"),
+        lambda c: c.ppo.normalize_advantages,
+        "with ppo.normalize_advantages off they are not whitened",
+    ),
+    Effect(
         ("ppo.kl_estimator",),
         lambda c: c.ppo.kl_coef > 0,
         "ppo.kl_coef is 0, so there is no KL penalty",

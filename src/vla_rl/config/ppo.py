@@ -66,6 +66,13 @@ class PPOConfig(Config, group="ppo"):
     """Coefficient of the negative log-likelihood of turns from episodes of this window that succeeded."""
     normalize_advantages: bool = True
     """Whiten over the whole rollout (never per minibatch)."""
+    normalize_within: Literal["window", "task"] = "window"
+    """Whiten the advantages of all of a window's turns together, or those of each task among themselves."""
+    normalize_floor: NotNegative = 0.0
+    """Divide the advantages by at least this where their standard deviation is smaller: what hardly differs is not
+    blown up. With success as the only reward and a lambda of 0.8 it is near 0.2 where a third of the episodes succeed,
+    and 0.04 where one in a hundred does. Adam undoes what is common to all windows: what changes are tasks, windows and
+    the other terms of the loss against each other; `half_rate_outcomes` changes the step itself. 0 is off."""
     half_rate_outcomes: NotNegative = 0.0
     """Multiply a window's learning rate by n / (n + this). n is its effective number of outcomes that can be compared:
     won * lost / (won + lost) of a task's episodes that ended in the window, summed over tasks. 0 is off."""
