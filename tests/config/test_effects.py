@@ -200,6 +200,7 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("TrainConfig", "reward.refresh_every", "error", SIMULATOR, MODEL),
     ("TrainConfig", "reward.refresh_episodes reward.refresh_epochs", "error", MODEL, REFRESHED),
     ("TrainConfig", "curriculum.tau", "error", {"curriculum.mode": "levels"}, {"curriculum.mode": "frontier"}),
+    ("TrainConfig", "curriculum.slow_window", "error", {}, {"curriculum.mode": "progress"}),
     ("TrainConfig", "curriculum.floor", "error", {"curriculum.mode": "uniform"}, {"curriculum.mode": "levels"}),
     (
         "TrainConfig",

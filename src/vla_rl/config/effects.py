@@ -257,6 +257,11 @@ _TRAIN = (
         "curriculum.mode uniform gives every task the same probability anyway",
     ),
     Effect(
+        ("curriculum.slow_window",),
+        lambda c: c.curriculum.mode == "progress",
+        "it belongs to curriculum.mode progress",
+    ),
+    Effect(
         _named("curriculum", "levels level_threshold level_window level_share"),
         lambda c: c.curriculum.mode == "levels",
         "it belongs to curriculum.mode levels",
