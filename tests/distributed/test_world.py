@@ -170,6 +170,30 @@ def test_ranks_slow_down_and_wait_by_what_all_have_played() -> None:
         assert [m["losses/rate_scale"] for m in metrics] == [m["losses/rate_scale"] for m in alone]
 
 
+def test_ranks_imitate_the_same_kept_successes() -> None:
+    """Each has the images of its own alone, also after it has gone on from what all have saved."""
+    settings = replace(SETTINGS, kept_successes=3, self_imitation_coef=1.0, minibatch=12)
+    won = np.zeros((5, 6), bool)
+    won[4, [0, 3, 5]] = True
+    whole_episodes: dict[str, Any] = {
+        "episode_ids": np.tile(np.arange(6), (5, 1)),
+        "rewards": won.astype(np.float32),
+        "terminated": won,
+        "truncated": np.roll(won, 1, axis=1) & ~won,
+        "succeeded": np.tile(won[4], (5, 1)),
+    }
+    alone, weights = practise(
+        SingleProcess(), policy_with(SEPARATE), SEPARATE, settings, **whole_episodes
+    )
+    assert [numbers["kept/episodes"] for numbers in alone] == [3, 3, 3]
+    assert alone[1]["losses/imitation"] > 0
+    own = [policy_with(SEPARATE) for _ in range(3)]
+    for _, own_weights in on_ranks(
+        3, lambda world: practise(world, own[world.rank], SEPARATE, settings, **whole_episodes)
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(own_weights, weights, strict=True))
+
+
 def test_all_ranks_stop_their_epochs_at_the_same_kl() -> None:
     """The divergence of one rank's own samples differs from another's; they must stop by that of all."""
     settings = replace(SETTINGS, epochs=30, critic_warmup=0, target_kl=0.02)

@@ -35,6 +35,8 @@ class Batch:
     """Weight of each turn, where older weights have played it; None: all count alike."""
     episodes: Int64[np.ndarray, " B"] | None = None
     """The episode of each turn, as in `Rollout.episode_ids`; None: not recorded."""
+    tasks: Int64[np.ndarray, " B"] | None = None
+    """The task of each turn, as in `Rollout.task_ids`; None: not recorded."""
     signal: Signal | None = None
     """What the whole window says of each task; None: not counted."""
 
@@ -161,4 +163,5 @@ def flattened(
         first=int(own[0]) if len(own) else 0,
         versions=None if rollout.versions is None else rollout.versions[turns, envs],
         episodes=rollout.episode_ids[turns, envs],
+        tasks=rollout.task_ids[turns, envs],
     )

@@ -14,6 +14,7 @@ import torch
 
 from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.critic_update import CriticUpdate
+from vla_rl.algorithms.kept_successes import KeptSuccesses
 from vla_rl.algorithms.learner_gradients import learner_gradients
 from vla_rl.algorithms.minibatches import Order
 from vla_rl.algorithms.policy_update import PolicyUpdate
@@ -52,6 +53,8 @@ class PPO:
         self.policy = PolicyUpdate(
             policy, config, optimizer, gradients, joint, config.importance_cap
         )
+        if config.kept_successes > 0 and config.self_imitation_coef > 0:
+            self.policy.kept = KeptSuccesses(config, gradients)
 
     def update(self, batch: Batch, iteration: int, progress: float) -> dict[str, float]:
         """Improve critic and policy from one batch, see `Learner.update`."""
@@ -62,6 +65,9 @@ class PPO:
         scale, numbers = self._rate_of(batch)
         metrics |= numbers
         rests = warming or scale == 0.0
+        if self.policy.kept is not None:
+            self.policy.kept.add(batch, iteration)
+            metrics |= self.policy.kept.metrics()
         device = self.policy.device
         started = own_seconds(device)
         batch, numbers = self.policy.check_sampler(batch, Order(self.seed, iteration, "check"))
@@ -115,9 +121,12 @@ class PPO:
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and the critic's replay; the optimizers are saved beside it."""
-        return {"policy_steps": self.policy.steps, **self.critic.state_dict()}
+        kept = {} if self.policy.kept is None else {"kept": self.policy.kept.state_dict()}
+        return {"policy_steps": self.policy.steps, **self.critic.state_dict(), **kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.policy.steps = int(state["policy_steps"])
         self.critic.load_state_dict(state)
+        if self.policy.kept is not None and "kept" in state:
+            self.policy.kept.load_state_dict(state["kept"])

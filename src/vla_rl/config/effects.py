@@ -216,6 +216,16 @@ _TRAIN = (
         "warning",
     ),
     Effect(
+        ("ppo.kept_successes",),
+        lambda c: c.ppo.self_imitation_coef > 0,
+        "ppo.self_imitation_coef is 0, so that no success is imitated",
+    ),
+    Effect(
+        ("ppo.kept_half_life",),
+        lambda c: c.ppo.kept_successes > 0,
+        "no success is kept; set ppo.kept_successes",
+    ),
+    Effect(
         _named("ppo", "normalize_within normalize_floor"),
         lambda c: c.ppo.normalize_advantages,
         "with ppo.normalize_advantages off they are not whitened",

@@ -64,6 +64,12 @@ class PPOConfig(Config, group="ppo"):
     zero."""
     self_imitation_coef: NotNegative = 0.1
     """Coefficient of the negative log-likelihood of turns from episodes of this window that succeeded."""
+    kept_successes: Whole = 0
+    """Imitate the last so many successful episodes of each task, of this window and those before, instead of this
+    window's alone. A task weighs the less the more often it succeeds, and the longer ago that was. Each keeps its
+    images: at 64 px about 0.15 MB in memory and in checkpoints. 0 is off."""
+    kept_half_life: Positive = 10.0
+    """Windows in which the weight of a kept episode halves."""
     normalize_advantages: bool = True
     """Whiten over the whole rollout (never per minibatch)."""
     normalize_within: Literal["window", "task"] = "window"
