@@ -192,6 +192,9 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("TrainConfig", "parallel.learners parallel.actors parallel.hosts parallel.ray", "error", {}, POOLS),
     ("TrainConfig", "parallel.ranks", "error", POOLS, {}),
     ("TrainConfig", "ppo.importance_cap", "warning", POOLS, AHEAD),
+    ("TrainConfig", "ppo.kept_successes", "error", {"ppo.self_imitation_coef": 0.0}, {}),
+    ("TrainConfig", "ppo.kept_half_life", "error", {}, {"ppo.kept_successes": 8}),
+    ("TrainConfig", "ppo.normalize_within ppo.normalize_floor", "error", {"ppo.normalize_advantages": False}, {}),
     ("TrainConfig", "ppo.kl_estimator", "warning", {"ppo.kl_coef": 0.0}, {"ppo.kl_coef": 0.1}),
     ("TrainConfig", "reward.weight reward.form reward.limit reward.normalize", "error", {}, MODEL),
     ("TrainConfig", "reward.weight reward.form reward.limit reward.normalize", "error", {}, SIMULATOR),
@@ -199,6 +202,7 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("TrainConfig", "reward.refresh_every", "error", SIMULATOR, MODEL),
     ("TrainConfig", "reward.refresh_episodes reward.refresh_epochs", "error", MODEL, REFRESHED),
     ("TrainConfig", "curriculum.tau", "error", {"curriculum.mode": "levels"}, {"curriculum.mode": "frontier"}),
+    ("TrainConfig", "curriculum.slow_window", "error", {}, {"curriculum.mode": "progress"}),
     ("TrainConfig", "curriculum.floor", "error", {"curriculum.mode": "uniform"}, {"curriculum.mode": "levels"}),
     (
         "TrainConfig",

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from vla_rl.config import ConfigError, CurriculumConfig, UserError
 from vla_rl.curriculum import TaskSampler
 
 STATES = np.arange(10, 17)
+MODES = get_args(get_type_hints(CurriculumConfig)["mode"])
 
 
 def sampler(
@@ -42,6 +43,10 @@ def test_two_tasks_in_closed_form():
         # both are 1/4 away from 1/2
         "frontier": [0.5, 0.5],
         "uniform": [0.5, 0.5],
+        # 3/16 of both
+        "learnable": [0.5, 0.5],
+        # neither is known yet
+        "progress": [0.5, 0.5],
         # the easier task is the first level
         "levels": [1.0, 0.0],
     }
@@ -73,7 +78,7 @@ def test_the_floor_mixes_with_the_uniform_distribution():
     assert p(curriculum) == pytest.approx([0.85, 0.05, 0.05, 0.05])
 
 
-@pytest.mark.parametrize("mode", ["paper", "frontier", "levels", "uniform"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("floor", [0.0, 0.02, 0.2])
 def test_probabilities_sum_to_1_above_the_floor(mode: str, floor: float):
     curriculum = sampler(mode, tasks=tuple("abcde"), floor=floor, tau=1e-3, level_window=2)
@@ -255,9 +260,9 @@ def test_the_seed_decides_and_the_order_of_asking_does_not():
 
 
 @pytest.mark.parametrize("stop", [9, 61])  # in the first round of initial states, and later
-@pytest.mark.parametrize("mode", ["paper", "frontier", "levels", "uniform"])
+@pytest.mark.parametrize("mode", MODES)
 def test_going_on_from_the_saved_state_equals_never_having_stopped(mode: str, stop: int):
-    config: dict[str, Any] = {"mode": mode, "window": 5, "level_window": 3}
+    config: dict[str, Any] = {"mode": mode, "window": 5, "slow_window": 12, "level_window": 3}
     rng = np.random.default_rng(0)
     outcomes = [bool(rng.random() < 0.7) for _ in range(120)]
 

@@ -56,6 +56,7 @@ class Case:
     checkpointing: bool = False
     compute: torch.dtype = torch.float32
     learning_rate: float = 1e-3
+    kept_successes: int = 0
     checkpoint: str = ""
     """In OpenVLA's own format; empty: a small policy of our own."""
 
@@ -111,6 +112,7 @@ def play(policy: OpenVLAPolicy, iteration: int, turns: int = 4) -> Rollout:
         ENVS,
         images=rng.integers(0, 256, (*shape, size, size, 3), dtype=np.uint8),
         instructions=("go on",),
+        episode_ids=np.tile(ENVS * iteration + np.arange(ENVS), (turns, 1)),
         time_fraction=rng.random(shape, dtype=np.float32),
         rewards=rng.random(shape, dtype=np.float32),
         terminated=rng.random(shape) < 0.2,
@@ -149,12 +151,15 @@ def learn(world: World, case: Case, folder: Path) -> Learned:
     settings = PPOConfig(
         minibatch=11, epochs=2, critic_warmup=1, critic_epochs=1, critic_first_epochs=1, entropy_coef=0.01,
         kl_coef=case.kl_coef, micro_batch=case.micro_batch, logprob_tolerance=0.5,
+        kept_successes=case.kept_successes,
     )  # fmt: skip
     rates = OptimizerConfig(learning_rate=case.learning_rate, warmup_steps=2, adam_eps=1e-6)
     learner = PPO(policy, settings, rates, policy.config.critic, 0, 1, world, shards)
     metrics = []
     for iteration in range(ITERATIONS):
         rollout = play(policy, iteration)
+        if case.kept_successes:  # what always succeeds is not imitated
+            rollout = replace(rollout, truncated=rollout.succeeded & ~rollout.terminated)
         own = slice(shards.own_envs.start, shards.own_envs.stop)
         mine = replace(
             rollout, images=rollout.images[:, own], next_images=rollout.next_images[own],

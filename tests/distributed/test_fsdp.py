@@ -36,7 +36,14 @@ pytest.importorskip("peft", reason="needs the extra vla-rl[lora]")
 
 CASES = [
     Case("all-shared-kl", critic="shared", kl_coef=0.1, micro_batch=4, checkpointing=True),
-    Case("lora-shared-call-kl", critic="shared", lora=True, gather="call", kl_coef=0.1),
+    Case(
+        "lora-shared-call-kl",
+        critic="shared",
+        lora=True,
+        gather="call",
+        kl_coef=0.1,
+        kept_successes=3,
+    ),
 ]
 MORE = [
     Case("all-separate-call", gather="call"),

@@ -96,14 +96,18 @@ def practise(
     settings: PPOConfig = SETTINGS,
     learning_rate: float = 1e-3,
     iterations: int = 3,
+    **changes: Any,
 ) -> tuple[list[dict[str, float]], list[torch.Tensor]]:
-    """Learn from windows of all environments, of which this rank has its part; metrics, and weights at the end."""
+    """Learn from windows of all environments, of which this rank has its part; metrics, and weights at the end.
+
+    `changes`: of the windows.
+    """
     shards = Shards.of(ENVS, COUNT, world)
     optimizer = OptimizerConfig(learning_rate=learning_rate, warmup_steps=2)
     learner = PPO(policy, settings, optimizer, critic, seed=0, world=world, shards=shards)
     metrics = []
     for iteration in range(iterations):
-        rollout = own_part(play(policy, iteration), shards)
+        rollout = own_part(replace(play(policy, iteration), **changes), shards)
         batch = compute_advantages(rollout, np.zeros_like(rollout.rewards), settings)
         metrics.append(learner.update(batch, iteration, 0.0))
         saved = learner.state_dict()
@@ -133,6 +137,61 @@ def test_ranks_learn_what_one_process_learns(
         float((a - b).detach().abs().max()) for a, b in zip(weights, untrained, strict=False)
     )
     assert moved > 1e-3, "nothing was learned: the comparison would say nothing"
+
+
+def test_ranks_slow_down_and_wait_by_what_all_have_played() -> None:
+    """A rank that counted its own episodes alone would take steps of another size, or none."""
+    settings = replace(
+        SETTINGS, half_rate_outcomes=2.0, wait_for_success=True, normalize_within="task", normalize_floor=0.1
+    )  # fmt: skip
+    won, lost = np.zeros((2, 5, 6), bool)
+    won[2, [0, 5]], lost[2, [1, 3]] = True, True
+    two_tasks: dict[str, Any] = {
+        "tasks": ("one", "two"),
+        "instructions": ("go on", "go on"),
+        "task_ids": np.tile([0, 0, 1, 1, 0, 0], (5, 1)),  # the second is the middle rank's
+        "episode_ids": np.tile(np.arange(6), (5, 1)),
+        "rewards": won.astype(np.float32),
+        "terminated": won,
+        "truncated": lost,
+    }
+    alone, weights = practise(
+        SingleProcess(), policy_with(SEPARATE), SEPARATE, settings, **two_tasks
+    )
+    # two were won; one was lost in each task, and of the second none was won
+    assert [numbers["losses/rate_scale"] for numbers in alone] == pytest.approx([1 / 4] * 3)
+    assert alone[0]["losses/tasks_in_sight"] == 0.5
+    own = [policy_with(SEPARATE) for _ in range(3)]
+    ranks = on_ranks(
+        3, lambda world: practise(world, own[world.rank], SEPARATE, settings, **two_tasks)
+    )
+    for metrics, own_weights in ranks:
+        assert all(torch.equal(a, b) for a, b in zip(own_weights, weights, strict=True))
+        assert [m["losses/rate_scale"] for m in metrics] == [m["losses/rate_scale"] for m in alone]
+
+
+def test_ranks_imitate_the_same_kept_successes() -> None:
+    """Each has the images of its own alone, also after it has gone on from what all have saved."""
+    settings = replace(SETTINGS, kept_successes=3, self_imitation_coef=1.0, minibatch=12)
+    won = np.zeros((5, 6), bool)
+    won[4, [0, 3, 5]] = True
+    whole_episodes: dict[str, Any] = {
+        "episode_ids": np.tile(np.arange(6), (5, 1)),
+        "rewards": won.astype(np.float32),
+        "terminated": won,
+        "truncated": np.roll(won, 1, axis=1) & ~won,
+        "succeeded": np.tile(won[4], (5, 1)),
+    }
+    alone, weights = practise(
+        SingleProcess(), policy_with(SEPARATE), SEPARATE, settings, **whole_episodes
+    )
+    assert [numbers["kept/episodes"] for numbers in alone] == [3, 3, 3]
+    assert alone[1]["losses/imitation"] > 0
+    own = [policy_with(SEPARATE) for _ in range(3)]
+    for _, own_weights in on_ranks(
+        3, lambda world: practise(world, own[world.rank], SEPARATE, settings, **whole_episodes)
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(own_weights, weights, strict=True))
 
 
 def test_all_ranks_stop_their_epochs_at_the_same_kl() -> None:

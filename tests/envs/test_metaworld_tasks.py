@@ -31,6 +31,8 @@ def test_suites():
     assert suite_tasks("mt1:drawer-open-v3") == ("drawer-open",)
     assert suite_tasks("mt5")[0] == "drawer-open"
     assert [len(suite_tasks(suite)) for suite in ("mt5", "mt10", "mt50")] == [5, 10, 50]
+    assert suite_tasks("mt10-hard") == ("reach", "push", "pick-place", "peg-insert-side")
+    assert set(SUITES["mt10-hard"]) < set(SUITES["mt10"])
     assert set(SUITES["mt5"]) < set(SUITES["mt10"]) | {"button-press-topdown"} < set(SUITES["mt50"])
 
 

@@ -13,6 +13,7 @@ import pytest
 from builders.example_run import make_run
 from builders.same_runs import lines, require_same
 from vla_rl.config import (
+    CurriculumConfig,
     DemosConfig,
     EvalConfig,
     PolicyConfig,
@@ -137,11 +138,13 @@ def test_best_of_n(chooser, reward_model: str, policy: Path) -> None:
 
 @pytest.mark.parametrize("kl", [0.0, 0.1])
 def test_a_run_from_random_weights_goes_on_to_the_bit(kl: float, tmp_path: Path) -> None:
-    """Also with the random weights as the reference of the KL term, which are made again from the seed."""
+    """Also with the random weights as the reference of the KL term, which are made again from the seed, and with
+    successes and outcomes that are kept."""
     base = preset("toy")
-    ppo = replace(base.ppo, minibatch=16, kl_coef=kl)
-    whole = train(short(tmp_path / "whole", ppo=ppo))
-    config = short(tmp_path / "parts", ppo=ppo)
+    ppo = replace(base.ppo, minibatch=16, kl_coef=kl, kept_successes=4 if kl else 0)
+    curriculum = CurriculumConfig("progress", window=1, slow_window=2) if kl else base.curriculum
+    whole = train(short(tmp_path / "whole", ppo=ppo, curriculum=curriculum))
+    config = short(tmp_path / "parts", ppo=ppo, curriculum=curriculum)
     first = train(replace(config, schedule=replace(config.schedule, iterations=1)))
     second = train(config, resume=first)
     weights = "checkpoints/iteration-000002/policy/model.safetensors"

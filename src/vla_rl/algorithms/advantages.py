@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
+from vla_rl.algorithms.signal import Signal, signal_of
 from vla_rl.config import PPOConfig
 from vla_rl.functional import bootstrap_inputs, generalized_advantages, masked_whiten
 from vla_rl.types import Observation, Rollout
@@ -34,6 +35,10 @@ class Batch:
     """Weight of each turn, where older weights have played it; None: all count alike."""
     episodes: Int64[np.ndarray, " B"] | None = None
     """The episode of each turn, as in `Rollout.episode_ids`; None: not recorded."""
+    tasks: Int64[np.ndarray, " B"] | None = None
+    """The task of each turn, as in `Rollout.task_ids`; None: not recorded."""
+    signal: Signal | None = None
+    """What the whole window says of each task; None: not counted."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -106,9 +111,30 @@ def compute_advantages(
     targets = values + generalized_advantages(
         rewards, discounts, values, next_values, trace, config.value_lambda
     )
+    signal = signal_of(rollout, dense_rewards)
+    counted = valid
+    if config.wait_for_success:
+        counted = valid & tensor(signal.in_sight[rollout.task_ids])
+        advantages = torch.where(counted, advantages, torch.zeros_like(advantages))
     if config.normalize_advantages:
-        advantages = masked_whiten(advantages, valid)
-    return flattened(rollout, advantages, targets)
+        advantages = _whitened(advantages, counted, tensor(rollout.task_ids), config)
+    return replace(flattened(rollout, advantages, targets), signal=signal)
+
+
+def _whitened(
+    advantages: Float[Tensor, "M N"],
+    counted: Bool[Tensor, "M N"],
+    task_ids: Int64[Tensor, "M N"],
+    config: PPOConfig,
+) -> Float[Tensor, "M N"]:
+    """Whitened over the window or within each task; 0 where a turn does not count."""
+    if config.normalize_within == "window":
+        return masked_whiten(advantages, counted, config.normalize_floor)
+    whitened = torch.zeros_like(advantages)
+    for task in task_ids.unique():
+        of_task = counted & (task_ids == task)
+        whitened = whitened + masked_whiten(advantages, of_task, config.normalize_floor)
+    return whitened
 
 
 def flattened(
@@ -137,4 +163,5 @@ def flattened(
         first=int(own[0]) if len(own) else 0,
         versions=None if rollout.versions is None else rollout.versions[turns, envs],
         episodes=rollout.episode_ids[turns, envs],
+        tasks=rollout.task_ids[turns, envs],
     )

@@ -50,9 +50,9 @@ class PolicySteps:
         decayed = 1 - (1 - rates.final_learning_rate) * min(1.0, progress)
         return rates.learning_rate * warm * decayed
 
-    def step(self, loss: float, progress: float) -> dict[str, float]:
-        """Clip and step, at the learning rate of this point of the run."""
-        rate = self.learning_rate(progress)
+    def step(self, loss: float, progress: float, scale: float = 1.0) -> dict[str, float]:
+        """Clip and step, at `scale` times the learning rate of this point of the run."""
+        rate = scale * self.learning_rate(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parameters = self.policy.policy_parameters()

@@ -3,6 +3,8 @@
     L = - w sum_k min(r_k A, clip(r_k, 1 - low, 1 + high) A)           the clipped surrogate
         - c_ent H(pi) + c_kl KL(pi || pi_ref) - c_sil 1[success] log pi(a)
 
+with successes that are kept over many windows (`kept_successes`) in the place of the last term, if there are any.
+
 Schulman et al. 2017 (arXiv:1707.06347) with the log-prob of an action as the sum over its K tokens (VLA-RL,
 arXiv:2505.18719, section 3.2). Where the advantages A come from is not its business. w is 1 but for turns that older
 weights have played (decoupled objective, Hilton et al. 2021, arXiv:2110.00641).
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.gradients import Gradients, Tally
+from vla_rl.algorithms.kept_successes import KeptSuccesses, KeptTurns
 from vla_rl.algorithms.learner import TrainingDivergedError
 from vla_rl.algorithms.minibatches import Order, Parts, minibatches
 from vla_rl.algorithms.policy_steps import PolicySteps
@@ -73,6 +76,8 @@ class PolicyUpdate(PolicySteps):
         super().__init__(policy, optimizer, gradients, settings.micro_batch)
         self.settings, self.joint_critic = settings, joint_critic
         self.importance_cap = importance_cap
+        self.kept: KeptSuccesses | None = None
+        """Successes to imitate in the place of a window's own."""
 
     def check_sampler(self, batch: Batch, order: Order) -> tuple[Batch, dict[str, float]]:
         """Compare the sampler's log-probs with the learner's, before anything has moved.
@@ -124,13 +129,19 @@ class PolicyUpdate(PolicySteps):
         }
         return replace(batch, log_probs=old, importance=weights), numbers
 
-    def improve(self, batch: Batch, order: Order, progress: float) -> dict[str, float]:
-        """Several epochs over the batch; stops early at `target_kl`.
+    def improve(
+        self, batch: Batch, order: Order, progress: float, scale: float = 1.0
+    ) -> dict[str, float]:
+        """Several epochs over the batch, at `scale` times the learning rate; stops early at `target_kl`.
 
         Raises TrainingDivergedError where a number on the way is not finite, or what the policy says in the end.
         """
         settings, tally = self.settings, Tally()
         steps = 0
+        kept = None if self.kept is None else self.kept.turns()
+        imitated = None if kept is None else kept.minibatches(
+            self.gradients.own_shards, settings.minibatch, replace(order, purpose="kept")
+        )  # fmt: skip
         for parts in minibatches(
             batch.shards, self.gradients.own_shards, settings.epochs, settings.minibatch, order
         ):
@@ -138,7 +149,9 @@ class PolicyUpdate(PolicySteps):
             if settings.target_kl > 0 and stats["losses/approx_kl_k3"] > settings.target_kl:
                 tally.add({"losses/stopped_by_kl": 1.0})
                 break
-            stats |= self.step(stats["losses/policy"], progress)
+            if kept is not None and imitated is not None:
+                stats |= self._imitate(batch, kept, next(imitated))
+            stats |= self.step(stats["losses/policy"], progress, scale)
             tally.add(stats)
             steps += 1
         self.require_finite_policy(batch)
@@ -150,6 +163,28 @@ class PolicyUpdate(PolicySteps):
         if self.joint_critic is not None:
             parameters = parameters + self.joint_critic.parameters()
         return self.gradients.backward(lambda part: self._loss(batch, part), parts, parameters)
+
+    def _imitate(self, batch: Batch, kept: KeptTurns, parts: Parts) -> dict[str, float]:
+        """Add the gradient of imitating some kept turns to the one that is there."""
+        coefficient = self.settings.self_imitation_coef
+
+        def loss_of(rows: Int64[Tensor, " b"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
+            if len(rows):
+                seen, tokens, weights = kept.observe(rows), kept.tokens[rows], kept.weights[rows]
+            else:  # an empty pass
+                blank = batch.blank()
+                seen, tokens, weights = blank.observation, blank.tokens, torch.zeros(1)
+            now = self.policy.evaluate(seen, self._to(tokens), batch.temperature).log_probs
+            likelihood = turn_mean(now * self._to(weights)[:, None])
+            return -coefficient * likelihood, {"losses/imitation": -likelihood.item()}
+
+        parameters = self.policy.policy_parameters()
+        before = [parameter.grad for parameter in parameters]
+        stats = self.gradients.backward(loss_of, parts, parameters)
+        for parameter, grad in zip(parameters, before, strict=True):
+            if grad is not None:
+                parameter.grad = grad if parameter.grad is None else grad + parameter.grad
+        return stats
 
     def step_beside(self, loss: float) -> dict[str, float]:
         """The step of a critic in the policy's own network."""
@@ -190,7 +225,7 @@ class PolicyUpdate(PolicySteps):
             divergence = turn_mean(kl_estimate(now.log_probs, reference, settings.kl_estimator))
             stats["losses/kl_reference"] = divergence.item()
             loss = loss + settings.kl_coef * divergence
-        if settings.self_imitation_coef > 0:
+        if settings.self_imitation_coef > 0 and self.kept is None:
             own_success = self._to(batch.succeeded[rows]).float()
             likelihood = turn_mean(now.log_probs * own_success[:, None])
             stats["losses/imitation"] = -likelihood.item()

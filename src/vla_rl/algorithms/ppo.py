@@ -2,7 +2,7 @@
 
 The policy's half is `PolicyUpdate`, the critic's is `CriticUpdate`. They have an optimizer and a gradient clip each.
 During critic warm-up the policy optimizer is not stepped at all: a step on zero gradients would starve Adam's second
-moment.
+moment. Nor is it where a window says nothing of what succeeds, if `PPOConfig` asks to wait for that.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from vla_rl.algorithms.advantages import Batch
 from vla_rl.algorithms.critic_update import CriticUpdate
+from vla_rl.algorithms.kept_successes import KeptSuccesses
 from vla_rl.algorithms.learner_gradients import learner_gradients
 from vla_rl.algorithms.minibatches import Order
 from vla_rl.algorithms.policy_update import PolicyUpdate
@@ -40,7 +41,7 @@ class PPO:
     ) -> None:
         """`shards`: how a run's environments are divided among its processes; None: there is one shard."""
         gradients, threaded = learner_gradients(policy, config.micro_batch, threads, world, shards)
-        self.seed, self.gradients = seed, threaded
+        self.config, self.seed, self.gradients = config, seed, threaded
         self.times = {what: CallTimes() for what in ("check", "critic", "policy", "steps")}
         """What updates cost: passes of critic and policy where they are not sharded, and in `steps` this thread
         beside them, by minibatch."""
@@ -52,6 +53,8 @@ class PPO:
         self.policy = PolicyUpdate(
             policy, config, optimizer, gradients, joint, config.importance_cap
         )
+        if config.kept_successes > 0 and config.self_imitation_coef > 0:
+            self.policy.kept = KeptSuccesses(config, gradients)
 
     def update(self, batch: Batch, iteration: int, progress: float) -> dict[str, float]:
         """Improve critic and policy from one batch, see `Learner.update`."""
@@ -59,20 +62,37 @@ class PPO:
         metrics = {"losses/explained_variance": self.critic.explained_variance(batch)}
         warming = self.critic.warming_up(iteration)
         metrics["losses/critic_warmup"] = float(warming)
+        scale, numbers = self._rate_of(batch)
+        metrics |= numbers
+        rests = warming or scale == 0.0
+        if self.policy.kept is not None:
+            self.policy.kept.add(batch, iteration)
+            metrics |= self.policy.kept.metrics()
         device = self.policy.device
         started = own_seconds(device)
         batch, numbers = self.policy.check_sampler(batch, Order(self.seed, iteration, "check"))
         metrics |= numbers
         checked = own_seconds(device)
         self.times["check"].add(1, checked - started)
-        metrics |= self.critic.improve(batch, warming, Order(self.seed, iteration, "critic"))
+        metrics |= self.critic.improve(batch, rests, Order(self.seed, iteration, "critic"))
         self._count("critic")
-        if not warming:
+        if not rests:
             order = Order(self.seed, iteration, "policy")
-            metrics |= self.policy.improve(batch, order, progress)
+            metrics |= self.policy.improve(batch, order, progress, scale)
             self._count("policy")
         self.times["steps"].seconds += own_seconds(device) - checked
         return metrics
+
+    def _rate_of(self, batch: Batch) -> tuple[float, dict[str, float]]:
+        """By how much the policy's learning rate is multiplied for this batch, 0: it takes no step; and numbers."""
+        signal, config = batch.signal, self.config
+        if signal is None:
+            return 1.0, {}
+        scale, numbers = 1.0, signal.metrics()
+        if config.half_rate_outcomes > 0:
+            scale = signal.outcomes / (signal.outcomes + config.half_rate_outcomes)
+            numbers["losses/rate_scale"] = scale
+        return 0.0 if config.wait_for_success and signal.is_dark else scale, numbers
 
     def _count(self, what: str) -> None:
         """Note what the last passes of critic or policy cost, and their minibatches among all `steps`."""
@@ -101,9 +121,12 @@ class PPO:
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and the critic's replay; the optimizers are saved beside it."""
-        return {"policy_steps": self.policy.steps, **self.critic.state_dict()}
+        kept = {} if self.policy.kept is None else {"kept": self.policy.kept.state_dict()}
+        return {"policy_steps": self.policy.steps, **self.critic.state_dict(), **kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.policy.steps = int(state["policy_steps"])
         self.critic.load_state_dict(state)
+        if self.policy.kept is not None and "kept" in state:
+            self.policy.kept.load_state_dict(state["kept"])

@@ -216,6 +216,21 @@ _TRAIN = (
         "warning",
     ),
     Effect(
+        ("ppo.kept_successes",),
+        lambda c: c.ppo.self_imitation_coef > 0,
+        "ppo.self_imitation_coef is 0, so that no success is imitated",
+    ),
+    Effect(
+        ("ppo.kept_half_life",),
+        lambda c: c.ppo.kept_successes > 0,
+        "no success is kept; set ppo.kept_successes",
+    ),
+    Effect(
+        _named("ppo", "normalize_within normalize_floor"),
+        lambda c: c.ppo.normalize_advantages,
+        "with ppo.normalize_advantages off they are not whitened",
+    ),
+    Effect(
         ("ppo.kl_estimator",),
         lambda c: c.ppo.kl_coef > 0,
         "ppo.kl_coef is 0, so there is no KL penalty",
@@ -250,6 +265,11 @@ _TRAIN = (
         ("curriculum.floor",),
         lambda c: c.curriculum.mode != "uniform",
         "curriculum.mode uniform gives every task the same probability anyway",
+    ),
+    Effect(
+        ("curriculum.slow_window",),
+        lambda c: c.curriculum.mode == "progress",
+        "it belongs to curriculum.mode progress",
     ),
     Effect(
         _named("curriculum", "levels level_threshold level_window level_share"),

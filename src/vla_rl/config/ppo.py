@@ -64,8 +64,28 @@ class PPOConfig(Config, group="ppo"):
     zero."""
     self_imitation_coef: NotNegative = 0.1
     """Coefficient of the negative log-likelihood of turns from episodes of this window that succeeded."""
+    kept_successes: Whole = 0
+    """Imitate the last so many successful episodes of each task, of this window and those before, instead of this
+    window's alone. A task weighs the less the more often it succeeds, and the longer ago that was. Each keeps its
+    images: at 64 px about 0.15 MB in memory and in checkpoints. 0 is off."""
+    kept_half_life: Positive = 10.0
+    """Windows in which the weight of a kept episode halves."""
     normalize_advantages: bool = True
     """Whiten over the whole rollout (never per minibatch)."""
+    normalize_within: Literal["window", "task"] = "window"
+    """Whiten the advantages of all of a window's turns together, or those of each task among themselves."""
+    normalize_floor: NotNegative = 0.0
+    """Divide the advantages by at least this where their standard deviation is smaller: what hardly differs is not
+    blown up. With success as the only reward and a lambda of 0.8 it is near 0.2 where a third of the episodes succeed,
+    and 0.04 where one in a hundred does. Adam undoes what is common to all windows: what changes are tasks, windows and
+    the other terms of the loss against each other; `half_rate_outcomes` changes the step itself. 0 is off."""
+    half_rate_outcomes: NotNegative = 0.0
+    """Multiply a window's learning rate by n / (n + this). n is its effective number of outcomes that can be compared:
+    won * lost / (won + lost) of a task's episodes that ended in the window, summed over tasks. 0 is off."""
+    wait_for_success: bool = False
+    """Leave out of the clipped objective the turns of tasks without a success in sight: none of the task's episodes
+    succeeded in this window, and in none do the rewards, dense ones included, add up to more than 0. The imitation of
+    successes is as before. Where no task of a window has one, the policy takes no step."""
     critic_max_grad_norm: Positive = 1.0
     """The critic's gradient is scaled down to this norm where it is longer."""
     value_coef: NotNegative = 1.0

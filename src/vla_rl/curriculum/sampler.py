@@ -5,12 +5,15 @@ With s_j the success of task j over its last `window` episodes (`prior` before i
     paper     q_j ~ exp((0.5 - s_j) / tau)      as printed in VLA-RL (arXiv:2505.18719)
     frontier  q_j ~ exp(-|s_j - 0.5| / tau)
     levels    `level_share` of q evenly on the current level's tasks, the rest evenly on all open tasks
+    learnable q_j ~ s_j (1 - s_j)               most where success and failure are mixed, none at 0 and 1
+    progress  q_j ~ |fast_j - slow_j|           how much success has changed of late, see `Progress`
     uniform   q_j = 1 / T
 
     P_j = floor + (1 - T floor) q_j
 
 In `paper` the 0.5 cancels in the normalisation: the least solved task gets the most weight, also one that
-is never solved, although the paper's text speaks of tasks near 50 %. `frontier` is what that text says.
+is never solved, although the paper's text speaks of tasks near 50 %. `frontier` is what that text says;
+it still gives a task at 0 or 1 exp(-0.5 / tau) of the weight of one at 1/2, `learnable` and `progress` the floor alone.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from jaxtyping import Float64, Int64
 
 from vla_rl.config import ConfigError, CurriculumConfig, UserError, nearest, require
 from vla_rl.curriculum.levels import Levels
+from vla_rl.curriculum.progress import Progress, in_proportion
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec
@@ -87,6 +91,7 @@ class TaskSampler:
         # (shard, task): (round, order)
         self._orders: dict[tuple[int, int], tuple[int, Int64[np.ndarray, " n"]]] = {}
         self._levels = Levels(config, len(self.tasks))
+        self._progress = Progress(config, len(self.tasks)) if config.mode == "progress" else None
 
     def draw(self, n: int = 1) -> list[EpisodeSpec]:
         """The next `n` episodes to play."""
@@ -115,6 +120,8 @@ class TaskSampler:
         index = self._index[task]
         self._history[index].append(bool(success))
         self._levels.observe(index, bool(success))
+        if self._progress:
+            self._progress.observe(index, bool(success))
 
     def end_batch(self) -> None:
         """An iteration's episodes have all been observed: its success decides about the next level."""
@@ -155,6 +162,12 @@ class TaskSampler:
             metrics["curriculum/success_mean"] = float(played.mean())
         if self.config.mode == "levels":
             metrics["curriculum/level"] = float(max(1, len(self._levels.open)))
+        if self._progress:
+            metrics |= {
+                f"curriculum/progress/{task}": float(change)
+                for task, change in zip(self.tasks, self._progress.changes(), strict=True)
+                if not np.isnan(change)
+            }
         return metrics
 
     def end_window(
@@ -184,6 +197,7 @@ class TaskSampler:
             "history": [[int(x) for x in h] for h in self._history],
             "drawn": self._drawn.tolist(),
             **self._levels.state_dict(),
+            **(self._progress.state_dict() if self._progress else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -219,6 +233,8 @@ class TaskSampler:
         self._drawn = drawn
         self._orders.clear()
         self._levels.load_state_dict(state)
+        if self._progress:
+            self._progress.load_state_dict(state)
 
     def _weights(self) -> Float64[np.ndarray, " T"]:
         """The mode's distribution q, before the floor."""
@@ -229,6 +245,10 @@ class TaskSampler:
             return _softmax(-np.abs(self.successes() - 0.5) / tau)
         if mode == "levels":
             return self._levels.weights(self.successes())
+        if mode == "learnable":
+            return in_proportion(self.successes() * (1.0 - self.successes()))
+        if self._progress:
+            return self._progress.weights()
         return np.full(len(self.tasks), 1.0 / len(self.tasks))
 
     def _next_state(self, task: int, shard: int) -> int:

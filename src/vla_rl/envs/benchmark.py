@@ -65,7 +65,7 @@ class Benchmark:
     # -- what it is
     title: str
     suites: tuple[str, ...]  # the words before a suite's colon; the first is a suite by itself
-    suites_in_words: str  # for error messages: "mt1:<task>, mt5, mt10 or mt50"
+    suites_in_words: str  # for error messages: "mt1:<task>, mt5, mt10, mt10-hard or mt50"
     task_names: Callable[[str], tuple[str, ...]]  # of a suite; ConfigError if there is no such
     instructions: Callable[[str], tuple[str, ...]]  # of a suite, one per task
 

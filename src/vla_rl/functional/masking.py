@@ -33,13 +33,18 @@ def masked_var(
 
 
 def masked_whiten(
-    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"] | None = None
+    x: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"] | None = None,
+    floor: float = 0.0,
 ) -> Float[Tensor, "*shape"]:
     """Shift and scale the selected entries to mean 0 and standard deviation 1; the others become 0.
 
     Where the selected entries are all alike (one entry, or constant to rounding) the result is 0: there is
     nothing to tell them apart by. Give it the whole rollout, never a minibatch, or the same sample gets
     another advantage in another company.
+
+    floor: Divide by this where the standard deviation is smaller, which then is that share of 1 afterwards: entries
+        that hardly differ are not blown up.
     """
     x, mask = _selected(x, mask)
     centred = torch.where(mask, x - masked_mean(x, mask), torch.zeros_like(x))
@@ -48,7 +53,7 @@ def masked_whiten(
     informative = deviation > _RELATIVE_SPREAD_FLOOR * largest
     scale = torch.where(
         informative,
-        1.0 / torch.where(informative, deviation, torch.ones_like(deviation)),
+        1.0 / torch.where(informative, deviation.clamp(min=floor), torch.ones_like(deviation)),
         torch.zeros_like(deviation),
     )
     return centred * scale

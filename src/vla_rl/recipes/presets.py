@@ -165,6 +165,7 @@ PRESETS: dict[str, TrainConfig] = {
     "metaworld-mt1": _on("mt1:drawer-open"),
     "metaworld-mt5": _OURS,
     "metaworld-mt10": _many_tasks("mt10", floor=0.02),
+    "metaworld-mt10-hard": _many_tasks("mt10-hard", floor=0.02),
     # fifty tasks at a floor of 0.02 would leave the curriculum nothing to choose
     "metaworld-mt50": _many_tasks("mt50", floor=0.005),
     "metaworld-mt5-paper": replace(
@@ -194,6 +195,7 @@ SUMMARIES: dict[str, str] = {
     "metaworld-mt1": "one Meta-World task; another one with --env.suite mt1:<task>",
     "metaworld-mt5": "five Meta-World tasks, our recipe (the quickstart's)",
     "metaworld-mt10": "the ten tasks of Meta-World's MT10",
+    "metaworld-mt10-hard": "the four of MT10 that are seldom solved",
     "metaworld-mt50": "all fifty Meta-World tasks",
     "metaworld-mt5-paper": "the five tasks with the paper's hyper-parameters",
     "libero-spatial-openvla-7b": "the paper: OpenVLA-7B, LoRA, LIBERO-Spatial; a GPU of 40 GB",

@@ -41,7 +41,7 @@ def _instructions(suite: str) -> tuple[str, ...]:
 METAWORLD = Benchmark(
     title="Meta-World",
     suites=(*metaworld_tasks.SUITES, "mt1"),
-    suites_in_words="mt1:<task>, mt5, mt10 or mt50",
+    suites_in_words="mt1:<task>, mt5, mt10, mt10-hard or mt50",
     task_names=metaworld_tasks.suite_tasks,
     instructions=_instructions,
     make_envs=make_metaworld_envs,
