@@ -3,9 +3,9 @@
 A privileged reset: the simulator is put where an expert has been, and no action of the expert is used. The policy plays
 on from there, and is rewarded as ever.
 
-    uniform  any action of a demonstration of the task, each as likely
-    reverse  per task at a share f of a demonstration's length, which moves back by `step` when the last `window` episodes
-             that started at this f succeeded in at least `threshold` of the cases
+    uniform  before any action of a demonstration of the task but the first, each as likely
+    reverse  per task at a share f of a demonstration's length, which moves back by `step` when the last `window`
+             episodes that started at this f succeeded in at least `threshold` of the cases
 
 Florensa et al. 2017 (arXiv:1707.05300), Salimans and Chen 2018 (arXiv:1812.03381), RFCL 2024 (arXiv:2405.03379).
 """
@@ -50,9 +50,9 @@ class Ended(Protocol):
 class Starts:
     """Draws episodes as `sampler` does, and lets a share of them start on the way of a demonstration of their task.
 
-    A task without demonstrations always starts at its beginning, as does one whose share f has come to 0. Which episodes
-    those are is a function of the seed, the environment, how many it has drawn, and the shares, which change in
-    `end_window` alone: as of `TaskSampler`, it does not matter how many processes play.
+    A task without demonstrations always starts at its beginning, as does one whose share f has come to 0. Which
+    episodes those are is a function of the seed, the environment, how many it has drawn, and the shares, which change
+    in `end_window` alone: as of `TaskSampler`, it does not matter how many processes play.
     """
 
     def __init__(
@@ -157,8 +157,8 @@ class Starts:
         if state["dataset"] != self.dataset or state["fractions"].keys() != self.ways.keys():
             now = f"others ({self.dataset})" if self.ways else "none"
             raise UserError(
-                f"the run's episodes start at states of certain demonstrations ({state['dataset']}), and starts.dataset "
-                f"gives {now}: go on with the dataset that the run was started with"
+                f"the run's episodes start at states of certain demonstrations ({state['dataset']}), and "
+                f"starts.dataset gives {now}: go on with the dataset that the run was started with"
             )
         self.fractions = {task: float(state["fractions"][task]) for task in self.ways}
         self.stages = {task: int(state["stages"][task]) for task in self.ways}

@@ -274,7 +274,10 @@ class DemonstrationSnapshots:
             states = np.unique(self._initial_states[first : first + length])
             if len(states) != 1:
                 raise self._wrong(
-                    table, "initial_state", "one for an episode", f"{states[:3]} in episode {number}"
+                    table,
+                    "initial_state",
+                    "one for an episode",
+                    f"{states[:3]} in episode {number}",
                 )
             self._rows[number] = (len(self._columns), row)
             self.demonstrations[number] = Demonstration(number, task, int(states[0]), length)

@@ -362,7 +362,7 @@ class Collector:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Rebuild every running episode: start it where it began and play its actions again (simulators are deterministic)."""
+        """Rebuild every running episode: start it where it began, and play its actions again (to the same end)."""
         rows = state["slots"]
         if len(rows) != self.envs.num_envs:
             raise ValueError(

@@ -4,8 +4,8 @@
     envs = StartingVectorEnv(envs, states)
     envs.post_reset([0], [EpisodeSpec("push", 7, Start(demonstration=3, frame=12))])
 
-The episode goes on with the turns that have passed by then: its time limit and its time fraction are those of an episode
-that came there by itself.
+The episode goes on with the turns that have passed by then: its time limit and its time fraction are those of an
+episode that came there by itself.
 """
 
 from __future__ import annotations
@@ -156,12 +156,8 @@ class StartingVectorEnv:
     def __init__(self, envs: VectorEnv, states: StartStates) -> None:
         self.num_envs, self.action_dim, self.horizon = envs.num_envs, envs.action_dim, envs.horizon
         self.tasks, self.instructions = envs.tasks, envs.instructions
+        self.infrastructure_errors = envs.infrastructure_errors
         self._envs, self._states = envs, states
-
-    @property
-    def infrastructure_errors(self) -> int:
-        """As of `envs`."""
-        return self._envs.infrastructure_errors
 
     def post_reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> None:
         """As `envs`; a slot whose episode has a `start` is put there."""
@@ -177,7 +173,9 @@ class StartingVectorEnv:
         self._envs.post_step(slots, actions)
 
     def wait(self, slots: Sequence[int]) -> StepResult:
-        return self._envs.wait(slots)
+        result = self._envs.wait(slots)
+        self.infrastructure_errors = self._envs.infrastructure_errors
+        return result
 
     def snapshot(self, slots: Sequence[int]) -> list[Snapshot]:
         return self._envs.snapshot(slots)
