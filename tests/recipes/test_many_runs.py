@@ -13,10 +13,12 @@ from builders.practised_runs import TASKS, practised
 from vla_rl.algorithms.learner import TrainingDivergedError
 from vla_rl.cli import main
 from vla_rl.config import TrainConfig, UserError
+from vla_rl.policies.openvla.exporting import save_policy
 from vla_rl.recipes import many_runs, ranks
 from vla_rl.recipes.many_runs import finish_all, shared_out, train_all, train_one
 from vla_rl.recipes.presets import preset
 from vla_rl.recipes.seeds import seeded, train_seeds
+from vla_rl.training.scratch import scratch_policy
 
 TOY = preset("toy")
 SHORT = replace(
@@ -55,6 +57,30 @@ def test_one_that_fails_does_not_end_the_others_and_is_said(
     (tmp_path / "b").mkdir()
     with pytest.raises(UserError, match="1 of 1 runs"):
         finish_all({"b": jobs["b"]}, lambda _: True, 1, of=1)
+
+
+def test_what_the_runs_begin_with_is_looked_at_once_before_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def started_from(checkpoint: str = "", model: str = "") -> dict[str, TrainConfig]:
+        reward = replace(SHORT.reward, kind="process", model=model) if model else SHORT.reward
+        policy = replace(SHORT.policy, checkpoint=checkpoint)
+        config = replace(SHORT, policy=policy, reward=reward)
+        return {f"seed {s}": in_folder(tmp_path, f"seed-{s}", config) for s in range(2)}
+
+    nothing = tmp_path / "nothing"
+    with pytest.raises(UserError, match="nothing does not exist"):
+        train_all(started_from(checkpoint=str(nothing)), 1)
+    with pytest.raises(UserError, match="nothing is no process reward model"):
+        train_all(started_from(model=str(nothing)), 1)
+    policy = tmp_path / "policy"
+    save_policy(scratch_policy(SHORT), policy)
+    weights = policy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        train_all(started_from(checkpoint=str(policy)), 1)
+    assert "runs" not in "".join(capsys.readouterr())
+    assert not list(tmp_path.glob("seed-*"))
 
 
 def test_complete_runs_are_left_alone_and_others_go_on(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_rl.runtime.signals import STOPPING, Stopped, graceful_stop, stop_at_once
+from vla_rl.runtime.signals import STOPPING, Stopped, graceful_stop, name_of, stop_at_once
 
 
 @pytest.mark.parametrize("number", STOPPING)
@@ -237,3 +237,8 @@ def test_the_cursor_is_back_whatever_ends_a_bar(number: int, waits: bool, tmp_pa
     os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 128 + number
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
+
+
+def test_signals_without_a_name_of_their_own_are_named_too() -> None:
+    assert name_of(signal.SIGKILL) == "SIGKILL"
+    assert name_of(signal.SIGRTMIN + 3) == "SIGRTMIN+3"  # a member of no enumeration

@@ -124,6 +124,15 @@ def test_a_policy_that_remembers_is_told_where_episodes_begin_and_asked_by_one()
     assert log == ["reset", "act", "act"] * 2
 
 
+@pytest.mark.parametrize("size", [0, 1025, 224.0, "224", None, True])
+def test_a_picture_size_that_is_none_is_refused(size: Any) -> None:
+    with pytest.raises(UserError, match=r"ws://x:1 ask for images of .* expected 1 to 1024"):
+        remote_env({"image_size": size}, "ws://x:1", "mt5", RemoteConfig())
+    assert (
+        remote_env({"image_size": size}, "ws://x:1", "mt5", RemoteConfig(image_size=96)).sent == 96
+    )
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_episode_that_the_server_loses_is_played_again(
     fault: str, caplog: pytest.LogCaptureFixture

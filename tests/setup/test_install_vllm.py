@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def install_vllm(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    monkeypatch.delitem(sys.modules, "install", raising=False)
+    for other in ("install", "environment_beside"):
+        monkeypatch.delitem(sys.modules, other, raising=False)
     spec = importlib.util.spec_from_file_location(
         "install_vllm", ROOT / "scripts" / "install_vllm.py"
     )
@@ -25,7 +26,8 @@ def install_vllm(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.delitem(sys.modules, "install", raising=False)
+    for other in ("install", "environment_beside"):
+        monkeypatch.delitem(sys.modules, other, raising=False)
     return module
 
 
@@ -52,8 +54,9 @@ def steps(
 
     for folder in ("scripts", ".venv-vllm/bin"):
         (root / folder).mkdir(parents=True)
-    for name in ("pyproject.toml", "scripts/install.py", "scripts/install_vllm.py"):
-        (root / name).write_text("x")
+    (root / "pyproject.toml").write_text("x")
+    for name in ("install.py", "install_vllm.py", "environment_beside.py"):
+        (root / "scripts" / name).write_text("x")
     python = root / ".venv-vllm" / "bin" / "python"
     python.write_text("#!/bin/sh\nexit 1\n")
     python.chmod(0o755)

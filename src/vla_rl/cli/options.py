@@ -22,7 +22,7 @@ from vla_rl.cli.fields import Option, RefusedError, in_its_words, negative, opti
 from vla_rl.cli.old_values import old_values, with_new_values
 from vla_rl.config import EnvConfig, LoraConfig, UserError, nearest
 from vla_rl.config.effects import Effect, without_effect
-from vla_rl.config.errors import in_lines
+from vla_rl.config.errors import ConfigError, in_lines
 from vla_rl.config.old_names import OLD_FIELDS
 from vla_rl.config.serialize import to_json
 
@@ -97,9 +97,27 @@ def parse(
         raise UserError(f"{command}: {_unexpected(extra[0], list(words), options)}")
     _require_effect(value, [options[w] for w in map(normal, words) if w in options], command)
     if printed:
-        say(json.dumps(to_json(value), indent=2))
-        raise SystemExit(0)
+        _require_tasks(value)
+        raise _printed(value)
     return value
+
+
+def _printed(config: Any) -> SystemExit:
+    say(json.dumps(to_json(config), indent=2))
+    return SystemExit(0)
+
+
+def _require_tasks(config: Any) -> None:
+    """ConfigError where the suite has no such tasks, as far as it can be told without the simulator."""
+    if isinstance(getattr(config, "env", None), EnvConfig):
+        from vla_rl.envs.registry import task_names
+
+        try:
+            task_names(config.env.suite)
+        except ConfigError:
+            raise
+        except UserError:
+            pass  # not installed here: the settings may be for another machine
 
 
 def _require_effect(config: Any, given: Sequence[Option], command: str) -> None:

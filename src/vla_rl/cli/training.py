@@ -129,6 +129,11 @@ def plan_request(
     from vla_rl.recipes.presets import preset
 
     chosen = words[0] if words and not words[0].startswith("-") else None
+    if chosen and Path(chosen).is_dir():
+        raise UserError(
+            f"plan: {chosen} is a folder, expected a preset. To plan with what was measured in a run: "
+            f"vla-rl plan {DEFAULT_PRESET} --costs {chosen}"
+        )
     words = words[1:] if chosen else words
     base, rest = with_lora(preset(chosen or DEFAULT_PRESET), words)
     parts = {entry.name: getattr(base, entry.name) for entry in fields(TrainConfig)}

@@ -50,6 +50,8 @@ def evaluate_policy(
     started, errors_before = time.perf_counter(), envs.infrastructure_errors
     every = evaluation_specs(env, config, envs.tasks)
     specs = every[world.rank :: world.size]
+    if world.size > 1:  # what the line counts is this process's share
+        label += f" (1 of {world.size} processes)"
     with progress(label, total=len(specs)) as bar:
         done: list[bool] = []
 

@@ -55,6 +55,7 @@ from vla_rl.report.run_data import Run, read_run
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import require_writable, write_text
 from vla_rl.runtime.hub import hub_id
+from vla_rl.runtime.locate import locate_policy
 from vla_rl.runtime.progress import progress
 from vla_rl.runtime.provenance import versions
 from vla_rl.runtime.run_folder import read_config, saved_checkpoints, training_run
@@ -118,6 +119,11 @@ def _policies(
     policies: dict[Stage, Policy] = {}
     names: dict[Stage, str] = {}
     against = config.against or _start_of(trained, folder, notes)
+    if config.against and _same_policy(config.against, folder):
+        raise UserError(
+            f"--against {config.against} is the policy that {folder} ends with: expected another one, such as the "
+            "policy that it started from (the default)"
+        )
     if against:
         policies["before"] = _load(against, trained, "before practice")
         names["before"] = against
@@ -130,6 +136,12 @@ def _policies(
         )
         return {}, names
     return policies, names
+
+
+def _same_policy(against: str, run: Path) -> bool:
+    if hub_id(Path(against)) is not None or not saved_checkpoints(run):
+        return False
+    return locate_policy(Path(against))[0].resolve() == locate_policy(run)[0].resolve()
 
 
 def _start_of(trained: TrainConfig, folder: Path, notes: list[str]) -> str:
@@ -243,6 +255,12 @@ def _coverage(
     except ValueError as error:  # a handful of actions, or all of them one and the same
         notes.append(f"Coverage cannot be estimated from so few different actions ({error}).")
         return None
+    spreads = [spread for view in views for spread in (view.before, view.after) if spread]
+    if any(spread.volume.value > 1 for spread in spreads):
+        notes.append(
+            f"A volume of more than 100 % comes of few samples ({min(s.samples for s in spreads)}): their entropy is "
+            "an estimate. Read the intervals, or analyse more episodes."
+        )
     drawn: dict[Stage, Any] = {stage: actions for stage, (actions, _) in own.items()}
     names = [f"action {i}" for i in range(own["after"][0].shape[1])]
     draw_coverage(drawn, names, out / COVERAGE)

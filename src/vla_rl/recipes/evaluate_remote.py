@@ -32,6 +32,7 @@ from vla_rl.runtime.files import write_json
 
 OTHERS_REPLAN = 5
 OTHERS_IMAGE_SIZE = 224
+LARGEST_IMAGE = 1024
 MOST_CONVERSATIONS = 32
 _SHOWN = 4000  # letters of metadata that are kept
 _DECIDED_BY_SERVER = (
@@ -158,7 +159,7 @@ def remote_env(
     if home is None or suite != home.suite:
         steps = played.horizon(suite) or steps
     replan = remote.replan or (whole if at_home else OTHERS_REPLAN)
-    size = remote.image_size or _size_asked_for(metadata)
+    size = remote.image_size or _size_asked_for(metadata, address)
     wrist = remote.wrist_camera
     if wrist == "auto":
         wrist = "none" if OURS in metadata else played.wrist_camera or "none"
@@ -193,9 +194,14 @@ def _said_by_ours(own: Any, url: str) -> tuple[EnvConfig, EnvConfig | None]:
     return home, trained_in
 
 
-def _size_asked_for(metadata: Mapping[str, Any]) -> int:
-    size = metadata.get("image_size")
-    return size if type(size) is int and 1 <= size <= 1024 else OTHERS_IMAGE_SIZE
+def _size_asked_for(metadata: Mapping[str, Any], url: str) -> int:
+    size = metadata.get("image_size", OTHERS_IMAGE_SIZE)
+    if type(size) is int and 1 <= size <= LARGEST_IMAGE:
+        return size
+    raise UserError(
+        f"the metadata of {url} ask for images of {printable(repr(size))} px, expected 1 to {LARGEST_IMAGE}: set the "
+        "size yourself with --image-size"
+    )
 
 
 def _clients_allowed(metadata: Mapping[str, Any]) -> int:

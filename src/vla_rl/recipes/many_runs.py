@@ -15,12 +15,16 @@ from typing import Any
 
 from vla_rl.config import TrainConfig, UserError
 from vla_rl.config.serialize import differences
+from vla_rl.policies.registry import family_of
 from vla_rl.recipes.group_practice import without_critic
 from vla_rl.report.comparison.study import DIVERGED
+from vla_rl.rewards.process.loading import load_reward_model
 from vla_rl.runtime.child_pool import ChildPool
 from vla_rl.runtime.children import ChildLostError
 from vla_rl.runtime.cpus import available_cpus
 from vla_rl.runtime.files import write_text
+from vla_rl.runtime.hub import hub_id
+from vla_rl.runtime.locate import locate_policy
 from vla_rl.runtime.progress import note
 from vla_rl.runtime.run_folder import read_config
 from vla_rl.runtime.signals import Stopped, graceful_stop
@@ -75,6 +79,20 @@ def require_same(run: TrainConfig) -> None:
         )
 
 
+def require_starts(runs: Iterable[TrainConfig]) -> None:
+    """UserError where a policy or reward model that runs begin with is not there, or is damaged: said once, at once."""
+    runs = list(runs)
+    for checkpoint in {run.policy.checkpoint for run in runs} - {""}:
+        if hub_id(Path(checkpoint)) is not None:
+            continue
+        folder, _ = locate_policy(Path(checkpoint))
+        for finding in family_of(folder).examine(str(folder)):
+            if finding.status == "fail":
+                raise UserError(f"{checkpoint}: {finding.found}")
+    for folder in {run.reward.model for run in runs} - {""}:
+        load_reward_model(folder)
+
+
 def train_all(runs: Mapping[str, TrainConfig], parallel: int) -> None:
     """Do every run that is still to do, `parallel` at a time; `runs` by what they are called in notes.
 
@@ -84,6 +102,7 @@ def train_all(runs: Mapping[str, TrainConfig], parallel: int) -> None:
     for run in runs.values():
         require_same(run)
     waiting = {label: run for label, run in runs.items() if not is_complete(folder_of(run))}
+    require_starts(waiting.values())
     note(f"{len(runs)} runs, {len(runs) - len(waiting)} of them complete")
     finish_all(
         {label: (train_one, (run,)) for label, run in waiting.items()},

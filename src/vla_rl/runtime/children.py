@@ -31,6 +31,7 @@ from vla_rl.runtime.signals import (
     STOPPING,
     block_signals,
     leave_signals_to_parent,
+    name_of,
     receive_from_parent,
 )
 
@@ -184,7 +185,7 @@ class Child:
         if self._stderr is not None and not self._stderr.closed:
             self._stderr.seek(0)
             words = self._stderr.read()[-_LAST_WORDS:].decode(errors="replace").strip()
-        killed = f" (killed by {signal.Signals(-code).name})" if code < 0 else ""
+        killed = f" (killed by {name_of(-code)})" if code < 0 else ""
         return f"the process ended with exit code {code}{killed}" + (f"\n{words}" if words else "")
 
     def end(self) -> None:

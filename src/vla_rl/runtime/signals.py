@@ -29,6 +29,14 @@ _is_child = False
 _active: StopRequest | None = None
 
 
+def name_of(number: int) -> str:
+    """SIGTERM, or SIGRTMIN+3 for one of those that have no names of their own."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+
+
 class Stopped(KeyboardInterrupt):
     """A signal has ended the work. The text, where there is one, says what was saved and how to go on."""
 
@@ -44,7 +52,7 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def signal_name(self) -> str:
-        return signal.Signals(self.number).name
+        return name_of(self.number)
 
     @property
     def exit_code(self) -> int:
@@ -69,7 +77,7 @@ class StopRequest:
 
     @property
     def signal_name(self) -> str:
-        return "" if self.number is None else signal.Signals(self.number).name
+        return "" if self.number is None else name_of(self.number)
 
     @property
     def requested(self) -> bool:

@@ -32,6 +32,7 @@ from vla_rl.policies.openvla.policy import OpenVLAPolicy
 from vla_rl.policies.prompts import Prompts
 from vla_rl.runtime.children import start_program
 from vla_rl.runtime.external import Phrase, check_array, fault, printable, read_json
+from vla_rl.runtime.signals import name_of
 from vla_rl.serving.process import interpreter, last_words
 from vla_rl.serving.staging import official_config, tower_parts
 
@@ -240,7 +241,7 @@ def _run(python: Path, folder: Path, timeout: float) -> None:
         return
     how = f"it ended with exit code {code}"
     if code < 0:
-        how = f"it was ended by {signal.Signals(-code).name}"
+        how = f"it was ended by {name_of(-code)}"
         if code == -signal.SIGKILL:
             how += ", as a machine without memory left does"
     raise UserError(f"OpenVLA's own code ({python}) gave no answers: {how}. {last_words(log)}")

@@ -12,6 +12,7 @@ from pathlib import Path
 import vla_rl
 from vla_rl.config.errors import ConfigError
 from vla_rl.runtime.children import start_program
+from vla_rl.runtime.signals import name_of
 
 PYTHON_VARIABLE = "VLA_RL_ENGINE_PYTHON"
 VENV = ".venv-vllm"
@@ -120,7 +121,7 @@ class EngineProcess:
             code = self._process.wait(patience)
             how = f"it ended with exit code {code}"
             if code < 0:
-                how = f"it was ended by {signal.Signals(-code).name}"
+                how = f"it was ended by {name_of(-code)}"
         return f"{how}. {self.last_words()}"
 
     def last_words(self) -> str:

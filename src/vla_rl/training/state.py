@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +45,8 @@ from vla_rl.runtime.signals import StopRequest
 from vla_rl.runtime.trees import join_arrays, split_arrays
 from vla_rl.training.scratch import keep_reference, scratch_policy
 from vla_rl.training.sharded import sharded_policy, whole
+
+LOG = logging.getLogger(__name__)
 
 
 class FollowedRun:
@@ -306,6 +309,7 @@ class TrainState:
         folder = newest(self.run, self.world)
         if folder is None:
             if isinstance(self.run, Run) and self.run.resumed:
+                LOG.warning("%s holds no checkpoint: the run begins anew", self.run.folder)
                 self.run.rewind(0)
             return False
         saved = read_checkpoint(folder)
