@@ -33,6 +33,8 @@ ABOUT_FILE = "snapshots/about.json"
 FORMAT = 1
 EPISODE, FRAME = "episode_index", "frame_index"
 REMEDY = "Collect the demonstrations again with `vla-rl demos --snapshots`."
+LARGEST = 1e30
+"""Of a number in a state; accelerations with which a solver starts may be large, and float32 holds no more."""
 _SCALARS: dict[str, tuple[type, str]] = {
     "flag": (bool, "bool"),
     "whole": (int, "int64"),
@@ -108,7 +110,7 @@ class SnapshotWriter:
         parts: dict[str, Part] = {}
         for name in dict.fromkeys(name for _, _, state in rows for name in state):
             values = [state.get(name) for _, _, state in rows]
-            kinds = {_part_of(name, value) for value in values if value is not None}
+            kinds = {_part_of(name, state[name]) for _, _, state in rows if name in state}
             if len(kinds) != 1:
                 raise _cannot_keep(name, "a value whose type or shape changes on the way")
             parts[name] = kinds.pop()
@@ -330,7 +332,7 @@ def _read_part(table: Table, name: str, part: Part) -> _Column:
     size = int(np.prod(shape, dtype=np.int64))
     values = numbers(stored, (size,), dtype, source=table.path, key=key)
     checked = check_array(
-        values, source=table.path, key=key, kinds="fiub", largest=float(np.finfo(np.float64).max), axes=("row",),
+        values, source=table.path, key=key, kinds="fiub", largest=LARGEST, axes=("row",),
         remedy=REMEDY,
     )  # fmt: skip
     return _Column(part, checked.reshape(len(values), *shape), places)
