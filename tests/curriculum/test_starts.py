@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any, Literal, NamedTuple
 
@@ -138,22 +139,26 @@ def test_metrics_are_of_the_assisted_episodes_of_the_last_window() -> None:
     }  # fmt: skip
 
 
-def test_draws_go_on_exactly_and_do_not_depend_on_who_else_draws() -> None:
-    one = starts(fraction=0.5, step=0.1, window=3, threshold=0.3)
-    first = [one.draw_one(e) for e in (0, 1, 2) for _ in range(4)]
-    alone = starts(fraction=0.5, step=0.1, window=3, threshold=0.3)
-    assert [alone.draw_one(2) for _ in range(4)][0].task == first[8].task
-    assert [s.start for s in first[8:]] == [
-        s.start for s in [starts(fraction=0.5).draw_one(2) for _ in range(1)]
-    ] + [s.start for s in first[9:]]
-    one.end_window([d for d in outcomes(one, "push", [True, True])])
-    state, sampler = one.state_dict(), one.sampler.state_dict()
-    again = starts(fraction=0.5, step=0.1, window=3, threshold=0.3)
+def test_the_draws_of_an_environment_do_not_depend_on_the_others() -> None:
+    together, alone = starts(), starts()
+    drawn = [together.draw_one(e) for _ in range(20) for e in (0, 1, 2)][2::3]
+    own = [alone.draw_one(2) for _ in range(20)]
+    assert [(s.task, s.start) for s in drawn] == [(s.task, s.start) for s in own]
+
+
+def test_draws_and_outcomes_go_on_exactly() -> None:
+    settings: dict[str, Any] = {"fraction": 0.5, "step": 0.1, "window": 3, "threshold": 0.3}
+    one, again = starts(**settings), starts(**settings)
+    for env in range(12):
+        one.draw_one(env % 3)
+    one.end_window(outcomes(one, "pick", [True] * 3) + outcomes(one, "push", [True, True]))
+    state = json.loads(json.dumps(one.state_dict()))
     again.load_state_dict(state)
-    again.sampler.load_state_dict(sampler)
+    again.sampler.load_state_dict(one.sampler.state_dict())
     for other in (one, again):
         other.end_window(outcomes(other, "push", [False]))
-        assert other.fractions["push"] == 0.4, "two of the three were before"
+        assert other.fractions == {"push": 0.4, "pick": 0.4}, "two of the three were before"
+        assert other.stages == {"push": 1, "pick": 1}
     assert [one.draw_one(e % 3) for e in range(30)] == [again.draw_one(e % 3) for e in range(30)]
 
 
@@ -167,7 +172,7 @@ def test_a_group_starts_from_one_place() -> None:
 def test_a_run_goes_on_with_its_own_demonstrations_alone() -> None:
     state = starts().state_dict()
     assert state is not None
-    with pytest.raises(UserError, match="starts.dataset gives none"):
+    with pytest.raises(UserError, match=r"starts\.dataset gives none"):
         starts({}).load_state_dict(state)
     with pytest.raises(UserError, match="others"):
         starts().load_state_dict({**state, "dataset": "another"})

@@ -123,7 +123,10 @@ def test_a_dataset_without_them_says_what_to_do(dataset: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("installed", "said"),
-    [({"physics": "3.2"}, "physics 3.1, here is 3.2"), ({"other": "1"}, "other None, here is 1")],
+    [
+        ({"physics": "3.2"}, "physics 3.1, here is 3.2"),
+        ({"other": "1"}, "simulator other, got those of physics"),
+    ],
 )
 def test_states_of_another_simulator_are_refused(installed, said, dataset: Path) -> None:
     with pytest.raises(UserError, match=said):

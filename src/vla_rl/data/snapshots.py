@@ -224,6 +224,11 @@ class DemonstrationSnapshots:
                 self.folder / ABOUT_FILE, "format", f"{FORMAT}", about.format,
                 f"They are of another version of vla-rl. {REMEDY}",
             )  # fmt: skip
+        if not installed.keys() <= about.packages.keys():
+            raise UserError(
+                f"{self.folder}: expected snapshots of the simulator {', '.join(installed)}, got those of "
+                f"{', '.join(about.packages) or 'one without packages'}: take demonstrations of the suite in play"
+            )
         other = [
             f"{name} {about.packages.get(name)}, here is {version}"
             for name, version in installed.items()
