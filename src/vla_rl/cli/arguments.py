@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le
 
 from vla_rl.config import EvalConfig, TrainConfig
 from vla_rl.config.bounds import (
@@ -63,7 +63,7 @@ class EvalArguments(Config):
     starts: str = ""
     """Folder of demonstrations with snapshots: play from states on their way instead, and say how success depends on
     the share of the way that is behind. No evaluation of the policy on its own."""
-    fractions: Annotated[tuple[ShareBelowOne, ...], MinLen(1)] = (
+    fractions: tuple[ShareBelowOne, ...] = (
         0.0,
         0.1,
         0.2,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, UserError
+from vla_rl.config import EnvConfig, EvalConfig, PolicyConfig, UserError, require
 from vla_rl.envs import make_vector_env
 from vla_rl.envs.defaults import evaluation_protocol
 from vla_rl.envs.registry import as_played, benchmark, longest_horizon
@@ -54,6 +54,7 @@ def success_by_start(
     UserError for a dataset that cannot be started from (`StartStates`), one with fewer demonstrations than asked for,
     and for an output that could not be written.
     """
+    require(len(fractions) > 0, "--fractions needs at least one share of the way, such as 0.5")
     require_outputs(json_path, videos, config, frozenset({"episodes", "starts", "dataset"}))
     policy, env, _ = policy_and_env(
         checkpoint, config.suite, None, policy_config or PolicyConfig(), workers, horizon

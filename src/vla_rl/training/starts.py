@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated
 
 from annotated_types import Ge, Le
 
@@ -20,14 +21,16 @@ ENOUGH = 0.5
 """Success from which on a share of the way is a fit start: both ends of the scale teach little."""
 
 
-class MeasuredStart(TypedDict):
+@dataclass(frozen=True)
+class MeasuredStart:
     """Success of a task from one share of the way, as `vla-rl eval --starts --json` writes it."""
 
     fraction: _Rate
     success_rate: _Rate
 
 
-class MeasuredStarts(TypedDict):
+@dataclass(frozen=True)
+class MeasuredStarts:
     """The part of that file that a run reads."""
 
     starts: dict[str, list[MeasuredStart]]
@@ -67,9 +70,9 @@ def starts_of_run(
 def _measured(path: Path) -> dict[str, float]:
     """For each task the smallest share at which success was at least `ENOUGH`, where it ever was."""
     remedy = "Give a file that `vla-rl eval POLICY --starts DATASET --json` wrote."
-    measured = read_json(path, MeasuredStarts, remedy=remedy)["starts"]
+    measured = read_json(path, MeasuredStarts, remedy=remedy).starts
     fit = {
-        task: [row["fraction"] for row in rows if row["success_rate"] >= ENOUGH]
+        task: [row.fraction for row in rows if row.success_rate >= ENOUGH]
         for task, rows in measured.items()
     }
     return {task: min(fractions) for task, fractions in fit.items() if fractions}
