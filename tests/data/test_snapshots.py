@@ -31,7 +31,7 @@ def state(task: str, number: int, frame: int) -> dict[str, Any]:
         "task": task, "initial_state": 10 + number, "turns": frame, "ended": False,
         "integration": rng.normal(size=3 if task == "open" else 5),
         "colours": rng.random((2, 4)).astype(np.float32),
-        "share": float(rng.random()), "steps": int(frame * 5),
+        "share": float(rng.random()), "steps": int(frame * 5), "done": np.bool_(frame % 2), "heat": np.float32(0.1),
         **({"late": np.array([frame])} if frame > 2 else {}),  # changed on the way
     }  # fmt: skip
 
@@ -106,8 +106,12 @@ def shrink(one: dict[str, Any]) -> None:
 # None is not the same as nothing, which comes back as what a reset leaves
 @pytest.mark.parametrize(
     "spoil",
-    [shrink, *(lambda one, v=v: one.update(odd=v) for v in (None, object(), {1: 2}, np.array(["a"])))],
-)  # fmt: skip
+    [
+        shrink,
+        lambda one: one.pop("turns"),
+        *(lambda one, v=v: one.update(odd=v) for v in (None, object(), {1: 2}, np.array(["a"]))),
+    ],
+)
 def test_what_no_file_can_hold_is_said_before_anything_is_written(spoil, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be kept in a file"):
         write(tmp_path / "d", spoil)

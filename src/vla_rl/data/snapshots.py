@@ -108,6 +108,8 @@ class SnapshotWriter:
             FRAME: pa.array([row[1] for row in rows], pa.int64()),
         }
         parts: dict[str, Part] = {}
+        if not all("turns" in state for _, _, state in rows):
+            raise _cannot_keep("turns", "missing")
         for name in dict.fromkeys(name for _, _, state in rows for name in state):
             values = [state.get(name) for _, _, state in rows]
             kinds = {_part_of(name, state[name]) for _, _, state in rows if name in state}
@@ -126,7 +128,7 @@ class SnapshotWriter:
 
 
 def _part_of(name: str, value: Any) -> Part:
-    if isinstance(value, np.ndarray) and value.dtype.name in ARROW_TYPES:
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.name in ARROW_TYPES:
         return Part("array", value.dtype.name, value.shape)
     if isinstance(value, str):
         return Part("text")
@@ -242,9 +244,8 @@ class DemonstrationSnapshots:
 
     def _read_task(self, task: TaskStates) -> None:
         table = open_table(self.folder, task.file, source=self.folder / ABOUT_FILE, key="tasks")
-        missing = [name for name in _EVERY_STATE if name not in task.parts]
-        if missing:
-            raise self._wrong(table, missing[0], "a part of every state", "a file without it")
+        if "turns" not in task.parts:
+            raise self._wrong(table, "turns", "a part of every state", "a file without it")
         episodes, frames = integers(table, EPISODE), integers(table, FRAME)
         self._place(table, task.task, episodes, frames)
         columns = {name: _read_part(table, name, part) for name, part in task.parts.items()}
@@ -303,9 +304,11 @@ class DemonstrationSnapshots:
             "ended": np.zeros(len(episodes), bool),
         }
         for name, expected in wanted.items():
+            if name not in columns:
+                continue
             column = columns[name]
-            if column.part.kind != _EVERY_STATE[name]:
-                raise self._wrong(table, name, f"a {_EVERY_STATE[name]}", column.part.kind)
+            if column.part.kind != _KNOWN[name]:
+                raise self._wrong(table, name, f"a {_KNOWN[name]}", column.part.kind)
             if len(column.values) != len(expected):
                 raise self._wrong(table, name, "a value in every row", "null")
             bad = np.flatnonzero(np.asarray(column.values) != expected)
@@ -319,8 +322,8 @@ class DemonstrationSnapshots:
         return fault(table.path, key, expected, Phrase(found), REMEDY)
 
 
-_EVERY_STATE = {"task": "text", "initial_state": "whole", "turns": "whole", "ended": "flag"}
-"""What the state of any simulator has."""
+_KNOWN = {"task": "text", "initial_state": "whole", "turns": "whole", "ended": "flag"}
+"""Parts whose meaning is known; every simulator has the turns, and ours have all of them."""
 
 
 def _read_part(table: Table, name: str, part: Part) -> _Column:
