@@ -21,6 +21,7 @@ import pytest
 import vla_rl
 import vla_rl.config
 
+pytestmark = pytest.mark.slow  # pyright reads all that torch is made of
 SOURCE = Path(vla_rl.__file__).parent
 CLASSES = [
     cls
