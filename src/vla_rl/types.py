@@ -27,11 +27,24 @@ Message = dict[str, Any]
 """One chat message, `{"role": ..., "content": [{"type": "image"|"text", ...}]}`."""
 
 
+class Start(NamedTuple):
+    """A state on the way of a demonstration, in which an episode starts instead of in its initial state."""
+
+    demonstration: int  # number of its episode in the dataset that holds the snapshots
+    frame: int  # of the demonstration: so many of its actions had been played
+    stage: int = 0  # of the curriculum of starts, when the episode was drawn
+
+
 class EpisodeSpec(NamedTuple):
-    """Which episode to play: a task by name and one of its numbered initial states."""
+    """Which episode to play: a task by name and one of its numbered initial states.
+
+    With `start` the episode begins further on, where a demonstration from that initial state has been. Such an episode
+    is assisted, by a privileged reset: its success says nothing of the policy's on its own, and is counted apart.
+    """
 
     task: str
     initial_state: int
+    start: Start | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +224,8 @@ class Rollout:
     """After how many windows of learning the weights were that decided the turn; None: not recorded."""
     shards: Int64[np.ndarray, " N"] | None = None
     """Shard of each environment; None: all are of shard 0."""
+    assisted: Bool[np.ndarray, "M N"] | None = None
+    """The turn's episode started at a state of a demonstration (`EpisodeSpec.start`); None: not recorded."""
 
     @property
     def own(self) -> slice:

@@ -65,7 +65,8 @@ ALWAYS = {
         "policy.{checkpoint,lora,activation_checkpointing,device}",
         "schedule.{iterations,minutes,episodes}", "rollout.temperature",
         "optimizer.{learning_rate,adam_beta2,adam_eps,weight_decay,warmup_steps,final_learning_rate,max_grad_norm}",
-        "reward.{kind,model}", "curriculum.{mode,window,prior}", "eval.{split,episodes_per_task,seed,videos}",
+        "reward.{kind,model}", "curriculum.{mode,window,prior}", "starts.dataset",
+        "eval.{split,episodes_per_task,seed,videos}",
         "run.{name,root,seed,save_every,keep,eval_every,torch_threads,tensorboard,wandb}",
         "parallel.{arrangement,shards,engine,staleness,timeout,shard}",
     ),
@@ -74,7 +75,7 @@ ALWAYS = {
         "weight_decay,warmup_steps,random_shift,validation_fraction,max_grad_norm,seed}",
         "policy.{checkpoint,lora,activation_checkpointing,device}",
     ),
-    "DemosConfig": (_ENV, "{out,episodes_per_task,noise,image_format,seed}"),
+    "DemosConfig": (_ENV, "{out,episodes_per_task,noise,image_format,snapshots,seed}"),
     "RewardModelConfig": (
         "{datasets,out,start,head,sees_actions,history,camera,image_size,"
         "held_out_tasks,validation_fraction,mismatched_share,epochs,batch_size,micro_batch,learning_rate,weight_decay,"
@@ -83,8 +84,8 @@ ALWAYS = {
     "RewardLabelConfig": ("{out,action_chunk,plot}", "labels.scheme"),
     "RewardEvalConfig": ("{datasets,out,bins,resamples}",),
     "EvalArguments": (
-        "protocol.{suite,split,episodes_per_task,temperature,videos}",
-        "{horizon,unnorm_key,base,dtype,best_of,json,workers}",
+        "protocol.{suite,episodes_per_task,temperature,videos}",
+        "{horizon,unnorm_key,base,dtype,starts,json,workers}",
     ),
     "ScalingConfig": (
         "search.{mode,temperature,greedy_first}", "protocol.{suite,split,episodes_per_task,seed}",
@@ -249,6 +250,16 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("PlanArguments", "gpu_memory gpu", "warning", {}, {"gpus": 8}),
     ("PlanArguments", "policy.critic.width", "error", SHARED, SEPARATE),
     ("RewardEvalConfig", "seed", "warning", {"resamples": 0}, {}),
+    (
+        "TrainConfig", "starts.share starts.draw starts.fraction starts.measured starts.step starts.window "
+        "starts.threshold", "error", {}, {"starts.dataset": "x"},
+    ),
+    (
+        "TrainConfig", "starts.fraction starts.measured starts.step starts.window starts.threshold", "error",
+        {"starts.dataset": "x", "starts.draw": "uniform"}, {"starts.dataset": "x"},
+    ),
+    ("EvalArguments", "fractions", "error", {}, {"starts": "x"}),
+    ("EvalArguments", "best_of protocol.split", "error", {"starts": "x"}, {}),
     ("EvalArguments", "mode chooser reward_model lookahead success_ahead", "error", {}, {"best_of": 2}),
     (
         "EvalArguments", "refine_from temperatures turn_budget", "error", {"best_of": 2},

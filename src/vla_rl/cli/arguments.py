@@ -15,6 +15,7 @@ from vla_rl.config.bounds import (
     NotNegative,
     PixelsOrStored,
     Seed,
+    ShareBelowOne,
     Temperature,
     Whole,
     Workers,
@@ -59,6 +60,19 @@ class EvalArguments(Config):
     """refine: sampling temperatures of the first trajectory, the first round and so on; the last one goes on."""
     turn_budget: Whole = 0
     """trajectory and refine: turns that an episode may simulate, discarded ones included; 0 is no limit."""
+    starts: str = ""
+    """Folder of demonstrations with snapshots: play from states on their way instead, and say how success depends on
+    the share of the way that is behind. No evaluation of the policy on its own."""
+    fractions: tuple[ShareBelowOne, ...] = (
+        0.0,
+        0.1,
+        0.2,
+        0.3,
+        0.45,
+        0.6,
+        0.8,
+    )
+    """starts: shares of a demonstration's length from which to play; 0 is its initial state."""
     json: Path | None = None
     """File for the whole result."""
     videos_out: Path | None = None

@@ -13,7 +13,7 @@ from vla_rl.cli import comparing
 from vla_rl.cli.arguments import CertifyArguments, DoctorArguments, EvalArguments
 from vla_rl.cli.door_arguments import RemoteEvalArguments
 from vla_rl.cli.options import ParseCommand, normal, say, value_of, with_lora
-from vla_rl.cli.tables import reward_model_table, success_table
+from vla_rl.cli.tables import reward_model_table, starts_table, success_table
 from vla_rl.cli.training import plan_request, seeds_request, train_request
 from vla_rl.config import (
     DemosConfig,
@@ -105,7 +105,15 @@ def evaluate(words: list[str], parse_command: ParseCommand) -> int:
     request = parse_command(EvalArguments, words, "eval", notes=notes)
     shared = (None, request.json, _videos_folder(request), request.workers)
     policy = PolicyConfig(unnorm_key=request.unnorm_key, base=request.base, dtype=request.dtype)
-    if request.best_of == 1:
+    if request.starts:
+        from vla_rl.recipes.success_by_start import success_by_start
+
+        result = success_by_start(
+            request.checkpoint, request.starts, request.fractions, request.protocol, *shared[1:], policy,
+            request.horizon,
+        )  # fmt: skip
+        say(starts_table(result))
+    elif request.best_of == 1:
         from vla_rl.recipes.evaluate import evaluate_checkpoint
 
         evaluate_checkpoint(

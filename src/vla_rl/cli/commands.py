@@ -124,6 +124,7 @@ COMMANDS: dict[str, Command] = {
         (
             "vla-rl demos --env.suite mt5 --episodes-per-task 5 --out runs/demos",
             "vla-rl demos --env.suite libero-object --episodes-per-task 10 --out runs/libero-demos",
+            "vla-rl demos --env.suite mt5 --episodes-per-task 50 --snapshots --out runs/starts",
         ),
         calls.demos,
         DemosConfig,
@@ -168,6 +169,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl eval runs/sft/policy --temperature 1 --videos 2",
             "vla-rl eval openvla/openvla-7b-finetuned-libero-spatial --suite libero-spatial",
             "vla-rl eval runs/first --best-of 8 --reward-model runs/reward",
+            "vla-rl eval runs/sft --starts runs/demos --fractions 0 0.1 0.2 0.4 --json starts.json",
             "vla-rl eval --policy ws://127.0.0.1:8000 --suite libero-object",
         ),
         calls.evaluate,

@@ -43,6 +43,18 @@ def _rate(row: dict[str, Any]) -> str:
     return f"{row['successes']:>4}/{row['episodes']:<4} {row['success_rate']:6.1%}  [{low:.1%}, {high:.1%}]"
 
 
+def starts_table(result: dict[str, Any]) -> str:
+    """Success against the share of a demonstration's way, of `success_by_start`'s result."""
+    width = max(len(task) for task in result["starts"])
+    lines = [
+        f"{task:<{width}}  from {row['fraction']:4.0%}  {_rate(row)}"
+        for task, rows in result["starts"].items()
+        for row in rows
+    ]
+    note = "Above 0 % an episode is put where a demonstration was: success from there is not the policy's own."
+    return "\n".join([*lines, note])
+
+
 def reward_model_table(result: dict[str, Any]) -> str:
     """What `evaluate_reward` returned, for readers."""
     lines = []

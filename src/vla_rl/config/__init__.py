@@ -34,6 +34,7 @@ from vla_rl.config.reward import (
 from vla_rl.config.rollout import RolloutConfig
 from vla_rl.config.run import RunConfig
 from vla_rl.config.schedule import ScheduleConfig
+from vla_rl.config.starts import StartsConfig
 from vla_rl.config.training import TrainConfig
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "RunConfig",
     "SFTConfig",
     "ScheduleConfig",
+    "StartsConfig",
     "TPOConfig",
     "TrainConfig",
     "UserError",

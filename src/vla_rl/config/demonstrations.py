@@ -38,6 +38,9 @@ class DemosConfig(Config):
     """Standard deviation of Gaussian noise on the expert's actions, for coverage; the clean action is stored."""
     image_format: Literal["png", "mp4"] = "png"
     """png: every frame as it is. mp4: lossy video, in a fraction of the space."""
+    snapshots: bool = False
+    """Keep the simulator's whole state before every action, about 3 kB each, so that practice can start there
+    (`--starts.dataset` of `vla-rl train`)."""
     seed: Seed = 0
     """Chooses the initial states and the noise."""
 

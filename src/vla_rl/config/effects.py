@@ -277,6 +277,16 @@ _TRAIN = (
         "it belongs to curriculum.mode levels",
     ),
     Effect(
+        _named("starts", "share draw fraction measured step window threshold"),
+        lambda c: bool(c.starts.dataset),
+        "every episode starts at its beginning; give demonstrations with snapshots with starts.dataset",
+    ),
+    Effect(
+        _named("starts", "fraction measured step window threshold"),
+        lambda c: c.starts.draw == "reverse",
+        "it belongs to starts.draw reverse",
+    ),
+    Effect(
         ("eval.suite",),
         lambda c: c.eval.suite in ("", c.env.suite),
         "training evaluates on the tasks it practises; for others use `vla-rl eval RUN --suite`",

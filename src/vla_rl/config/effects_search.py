@@ -22,6 +22,16 @@ VIDEOS_OUT = Effect(
 )
 EVAL = (
     Effect(
+        ("fractions",),
+        lambda c: bool(c.starts),
+        "every episode starts at its beginning; give demonstrations with snapshots with --starts",
+    ),
+    Effect(
+        ("best_of", "protocol.split"),
+        lambda c: not c.starts,
+        "with --starts the policy plays by itself, from the states of the demonstrations",
+    ),
+    Effect(
         ("mode", "chooser", "reward_model", "lookahead", "success_ahead", *_TRIES),
         _chooses,
         "without --best-of 2 or more the policy plays its own actions and nothing is chosen",

@@ -18,6 +18,7 @@ from vla_rl.config.reward import ProcessRewardConfig
 from vla_rl.config.rollout import RolloutConfig
 from vla_rl.config.run import RunConfig
 from vla_rl.config.schedule import ScheduleConfig
+from vla_rl.config.starts import StartsConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class TrainConfig(Config, saved=("env", "policy", "ppo", "run")):
     """A process reward model's reward beside success."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     """Which task the next episode plays."""
+    starts: StartsConfig = field(default_factory=StartsConfig)
+    """Which episodes start at states of demonstrations."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """How the policy is evaluated before, during and after."""
     run: RunConfig = field(default_factory=RunConfig)

@@ -108,6 +108,10 @@ class TaskSampler:
         task = int(np.searchsorted(cumulative, place, side="right"))
         return EpisodeSpec(self.tasks[task], self._next_state(task, shard))
 
+    def drawn(self, env: int) -> int:
+        """How many episodes an environment has drawn."""
+        return self._draws.get(env, 0)
+
     def draw_group(self, size: int) -> list[EpisodeSpec]:
         """One draw, `size` times: episodes from the same initial state, to be compared with each other."""
         require(size >= 1, f"a group needs at least one episode, got {size}")

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
+from vla_rl.config.errors import UserError
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
 Snapshot = dict[str, Any]
@@ -119,6 +120,32 @@ class VectorEnv(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def require_beginnings(specs: Sequence[EpisodeSpec]) -> None:
+    """RuntimeError for an episode that is to start elsewhere than in its initial state, which a reset cannot do."""
+    if any(spec.start is not None for spec in specs):
+        raise RuntimeError(
+            "an episode that starts at a state of a demonstration needs a StartingVectorEnv"
+        )
+
+
+def require_like(snapshot: Snapshot, own: Snapshot) -> None:
+    """UserError unless `snapshot` holds all that `own` does, in the same shapes: one of this simulator and task."""
+    for name, value in own.items():
+        expected = f"{name} of shape {np.shape(value)}"
+        if name not in snapshot:
+            raise UserError(f"a snapshot of the simulator: expected {expected}, got none. {_AGAIN}")
+        found = np.asarray(snapshot[name])
+        plain = isinstance(value, np.ndarray | np.generic | bool | int | float | str)
+        text = found.dtype.kind in "OSU"
+        if found.shape != np.shape(value) or text != isinstance(value, str) or not plain:
+            raise UserError(
+                f"a snapshot of the simulator: expected {expected}, got {found.dtype} of shape {found.shape}. {_AGAIN}"
+            )
+
+
+_AGAIN = "It is of another task, model or version: collect the demonstrations again"
 
 
 def split_initial_states(

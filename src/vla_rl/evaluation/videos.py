@@ -7,7 +7,7 @@ images.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from vla_rl.config import EnvConfig
+from vla_rl.envs.env import require_beginnings
 from vla_rl.envs.registry import as_played, benchmark, settings_of
 from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.policies.policy import Policy, decoded
@@ -23,6 +24,8 @@ from vla_rl.runtime.files import write_json
 from vla_rl.runtime.video import write_video
 from vla_rl.types import EpisodeSpec
 
+Begin = Callable[[Any, EpisodeSpec], None]
+"""Starts an episode in an environment."""
 VIDEO_SIZE = 256
 FRAMES_PER_SECOND = 20.0
 """Half of real time for Meta-World (a frame every 25 ms), real time for LIBERO (every 50 ms)."""
@@ -35,8 +38,11 @@ def record_videos(
     per_task: int,
     folder: Path,
     same_as: Path | None = None,
+    begin: Begin | None = None,
 ) -> list[dict[str, Any]]:
     """Write up to `per_task` videos per task, successes and failures alternating, and an index.json.
+
+    begin: for episodes that start at a state of a demonstration (`StartStates.begin`).
 
     `same_as` is a folder written earlier: the episodes shown there are shown again, so that before and after can be
     compared. An episode whose replay does not end as recorded is an error: it would show something that did not happen.
@@ -53,10 +59,12 @@ def record_videos(
     try:
         for record in chosen:
             played = benchmark(settings_of(env, record.spec.task).suite)
-            frames = replay(studio, record, policy, played.frame_every)
+            frames = replay(studio, record, policy, played.frame_every, begin or _at_the_start)
             outcome = "success" if record.success else "failure"
             task = record.spec.task.replace(":", "-")  # of a union, with its suite in front
-            name = f"{task}-{record.spec.initial_state}-{outcome}.mp4"
+            start = record.spec.start
+            where = "" if start is None else f"-from-{start.demonstration}.{start.frame}"
+            name = f"{task}-{record.spec.initial_state}{where}-{outcome}.mp4"
             write_video(folder / name, frames, FRAMES_PER_SECOND)
             index.append(
                 {
@@ -90,11 +98,20 @@ def _alternate(first: list[Any], second: list[Any]) -> list[list[Any]]:
     return [first[i : i + 1] + second[i : i + 1] for i in range(longest)]
 
 
+def _at_the_start(studio: Any, spec: EpisodeSpec) -> None:
+    require_beginnings([spec])
+    studio.reset(spec)
+
+
 def replay(
-    studio: Any, record: EpisodeRecord, policy: Policy | None, frame_every: int
+    studio: Any,
+    record: EpisodeRecord,
+    policy: Policy | None,
+    frame_every: int,
+    begin: Begin = _at_the_start,
 ) -> list[np.ndarray]:
     """Play the recorded tokens again, one image every `frame_every` simulator steps."""
-    studio.reset(record.spec)
+    begin(studio, record.spec)
     frames, steps, success = [studio.render()], 0, False
 
     def on_frame() -> None:

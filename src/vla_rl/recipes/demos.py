@@ -30,13 +30,15 @@ from vla_rl.data.demonstrations import (
     demonstration_features,
 )
 from vla_rl.data.lerobot import LeRobotWriter
+from vla_rl.data.snapshots import SnapshotWriter
 from vla_rl.envs.benchmark import Expert
-from vla_rl.envs.env import Env, split_initial_states
+from vla_rl.envs.env import Env, Snapshot, split_initial_states
 from vla_rl.envs.registry import as_played, benchmark, playable, settings_of, suites_of, task_names
 from vla_rl.runtime.child_pool import ChildPool
 from vla_rl.runtime.children import ChildLostError
 from vla_rl.runtime.cpus import available_cpus
 from vla_rl.runtime.progress import Reporter, progress
+from vla_rl.runtime.provenance import package_versions
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec
 
@@ -49,20 +51,29 @@ def collect_demos(config: DemosConfig) -> Path:
     """
     tasks = task_names(config.env.suite)
     workers = config.env.num_workers or available_cpus()
+    packages = package_versions(benchmark(config.env.suite).packages)
     with (
         _open_writer(config) as writer,
         ChildPool(workers) as pool,
         progress("demonstrations", total=len(tasks) * config.episodes_per_task) as bar,
     ):
+        snapshots = SnapshotWriter(writer, packages) if config.snapshots else None
         try:
+            written = 0
             for played in _play_tasks(config, tasks, pool, workers):
                 for episode in played.kept:
                     writer.add_episode(_columns(episode), task=episode.instruction)
+                if snapshots is not None:
+                    numbered = enumerate(played.kept, start=written)
+                    snapshots.add_task(played.name, {i: one.snapshots for i, one in numbered})
+                written += len(played.kept)
                 _report(bar, played)
         except ChildLostError as error:
             raise UserError(
                 f"a simulator process died while playing demonstrations, see `vla-rl doctor`: {error}"
             ) from error
+        if snapshots is not None:
+            snapshots.finish()
         # what was played does not depend on the number of processes, and its record must not either
         writer.add_json(ENVIRONMENT_FILE, to_json(replace(config.env, num_workers=0)))
     return Path(config.out)
@@ -80,6 +91,7 @@ class DemoEpisode:
     images: UInt8[np.ndarray, "L H W 3"]  # before each action
     proprio: Float32[np.ndarray, "L P"]
     actions: Float32[np.ndarray, "L A"]  # the expert's, without noise
+    snapshots: tuple[Snapshot, ...] = ()  # L of them, before each action, where they are kept
 
 
 @dataclass
@@ -186,7 +198,7 @@ def _play_episodes(
 
 def _play_episode(env: Any, spec: EpisodeSpec, config: DemosConfig, player: Player) -> DemoEpisode:
     rng = generator(config.seed, "demos", "noise", spec.task, spec.initial_state)
-    images, proprio, actions, steps = [], [], [], 0
+    images, proprio, actions, snapshots, steps = [], [], [], [], 0
     env.reset(spec)
     expert = player.make_expert(env)
     terminated = truncated = False
@@ -198,6 +210,8 @@ def _play_episode(env: Any, spec: EpisodeSpec, config: DemosConfig, player: Play
         images.append(env.render().copy())
         proprio.append(env.proprio().copy())
         actions.append(action)
+        if config.snapshots:
+            snapshots.append(env.snapshot())
         scale = np.array(getattr(env, "noise_scale", player.noise_scale))  # of a union by task
         noise = config.noise * scale * rng.standard_normal(action.shape)
         executed = np.clip(action + noise, -1.0, 1.0).astype(np.float32)
@@ -206,6 +220,7 @@ def _play_episode(env: Any, spec: EpisodeSpec, config: DemosConfig, player: Play
     return DemoEpisode(
         spec.task, env.instruction, spec.initial_state, terminated, steps,
         np.stack(images), np.stack(proprio), _as_wide(np.stack(actions), env.action_dim),
+        tuple(snapshots),
     )  # fmt: skip
 
 

@@ -99,11 +99,16 @@ def evaluate_checkpoint(
     )
 
 
-def require_outputs(json_path: Path | None, videos: Path | None, config: EvalConfig) -> None:
-    """Raise UserError where an evaluation could not be written."""
+def require_outputs(
+    json_path: Path | None,
+    videos: Path | None,
+    config: EvalConfig,
+    has: frozenset[str] = frozenset({"episodes", "overall", "tasks"}),
+) -> None:
+    """Raise UserError where an evaluation could not be written. has: what a file must have to be overwritten."""
     if json_path is not None:
         require_writable(json_path, "file", ".json")
-        if json_path.is_file() and json_path.stat().st_size and not _is_evaluation(json_path):
+        if json_path.is_file() and json_path.stat().st_size and not _has(json_path, has):
             raise UserError(
                 f"cannot write {json_path}: it holds something else than an evaluation, which would be lost; choose "
                 "another name"
@@ -112,9 +117,9 @@ def require_outputs(json_path: Path | None, videos: Path | None, config: EvalCon
         require_writable(videos, "folder")
 
 
-def _is_evaluation(path: Path) -> bool:
+def _has(path: Path, names: frozenset[str]) -> bool:
     try:
-        return {"episodes", "overall", "tasks"} <= read_json(path).keys()
+        return names <= read_json(path).keys()
     except UserError:
         return False
 

@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from vla_rl.algorithms.learner import Learner
 from vla_rl.algorithms.registry import build_learner
 from vla_rl.config import CriticConfig, GRPOConfig, TPOConfig, TrainConfig, require
-from vla_rl.curriculum import TaskSampler
+from vla_rl.curriculum import Starts, TaskSampler
 from vla_rl.distributed import Shards, World
 from vla_rl.envs import split_initial_states
 from vla_rl.envs.env import VectorEnv
@@ -36,6 +36,7 @@ from vla_rl.training.costs import cost_metrics
 from vla_rl.training.evaluation import evaluate_before_or_after, evaluate_during
 from vla_rl.training.phases import Phases
 from vla_rl.training.pools import engine_of_run, envs_of_run
+from vla_rl.training.starts import starts_of_run
 from vla_rl.training.state import FollowedRun, TrainState, open_training_run, policy_of_run
 
 GroupSettings = GRPOConfig | TPOConfig
@@ -63,6 +64,7 @@ class GroupPractice:
     reward_function: RewardFunction
     envs: VectorEnv
     curriculum: TaskSampler
+    starts: Starts
     state: TrainState
     groups: GroupPlay
     stop: StopRequest
@@ -85,6 +87,7 @@ class GroupPractice:
         """The groups of this iteration; the curriculum hears how their episodes ended."""
         played = self.groups.play(self.config.rollout.temperature, self.state.iteration)
         self.curriculum.end_window(played.collected.outcomes, self.world)
+        self.starts.end_window(played.collected.finished)
         return played
 
     def score(self, played: PlayedGroups) -> Float32[np.ndarray, "M N"]:
@@ -123,6 +126,7 @@ class GroupPractice:
         """End the iteration: metrics, a checkpoint and an evaluation where they are due."""
         collected, world = played.collected, self.world
         metrics = metrics | self.curriculum.metrics() | self.reward_function.metrics()
+        metrics |= self.starts.metrics()
         ranks, seconds = self.phases.of_ranks(played.own), self.phases.wall_seconds()
         metrics |= rollout_metrics(collected, dense_rewards, ranks, seconds, self.envs, world)
         metrics |= cost_metrics(self.policy, self.learner, collected, world)
@@ -182,23 +186,24 @@ def group_practice(
         train_states, _ = split_initial_states(config.env.initial_states, config.env.held_out)
         # all processes draw all groups, so that the states are one shard's
         curriculum = TaskSampler(config.curriculum, envs.tasks, train_states, config.run.seed)
+        starts, envs = starts_of_run(config, envs, curriculum, world)
         engine = opened.enter_context(engine_of_run(config, policy, run, world))
         collector = Collector(
-            engine, envs, curriculum.draw_one, config.run.seed,
+            engine, envs, starts.draw_one, config.run.seed,
             dense_reward_max=dense_reward_max(config), shards=shards,
         )  # fmt: skip
         groups = GroupPlay(
-            collector, engine, policy, curriculum.draw_group,
+            collector, engine, policy, starts.draw_group,
             settings.group_size, settings.groups, _extra(settings), world,
         )  # fmt: skip
         state = TrainState(
             run, policy, learner, reward_function, curriculum, collector, config.run.save_every, world,
-            config.env,
+            config.env, starts,
         )  # fmt: skip
         bar = opened.enter_context(share_progress(config.algorithm.upper(), 0.0))
         practice = GroupPractice(
-            config, world, run, policy, learner, reward_function, envs, curriculum, state, groups, stop,
-            Phases(world), bar,
+            config, world, run, policy, learner, reward_function, envs, curriculum, starts, state, groups,
+            stop, Phases(world), bar,
         )  # fmt: skip
         practice.begin()
         yield practice

@@ -135,7 +135,10 @@ def simulated_turns(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
         "mean": sum(spent) / len(spent),
         "least": min(spent),
         "most": max(spent),
-        "episodes": [[*record.spec, record.simulated_turns] for record in records],
+        "episodes": [
+            [record.spec.task, record.spec.initial_state, record.simulated_turns]
+            for record in records
+        ],
     }
 
 

@@ -38,6 +38,7 @@ from vla_rl.training.costs import cost_metrics
 from vla_rl.training.evaluation import evaluate_before_or_after, evaluate_during
 from vla_rl.training.phases import Phases
 from vla_rl.training.pools import engine_of_run, envs_of_run
+from vla_rl.training.starts import starts_of_run
 from vla_rl.training.state import TrainState, open_training_run, policy_of_run
 
 
@@ -64,15 +65,16 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
         curriculum = TaskSampler(
             config.curriculum, envs.tasks, train_states, config.run.seed, shards.count
         )
+        starts, envs = starts_of_run(config, envs, curriculum, world)
         engine = opened.enter_context(engine_of_run(config, policy, run, world))
         collector = Collector(
-            engine, envs, curriculum.draw_one, config.run.seed,
+            engine, envs, starts.draw_one, config.run.seed,
             dense_reward_max=dense_reward_max(config), shards=shards,
         )  # fmt: skip
         windows = opened.enter_context(Windows(collector, engine, policy, config.rollout))
         state = TrainState(
             run, policy, learner, reward_function, curriculum, collector, config.run.save_every, world,
-            config.env,
+            config.env, starts,
         )  # fmt: skip
         if state.restore():
             # one that a kill cut short
@@ -96,6 +98,7 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                     own = windows.take(state.iteration)
                 collected = of_all(own, world)
                 curriculum.end_window(collected.outcomes, world)
+                starts.end_window(collected.finished)
                 if goes_on and not state.rests_after(config, len(collected.finished)):
                     windows.begin(state.iteration + 1)
 
@@ -114,6 +117,7 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
 
                 # 5. log, checkpoint, evaluate
                 metrics = losses | curriculum.metrics() | reward_function.metrics()
+                metrics |= starts.metrics()
                 ranks, seconds = phases.of_ranks(own), phases.wall_seconds()
                 metrics |= rollout_metrics(collected, dense_rewards, ranks, seconds, envs, world)
                 metrics |= cost_metrics(policy, learner, collected, world)

@@ -71,6 +71,7 @@ class RolloutBuffer:
         self.log_probs = np.zeros((m, n, num_tokens), np.float32)
         self.values = np.zeros((m, n), np.float32)
         self.versions = np.zeros((m, n), np.int64)
+        self.assisted = np.zeros((m, n), bool)
         self.rewards = np.zeros((m, n), np.float32)
         self.terminated, self.truncated = np.zeros((m, n), bool), np.zeros((m, n), bool)
         self.succeeded, self.valid = np.zeros((m, n), bool), np.zeros((m, n), bool)
@@ -98,6 +99,7 @@ class RolloutBuffer:
         self.initial_states[turn, slots] = [spec.initial_state for spec in specs]
         self.episode_ids[turn, slots] = [episode.number for episode in episodes]
         self.group_ids[turn, slots] = [episode.group for episode in episodes]
+        self.assisted[turn, slots] = [spec.start is not None for spec in specs]
         self.tokens[turn, slots] = tokens
         self.log_probs[turn, slots] = output.log_probs.float().cpu().numpy()
         self.versions[turn, slots] = self.version if output.version is None else output.version
@@ -185,5 +187,6 @@ class RolloutBuffer:
             temperature=temperature,
             simulator_rewards=self.simulator_rewards,
             versions=self.versions,
+            assisted=self.assisted,
             shards=self.shards.by_env()[self.shards.own_envs.start : self.shards.own_envs.stop],
         )

@@ -29,7 +29,7 @@ from vla_rl.rollout.clock import Clock
 from vla_rl.rollout.engine import Player
 from vla_rl.runtime.call_times import CallTimes
 from vla_rl.runtime.seeding import generator
-from vla_rl.types import EpisodeSpec, Observation, Rollout, StepResult
+from vla_rl.types import EpisodeSpec, Observation, Rollout, Start, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,12 @@ class Collected:
 
     @property
     def outcomes(self) -> list[tuple[str, bool]]:
-        """Task and success of the episodes that ended, in that order."""
-        return [(episode.spec.task, episode.success) for episode in self.finished]
+        """Task and success of the episodes that ended, in that order; of those that started in their initial state."""
+        return [
+            (episode.spec.task, episode.success)
+            for episode in self.finished
+            if episode.spec.start is None
+        ]
 
 
 class WindowGivenUpError(RuntimeError):
@@ -351,13 +355,14 @@ class Collector:
         slots = [self.playing.get(slot) for slot in range(self.envs.num_envs)]
         return {
             "slots": [e and [e.spec.task, e.spec.initial_state, [*e.actions]] for e in slots],
+            "starts": [e and e.spec.start and [*e.spec.start] for e in slots],
             "numbers": [e and [e.number, e.group] for e in slots],
             "started": self.started[self.first : self.first + len(slots)].tolist(),
             "listed": [self.listed, self.groups_started],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Rebuild every running episode: reset it and play its actions again (simulators are deterministic)."""
+        """Rebuild every running episode: start it where it began, and play its actions again (to the same end)."""
         rows = state["slots"]
         if len(rows) != self.envs.num_envs:
             raise ValueError(
@@ -365,6 +370,7 @@ class Collector:
             )
         # runs of before did not number their episodes, or numbered them one after the other
         numbers = state.get("numbers", [[slot, slot] for slot in range(len(rows))])
+        starts = state.get("starts", [None] * len(rows))
         started = state.get("started", [1] * len(rows))
         if "listed" not in state:
             started = [max(started)] * len(rows)
@@ -372,13 +378,13 @@ class Collector:
         self.listed, self.groups_started = state.get("listed", [0, 0])
         self.playing = {
             slot: Playing(
-                EpisodeSpec(row[0], int(row[1])),
+                EpisodeSpec(row[0], int(row[1]), start and Start(*start)),
                 number=number[0],
                 group=number[1],
                 turns=len(row[2]),
                 actions=[*row[2]],
             )
-            for slot, (row, number) in enumerate(zip(rows, numbers, strict=True))
+            for slot, (row, number, start) in enumerate(zip(rows, numbers, starts, strict=True))
             if row is not None
         }
         self._reset_all()

@@ -27,6 +27,8 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Metrics of one window of all processes. Success, length and returns are of the episodes that ended in it.
 
+    Those that started at a state of a demonstration count as episodes, and for nothing else here (`Starts.metrics`).
+
     `rollout/success_rate` is the share of those episodes: a task that the curriculum plays often weighs much in it. The
     mean over tasks is the curriculum's `curriculum/success_mean`.
 
@@ -52,13 +54,17 @@ def rollout_metrics(
     }
     for name in PHASES:
         metrics[f"time/{name}"] = float(np.mean([rank[name] for rank in ranks]))
-    if finished:
-        metrics["rollout/success_rate"] = float(np.mean([e.success for e in finished]))
-        metrics["rollout/episode_length"] = float(np.mean([e.turns for e in finished]))
-        metrics["rollout/return_sparse"] = float(collected.rollout.rewards.sum()) / len(finished)
-        metrics["rollout/return_dense"] = float(dense_rewards.sum()) / len(finished)
+    whole = [episode for episode in finished if episode.spec.start is None]
+    if whole:
+        assisted = collected.rollout.assisted
+        counted = slice(None) if assisted is None or not assisted.any() else ~assisted
+        sparse, dense = collected.rollout.rewards[counted], dense_rewards[counted]
+        metrics["rollout/success_rate"] = float(np.mean([e.success for e in whole]))
+        metrics["rollout/episode_length"] = float(np.mean([e.turns for e in whole]))
+        metrics["rollout/return_sparse"] = float(sparse.sum()) / len(whole)
+        metrics["rollout/return_dense"] = float(dense.sum()) / len(whole)
         for task in envs.tasks:
-            outcomes = [e.success for e in finished if e.spec.task == task]
+            outcomes = [e.success for e in whole if e.spec.task == task]
             if outcomes:
                 metrics[f"success/{task}"] = float(np.mean(outcomes))
     return metrics

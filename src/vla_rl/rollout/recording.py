@@ -35,7 +35,8 @@ class _Running:
 class RecordingVectorEnv:
     """`envs`, with every episode that ends handed to `on_trajectory`; the `VectorEnv` protocol.
 
-    Episodes lost with their simulator, left unfinished or continued from a snapshot are not kept.
+    Episodes lost with their simulator, left unfinished or continued from a snapshot are not kept, nor are those that
+    start at a state of a demonstration: what is labelled by its course must be seen from its beginning.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class RecordingVectorEnv:
     def post_reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> None:
         """As `envs`; an episode that is under way in a slot is forgotten."""
         self._envs.post_reset(slots, specs)
+        self._forget(slots)
         for slot, spec in zip(slots, specs, strict=True):
-            self._running[slot] = _Running(spec)
+            if spec.start is None:
+                self._running[slot] = _Running(spec)
 
     def post_step(self, slots: Sequence[int], actions: Float32[np.ndarray, "S C A"]) -> None:
         """As `envs`, and keeps the actions."""

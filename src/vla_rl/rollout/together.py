@@ -73,7 +73,8 @@ def _joined(own: Rollout, parts: list[Rollout], first: int) -> Rollout:
 def whole_state(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One state of what the collectors of all processes gave, in their order."""
     lists = {
-        key: in_order([part[key] for part in parts]) for key in ("slots", "numbers", "started")
+        key: in_order([part[key] for part in parts])
+        for key in ("slots", "starts", "numbers", "started")
     }
     return lists | {"listed": parts[0]["listed"]}
 
@@ -85,8 +86,9 @@ def own_state(whole: Mapping[str, Any], shards: Shards) -> dict[str, Any]:
         raise ValueError(f"saved with {len(rows)} environments, now there are {shards.num_envs}")
     mine = slice(shards.own_envs.start, shards.own_envs.stop)
     state = dict(whole) | {"slots": rows[mine]}
-    if "numbers" in whole:
-        state["numbers"] = whole["numbers"][mine]
+    for key in ("starts", "numbers"):
+        if key in whole:
+            state[key] = whole[key][mine]
     if "listed" in whole:
         state["started"] = whole["started"][mine]
     return state

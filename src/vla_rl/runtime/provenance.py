@@ -38,9 +38,12 @@ def versions(packages: Sequence[str] = ()) -> dict[str, str | None]:
 
     `packages` are those of the simulator that was played (`Benchmark.packages`).
     """
-    return {"python": platform.python_version()} | {
-        name: _version(name) for name in (*_PACKAGES, *packages)
-    }
+    return {"python": platform.python_version()} | package_versions((*_PACKAGES, *packages))
+
+
+def package_versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Installed versions of packages; None where not installed."""
+    return {name: _version(name) for name in packages}
 
 
 def code_digest() -> str:

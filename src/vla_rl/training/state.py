@@ -18,7 +18,7 @@ from vla_rl.algorithms.learner import Learner, TrainingDivergedError
 from vla_rl.algorithms.registry import require_algorithm
 from vla_rl.config import ConfigError, EnvConfig, ScheduleConfig, TrainConfig, UserError
 from vla_rl.config.serialize import differences, to_json
-from vla_rl.curriculum import TaskSampler
+from vla_rl.curriculum import Starts, TaskSampler
 from vla_rl.distributed.sharding import part_of, require_sharding
 from vla_rl.distributed.shards import Shards
 from vla_rl.distributed.world import SingleProcess, World
@@ -185,11 +185,14 @@ class TrainState:
         save_every: int,
         world: World = SingleProcess(),
         env: EnvConfig | None = None,
+        starts: Starts | None = None,
     ) -> None:
-        """`env`: what is played; a checkpoint notes it, and goes on with nothing else."""
+        """`env`: what is played; a checkpoint notes it, and goes on with nothing else. `starts`: who draws episodes, if
+        not the curriculum alone.
+        """
         self.run, self.policy, self.learner, self.world = run, policy, learner, world
         self.reward_function = reward_function
-        self.curriculum, self.collector = curriculum, collector
+        self.curriculum, self.collector, self.starts = curriculum, collector, starts
         self.iteration, self.episodes, self.turns, self.seconds = 0, 0, 0, 0.0
         self.save_every, self.saved_at = save_every, -1
         self.played = None if env is None else _of_play(env)
@@ -287,6 +290,7 @@ class TrainState:
             "learner": self.learner.state_dict(),
             "reward": self.reward_function.state_dict(),
             "curriculum": self.curriculum.state_dict(),
+            "starts": None if self.starts is None else self.starts.state_dict(),
             "collector": whole_state(self.world.gather(self.collector.state_dict())),
         }
         tensors, state = split_arrays(tree, "state")
@@ -316,6 +320,8 @@ class TrainState:
         self.learner.load_state_dict(state["learner"])
         self.reward_function.load_state_dict(state.get("reward", {}))
         self.curriculum.load_state_dict(state["curriculum"])
+        if self.starts is not None:
+            self.starts.load_state_dict(state.get("starts"))
         self.collector.load_state_dict(own_state(state["collector"], self.collector.shards))
         restore_torch_rng(state["random"])  # last: a reward model that is loaded draws numbers
         self.iteration, self.episodes = state["iteration"], state["episodes"]

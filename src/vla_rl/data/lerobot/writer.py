@@ -158,6 +158,12 @@ class LeRobotWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, data)
 
+    def add_table(self, name: str, table: pa.Table) -> None:
+        """Add a parquet file of its own at the path `name` in the dataset, which appears together with the rest."""
+        path = self._partial / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path, **PARQUET)
+
     def _check(self, frames: Mapping[str, np.ndarray]) -> int:
         """Check an episode against the features and return its length."""
         given = {name: f for name, f in self._features.items() if name not in INDEX_FEATURES}

@@ -20,6 +20,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest
+from vla_rl.envs.env import require_like
 from vla_rl.envs.libero.assets import lighten, without_looks
 from vla_rl.envs.libero.control import ControlState, OperationalSpaceControl
 from vla_rl.envs.libero.package import load_libero
@@ -58,6 +59,7 @@ class LiberoState:
     def replaced(self, arrays: dict[str, Any]) -> LiberoState:
         """The state that `arrays` describes; what is only in this one is ignored."""
         own = self.arrays()
+        require_like(arrays, own)
         values = {name: np.asarray(arrays[name], np.asarray(own[name]).dtype) for name in own}
         control = {name: values.pop(name).copy() for name in vars(self.control) if name != "first"}
         first = bool(values.pop("first"))

@@ -20,7 +20,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, nearest
-from vla_rl.envs.env import Snapshot
+from vla_rl.envs.env import Snapshot, require_like
 from vla_rl.envs.metaworld.simulator import SimulatorState, TaskSimulator, metaworld_simulators
 from vla_rl.envs.metaworld.tasks import INSTRUCTIONS, suite_tasks
 from vla_rl.envs.metaworld.tracing import traced_goal
@@ -166,12 +166,23 @@ class MetaWorldEnv(SimulatorUser[TaskSimulator]):
         else:
             self.reset(spec)
         simulator = self._own()
+        self._require_own(snapshot, simulator)
         for key, value in snapshot.items():
             if key.startswith(_ATTRIBUTE):
                 copied = value.copy() if isinstance(value, np.ndarray) else value
                 simulator.attributes[key.removeprefix(_ATTRIBUTE)] = copied
         simulator.write_integration_state(np.asarray(snapshot["integration"], dtype=np.float64))
         self.turns, self._ended = int(snapshot["turns"]), bool(snapshot["ended"])
+
+    def _require_own(self, snapshot: Snapshot, simulator: TaskSimulator) -> None:
+        """UserError unless the snapshot is one of this task's simulator."""
+        there = {
+            key: value
+            for key in snapshot
+            if key.startswith(_ATTRIBUTE)
+            and (value := simulator.attribute(key.removeprefix(_ATTRIBUTE))) is not None
+        }
+        require_like(snapshot, {"integration": simulator.integration_state(), **there})
 
 
 def _plain(name: str, value: Any) -> Any:

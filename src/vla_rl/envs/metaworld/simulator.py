@@ -111,6 +111,10 @@ class TaskSimulator:
         """Meta-World's Python attributes, live."""
         return self._env.__dict__
 
+    def attribute(self, name: str) -> Any:
+        """One of them, or what Meta-World's class has by that name; None where there is no such."""
+        return getattr(self._env, name, None)
+
     def save(self) -> SimulatorState:
         return SimulatorState(self.integration_state(), self._copy_model(), dict(self.attributes))
 

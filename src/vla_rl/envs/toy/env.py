@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, nearest
-from vla_rl.envs.env import Snapshot
+from vla_rl.envs.env import Snapshot, require_like
 from vla_rl.envs.toy.drawing import VIEWS, draw
 from vla_rl.envs.toy.tasks import INSTRUCTIONS, suite_tasks
 from vla_rl.envs.toy.world import STEP, World
@@ -139,6 +139,7 @@ class ToyEnv:
         """Continue the episode of `snapshot`. ConfigError if its task is not in the suite."""
         self.reset(EpisodeSpec(str(snapshot["task"]), int(snapshot["initial_state"])))
         world = self.world
+        require_like(snapshot, self.snapshot())
         for name in _PLACES & snapshot.keys():
             setattr(world, name, complex(*snapshot[name]))
         world.height, world.opening = float(snapshot["height"]), float(snapshot["opening"])

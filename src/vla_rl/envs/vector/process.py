@@ -24,7 +24,7 @@ from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest
-from vla_rl.envs.env import EpisodesLostError, Snapshot
+from vla_rl.envs.env import EpisodesLostError, Snapshot, require_beginnings
 from vla_rl.envs.registry import longest_horizon, no_dense_reward
 from vla_rl.envs.registry import make_envs as make_suite_envs
 from vla_rl.envs.rendering.egl import worker_devices
@@ -131,6 +131,7 @@ class ProcessVectorEnv:
                     f"task {spec.task!r} is not in suite {self._config.suite!r}."
                     f"{nearest(spec.task, self.tasks)}"
                 )
+        require_beginnings(specs)
         self._claim(slots, len(specs))
         self._lost.difference_update(slots)
         for worker, rows in self._rows_by_worker(slots).items():

@@ -10,7 +10,7 @@ import psutil
 from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
-from vla_rl.envs.env import DenselyRewarded, Snapshot
+from vla_rl.envs.env import DenselyRewarded, Snapshot, require_beginnings
 from vla_rl.envs.registry import longest_horizon, no_dense_reward
 from vla_rl.envs.registry import make_envs as make_suite_envs
 from vla_rl.envs.vector.shared_memory import SlotArrays
@@ -53,6 +53,7 @@ class SerialVectorEnv:
         self._pending.update(slots)
 
     def post_reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> None:
+        require_beginnings(specs)
         self._claim(slots, len(specs))
         for slot, spec in zip(slots, specs, strict=True):
             self._work.reset(slot, self._envs[slot], spec)

@@ -124,9 +124,9 @@ class _Worker:
         return [self._envs[slot].snapshot() for slot in slots]
 
     def restore(self, slots: Sequence[int], snapshots: Sequence[dict[str, Any]]) -> list[str]:
-        for row in sorted(range(len(slots)), key=lambda row: str(snapshots[row]["task"])):
+        for row in sorted(range(len(slots)), key=lambda row: str(snapshots[row].get("task"))):
             env = self._envs[slots[row]]
-            self._load(str(snapshots[row]["task"]))
+            self._load(str(snapshots[row].get("task")))
             env.restore(snapshots[row])
             self._arrays.write_reset(slots[row], env, self._horizon)
             self._sign_of_life()

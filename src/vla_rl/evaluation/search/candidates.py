@@ -75,7 +75,7 @@ class ActionChoice:
             seen = (*past, observation.images[row])[-self._chooser.history :]
             self._frames[record.spec] = seen
             for j in range(self._count):
-                key = (*record.spec, record.turns, j)
+                key = (record.spec.task, record.spec.initial_state, record.turns, j)
                 action = actions[row * self._count + j]
                 moments.append(Moment(key, observation.instructions[row], seen, action))
         return moments
