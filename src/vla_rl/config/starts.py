@@ -28,6 +28,6 @@ class StartsConfig(Config, group="starts"):
     step: ShareBelowOne = 0.05
     """reverse: by how much the share moves back."""
     window: Count = 30
-    """reverse: it moves when so many episodes in a row that started there have ended,"""
+    """reverse: the share moves back when so many episodes that started there have ended and enough succeeded."""
     threshold: Share = 0.6
-    """reverse: and at least this share of them succeeded."""
+    """reverse: share of those episodes that must have succeeded for it."""

@@ -365,7 +365,7 @@ def stored_evaluation(
         (
             "episodes",
             [(e.task, e.initial_state) for e in stored.episodes],
-            [tuple(s) for s in specs],
+            [(s.task, s.initial_state) for s in specs],
         ),
     ]
     different = [name for name, found, asked in pairs if found != asked]

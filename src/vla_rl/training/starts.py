@@ -12,7 +12,6 @@ from vla_rl.config import TrainConfig, UserError
 from vla_rl.curriculum import Starts, TaskSampler
 from vla_rl.distributed.world import World
 from vla_rl.envs.env import VectorEnv
-from vla_rl.rollout.starting import StartingVectorEnv, StartStates, require_same_everywhere
 from vla_rl.runtime.external import read_json
 from vla_rl.runtime.progress import note
 
@@ -45,6 +44,13 @@ def starts_of_run(
     """
     if not config.starts.dataset:
         return Starts(config.starts, sampler, {}, config.run.seed), envs
+    from vla_rl.rollout.starting import StartingVectorEnv, StartStates, require_same_everywhere
+
+    if config.parallel.hosts:
+        raise UserError(
+            "starts.dataset: states can only be restored in simulators of the learners' own machines, and "
+            f"parallel.hosts is {config.parallel.hosts}: set it to 0"
+        )
     states = StartStates(config.starts.dataset, config.env)
     require_same_everywhere(world.gather(states.snapshots.digest), config.starts.dataset)
     states.require_restorable(envs)
