@@ -131,7 +131,8 @@ def test_ranks_learn_what_one_process_learns(
             "the ranks have grown apart"
         )
         assert all(torch.equal(a, b) for a, b in zip(own_weights, weights, strict=True))
-        assert metrics == alone
+        for own_numbers, numbers in zip(metrics, alone, strict=True):  # of batches of another size
+            assert own_numbers == pytest.approx(numbers, rel=1e-5, abs=1e-6)
     untrained = [*policy_with(critic).policy_parameters()]
     moved = max(
         float((a - b).detach().abs().max()) for a, b in zip(weights, untrained, strict=False)
