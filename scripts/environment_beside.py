@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from install import ROOT, Setup, SetupError, read_stamp, wants_cuda_build, write_stamp
+from install import ROOT, Setup, attempted, read_stamp, wants_cuda_build, write_stamp
 
 
 class EnvironmentBeside(Setup, ABC):
@@ -49,12 +49,4 @@ class EnvironmentBeside(Setup, ABC):
 
 def set_up(kind: type[EnvironmentBeside]) -> int:
     """The exit code of setting up what `kind` installs."""
-    try:
-        kind(ROOT).run(kind.name)
-    except SetupError as error:
-        print(f"setup: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nsetup: stopped; run it again to go on where it was", file=sys.stderr)
-        return 130
-    return 0
+    return attempted(kind(ROOT), kind.name)

@@ -58,8 +58,13 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) > 1 or extra not in EXTRAS:
         print(f"setup: expected one of {', '.join(EXTRAS)}, got {' '.join(arguments)!r}")
         return 2
+    return attempted(Setup(ROOT), extra)
+
+
+def attempted(setup: Setup, extra: str) -> int:
+    """The exit code of a set-up, whose errors are said in one line."""
     try:
-        Setup(ROOT).run(extra)
+        setup.run(extra)
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1

@@ -131,8 +131,13 @@ def test_ranks_learn_what_one_process_learns(
             "the ranks have grown apart"
         )
         assert all(torch.equal(a, b) for a, b in zip(own_weights, weights, strict=True))
-        for own_numbers, numbers in zip(metrics, alone, strict=True):  # of batches of another size
-            assert own_numbers == pytest.approx(numbers, rel=1e-5, abs=1e-6)
+        for own_numbers, numbers in zip(metrics, alone, strict=True):
+            # float32's rounding itself, and so another with batches of another size
+            rounding = "losses/logprob_max_difference"
+            assert own_numbers.get(rounding, 0) == pytest.approx(numbers.get(rounding, 0), abs=1e-6)
+            rest = {name: value for name, value in numbers.items() if name != rounding}
+            own_rest = {name: value for name, value in own_numbers.items() if name != rounding}
+            assert own_rest == pytest.approx(rest, rel=1e-12, abs=1e-15)
     untrained = [*policy_with(critic).policy_parameters()]
     moved = max(
         float((a - b).detach().abs().max()) for a, b in zip(weights, untrained, strict=False)
