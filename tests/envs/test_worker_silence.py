@@ -61,7 +61,7 @@ def messages_of_slow_resets(clock: Clock, seconds: list[float]) -> Line:
     line = Line(clock)
     arrays = SlotArrays(len(seconds), config.image_size, 4)
     envs = {slot: SlowEnv(config) for slot in slots}
-    at_work = worker._Worker(envs, arrays, config.horizon, line)
+    at_work = worker.SlotWorker(envs, arrays, config.horizon, line)
     line.send(
         ("done", 1, at_work.reset(list(slots), [EpisodeSpec("chain", slot) for slot in slots]))
     )

@@ -1,5 +1,8 @@
 """A simulator process: hosts some slots, does what comes through its pipe in order, answers when a batch is done.
 
+Only a start of episodes goes before turns that wait or are half played: other slots need it to be decided for, and the
+turns are not needed before that is done. Slots do not depend on each other, so the order changes no result.
+
 A child process (`vla_rl.runtime.children`) that imports no torch. First it gets its `WorkerSetup`.
 Messages in: (command, ticket, work). Messages out, with what follows the word:
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -29,6 +33,10 @@ from vla_rl.types import EpisodeSpec
 MakeEnvs = Callable[[EnvConfig, int], Sequence[Env]]
 """Makes several environments of one process. Must be importable by name: workers receive the name."""
 
+Message = tuple[Any, ...]
+"""(command, ticket, work), or ("close",)."""
+
+_STARTS = ("reset", "restore")
 _BUSY_EVERY = 1.0  # seconds between signs of life within one batch
 
 
@@ -67,17 +75,15 @@ def _serve(connection: Connection, setup: WorkerSetup) -> None:
         setup.memory,
         bool(config.wrist_camera),
     )
-    worker = _Worker(envs, arrays, config.horizon, connection)
+    worker = SlotWorker(envs, arrays, config.horizon, connection)
     while message[0] != "close":
-        command, ticket, work = message
-        answer = getattr(worker, command)(*work)
-        connection.send(("done", ticket, answer))
-        message = connection.recv()
+        worker.do(message)
+        message = worker.next_message()
     for env in envs.values():
         env.close()
 
 
-class _Worker:
+class SlotWorker:
     """The commands. Each method is one; its answer travels back with `done`."""
 
     def __init__(
@@ -87,6 +93,26 @@ class _Worker:
         self._connection, self._work = connection, TimedWork(arrays, horizon)
         self._last_sign = time.monotonic()
         self._loaded: set[str] = set()
+        self._waiting: deque[Message] = deque()
+
+    def do(self, message: Message) -> None:
+        """Do what one message asks for, and answer."""
+        command, ticket, work = message
+        answer = getattr(self, command)(*work)
+        self._connection.send(("done", ticket, answer))
+
+    def next_message(self) -> Message:
+        """The oldest that has not been done."""
+        return self._waiting.popleft() if self._waiting else self._connection.recv()
+
+    def _start_others(self) -> None:
+        """Between two slots' turns: start the episodes that are asked for meanwhile."""
+        while self._connection.poll():
+            message = self._connection.recv()
+            if message[0] in _STARTS:
+                self.do(message)
+            else:
+                self._waiting.append(message)
 
     def _load(self, task: str) -> bool:
         """Say so where the next reset is this process's first of a task: its simulator is built then."""
@@ -116,6 +142,7 @@ class _Worker:
     def step(self, slots: Sequence[int], actions: Float32[np.ndarray, "S C A"]) -> None:
         for row in sorted(range(len(slots)), key=lambda row: self._envs[slots[row]].instruction):
             env = self._envs[slots[row]]
+            self._start_others()
             self._work.step(slots[row], env, actions[row])
             self._sign_of_life()
 
