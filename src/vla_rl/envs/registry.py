@@ -21,11 +21,14 @@ from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest
 from vla_rl.envs.benchmark import Benchmark
 from vla_rl.envs.env import Env
+from vla_rl.envs.gymnasium.benchmark import ROBOT as GYMNASIUM_ROBOT
+from vla_rl.envs.gymnasium.benchmark import gymnasium_suite
+from vla_rl.envs.gymnasium.options import is_gymnasium
 from vla_rl.envs.libero.benchmark import LIBERO
 from vla_rl.envs.metaworld.benchmark import METAWORLD
 from vla_rl.envs.suites import JOINT, is_union, suite_label, suite_parts
 from vla_rl.envs.toy.benchmark import TOY
-from vla_rl.envs.union import Union, union_benchmark, with_own_clock
+from vla_rl.envs.union import MIXED_ROBOTS, Union, union_benchmark, with_own_clock
 
 BENCHMARKS: dict[str, Benchmark] = {"metaworld": METAWORLD, "libero": LIBERO, "toy": TOY}
 
@@ -50,6 +53,8 @@ _as_benchmark = cache(union_benchmark)
 
 
 def _benchmark(suite: str) -> Benchmark:
+    if is_gymnasium(suite):
+        return gymnasium_suite(suite)
     for candidate in BENCHMARKS.values():
         if candidate.plays(suite):
             return candidate
@@ -141,6 +146,11 @@ def robots() -> dict[str, Benchmark]:
         for played in BENCHMARKS.values()
         for name in (played.robot, *played.robot_aliases)
     }
+
+
+def normalised_robots() -> set[str]:
+    """What demonstrations played here call their robots: their actions span [-1, 1]."""
+    return {*robots(), GYMNASIUM_ROBOT, MIXED_ROBOTS}
 
 
 def no_dense_reward(suite: str) -> UserError:

@@ -29,9 +29,8 @@ from vla_rl.data.demonstrations import (
     load_demonstrations,
 )
 from vla_rl.envs.defaults import suite_actions
-from vla_rl.envs.registry import robots
+from vla_rl.envs.registry import normalised_robots
 from vla_rl.envs.suites import is_union
-from vla_rl.envs.union import MIXED_ROBOTS
 from vla_rl.policies.policy import PlaysSuites, Policy
 from vla_rl.policies.registry import POLICIES, SCRATCH, load_policy
 from vla_rl.runtime.devices import use_threads
@@ -69,7 +68,7 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
         image_size=config.image_size,
         image_fit=config.image_fit,
         scratch=next(folder for folder in out.absolute().parents if folder.is_dir()),
-        normalised_robots={*robots(), MIXED_ROBOTS},
+        normalised_robots=normalised_robots(),
         episodes_per_task=config.episodes_per_task,
     )
     suites = suites_played(environment)

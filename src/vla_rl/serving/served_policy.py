@@ -14,7 +14,7 @@ from jaxtyping import Float32, UInt8
 from vla_rl import __version__
 from vla_rl.config import EnvConfig
 from vla_rl.config.serialize import to_json
-from vla_rl.data.resizing import resize
+from vla_rl.runtime.resizing import resize
 from vla_rl.envs.registry import benchmark
 from vla_rl.policies.policy import Policy, decoded
 from vla_rl.runtime.images import make_square

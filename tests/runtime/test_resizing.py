@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vla_rl.data.resizing import resize
+from vla_rl.runtime.resizing import resize
 
 
 def test_the_same_size_is_the_same_picture():

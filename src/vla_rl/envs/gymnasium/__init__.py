@@ -1,0 +1,1 @@
+"""Any Gymnasium environment as a suite: `gym:<id>`, or a function of yours that makes one."""
