@@ -14,11 +14,11 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from vla_rl.config.errors import UserError, nearest
 from vla_rl.data.lerobot import Feature, LeRobotReader, vector
 from vla_rl.data.lerobot import camera as pictures_of
-from vla_rl.runtime.resizing import resize
 from vla_rl.runtime.files import cannot_write
 from vla_rl.runtime.images import ImageFit, make_square, square_side
 from vla_rl.runtime.memory import SPARE, available_memory
 from vla_rl.runtime.progress import console
+from vla_rl.runtime.resizing import resize
 from vla_rl.types import Observation
 
 IMAGE = "observation.images.image"

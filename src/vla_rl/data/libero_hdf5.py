@@ -42,12 +42,12 @@ from vla_rl.config.errors import UserError, nearest, require
 from vla_rl.data.demonstrations import ACTION, IMAGE, STATE
 from vla_rl.data.inspection import inspect
 from vla_rl.data.lerobot import Feature, LeRobotWriter, camera, vector
-from vla_rl.runtime.resizing import resize
 from vla_rl.runtime.external import Phrase, check_array, fault, files_inside
 from vla_rl.runtime.extras import need
 from vla_rl.runtime.files import require_writable
 from vla_rl.runtime.memory import require_memory
 from vla_rl.runtime.progress import progress
+from vla_rl.runtime.resizing import resize
 
 WRIST_IMAGE = "observation.images.image2"
 ROBOT = "panda"

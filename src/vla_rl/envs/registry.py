@@ -68,7 +68,9 @@ def _benchmark(suite: str) -> Benchmark:
     words = "; ".join(
         f"{candidate.suites_in_words} of {candidate.title}" for candidate in BENCHMARKS.values()
     )
-    raise ConfigError(f"unknown suite {suite!r}: expected {words}.{nearest(suite, known)}")
+    raise ConfigError(
+        f"unknown suite {suite!r}: expected {words}; gym:<id> of Gymnasium.{nearest(suite, known)}"
+    )
 
 
 def task_names(suite: str) -> tuple[str, ...]:

@@ -14,10 +14,10 @@ from jaxtyping import Float32, UInt8
 from vla_rl import __version__
 from vla_rl.config import EnvConfig
 from vla_rl.config.serialize import to_json
-from vla_rl.runtime.resizing import resize
 from vla_rl.envs.registry import benchmark
 from vla_rl.policies.policy import Policy, decoded
 from vla_rl.runtime.images import make_square
+from vla_rl.runtime.resizing import resize
 from vla_rl.runtime.seeding import generator
 from vla_rl.serving.openpi import IMAGE, PROMPT, STATE
 from vla_rl.serving.packing import MOST_PIXELS, WireError, in_words

@@ -1,8 +1,8 @@
 """A Gymnasium environment as a benchmark.
 
-    benchmark("gym:slider:Slider-v0,success=reward,instruction=move to the mark")   # by its id, anywhere a suite goes
+benchmark("gym:slider:Slider-v0,success=reward,instruction=move to the mark")   # by its id, anywhere a suite goes
 
-    BENCHMARKS["slider"] = gymnasium_benchmark("slider", make_slider, success="is_success", instruction="move on")
+BENCHMARKS["slider"] = gymnasium_benchmark("slider", make_slider, success="is_success", instruction="move on")
 """
 
 from __future__ import annotations
@@ -85,9 +85,7 @@ def _benchmark(options: GymOptions, word: str) -> Benchmark:
 
     def env(suite: str) -> EnvConfig:
         steps = layout.step_limit or HORIZON
-        return EnvConfig(
-            suite=suite, action_repeat=1, action_chunk=1, horizon=steps, num_envs=16
-        )
+        return EnvConfig(suite=suite, action_repeat=1, action_chunk=1, horizon=steps, num_envs=16)
 
     return Benchmark(
         title=options.suite,

@@ -40,8 +40,8 @@ def other_instruction(
 ) -> ConfigError:
     """The error of an environment that is more than one task."""
     return ConfigError(
-        f"{options.suite}: it says {expected!r} in one episode and {said!r} in that of seed {seed}: a suite of it is one "
-        "task. Fix the task with make.<keyword>= or reset.<option>=, name it with task=, and put several such suites "
+        f"{options.suite}: it says {expected!r} in one episode and {said!r} in that of seed {seed}: a suite of it is "
+        "one task. Fix the task with make.<keyword>= or reset.<option>=, name it with task=, and put several such suites "
         "together with +; or give one instruction=<text> for all"
     )
 
@@ -156,7 +156,10 @@ class GymEnv:
     # -- faults of the environment -------------------------------------------------------------------
 
     def _ask(self, doing: str, call: Callable[[GymSimulator], T], *, fresh: bool = False) -> T:
-        """`call` with the simulator; where it raises, find out whether it does so again. `fresh`: it begins with a reset."""
+        """`call` with the simulator; where it raises, find out whether it does so again.
+
+        fresh: it begins with a reset.
+        """
         try:
             return call(self._simulator)
         except UserError:
@@ -190,7 +193,7 @@ class GymEnv:
     # -- snapshots -----------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """The episode so far: the environment's state, or all of its actions. UserError where neither brings it back."""
+        """The episode so far: its actions, and the environment's state if it gives one. UserError where it has none."""
         if self._seed is None:
             raise RuntimeError("reset the environment first")
         if self._layout.keeps == "none":

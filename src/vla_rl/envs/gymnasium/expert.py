@@ -51,10 +51,14 @@ class ScriptedPlay:
             self.done = True
             return np.zeros(len(self._low), np.float32)
         values = np.asarray(answer)
-        if values.size != len(self._low) or values.dtype.kind not in "fiub" or not np.isfinite(values).all():
+        if (
+            values.size != len(self._low)
+            or values.dtype.kind not in "fiub"
+            or not np.isfinite(values).all()
+        ):
             raise UserError(
-                f"{self._options.suite}: its expert gave {answer!r}: expected {len(self._low)} finite numbers, an action "
-                "of the environment, or None to give up"
+                f"{self._options.suite}: its expert gave {answer!r}: expected {len(self._low)} finite numbers, an "
+                "action of the environment, or None to give up"
             )
         share = (values.reshape(-1).astype(np.float64) - self._low) / self._span
         return np.clip(2 * share - 1, -1, 1).astype(np.float32)

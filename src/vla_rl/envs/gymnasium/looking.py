@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
-from vla_rl.config.errors import ConfigError, UserError
+from vla_rl.config.errors import ConfigError
 from vla_rl.envs.gymnasium.env import NO_SNAPSHOTS, GymEnv, other_instruction
 from vla_rl.envs.gymnasium.faults import told
 from vla_rl.envs.gymnasium.opening import open_environment, step_limit
@@ -98,8 +98,8 @@ def _from_spaces(options: GymOptions) -> Layout:
 def _no_image(options: GymOptions, space: Any, modes: Sequence[str]) -> str:
     parts = ", ".join(str(part) for _, part in leaves(space))
     return (
-        f"{options.suite}: it has no image: its observation is {' '.join(parts.split())[:200]}, and its render modes are "
-        f"{list(modes)}. Expected an image of uint8 (H, W, 3) in the observation, or the render mode 'rgb_array' "
+        f"{options.suite}: it has no image: its observation is {' '.join(parts.split())[:200]}, and its render modes "
+        f"are {list(modes)}. Expected an image of uint8 (H, W, 3) in the observation, or the render mode 'rgb_array' "
         f"(image={RENDER})"
     )
 
@@ -127,8 +127,8 @@ def _with_instruction(options: GymOptions, layout: Layout, texts: list[str | Non
         return replace(layout, instruction=" ".join(options.instruction.split()))
     if texts[0] is None:
         raise ConfigError(
-            f"{options.suite}: nothing says what is to be done: expected instruction=<text>, or instruction_from=<key of "
-            "observation or info, or attribute>"
+            f"{options.suite}: nothing says what is to be done: expected instruction=<text>, or instruction_from=<key "
+            "of observation or info, or attribute>"
         )
     for seed, text in zip((2, 1, 0), texts, strict=True):
         if text != texts[0]:
@@ -174,7 +174,9 @@ def _keeps(options: GymOptions, layout: Layout) -> Keeps:
     if repeatable and asked != "replay" and _restores(options, replace(layout, keeps="state")):
         return "state"
     if asked == "state" or (asked == "replay" and not repeatable):
-        what = "its state does not bring it back" if repeatable else "the same seed and actions do not"
+        what = (
+            "its state does not bring it back" if repeatable else "the same seed and actions do not"
+        )
         raise ConfigError(
             f"{options.suite}: snapshots={asked} cannot be: {what} exactly. Leave snapshots= out, or mend the "
             "environment"
@@ -248,7 +250,7 @@ def _equal(one: Any, two: Any) -> bool:
         return len(one) == len(two) and all(map(_equal, one, two))
     if isinstance(one, np.ndarray) and one.dtype.kind == "f":
         return np.array_equal(one, np.asarray(two), equal_nan=True)
-    return np.array_equal(one, two)
+    return bool(np.array_equal(np.asarray(one), np.asarray(two)))
 
 
 def _spec(options: GymOptions, state: int) -> EpisodeSpec:

@@ -27,7 +27,9 @@ def open_environment(options: GymOptions, *, rendered: bool) -> Any:
     if callable(options.environment):
         parameters = inspect.signature(options.environment).parameters.values()
         takes = {p.name for p in parameters}
-        if rendered and ("render_mode" in takes or any(p.kind is p.VAR_KEYWORD for p in parameters)):
+        if rendered and (
+            "render_mode" in takes or any(p.kind is p.VAR_KEYWORD for p in parameters)
+        ):
             keywords["render_mode"] = "rgb_array"
         with told(options.suite, "the function that makes it"):
             return options.environment(**keywords)

@@ -130,7 +130,9 @@ class GymSimulator:
         """Proprioception; one zero where there is none. UserError unless it is finite and as long as at first."""
         if not self._layout.proprio:
             return np.zeros(self._layout.proprio_dim, np.float32)
-        parts = [np.asarray(self._value(path), np.float32).reshape(-1) for path in self._layout.proprio]
+        parts = [
+            np.asarray(self._value(path), np.float32).reshape(-1) for path in self._layout.proprio
+        ]
         values = np.concatenate(parts)
         if values.shape != (self._layout.proprio_dim,) or not np.isfinite(values).all():
             names = ", ".join(map(name_of, self._layout.proprio))

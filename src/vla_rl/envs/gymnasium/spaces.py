@@ -145,7 +145,9 @@ def chosen_actions(options: GymOptions, space: Any) -> Actions:
 
 def as_picture(suite: str, value: Any, what: str) -> np.ndarray:
     """An image of the environment as uint8 (H, W, 3). UserError for what is none: it is never rescaled in silence."""
-    picture = np.asarray(value) if value is not None else np.zeros(0)
+    picture: np.ndarray[Any, np.dtype[Any]] = (
+        np.asarray(value) if value is not None else np.zeros(0)
+    )
     if picture.ndim == 2:
         picture = picture[..., None]
     if picture.ndim == 3 and picture.shape[2] not in _CHANNELS and picture.shape[0] in _CHANNELS:
@@ -165,9 +167,7 @@ def _remedy(dtype: np.dtype[Any]) -> str:
     return "; if they are 0 to 1, give (255 * image).round().astype(numpy.uint8), in a wrapper for example"
 
 
-def _image_at(
-    options: GymOptions, found: list[tuple[Path, Any]], option: str, key: str
-) -> Path:
+def _image_at(options: GymOptions, found: list[tuple[Path, Any]], option: str, key: str) -> Path:
     path, part = _named(options, found, option, key)
     if not _is_image(part):
         raise ConfigError(f"{options.suite}: {option}={key}: {_not_an_image(path, part)}")
