@@ -51,7 +51,7 @@ UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
     "ReportArguments", "FilmArguments", "DoctorArguments", "CertifyArguments", "EngineServeArguments",
     "CompareConfig", "CompareDataConfig",
-    "AnalysisConfig",
+    "AnalysisConfig", "CheckEnvArguments",
 }  # fmt: skip
 """Configurations of commands all of whose options always count."""
 

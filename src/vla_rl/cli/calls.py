@@ -11,7 +11,7 @@ from typing import Any
 
 from vla_rl.cli import comparing
 from vla_rl.cli.arguments import CertifyArguments, DoctorArguments, EvalArguments
-from vla_rl.cli.door_arguments import RemoteEvalArguments
+from vla_rl.cli.door_arguments import CheckEnvArguments, RemoteEvalArguments
 from vla_rl.cli.options import ParseCommand, normal, say, value_of, with_lora
 from vla_rl.cli.tables import reward_model_table, starts_table, success_table
 from vla_rl.cli.training import plan_request, seeds_request, train_request
@@ -214,6 +214,14 @@ def doctor(words: list[str], parse_command: ParseCommand) -> int:
     else:
         say(format_checks(checks))
     return 0 if healthy(checks) else 1
+
+
+def check_env(words: list[str], parse_command: ParseCommand) -> int:
+    request = parse_command(CheckEnvArguments, words, "check-env")
+    from vla_rl.envs.check import check_env
+
+    say(f"{check_env(request.suite, episodes=request.episodes)}\nIt keeps its promises.")
+    return 0
 
 
 def certify(words: list[str], parse_command: ParseCommand) -> int:

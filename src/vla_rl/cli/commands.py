@@ -18,7 +18,7 @@ from vla_rl.cli.arguments import (
     PlanArguments,
     ReportArguments,
 )
-from vla_rl.cli.door_arguments import RemoteEvalArguments, ServeArguments
+from vla_rl.cli.door_arguments import CheckEnvArguments, RemoteEvalArguments, ServeArguments
 from vla_rl.cli.needs import require_extras
 from vla_rl.cli.options import PRINT_CONFIG, ParseCommand, parse, say
 from vla_rl.config import (
@@ -281,6 +281,15 @@ COMMANDS: dict[str, Command] = {
             "vla-rl serve runs/first --host 0.0.0.0 --key-file ~/.vla-rl-key",
         ),
         Recipe(ServeArguments, "recipes.serve", "serve", "Server"),
+    ),
+    "check-env": Command(
+        "check that a simulator keeps what training relies on, and say what it is like",
+        (
+            "vla-rl check-env toy",
+            "vla-rl check-env 'gym:my_module:MyEnv-v0,instruction=push the block'",
+        ),
+        calls.check_env,
+        CheckEnvArguments,
     ),
     "engine serve": Command(
         "serve a policy's actions to training runs on this machine",

@@ -14,6 +14,16 @@ from vla_rl.config.remote import RemoteConfig
 
 
 @dataclass(frozen=True)
+class CheckEnvArguments(Config):
+    """Check a simulator."""
+
+    suite: str
+    """A suite, for example gym:my_module:MyEnv-v0,instruction=push the block."""
+    episodes: Annotated[int, Ge(1), Le(1000)] = 3
+    """Episodes of random play, in which success may be seen."""
+
+
+@dataclass(frozen=True)
 class RemoteEvalArguments(Config):
     """Evaluate a policy that another program serves with openpi's protocol."""
 

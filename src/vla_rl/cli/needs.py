@@ -76,6 +76,7 @@ NEEDS: Mapping[str, Modules] = {
     "certify": lambda _: (),
     "serve": lambda _: DOORS,
     "engine serve": lambda _: (),
+    "check-env": lambda c: _simulator(c.suite),
     "doctor": lambda _: (),
 }
 """Command -> modules, from its configuration."""

@@ -219,12 +219,21 @@ def install_rendering_command() -> str:
 def simulator_checks() -> list[tuple[str, Callable[[], Check]]]:
     """A check for each simulator that has to be installed."""
     try:
-        from vla_rl.envs.registry import BENCHMARKS  # here: it imports numpy
+        from vla_rl.envs.registry import BENCHMARKS, add_installed  # here: it imports numpy
     except ImportError as error:
         broken = Check("simulators", "fail", _one_line(error), "make setup")
         return [("simulators", lambda: broken)]
+    broken = [
+        Check(f"benchmark {name}", "warn", line, "mend or remove that package")
+        for name, line in add_installed().items()
+    ]
     needed = [(n, played.installation) for n, played in BENCHMARKS.items() if played.installation]
-    return [(name, partial(check_simulator, name, found)) for name, found in needed]
+    known = [(name, partial(check_simulator, name, found)) for name, found in needed]
+    return [*known, *((check.name, partial(_as_found, check)) for check in broken)]
+
+
+def _as_found(check: Check) -> Check:
+    return check
 
 
 def check_simulator(name: str, wanted: Installation) -> Check:

@@ -2,7 +2,8 @@
 
 from vla_rl import BENCHMARKS, check_env
 
-check_env(BENCHMARKS["toy"])        # returns, or raises with a line for each broken promise
+print(check_env(BENCHMARKS["toy"]))        # what it is like, or raises with a line for each broken promise
+check_env("gym:slider:Slider-v0,instruction=move to the mark")
 """
 
 from __future__ import annotations
@@ -18,26 +19,37 @@ from jaxtyping import Float32
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError
 from vla_rl.envs.benchmark import Benchmark
+from vla_rl.envs.check_report import CheckReport, report_of
 from vla_rl.envs.env import DenselyRewarded, Env, Snapshot
+from vla_rl.envs.gymnasium.faults import told
+from vla_rl.envs.registry import benchmark
+from vla_rl.envs.union import with_own_clock
 from vla_rl.types import EpisodeSpec
 
 _HORIZON = 3
 """Turns of an episode that is played to its time limit."""
 
 
-def check_env(played: Benchmark, suite: str = "") -> None:
+def check_env(played: Benchmark | str, suite: str = "", episodes: int = 3) -> CheckReport:
     """Create, reset, step, snapshot and restore the first task of `suite` (by default the benchmark's first).
 
-    Raises UserError with every promise that does not hold; errors of the simulator itself pass through.
+    played: a benchmark, or a suite by its name, `gym:<id>` among them. episodes: of random play, in which success may
+    be seen. Returns what the simulator is like and what it costs; raises UserError with every promise that does not
+    hold, and with what the simulator raises itself.
     """
+    if isinstance(played, str):
+        suite, played = suite or played, benchmark(played)
     suite = suite or played.suites[0]
     faults = list(_statements(played, suite))
     if not faults:
-        config = replace(played.laptop_defaults(suite), num_envs=2, horizon=_HORIZON)
-        envs = played.make_envs(config, 2)
+        own = with_own_clock(played.laptop_defaults(suite), played)
+        config = replace(own, num_envs=2, horizon=_HORIZON)
+        with told(played.title, "make_envs()"):
+            envs = played.make_envs(config, 2)
         try:
-            for look in (_faces, _episodes, _turns, _snapshots, _extras):
-                faults += look(played, config, envs[0], envs[1])
+            for look in (_faces, _episodes, _turns, _again, _snapshots, _extras):
+                with told(played.title, _LOOKS[look.__name__]):
+                    faults += look(played, config, envs[0], envs[1])
         finally:
             for env in envs:
                 env.close()
@@ -46,6 +58,19 @@ def check_env(played: Benchmark, suite: str = "") -> None:
         raise UserError(
             f"{played.title} does not keep {len(faults)} promise(s) of a benchmark:\n{lines}"
         )
+    with told(played.title, "an episode of random play"):
+        return report_of(played, replace(own, num_envs=1), episodes)
+
+
+_LOOKS = {
+    "_faces": "reset()",
+    "_episodes": "reset(), render() or proprio()",
+    "_turns": "step()",
+    "_again": "step()",
+    "_snapshots": "snapshot() or restore()",
+    "_extras": "its expert, dense_reward() or the environment of videos",
+}
+"""What a look is about, for an error in it."""
 
 
 def _statements(played: Benchmark, suite: str) -> Iterator[str]:
@@ -131,9 +156,11 @@ def _turns(played: Benchmark, config: EnvConfig, env: Env, other: Env) -> Iterat
             yield f"a turn takes 1 to {steps} simulator steps, got {taken}"
         if env.turns != turn:
             yield f"turns should be {turn}, got {env.turns}"
-        if truncated != (not terminated and turn >= _HORIZON):
-            yield f"truncated should be the end of the horizon of {_HORIZON} turns, got {truncated} in turn {turn}"
-        if terminated:
+        if terminated and truncated:
+            yield "an episode ends by success (terminated) or without (truncated), got both"
+        if turn >= _HORIZON and not (terminated or truncated):
+            yield f"truncated should be true at the end of the horizon of {_HORIZON} turns"
+        if terminated or truncated:
             break
     for asked, slot in ((5.0, env), (1.0, other)):
         slot.reset(EpisodeSpec(env.tasks[0], 0))
@@ -142,13 +169,35 @@ def _turns(played: Benchmark, config: EnvConfig, env: Env, other: Env) -> Iterat
         yield "actions should be clipped to [-1, 1]: 5 does something else than 1"
 
 
+def _again(played: Benchmark, config: EnvConfig, env: Env, other: Env) -> Iterator[str]:
+    """The same actions from the same initial state: the same episode, in another environment as well."""
+    chunk, start = config.action_chunk, EpisodeSpec(env.tasks[0], 1)
+    for slot in (env, other):
+        slot.reset(start)
+    for seed in range(_HORIZON):
+        action = _action(played, chunk, seed)
+        one, two = env.step(action), other.step(action)
+        alike = np.array_equal(env.render(), other.render())
+        if one != two or not alike or not np.array_equal(env.proprio(), other.proprio()):
+            yield (
+                f"the same actions from the same initial state are another episode after turn {seed + 1}: draw "
+                "whatever is random from the initial state's own stream"
+            )
+            break
+        if one[1] or one[2]:
+            break
+
+
 def _snapshots(played: Benchmark, config: EnvConfig, env: Env, other: Env) -> Iterator[str]:
     """A snapshot is plain data, and another environment continues it exactly."""
     before, after = (_action(played, config.action_chunk, seed) for seed in (7, 8))
     env.reset(EpisodeSpec(env.tasks[0], 2))
-    if env.step(before)[1]:
-        return  # solved by chance: there is nothing to continue
-    state: Snapshot = env.snapshot()
+    if any(env.step(before)[1:3]):
+        return  # ended by chance: there is nothing to continue
+    try:
+        state: Snapshot = env.snapshot()
+    except UserError:
+        return  # it says itself that it has none; so does the report
     strange = [
         k
         for k, v in state.items()
@@ -170,7 +219,10 @@ def _snapshots(played: Benchmark, config: EnvConfig, env: Env, other: Env) -> It
 def _extras(played: Benchmark, config: EnvConfig, env: Env, other: Env) -> Iterator[str]:
     """The expert, the dense reward, and the environment that videos are drawn with."""
     env.reset(EpisodeSpec(env.tasks[0], 0))
-    action = played.make_expert(env).action()
+    try:
+        action = played.make_expert(env).action()
+    except UserError:
+        action = _action(played, 1)[0]  # there is none, and the report says so
     if action.shape != (played.action_dim,) or not np.abs(action).max() <= 1:
         yield f"the expert should give {played.action_dim} numbers in [-1, 1], got {action}"
     env.step(action[None])

@@ -4,7 +4,9 @@
     make_envs(EnvConfig(suite="mt5"), 4)         # four environments of one process
     benchmark("toy").make_expert(env).action()   # what the scripted expert does now
 
-A new simulator is a folder beside the others and an entry in `BENCHMARKS`; a program of yours may add one of its own:
+A new simulator is a folder beside the others and an entry in `BENCHMARKS`; a program of yours may add one of its own,
+and a package of yours an entry point of the group `vla_rl.benchmarks`, which is loaded when a suite is asked for that
+is not known otherwise:
 
     BENCHMARKS["mine"] = MINE
 
@@ -29,8 +31,11 @@ from vla_rl.envs.metaworld.benchmark import METAWORLD
 from vla_rl.envs.suites import JOINT, is_union, suite_label, suite_parts
 from vla_rl.envs.toy.benchmark import TOY
 from vla_rl.envs.union import MIXED_ROBOTS, Union, union_benchmark, with_own_clock
+from vla_rl.runtime.entry_points import add_entry_points
 
 BENCHMARKS: dict[str, Benchmark] = {"metaworld": METAWORLD, "libero": LIBERO, "toy": TOY}
+ENTRY_POINTS = "vla_rl.benchmarks"
+"""The group of entry points in which packages of others name their benchmarks."""
 
 
 def benchmark(suite: str) -> Benchmark:
@@ -55,10 +60,16 @@ _as_benchmark = cache(union_benchmark)
 def _benchmark(suite: str) -> Benchmark:
     if is_gymnasium(suite):
         return gymnasium_suite(suite)
-    for candidate in BENCHMARKS.values():
-        if candidate.plays(suite):
-            return candidate
+    found = _registered(suite)
+    broken: dict[str, str] = {}
+    if found is None:
+        broken = add_installed()
+        found = _registered(suite)
+    if found is not None:
+        return found
     name = suite.partition(":")[0]
+    if name in broken:
+        raise ConfigError(f"suite {suite!r}: {broken[name]}. Mend or remove that package")
     for key, candidate in BENCHMARKS.items():
         if name.startswith(key):
             raise ConfigError(
@@ -71,6 +82,15 @@ def _benchmark(suite: str) -> Benchmark:
     raise ConfigError(
         f"unknown suite {suite!r}: expected {words}; gym:<id> of Gymnasium.{nearest(suite, known)}"
     )
+
+
+def _registered(suite: str) -> Benchmark | None:
+    return next((one for one in BENCHMARKS.values() if one.plays(suite)), None)
+
+
+def add_installed() -> dict[str, str]:
+    """Add the benchmarks of other packages to `BENCHMARKS`; returns what is broken among them, a line each."""
+    return add_entry_points(BENCHMARKS, ENTRY_POINTS, Benchmark, "a vla_rl.Benchmark")
 
 
 def task_names(suite: str) -> tuple[str, ...]:
@@ -143,6 +163,7 @@ def playable(config: EnvConfig) -> Benchmark:
 
 def robots() -> dict[str, Benchmark]:
     """The benchmarks by what datasets call their robot, aliases among them."""
+    add_installed()
     return {
         name: played
         for played in BENCHMARKS.values()

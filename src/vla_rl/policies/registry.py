@@ -1,6 +1,7 @@
 """The classes of policies, by what their checkpoints call themselves: `model_type` in config.json.
 
-A new one is a folder beside `openvla/` and a line here.
+A new one is a folder beside `openvla/` and a line here; or, in a package of yours, an entry point of the group
+`vla_rl.policies` with that name, which is loaded when a checkpoint calls itself so.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from vla_rl.policies.openvla.policy import OpenVLAPolicy
 from vla_rl.policies.openvla.processing import with_image_fit
 from vla_rl.policies.policy import Policy
 from vla_rl.runtime.bases import checkpoint_kind
+from vla_rl.runtime.entry_points import add_entry_points
 from vla_rl.runtime.external import shown
 
 Settings = TypeVar("Settings", PPOConfig, GRPOConfig, TPOConfig)
@@ -70,6 +72,22 @@ POLICIES: dict[str, PolicyFamily] = {
 }
 
 
+ENTRY_POINTS = "vla_rl.policies"
+"""The group of entry points in which packages of others name their classes of policies."""
+
+
+def family(kind: str) -> PolicyFamily | None:
+    """The class of policies that is called `kind`, of other packages as well; None if there is none.
+
+    UserError where a package names it and cannot be loaded.
+    """
+    if kind not in POLICIES:
+        broken = add_entry_points(POLICIES, ENTRY_POINTS, PolicyFamily, "a PolicyFamily")
+        if kind in broken:
+            raise UserError(f"{broken[kind]}. Mend or remove that package")
+    return POLICIES.get(kind)
+
+
 def family_of(reference: str | Path, base: str = "") -> PolicyFamily:
     """The family of the checkpoint at `reference`, of adapters that of their base.
 
@@ -77,11 +95,12 @@ def family_of(reference: str | Path, base: str = "") -> PolicyFamily:
     loader says what is wrong with it.
     """
     kind = checkpoint_kind(reference, base) or SCRATCH
-    if kind not in POLICIES:
+    found = family(kind)
+    if found is None:
         raise UserError(
             f"{reference} is a model of type {shown(kind)}, expected a policy of a known type.{nearest(kind, POLICIES)}"
         )
-    return POLICIES[kind]
+    return found
 
 
 def load_policy(

@@ -41,8 +41,8 @@ def other_instruction(
     """The error of an environment that is more than one task."""
     return ConfigError(
         f"{options.suite}: it says {expected!r} in one episode and {said!r} in that of seed {seed}: a suite of it is "
-        "one task. Fix the task with make.<keyword>= or reset.<option>=, name it with task=, and put several such suites "
-        "together with +; or give one instruction=<text> for all"
+        "one task. Fix the task with make.<keyword>= or reset.<option>=, name it with task=, and put several such "
+        "suites together with +; or give one instruction=<text> for all"
     )
 
 
@@ -80,6 +80,13 @@ class GymEnv:
 
     def _make(self) -> GymSimulator:
         return GymSimulator(self._options, self._layout, rendered=self._drawn)
+
+    @property
+    def snapshots_in_words(self) -> str:
+        """How an episode is gone back to."""
+        if self._layout.keeps == "state":
+            return "exact, by the environment's state"
+        return "exact, by playing an episode again from its seed"
 
     @property
     def seed(self) -> int:

@@ -1,8 +1,8 @@
 """The whole state of a Gymnasium environment as plain data, where its unwrapped environment can give it.
 
 Two kinds can, if they have `_get_obs()`: one with `get_state()` and `set_state(state)` (plain data, or a dict of it),
-and one of Gymnasium's MuJoCo kind (`model` and `data`). What they give is tried out before it is relied on (`looking.py`): an environment may keep
-more in its attributes than its state says.
+and one of Gymnasium's MuJoCo kind (`model` and `data`). What they give is tried out before it is relied on
+(`looking.py`): an environment may keep more in its attributes than its state says.
 """
 
 from __future__ import annotations
