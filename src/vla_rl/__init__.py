@@ -12,6 +12,7 @@ imports no torch, no numpy and no simulator.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,16 @@ _NAMES_BY_MODULE = {
     "types": "EpisodeSpec Observation Rollout",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
+
+
+def _register_with_gymnasium() -> None:
+    """Give Gymnasium our suites by name, where it is imported already; see `vla_rl.gymnasium_envs`."""
+    gymnasium = sys.modules.get("gymnasium")
+    if gymnasium is not None and hasattr(gymnasium, "registry"):
+        import_module(f"{__name__}.gymnasium_envs").register(gymnasium)
+
+
+_register_with_gymnasium()
 
 
 def __getattr__(name: str) -> Any:
