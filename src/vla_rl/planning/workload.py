@@ -138,9 +138,11 @@ def _mean_env(env: EnvConfig) -> EnvConfig:
 
 
 def _benchmarks(suite: str) -> tuple[str, ...]:
-    """Of a suite, or of a union's suites, without repetition."""
+    """Of a suite, or of a union's suites, without repetition; one that is not registered is called by its title."""
     played = [benchmark(part) for part in suite_parts(suite)]
-    return tuple(name for name, known in BENCHMARKS.items() if any(known is one for one in played))
+    names = [name for name, known in BENCHMARKS.items() if any(known is one for one in played)]
+    others = [one.title for one in played if all(one is not known for known in BENCHMARKS.values())]
+    return tuple(dict.fromkeys([*names, *others]))
 
 
 def _model(config: TrainConfig) -> tuple[ModelConfig, tuple[str, ...]]:

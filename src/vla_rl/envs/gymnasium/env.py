@@ -211,6 +211,7 @@ class GymEnv:
             "initial_state": self._seed,
             "turns": self.turns,
             "ended": self._ended,
+            "reward": self._simulator.reward,
             _ACTIONS: np.array(self._played, np.float32).reshape(-1, self.action_dim),
             **found,
         }
@@ -228,7 +229,7 @@ class GymEnv:
         else:
             write_state(self._simulator.env, snapshot)
             if len(actions):  # what the episode shows comes with a step, which must not be played
-                self._simulator.observe_state()
+                self._simulator.observe_state(float(snapshot["reward"]))
             self._played = list(actions)
         self.turns, self._ended = int(snapshot["turns"]), bool(snapshot["ended"])
 

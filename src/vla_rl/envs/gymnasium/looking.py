@@ -29,7 +29,6 @@ from vla_rl.envs.gymnasium.spaces import (
     chosen_proprio,
     chosen_wrist,
     leaves,
-    value_at,
 )
 from vla_rl.envs.gymnasium.states import gives_state
 from vla_rl.types import EpisodeSpec
@@ -70,7 +69,7 @@ def _from_spaces(options: GymOptions) -> Layout:
     env = open_environment(options, rendered=False)
     try:
         space = env.observation_space
-        image = chosen_image(options, space)
+        image, proprio = chosen_image(options, space), chosen_proprio(options, space)
         modes = env.metadata.get("render_modes") or ()
         renders = "rgb_array" in modes or getattr(env, "render_mode", None) == "rgb_array"
         if image is None and not renders:
@@ -79,8 +78,8 @@ def _from_spaces(options: GymOptions) -> Layout:
         return Layout(
             image=image,
             wrist=chosen_wrist(options, space),
-            proprio=chosen_proprio(options, space),
-            proprio_dim=1,
+            proprio=tuple(path for path, _ in proprio),
+            proprio_dim=sum(size for _, size in proprio) or 1,
             actions=chosen_actions(options, env.action_space),
             success=("terminated", ""),
             instruction="",
@@ -113,9 +112,6 @@ def _from_first_episode(options: GymOptions, layout: Layout, simulator: GymSimul
     simulator.picture()
     if layout.wrist is not None:
         simulator.wrist()
-    if layout.proprio:
-        width = sum(np.size(value_at(simulator.observation, path)) for path in layout.proprio)
-        layout = replace(layout, proprio_dim=int(width))
     simulator.proprio()
     layout = _with_instruction(options, layout, texts)
     return replace(layout, success=_success(options, layout, simulator))
@@ -239,7 +235,7 @@ def _plays_alike(one: GymEnv, two: GymEnv, actions: Float32[np.ndarray, "L A"]) 
 
 def _seen(env: GymEnv) -> Any:
     simulator = env.simulator
-    return (simulator.observation, simulator.picture(), simulator.reward, simulator.succeeded)
+    return simulator.observation, simulator.picture(), simulator.reward
 
 
 def _equal(one: Any, two: Any) -> bool:

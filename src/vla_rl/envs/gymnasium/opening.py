@@ -86,7 +86,9 @@ def _spec(options: GymOptions) -> Any:
             return gymnasium.spec(name)
     except gymnasium.error.Error as error:
         hint = "" if colon else ". One of a module of yours is gym:<module>:<id>"
-        raise ConfigError(f"{options.suite}: {' '.join(str(error).split())}{hint}") from None
+        raise ConfigError(
+            f"{options.suite}: {' '.join(str(error).split()).rstrip('.')}{hint}"
+        ) from None
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def gym_options(suite: str) -> GymOptions:
             f"the id {identifier.strip()!r}"
         )
     options = GymOptions(identifier.strip(), f"{SUITE}:{identifier.strip()}", match["name"])
-    ends = [*(option.start() for option in found[1:]), len(text)]
+    ends = [option.start() for option in found[1:]] + [len(text)] * bool(found)
     seen: set[str] = set()
     for option, end in zip(found, ends, strict=True):
         name, value = option[1], text[option.end() : end].strip()

@@ -87,9 +87,9 @@ class GymSimulator:
         self.reward, self.info = float(reward), dict(info)
         self.terminated, self.truncated = bool(terminated), bool(truncated)
 
-    def observe_state(self) -> None:
-        """Look at a state that has been written into the environment; see `states.py`."""
-        self.observation = self.env.unwrapped._get_obs()
+    def observe_state(self, reward: float) -> None:
+        """Look at a state that has been written into the environment, and that a step with `reward` led to."""
+        self.observation, self.reward = self.env.unwrapped._get_obs(), reward
 
     @property
     def succeeded(self) -> bool:

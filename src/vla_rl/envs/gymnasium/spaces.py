@@ -89,14 +89,14 @@ def chosen_wrist(options: GymOptions, space: Any) -> Path | None:
     return _image_at(options, list(leaves(space)), "wrist", options.wrist)
 
 
-def chosen_proprio(options: GymOptions, space: Any) -> tuple[Path, ...]:
-    """Where proprioception is. ConfigError for a key that is not there, or is no vector of numbers."""
+def chosen_proprio(options: GymOptions, space: Any) -> list[tuple[Path, int]]:
+    """Where proprioception is, each with how many numbers. ConfigError for a key that is not there or holds none."""
     found = list(leaves(space))
     if not options.proprio:
-        usual = [p for p, part in found if p and p[-1] in PROPRIO and _is_vector(part)]
-        return tuple(usual)
+        usual = [(p, part) for p, part in found if p and p[-1] in PROPRIO and _is_vector(part)]
+        return [(path, int(np.prod(part.shape))) for path, part in usual]
     if options.proprio == ("none",):
-        return ()
+        return []
     chosen = []
     for key in options.proprio:
         path, part = _named(options, found, "proprio", key)
@@ -104,8 +104,8 @@ def chosen_proprio(options: GymOptions, space: Any) -> tuple[Path, ...]:
             raise ConfigError(
                 f"{options.suite}: proprio={key} is {part}: expected a Box of numbers, at most {_MOST} of them"
             )
-        chosen.append(path)
-    return tuple(chosen)
+        chosen.append((path, int(np.prod(part.shape))))
+    return chosen
 
 
 def chosen_actions(options: GymOptions, space: Any) -> Actions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from vla_rl.config.errors import UserError
@@ -94,7 +95,18 @@ class WorkerProcess:
         try:
             self._connection.send((command, ticket, work))
         except OSError as error:
-            raise WorkerLostError(self._child.obituary()) from error
+            raise self._end(error) from error
+
+    def _end(self, error: OSError) -> WorkerLostError:
+        """Why a process ended that takes no more work. UserError where it has said that this is the user's to mend."""
+        with suppress(EOFError, OSError):
+            while self._connection.poll(0):
+                message = self._connection.recv()
+                if message[0] == "user_error":
+                    raise UserError(message[1]) from error
+                if message[0] == "failed":
+                    return WorkerLostError(message[1])
+        return WorkerLostError(self._child.obituary())
 
     def receive(self, timeout: float) -> tuple[Any, ...]:
         """The next message but signs of life. WorkerLostError if the process ended or was silent for too long.
