@@ -8,6 +8,7 @@ BENCHMARKS["slider"] = gymnasium_benchmark("slider", make_slider, success="is_su
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -84,8 +85,10 @@ def _benchmark(options: GymOptions, word: str) -> Benchmark:
     size = len(layout.actions.low)
 
     def env(suite: str) -> EnvConfig:
+        """As many steps as the environment allows, an action held for one of them; the rest as for Meta-World."""
+        config = EnvConfig(suite=suite, action_repeat=1)
         steps = layout.step_limit or HORIZON
-        return EnvConfig(suite=suite, action_repeat=1, action_chunk=1, horizon=steps, num_envs=16)
+        return replace(config, horizon=-(-steps // config.action_chunk))
 
     return Benchmark(
         title=options.suite,
