@@ -107,10 +107,10 @@ def test_a_second_image_is_shown_where_it_is_asked_for() -> None:
         (",make.says=nothing", r"whether an episode has succeeded: .*its keys are instruction.*success=reward"),
         (",success=succes", r"expected info\['succes'\], its keys are instruction, success"),
         (",make.says=text,success=text", r"info\['text'\] is 'no': expected true or false"),
-        (",make.text=", r"make\.text= needs a value|nothing says what is to be done"),
+        (",make.text=", r"nothing says what is to be done: expected instruction="),
         (",make.text=another", r"says 'another 2' in one episode and 'another 1' in that of seed 1"),
         (",make.broken=triple", r"step gave tuple of 3: expected \(observation, reward"),
-        (",make.broken=constructor", r"RuntimeError in its constructor: the licence has run out(?s:.*)gym_envs\.py:\d+"),
+        (",make.broken=constructor", r"in its constructor: the licence has run out\s+\S*gym_envs\.py:\d+"),
         (",make.broken=reset", r"RuntimeError in its first episode: the rail is gone(?s:.*)gym_envs\.py:\d+ in reset"),
         (",make.wheels=4", r"TypeError in its constructor: .*wheels"),
     ],
@@ -345,7 +345,7 @@ def test_the_check_says_what_an_environment_is_like() -> None:
     assert report.step_seconds > 0
     assert "exact, by playing an episode again from its seed" in str(report)
     assert "remark" not in str(report)
-    with pytest.raises(UserError, match="a numbered initial state depends on|are another episode"):
+    with pytest.raises(UserError, match="a numbered initial state depends on"):
         check_env(f"{RAIL},make.broken=chance")
     with pytest.raises(UserError, match="raised ZeroDivisionError in step"):
         check_env(f"{RAIL},make.broken=step")

@@ -23,7 +23,8 @@ class EnvConfig(Config, group="env", saved=("suite",)):
     """Tasks to play. Meta-World: mt1:<task>, mt5, mt10, mt10-hard or mt50. LIBERO: libero-spatial, -object, -goal,
     -10 or -90; some tasks of one as libero-goal:<numbers, ranges or names, with commas>; LIBERO-PRO's as
     libero-goal-lan, -object, -swap or -task. Without a simulator: toy, or some of its tasks as toy:<names, with
-    commas>. Several at once with + between them, as mt10+libero-object:0-2; libero-40 is the first four of LIBERO
+    commas>. Any Gymnasium environment: gym:<id> or gym:<module>:<id>, with options after it (docs/your-simulator.md).
+    Several at once with + between them, as mt10+libero-object:0-2; libero-40 is the first four of LIBERO
     together."""
     image_size: Pixels = 64
     """Height and width of the camera image in pixels."""

@@ -38,22 +38,23 @@ class SuiteEnv(gymnasium.Env[Any, np.ndarray]):
         *,
         observation: Literal["dict", "image", "text"] = "dict",
         reward: Literal["success", "dense"] = "success",
-        held_out: bool = False,
+        split: Literal["train", "held-out"] = "train",
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
-        """held_out: play the initial states that are kept for evaluation. settings: fields of `EnvConfig`.
+        """split: which initial states are played; the held-out ones are for evaluation. settings: of `EnvConfig`.
 
         ConfigError for a suite or a setting that there is not, UserError where the simulator is missing.
         """
-        known = {field.name for field in fields(EnvConfig)} - {"suite", "held_out", *_STEERED}
+        known = {field.name for field in fields(EnvConfig)} - {"suite", *_STEERED}
         for name in settings:
             if name not in known:
                 raise ConfigError(f"there is no setting {name!r}.{nearest(name, known)}")
         if render_mode not in (None, "rgb_array"):
             raise ConfigError(f"render_mode {render_mode!r}: expected 'rgb_array' or None")
-        if observation not in ("dict", "image", "text"):
-            raise ConfigError(f"observation {observation!r}: expected dict, image or text")
+        _require_one_of("observation", observation, ("dict", "image", "text"))
+        _require_one_of("reward", reward, ("success", "dense"))
+        _require_one_of("split", split, ("train", "held-out"))
         config = as_played(replace(laptop_env(suite), **{"num_envs": 1, **settings}))
         self.render_mode, self._observed, self._config = render_mode, observation, config
         played = benchmark(suite)
@@ -62,7 +63,7 @@ class SuiteEnv(gymnasium.Env[Any, np.ndarray]):
             raise no_dense_reward(suite)
         self._env = make_envs(config, 1)[0]
         train, kept = split_initial_states(config.initial_states, config.held_out)
-        self._states = kept if held_out else train
+        self._states = kept if split == "held-out" else train
         self._spec = EpisodeSpec(self._env.tasks[0], 0)
         size = config.image_size
         image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
@@ -136,3 +137,8 @@ class SuiteEnv(gymnasium.Env[Any, np.ndarray]):
 
     def close(self) -> None:
         self._env.close()
+
+
+def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} {value!r}: expected one of {', '.join(known)}")

@@ -18,6 +18,7 @@ from vla_rl.config.errors import UserError
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "metaworld": ("metaworld", "mujoco"),
     "libero": ("libero", "robosuite", "bddl", "h5py"),
+    "gymnasium": ("gymnasium",),
     "data": ("pyarrow", "av"),
     "report": ("matplotlib", "PIL", "scipy"),
     "tensorboard": ("tensorboard",),
