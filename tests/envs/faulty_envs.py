@@ -11,7 +11,9 @@ import numpy as np
 from vla_rl.config import EnvConfig, UserError
 from vla_rl.envs.known_answers import ChainEnv
 
-EXIT, HANG, RAISE, USER_ERROR, SEGFAULT, PRINT = 0.1, 0.2, 0.3, 0.4, 0.5, 0.6
+EXIT, HANG, RAISE, USER_ERROR, SEGFAULT, PRINT, DEFECT = 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7
+
+_raised: list[float] = []  # in this process
 
 
 def order(what: float, count: int = 1, first: float = 1.0) -> np.ndarray:
@@ -30,8 +32,11 @@ class FaultyEnv(ChainEnv):
             os._exit(3)
         if what == HANG:
             time.sleep(3600)
-        if what == RAISE:
+        if what == RAISE and not _raised:  # not again when the episode is played again
+            _raised.append(what)
             raise ValueError("the gearbox is full of sand")
+        if what == DEFECT and self._state > 0:
+            raise ValueError("the gearbox has lost its teeth")
         if what == USER_ERROR:
             raise UserError("please install the gearbox")
         if what == SEGFAULT:

@@ -8,7 +8,8 @@ from typing import Any
 from faulty_envs import order
 
 from vla_rl.config import EnvConfig
-from vla_rl.envs.known_answers import make_chain_envs
+from vla_rl.envs.known_answers import ChainEnv, make_chain_envs
+from vla_rl.envs.vector.repeated_errors import PlayedAgain
 from vla_rl.envs.vector.shared_memory import SlotArrays
 from vla_rl.envs.vector.worker import SlotWorker
 from vla_rl.types import EpisodeSpec
@@ -22,7 +23,9 @@ def answered(messages: list[tuple[Any, ...]]) -> list[int]:
     ours, its = Pipe()
     envs = dict(enumerate(make_chain_envs(CONFIG, CONFIG.num_envs)))
     arrays = SlotArrays(CONFIG.num_envs, CONFIG.image_size, envs[0].proprio_dim)
-    worker = SlotWorker(envs, arrays, CONFIG.horizon, its)
+    worker = SlotWorker(
+        envs, arrays, CONFIG.horizon, its, PlayedAgain("chain", lambda: ChainEnv(CONFIG))
+    )
     for message in (("reset", 0, ([0, 1, 2], [START] * 3)), *messages):
         ours.send(message)
     tickets: list[int] = []

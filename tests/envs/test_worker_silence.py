@@ -9,6 +9,7 @@ import pytest
 from vla_rl.config import EnvConfig
 from vla_rl.envs.known_answers import ChainEnv
 from vla_rl.envs.vector import worker, worker_process
+from vla_rl.envs.vector.repeated_errors import PlayedAgain
 from vla_rl.envs.vector.shared_memory import SlotArrays
 from vla_rl.types import EpisodeSpec
 
@@ -61,7 +62,8 @@ def messages_of_slow_resets(clock: Clock, seconds: list[float]) -> Line:
     line = Line(clock)
     arrays = SlotArrays(len(seconds), config.image_size, 4)
     envs = {slot: SlowEnv(config) for slot in slots}
-    at_work = worker.SlotWorker(envs, arrays, config.horizon, line)
+    again = PlayedAgain("chain", lambda: ChainEnv(config))
+    at_work = worker.SlotWorker(envs, arrays, config.horizon, line, again)
     line.send(
         ("done", 1, at_work.reset(list(slots), [EpisodeSpec("chain", slot) for slot in slots]))
     )

@@ -21,7 +21,7 @@ from vla_rl.config.errors import ConfigError, UserError
 from vla_rl.envs.benchmark import Benchmark
 from vla_rl.envs.check_report import CheckReport, report_of
 from vla_rl.envs.env import DenselyRewarded, Env, Snapshot
-from vla_rl.envs.gymnasium.faults import told
+from vla_rl.envs.faults import told
 from vla_rl.envs.registry import benchmark
 from vla_rl.envs.union import with_own_clock
 from vla_rl.types import EpisodeSpec

@@ -17,7 +17,7 @@ from jaxtyping import Float32, UInt8
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest
 from vla_rl.envs.env import Snapshot
-from vla_rl.envs.gymnasium.faults import fault, same, told
+from vla_rl.envs.faults import fault, same, told
 from vla_rl.envs.gymnasium.options import GymOptions
 from vla_rl.envs.gymnasium.simulator import GymSimulator, Layout
 from vla_rl.envs.gymnasium.states import read_state, write_state

@@ -11,8 +11,8 @@ from jaxtyping import Float32
 
 from vla_rl.config.errors import ConfigError, UserError
 from vla_rl.envs.benchmark import Expert
+from vla_rl.envs.faults import told
 from vla_rl.envs.gymnasium.env import GymEnv
-from vla_rl.envs.gymnasium.faults import told
 from vla_rl.envs.gymnasium.opening import imported
 from vla_rl.envs.gymnasium.options import GymOptions
 from vla_rl.envs.gymnasium.simulator import Layout

@@ -18,8 +18,8 @@ from jaxtyping import Float32
 
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError
+from vla_rl.envs.faults import told
 from vla_rl.envs.gymnasium.env import NO_SNAPSHOTS, GymEnv, other_instruction
-from vla_rl.envs.gymnasium.faults import told
 from vla_rl.envs.gymnasium.opening import open_environment, step_limit
 from vla_rl.envs.gymnasium.options import RENDER, GymOptions
 from vla_rl.envs.gymnasium.simulator import GymSimulator, Keeps, Layout

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.config.errors import ConfigError
-from vla_rl.envs.gymnasium.faults import told
+from vla_rl.envs.faults import told
 from vla_rl.envs.gymnasium.options import GymOptions
 from vla_rl.runtime.extras import need
 

@@ -8,7 +8,8 @@ Messages in: (command, ticket, work). Messages out, with what follows the word:
 
     ready  tasks, instructions, action_dim, proprio_dim
     done   ticket, answer          busy   (still at it)          loading  (a task, which takes long)
-    failed traceback               user_error  text: the user's mistake, a restart would not mend it
+    failed traceback               user_error  text: the user's mistake, or an error that comes again when an
+                                               episode is played again: a restart would not mend it
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from jaxtyping import Float32
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import UserError
 from vla_rl.envs.env import DenselyRewarded, Env
+from vla_rl.envs.vector.repeated_errors import PlayedAgain
 from vla_rl.envs.vector.shared_memory import SlotArrays
 from vla_rl.envs.vector.work_times import TimedWork
 from vla_rl.types import EpisodeSpec
@@ -75,7 +77,8 @@ def _serve(connection: Connection, setup: WorkerSetup) -> None:
         setup.memory,
         bool(config.wrist_camera),
     )
-    worker = SlotWorker(envs, arrays, config.horizon, connection)
+    again = PlayedAgain(config.suite, lambda: setup.make_envs(config, 1)[0])
+    worker = SlotWorker(envs, arrays, config.horizon, connection, again)
     while message[0] != "close":
         worker.do(message)
         message = worker.next_message()
@@ -87,10 +90,16 @@ class SlotWorker:
     """The commands. Each method is one; its answer travels back with `done`."""
 
     def __init__(
-        self, envs: dict[int, Env], arrays: SlotArrays, horizon: int, connection: Connection
+        self,
+        envs: dict[int, Env],
+        arrays: SlotArrays,
+        horizon: int,
+        connection: Connection,
+        again: PlayedAgain,
     ) -> None:
         self._envs, self._arrays, self._horizon = envs, arrays, horizon
         self._connection, self._work = connection, TimedWork(arrays, horizon)
+        self._again = again
         self._last_sign = time.monotonic()
         self._loaded: set[str] = set()
         self._waiting: deque[Message] = deque()
@@ -135,7 +144,9 @@ class SlotWorker:
         for row in sorted(range(len(slots)), key=lambda row: specs[row].task):
             env = self._envs[slots[row]]
             builds = self._load(specs[row].task)
-            self._work.reset(slots[row], env, specs[row], builds=builds)
+            self._again.starts(slots[row], specs[row])
+            with self._again.told(slots[row]):
+                self._work.reset(slots[row], env, specs[row], builds=builds)
             self._sign_of_life()
         return [self._envs[slot].instruction for slot in slots]
 
@@ -143,7 +154,9 @@ class SlotWorker:
         for row in sorted(range(len(slots)), key=lambda row: self._envs[slots[row]].instruction):
             env = self._envs[slots[row]]
             self._start_others()
-            self._work.step(slots[row], env, actions[row])
+            self._again.plays(slots[row], actions[row])
+            with self._again.told(slots[row]):
+                self._work.step(slots[row], env, actions[row])
             self._sign_of_life()
 
     def snapshot(self, slots: Sequence[int]) -> list[dict[str, Any]]:
@@ -154,6 +167,7 @@ class SlotWorker:
         for row in sorted(range(len(slots)), key=lambda row: str(snapshots[row].get("task"))):
             env = self._envs[slots[row]]
             self._load(str(snapshots[row].get("task")))
+            self._again.goes_elsewhere(slots[row])
             env.restore(snapshots[row])
             self._arrays.write_reset(slots[row], env, self._horizon)
             self._sign_of_life()

@@ -12,7 +12,7 @@ from vla_rl.config.errors import UserError
 
 _FRAMES = 3
 """The last so many places of a traceback are shown."""
-_OURS = str(Path(__file__).resolve().parents[2]) + os.sep
+_OURS = str(Path(__file__).resolve().parents[1]) + os.sep
 _LIBRARY = f"{os.sep}site-packages{os.sep}gymnasium{os.sep}"
 
 
@@ -32,7 +32,7 @@ def fault(name: str, doing: str, error: Exception) -> UserError:
     lines = "".join(f"\n  {place}" for place in places(error))
     return UserError(
         f"{name} raised {type(error).__name__} in {doing}: {error}{lines}\n"
-        "This is an error of that environment: mend it there"
+        "This is an error of that simulator: mend it there"
     )
 
 
