@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # for type checkers and editors; the table below says the sam
     from vla_rl.envs.check import check_env
     from vla_rl.envs.defaults import benchmark_env, laptop_env
     from vla_rl.envs.env import Env, VectorEnv
+    from vla_rl.envs.gymnasium.benchmark import gymnasium_benchmark
     from vla_rl.envs.registry import BENCHMARKS
     from vla_rl.envs.vector.make import make_vector_env
     from vla_rl.policies.policy import Policy, ValuePolicy
@@ -87,6 +88,7 @@ __all__ = [
     "compute_advantages",
     "evaluate",
     "fine_tune",
+    "gymnasium_benchmark",
     "laptop_env",
     "load_policy",
     "make_vector_env",
@@ -106,6 +108,7 @@ _NAMES_BY_MODULE = {
     "envs.check": "check_env",
     "envs.defaults": "benchmark_env laptop_env",
     "envs.env": "Env VectorEnv",
+    "envs.gymnasium.benchmark": "gymnasium_benchmark",
     "envs.registry": "BENCHMARKS",
     "envs.vector.make": "make_vector_env",
     "policies.policy": "Policy ValuePolicy",

@@ -105,7 +105,7 @@ def test_a_command_says_which_extra_it_needs_before_it_begins(
 def test_every_command_is_looked_at() -> None:
     assert NEEDS.keys() == COMMANDS.keys()
     # what these do without any extra is tested below
-    light = {"export", "report", "doctor", "eval", "certify", "engine serve", "plan"}
+    light = {"export", "report", "doctor", "eval", "certify", "engine serve", "plan", "check-env"}
     assert {
         name for name in COMMANDS if any(f"{line} ".startswith(f"{name} ") for line in WANTED)
     } | light == set(COMMANDS)

@@ -16,7 +16,6 @@ import numpy as np
 import psutil
 import pytest
 from faulty_envs import (
-    DEFECT,
     EXIT,
     HANG,
     PRINT,
@@ -286,31 +285,6 @@ def test_a_users_mistake_in_a_worker_is_not_retried():
         envs.post_step([0], order(USER_ERROR))
         with pytest.raises(UserError, match="please install the gearbox"):
             envs.wait([0])
-        assert envs.infrastructure_errors == 0
-
-
-def test_an_error_that_comes_again_is_not_retried():
-    """It is told with its place; the episode is played once more to find out, in the same process."""
-    envs = started()
-    with envs:
-        envs.post_step([0], MOVE)
-        envs.wait([0])
-        envs.post_step([0], order(DEFECT))
-        with pytest.raises(UserError, match="the gearbox has lost its teeth") as error:
-            envs.wait([0])
-        assert envs.infrastructure_errors == 0
-    assert "raised ValueError in an episode of 'chain' from initial state 0" in str(error.value)
-    assert "faulty_envs.py:" in str(error.value)
-
-
-def test_the_last_words_of_a_worker_are_heard_by_who_gives_it_more_work():
-    envs = started()
-    with envs:
-        worker = envs._workers[0]
-        envs.post_step([0], order(USER_ERROR))
-        worker._child._process.wait()  # it has said so and is gone
-        with pytest.raises(UserError, match="please install the gearbox"):
-            envs.post_step([2], MOVE)
         assert envs.infrastructure_errors == 0
 
 
