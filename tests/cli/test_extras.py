@@ -80,6 +80,8 @@ WANTED: dict[str, str] = {
     "eval --policy ws://127.0.0.1:9": "serve",
     "eval --policy ws://127.0.0.1:9 --videos 1": "data,serve",
     "serve x": "serve",
+    "check-env mt5": "metaworld",
+    "check-env gym:Anything-v0": "gymnasium",
 }
 """Command line -> the extras that it asks for where none is installed."""
 
@@ -105,7 +107,7 @@ def test_a_command_says_which_extra_it_needs_before_it_begins(
 def test_every_command_is_looked_at() -> None:
     assert NEEDS.keys() == COMMANDS.keys()
     # what these do without any extra is tested below
-    light = {"export", "report", "doctor", "eval", "certify", "engine serve", "plan", "check-env"}
+    light = {"export", "report", "doctor", "eval", "certify", "engine serve", "plan"}
     assert {
         name for name in COMMANDS if any(f"{line} ".startswith(f"{name} ") for line in WANTED)
     } | light == set(COMMANDS)

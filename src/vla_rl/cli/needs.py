@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from vla_rl.runtime.extras import need
+from vla_rl.runtime.extras import installed, need
 
 Modules = Callable[[Any], Iterable[str]]
 DATASETS = ("pyarrow", "av")
@@ -26,9 +26,12 @@ def _plots(_: Any) -> Iterable[str]:
 
 
 def _simulator(suite: str) -> tuple[str, ...]:
+    from vla_rl.envs.gymnasium.options import is_gymnasium
     from vla_rl.envs.registry import benchmark
     from vla_rl.envs.suites import suite_parts
 
+    if any(map(is_gymnasium, suite_parts(suite))) and not installed("gymnasium"):
+        return ("gymnasium",)  # without it nothing can be said about the suite
     benchmark(suite)  # says which part is wrong
     found = [benchmark(part).installation for part in suite_parts(suite)]
     return tuple(dict.fromkeys(one.module for one in found if one is not None))
