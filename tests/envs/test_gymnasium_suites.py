@@ -112,6 +112,9 @@ def test_a_second_image_is_shown_where_it_is_asked_for() -> None:
         (",make.broken=triple", r"step gave tuple of 3: expected \(observation, reward"),
         (",make.broken=constructor", r"in its constructor: the licence has run out\s+\S*gym_envs\.py:\d+"),
         (",make.broken=reset", r"RuntimeError in its first episode: the rail is gone(?s:.*)gym_envs\.py:\d+ in reset"),
+        (",make.broken=exit", r"raised SystemExit in its first episode: 3\s+\S*gym_envs\.py:\d+ in reset"),
+        (",make.broken=no info", r"expected \(observation, info\), info a dict"),
+        (",make.broken=nan", r"step gave the reward nan: expected one finite number"),
         (",make.wheels=4", r"TypeError in its constructor: .*wheels"),
     ],
 )  # fmt: skip
@@ -156,6 +159,12 @@ def test_an_option_reaches_to_the_next_one() -> None:
     assert options.instruction == "left, then right"
     assert options.make == (("n", 3), ("s", True), ("t", "a b"))
     assert (options.environment, options.task) == ("gym_envs:Rail-v0", "Rail-v0")
+
+
+def test_an_environment_that_cannot_be_drawn_shows_what_the_policy_sees() -> None:
+    suite = "gym:gym_envs:Modest-v0"
+    assert layout(suite).renders is False
+    check_env(suite)
 
 
 # --- play

@@ -23,11 +23,11 @@ def told(name: str, doing: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise fault(name, doing, error) from error
 
 
-def fault(name: str, doing: str, error: Exception) -> UserError:
+def fault(name: str, doing: str, error: BaseException) -> UserError:
     """The error of an environment that fails: what it raised, and the last lines of its traceback."""
     lines = "".join(f"\n  {place}" for place in places(error))
     return UserError(
@@ -36,14 +36,22 @@ def fault(name: str, doing: str, error: Exception) -> UserError:
     )
 
 
-def places(error: Exception) -> list[str]:
-    """The last lines of the traceback that are not ours or Gymnasium's, `file:line in function: code`."""
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if not (f.filename.startswith(_OURS) or _LIBRARY in f.filename)]
-    return [
-        f"{frame.filename}:{frame.lineno} in {frame.name}: {(frame.line or '').strip()}"
-        for frame in (theirs or list(frames))[-_FRAMES:]
-    ]
+def places(error: BaseException) -> list[str]:
+    """The last lines of the traceback that are not ours or Gymnasium's, `file:line in function: code`.
+
+    Where there are none, those of what the error was raised from.
+    """
+    at: BaseException | None = error
+    while at is not None:
+        frames = traceback.extract_tb(at.__traceback__)
+        theirs = [f for f in frames if not (f.filename.startswith(_OURS) or _LIBRARY in f.filename)]
+        if theirs:
+            return [
+                f"{frame.filename}:{frame.lineno} in {frame.name}: {(frame.line or '').strip()}"
+                for frame in theirs[-_FRAMES:]
+            ]
+        at = at.__cause__
+    return []
 
 
 def same(one: Exception, two: Exception | None) -> bool:

@@ -24,6 +24,7 @@ from vla_rl.envs.gymnasium.opening import open_environment, step_limit
 from vla_rl.envs.gymnasium.options import RENDER, GymOptions
 from vla_rl.envs.gymnasium.simulator import GymSimulator, Keeps, Layout
 from vla_rl.envs.gymnasium.spaces import (
+    as_picture,
     chosen_actions,
     chosen_image,
     chosen_proprio,
@@ -72,7 +73,9 @@ def _from_spaces(options: GymOptions) -> Layout:
         image, proprio = chosen_image(options, space), chosen_proprio(options, space)
         modes = env.metadata.get("render_modes") or ()
         renders = "rgb_array" in modes or getattr(env, "render_mode", None) == "rgb_array"
-        if image is None and not renders:
+        if image is not None:
+            renders = renders and _draws(options)
+        elif not renders:
             raise ConfigError(_no_image(options, space, modes))
         rate = env.metadata.get("render_fps")
         return Layout(
@@ -92,6 +95,24 @@ def _from_spaces(options: GymOptions) -> Layout:
     finally:
         with suppress(Exception):
             env.close()
+
+
+def _draws(options: GymOptions) -> bool:
+    """Whether its `render()` can be had for videos; the policy has its image elsewhere."""
+    try:
+        env = open_environment(options, rendered=True)
+        try:
+            env.reset(seed=0, **({"options": dict(options.reset)} if options.reset else {}))
+            as_picture(options.suite, env.render(), "render()")
+        finally:
+            with suppress(Exception):
+                env.close()
+    except Exception as error:
+        LOG.info(
+            "%s: videos show the policy's image, render() cannot be had: %s", options.suite, error
+        )
+        return False
+    return True
 
 
 def _no_image(options: GymOptions, space: Any, modes: Sequence[str]) -> str:

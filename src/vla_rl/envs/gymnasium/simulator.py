@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,10 +63,11 @@ class GymSimulator:
         """Start the episode of a seed."""
         extra = dict(self._options.reset)
         answer = self.env.reset(seed=int(seed), **({"options": extra} if extra else {}))
-        if not (isinstance(answer, tuple) and len(answer) == 2):
+        whole = isinstance(answer, tuple) and len(answer) == 2
+        if not (whole and isinstance(answer[1], Mapping)):
             raise UserError(
-                f"{self._options.suite}: reset gave {type(answer).__name__}: expected (observation, info), as "
-                "Gymnasium has it"
+                f"{self._options.suite}: reset gave {type(answer).__name__}: expected (observation, info), info a "
+                "dict, as Gymnasium has it"
             )
         self.observation, self.info = answer[0], dict(answer[1])
         self.reward, self.terminated, self.truncated = 0.0, False, False
@@ -77,14 +79,20 @@ class GymSimulator:
         scaled = (self._low + (action.astype(np.float64) + 1) / 2 * self._span).astype(number)
         inside = np.clip(scaled, self._low.astype(number), (self._low + self._span).astype(number))
         answer = self.env.step(inside.reshape(bounds.shape))
-        if not (isinstance(answer, tuple) and len(answer) == 5):
+        whole = isinstance(answer, tuple) and len(answer) == 5
+        if not (whole and isinstance(answer[4], Mapping)):
             raise UserError(
                 f"{self._options.suite}: step gave {type(answer).__name__} of "
                 f"{len(answer) if isinstance(answer, tuple) else 1}: expected (observation, reward, terminated, "
-                "truncated, info), as Gymnasium has it"
+                "truncated, info), info a dict, as Gymnasium has it"
             )
         self.observation, reward, terminated, truncated, info = answer
-        self.reward, self.info = float(reward), dict(info)
+        value = np.asarray(reward)
+        if value.size != 1 or value.dtype.kind not in "biuf" or not np.isfinite(value).all():
+            raise UserError(
+                f"{self._options.suite}: step gave the reward {reward!r}: expected one finite number"
+            )
+        self.reward, self.info = float(value.reshape(-1)[0]), dict(info)
         self.terminated, self.truncated = bool(terminated), bool(truncated)
 
     def observe_state(self, reward: float) -> None:
