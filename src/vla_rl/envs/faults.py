@@ -54,7 +54,7 @@ def places(error: BaseException) -> list[str]:
     return []
 
 
-def same(one: Exception, two: Exception | None) -> bool:
+def same(one: BaseException, two: BaseException | None) -> bool:
     """Whether two exceptions are one and the same fault: of one type, raised in one place."""
     if two is None:
         return False

@@ -171,12 +171,12 @@ class GymEnv:
             return call(self._simulator)
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if same(error, self._again(call, fresh)):
                 raise fault(self._options.suite, f"{doing}()", error) from error
             raise
 
-    def _again(self, call: Callable[[GymSimulator], T], fresh: bool) -> Exception | None:
+    def _again(self, call: Callable[[GymSimulator], T], fresh: bool) -> BaseException | None:
         """What the same raises in an environment that is made anew and played to the same moment."""
         try:
             twin = self._make()
@@ -187,7 +187,7 @@ class GymEnv:
             finally:
                 with suppress(Exception):
                     twin.close()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return error
         return None
 

@@ -107,7 +107,7 @@ def _draws(options: GymOptions) -> bool:
         finally:
             with suppress(Exception):
                 env.close()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         LOG.info(
             "%s: videos show the policy's image, render() cannot be had: %s", options.suite, error
         )

@@ -40,7 +40,7 @@ class PlayedAgain:
             yield
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if same(error, self._again(slot)):
                 spec = self._played[slot][0]
                 doing = (
@@ -49,7 +49,7 @@ class PlayedAgain:
                 raise fault(self._suite, doing, error) from error
             raise
 
-    def _again(self, slot: int) -> Exception | None:
+    def _again(self, slot: int) -> BaseException | None:
         if slot not in self._played:
             return None
         spec, turns = self._played[slot]
@@ -64,7 +64,7 @@ class PlayedAgain:
                 env.step(actions)
             env.render()
             env.proprio()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return error
         finally:
             with suppress(Exception):
