@@ -44,7 +44,9 @@ def places(error: BaseException) -> list[str]:
     at: BaseException | None = error
     while at is not None:
         frames = traceback.extract_tb(at.__traceback__)
-        theirs = [f for f in frames if not (f.filename.startswith(_OURS) or _LIBRARY in f.filename)]
+        below = [n for n, frame in enumerate(frames) if frame.filename.startswith(_OURS)]
+        called = frames[below[-1] + 1 :] if below else frames
+        theirs = [frame for frame in called if _LIBRARY not in frame.filename]
         if theirs:
             return [
                 f"{frame.filename}:{frame.lineno} in {frame.name}: {(frame.line or '').strip()}"
