@@ -32,8 +32,8 @@ def rollout_metrics(
     `rollout/success_rate` is the share of those episodes: a task that the curriculum plays often weighs much in it. The
     mean over tasks is the curriculum's `curriculum/success_mean`.
 
-    `rollout/entropy` is the mean of -log p of the tokens that were drawn, in nats: an unbiased estimate of their entropy at
-    the temperature of play, known from the first window on.
+    `rollout/entropy` is the mean of -log p of the tokens that were drawn, in nats: an unbiased estimate of their
+    entropy at the temperature of play, known from the first window on.
 
     ranks: what each has spent its seconds on. `time/*` split the iteration's wall seconds, as the mean over them;
     `speed/*` count over the whole iteration, `speed/rollout_*` over the time spent playing alone. Sparse and dense
