@@ -36,7 +36,7 @@ _OURS = TrainConfig()
 _UNCERTAIN = replace(
     _OURS,
     rollout=RolloutConfig(temperature=0.7),
-    optimizer=replace(_OURS.optimizer, learning_rate=2e-4),
+    optimizer=replace(_OURS.optimizer, learning_rate=2e-4, final_learning_rate=0.2),
 )
 
 # VLA-RL as published (arXiv 2505.18719) and, where the paper gives no number, as its authors' released
