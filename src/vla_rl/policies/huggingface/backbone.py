@@ -61,8 +61,10 @@ def load_processor(reference: str, config: Any, *, template: bool = True) -> Any
             return transformers.AutoProcessor.from_pretrained(
                 source, trust_remote_code=False, **options
             )
-        except ImportError:
+        except (ImportError, ValueError) as error:
             # of models that also take videos the processor needs torchvision; no videos are shown here
+            if isinstance(error, ValueError) and "torchvision" not in str(error):
+                raise
             return _processor_without_videos(source, options, config)
 
     processor = attempt(reference, what, load)
@@ -96,7 +98,12 @@ def _processor_without_videos(source: str, options: dict[str, Any], config: Any)
         )
     described, _ = kind.get_processor_dict(source, **options)
     template = described.get("chat_template") or tokenizer.chat_template
-    return _images_only(kind)(**parts, chat_template=template)
+    numbers = {
+        name: value
+        for name, value in described.items()
+        if name in wanted and name not in parts and isinstance(value, bool | int | float | str)
+    }
+    return _images_only(kind)(**{**parts, **numbers, "chat_template": template})
 
 
 def _images_only(kind: type[Any]) -> type[Any]:
