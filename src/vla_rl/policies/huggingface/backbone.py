@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -165,10 +167,25 @@ def _source(reference: str) -> tuple[str, dict[str, Any]]:
     return reference, {}
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, transformers draws no progress bars of its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def attempt(reference: str, expected: str, load: Any) -> Any:
     """load(), with what transformers raises for a folder or repository that is not as it should be as a UserError."""
     try:
-        return load()
+        with quiet():
+            return load()
     except Exception as error:  # the library's own kinds of error, its dataclasses', the system's
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(

@@ -91,10 +91,17 @@ class Conversation:
         bos = self.tokenizer.bos_token
         # of templates that begin with it; else there would be two
         options = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
-        with self._lock:
-            batch = self.processor(
-                text=texts, images=frames, padding=True, return_tensors="pt", **options
-            )
+        try:
+            with self._lock:
+                batch = self.processor(
+                    text=texts, images=frames, padding=True, return_tensors="pt", **options
+                )
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            first = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(
+                f"{self._name}: its processor cannot read the conversation that its chat template makes of an image and "
+                f"a text ({first[0]})"
+            ) from error
         inputs = {
             name: value
             for name, value in batch.items()

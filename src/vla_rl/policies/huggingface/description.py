@@ -117,9 +117,10 @@ def processor_files(folder: Path) -> dict[str, bytes]:
 
 
 def write_description(folder: Path, description: Description) -> None:
-    """Write vla_rl.json, dataset_statistics.json and the processor's files."""
-    for name, content in description.files.items():
-        (folder / name).write_bytes(content)
+    """Write vla_rl.json, dataset_statistics.json and, of a whole model, its processor's files."""
+    if description.lora is None:
+        for name, content in description.files.items():
+            (folder / name).write_bytes(content)
     section = Section(
         "huggingface", description.action_dim, description.action_chunk, description.action_ids, description.prompt,
         0, description.gripper, description.unnorm_key, description.unnorm_keys, description.critic,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vla_rl.config.errors import UserError
 from vla_rl.policies.action_tokens import select_statistics
 from vla_rl.policies.fingerprint import fingerprint
+from vla_rl.policies.huggingface.backbone import quiet
 from vla_rl.policies.huggingface.conversation import Conversation
 from vla_rl.policies.huggingface.description import CRITIC_FILE, Description, write_description
 from vla_rl.policies.openvla.lora import adapter_state, base_state
@@ -42,7 +43,8 @@ def save_policy(policy: Savable, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     described: Description = policy.description
     if described.lora is None:
-        policy.model.save_pretrained(str(folder))
+        with quiet():
+            policy.model.save_pretrained(str(folder))
     else:
         write_adapter(folder, described.lora, adapter_state(policy.model), described.base or "")
     _write_beside(policy, described, folder)
@@ -67,7 +69,8 @@ def export_merged(policy: Savable, folder: Path, dtype: torch.dtype | None = Non
             state[name] = merged.to(dtype or weight.dtype)
         else:
             state[name] = weight.detach().to(dtype) if dtype is not None else weight.detach()
-    policy.model.save_pretrained(str(folder), state_dict=state)
+    with quiet():
+        policy.model.save_pretrained(str(folder), state_dict=state)
     if dtype is not None:
         path = folder / "config.json"
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -114,6 +117,10 @@ def fingerprint_of(policy: Savable) -> str:
     }
     # token files are rewritten by the library; what they say stays
     own = {name: data.hex() for name, data in described.files.items() if "processor" in name}
-    words = policy.conversation.tokenizer.backend_tokenizer.to_str()
+    words = json.loads(policy.conversation.tokenizer.backend_tokenizer.to_str())
+    for passing in ("padding", "truncation"):  # of the last call
+        words.pop(passing, None)
     template = policy.conversation.template or ""
-    return fingerprint(policy.model, json.dumps(facts), json.dumps(own), template, words)
+    return fingerprint(
+        policy.model, json.dumps(facts), json.dumps(own), template, json.dumps(words)
+    )

@@ -101,10 +101,8 @@ def _look_at_weights(source: Source) -> Finding:
 
 def _look_at_processor(source: Source) -> Finding:
     config = backbone.load_config(str(source.base_folder))
-    own = (source.folder / "tokenizer.json").is_file()
-    folder = source.folder if own else source.base_folder
     processor = backbone.load_processor(
-        str(folder), config, template="paligemma" not in config.model_type
+        str(source.base_folder), config, template="paligemma" not in config.model_type
     )
     return Finding(
         "processor", "ok", f"{type(processor).__name__}, {len(processor.tokenizer)} tokens"

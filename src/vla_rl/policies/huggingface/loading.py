@@ -129,9 +129,7 @@ def load_parts(
             f"{reference} is a {model_config.model_type!r} model with an encoder for the text, expected one whose answer "
             "goes on where the conversation ends, such as Qwen2.5-VL, SmolVLM, PaliGemma or InternVL"
         )
-    own_processor = (source.folder / "tokenizer.json").is_file()
-    processor_folder = source.folder if own_processor else source.base_folder
-    processor = backbone.load_processor(str(processor_folder), model_config, template=False)
+    processor = backbone.load_processor(str(source.base_folder), model_config, template=False)
     total = sum(entry.bytes // entry.dtype.itemsize for entry in entries.values())
     precision = dtype or _precision(config.dtype, total, device)
     model = _load_model(source, precision)
@@ -142,7 +140,7 @@ def load_parts(
             "out, or give the same"
         )
     ids, added = _action_ids(source, model, processor, config, seed)
-    description = _describe(source, config, ids, processor_folder)
+    description = _describe(source, config, ids)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _train_what(model, lora, config.lora, source)
@@ -241,10 +239,8 @@ def _action_ids(
     return add_action_tokens(model, processor.tokenizer, config.vlm.bins, seed), True
 
 
-def _describe(
-    source: Source, config: PolicyConfig, ids: tuple[int, ...], folder: Path
-) -> Description:
-    files, section = processor_files(folder), source.section
+def _describe(source: Source, config: PolicyConfig, ids: tuple[int, ...]) -> Description:
+    files, section = processor_files(source.base_folder), source.section
     if section is None:
         return Description(config.vlm.prompt, ids, files=files)
     if INSTRUCTION not in section.prompt:

@@ -60,7 +60,7 @@ class HuggingFacePolicy(ActsInTurns, nn.Module):
     def __init__(self, parts: Parts, config: PolicyConfig, device: torch.device) -> None:
         super().__init__()
         self.config, self.name = config, parts.name
-        self.description: Any = parts.description
+        self.description: Any = replace(parts.description, critic=config.critic)
         self.model = parts.model
         self.tokens_added = parts.tokens_added
         self._parts = parts
