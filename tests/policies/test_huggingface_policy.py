@@ -1,4 +1,4 @@
-"""Image-text models of Hugging Face as policies: tiny random ones of several families, made here; nothing is fetched."""
+"""Image-text models of Hugging Face as policies: tiny random ones of several families, made here."""
 
 from __future__ import annotations
 

@@ -89,8 +89,8 @@ class VlmConfig(Config, group="policy.vlm"):
         )
         require(
             self.history == 0,
-            f"policy.vlm.history is {self.history}: simulators hand over the present image alone, so that earlier turns "
-            "cannot be shown to the model yet. Leave it at 0",
+            f"policy.vlm.history is {self.history}: simulators hand over the present image alone, so that earlier "
+            "turns cannot be shown to the model yet. Leave it at 0",
         )
 
 

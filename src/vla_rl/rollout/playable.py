@@ -17,8 +17,8 @@ def ready_for(policy: Policy, suite: str) -> None:
     size = policy.action_dim
     if size == 0:
         raise UserError(
-            f"this model of type {policy.kind!r} has not learned to act: fine-tune it on demonstrations first (vla-rl sft "
-            "--dataset ... --policy.checkpoint ...)"
+            f"this model of type {policy.kind!r} has not learned to act: fine-tune it on demonstrations first "
+            "(vla-rl sft --dataset ... --policy.checkpoint ...)"
         )
     if isinstance(policy, PlaysSuites) and (is_union(suite) or policy.plays_suites):
         wanted = suite_actions(suite)

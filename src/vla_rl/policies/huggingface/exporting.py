@@ -52,11 +52,15 @@ def save_policy(policy: Savable, folder: Path) -> None:
         save_tensors(values, folder / CRITIC_FILE)
 
 
-def export_merged(policy: Savable, folder: Path, dtype: torch.dtype | None = None) -> None:
+def export_merged(
+    policy: Savable, folder: Path, dtype: torch.dtype | None, shard_bytes: int
+) -> None:
     """Write the model as one checkpoint in its own format, adapters merged into the weights, without critic.
 
     Merging is done in float32 and rounded once, to `dtype` or to the precision that the model has.
     """
+    if not policy.description.norm_stats:
+        raise UserError("this model has not learned to act: there is nothing to export")
     folder.mkdir(parents=True, exist_ok=True)
     described = replace(policy.description, lora=None, base=None, base_digest=None, critic=None)
     adapters, settings = adapter_state(policy.model), policy.description.lora
@@ -70,7 +74,7 @@ def export_merged(policy: Savable, folder: Path, dtype: torch.dtype | None = Non
         else:
             state[name] = weight.detach().to(dtype) if dtype is not None else weight.detach()
     with quiet():
-        policy.model.save_pretrained(str(folder), state_dict=state)
+        policy.model.save_pretrained(str(folder), state_dict=state, max_shard_size=shard_bytes)
     if dtype is not None:
         path = folder / "config.json"
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -120,14 +120,14 @@ def load_parts(
     digest = sample_digest(entries)
     if section is not None and section.base_digest not in (None, digest):
         raise UserError(
-            f"{source.folder} holds adapters for another model than the one in {source.base}: its weights are not those "
-            "that the adapters were trained on. Give theirs with policy.base"
+            f"{source.folder} holds adapters for another model than the one in {source.base}: its weights are not "
+            "those that the adapters were trained on. Give theirs with policy.base"
         )
     model_config = backbone.load_config(str(source.base_folder))
     if model_config.is_encoder_decoder:
         raise UserError(
-            f"{reference} is a {model_config.model_type!r} model with an encoder for the text, expected one whose answer "
-            "goes on where the conversation ends, such as Qwen2.5-VL, SmolVLM, PaliGemma or InternVL"
+            f"{reference} is a {model_config.model_type!r} model with an encoder for the text, expected one whose "
+            "answer goes on where the conversation ends, such as Qwen2.5-VL, SmolVLM, PaliGemma or InternVL"
         )
     processor = backbone.load_processor(str(source.base_folder), model_config, template=False)
     total = sum(entry.bytes // entry.dtype.itemsize for entry in entries.values())
@@ -173,11 +173,18 @@ def frozen_model(
     return model.to(device).eval().requires_grad_(False)
 
 
+def stored_dtype(reference: str | Path, base: str = "") -> torch.dtype:
+    """The precision that most of the model's weights are stored in."""
+    entries = model_entries(find_source(reference, base).base_folder).values()
+    half = sum(entry.bytes for entry in entries if entry.dtype == torch.bfloat16)
+    return torch.bfloat16 if 2 * half > sum(entry.bytes for entry in entries) else torch.float32
+
+
 def _refuse_other_images(config: PolicyConfig) -> None:
     if config.images not in ("checkpoint", "as-is"):
         raise UserError(
-            f"policy.images {config.images} is for OpenVLA's checkpoints: a model of Hugging Face has an image processor "
-            "of its own. Leave it out"
+            f"policy.images {config.images} is for OpenVLA's checkpoints: a model of Hugging Face has an image "
+            "processor of its own. Leave it out"
         )
     if config.activation_checkpointing:
         raise UserError(
@@ -225,7 +232,7 @@ def _action_ids(
     """Which ids are actions, and whether tokens were added for them just now."""
     rows = model.get_output_embeddings().weight.shape[0]
     if source.section is not None:
-        forbidden = {image_id(model.config)}
+        forbidden = {i for i in (image_id(model.config),) if i is not None}
         where = str(source.folder / SECTION_FILE)
         check_ids(source.section.action_ids, rows, forbidden, where)
         return source.section.action_ids, False

@@ -396,8 +396,8 @@ class HuggingFacePolicy(ActsInTurns, nn.Module):
         """
         if image_fit not in (None, "stretch"):
             raise UserError(
-                f"the dataset's frames were made square (image_fit {image_fit}), which this model's image processor would "
-                "not do in play: read it with image_fit stretch"
+                f"the dataset's frames were made square (image_fit {image_fit}), which this model's image processor "
+                "would not do in play: read it with image_fit stretch"
             )
         first = next(iter(statistics))
         description = replace(
