@@ -99,8 +99,8 @@ class Conversation:
         except (ValueError, TypeError, KeyError, IndexError) as error:
             first = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
-                f"{self._name}: its processor cannot read the conversation that its chat template makes of an image and "
-                f"a text ({first[0]})"
+                f"{self._name}: its processor cannot read the conversation that its chat template makes of an image "
+                f"and a text ({first[0]})"
             ) from error
         inputs = {
             name: value
