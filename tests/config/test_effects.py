@@ -221,7 +221,8 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         (name, "policy.scratch", "error", {"policy.checkpoint": "x"}, {}) for name in ("TrainConfig", "SFTConfig")
     ),
     (
-        "SFTConfig", "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper policy.vlm.bins", "error", {},
+        "SFTConfig",
+        "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper policy.vlm.bins", "error", {},
         {"policy.checkpoint": "x"},
     ),
     ("SFTConfig", "policy.critic.kind policy.critic.width policy.decode_graphs", "warning", {}, {}),

@@ -123,13 +123,7 @@ def load_parts(
             f"{source.folder} holds adapters for another model than the one in {source.base}: its weights are not "
             "those that the adapters were trained on. Give theirs with policy.base"
         )
-    model_config = backbone.load_config(str(source.base_folder))
-    if model_config.is_encoder_decoder:
-        raise UserError(
-            f"{reference} is a {model_config.model_type!r} model with an encoder for the text, expected one whose "
-            "answer goes on where the conversation ends, such as Qwen2.5-VL, SmolVLM, PaliGemma or InternVL"
-        )
-    processor = backbone.load_processor(str(source.base_folder), model_config, template=False)
+    processor = _load_processor(source)
     total = sum(entry.bytes // entry.dtype.itemsize for entry in entries.values())
     precision = dtype or _precision(config.dtype, total, device)
     model = _load_model(source, precision)
@@ -190,6 +184,28 @@ def _refuse_other_images(config: PolicyConfig) -> None:
         raise UserError(
             "policy.activation_checkpointing is for OpenVLA's models: leave it out, and set a smaller micro_batch"
         )
+
+
+def _load_processor(source: Source) -> Any:
+    """The processor of a model whose answer goes on where the conversation ends; UserError for another model."""
+    config = backbone.load_config(str(source.base_folder))
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"{source.base} is a {config.model_type!r} model with an encoder for the text, expected one whose answer "
+            "goes on where the conversation ends, such as Qwen2.5-VL, SmolVLM, PaliGemma or InternVL"
+        )
+    if not hasattr(_generation(), "_prepare_position_ids_for_generation"):
+        raise UserError(
+            "a policy on a model of Hugging Face needs transformers 5 (5.23 is what it was tried with): pip install "
+            "--upgrade transformers"
+        )
+    return backbone.load_processor(str(source.base_folder), config, template=False)
+
+
+def _generation() -> Any:
+    from transformers import GenerationMixin
+
+    return GenerationMixin
 
 
 def _precision(wanted: str, weights: int, device: torch.device) -> torch.dtype:
