@@ -32,6 +32,9 @@ def rollout_metrics(
     `rollout/success_rate` is the share of those episodes: a task that the curriculum plays often weighs much in it. The
     mean over tasks is the curriculum's `curriculum/success_mean`.
 
+    `rollout/entropy` is the mean of -log p of the tokens that were drawn, in nats: an unbiased estimate of their
+    entropy at the temperature of play, known from the first window on.
+
     ranks: what each has spent its seconds on. `time/*` split the iteration's wall seconds, as the mean over them;
     `speed/*` count over the whole iteration, `speed/rollout_*` over the time spent playing alone. Sparse and dense
     return are per episode started-or-ended share: the window's total divided by the episodes that ended, so that a
@@ -52,6 +55,9 @@ def rollout_metrics(
         "memory/main_mb": sum(world.gather(resident_memory(children=False))) / 2**20,
         "memory/workers_mb": sum(world.gather(envs.memory_bytes())) / 2**20,
     }
+    if collected.rollout.valid.any():
+        drawn = collected.rollout.log_probs[collected.rollout.valid]
+        metrics["rollout/entropy"] = -float(drawn.mean(dtype=np.float64))
     for name in PHASES:
         metrics[f"time/{name}"] = float(np.mean([rank[name] for rank in ranks]))
     whole = [episode for episode in finished if episode.spec.start is None]
