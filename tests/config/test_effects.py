@@ -213,14 +213,16 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("TrainConfig", "eval.suite", "error", {"eval.suite": "mt10"}, {"eval.suite": "mt5"}),
     ("TrainConfig", "eval.temperature", "error", {"run.eval_every": 0}, {"run.eval_every": 10}),
     (
-        "TrainConfig", "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper", "error",
+        "TrainConfig",
+        "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper policy.vlm.bins", "error",
         {"policy.scratch": "mini"}, {"policy.checkpoint": "x"},
     ),
     *(
         (name, "policy.scratch", "error", {"policy.checkpoint": "x"}, {}) for name in ("TrainConfig", "SFTConfig")
     ),
     (
-        "SFTConfig", "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper", "error", {},
+        "SFTConfig",
+        "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper policy.vlm.bins", "error", {},
         {"policy.checkpoint": "x"},
     ),
     ("SFTConfig", "policy.critic.kind policy.critic.width policy.decode_graphs", "warning", {}, {}),

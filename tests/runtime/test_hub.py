@@ -95,7 +95,14 @@ def test_only_data_is_fetched(tmp_path, monkeypatch):
     assert asked == {
         "repository": "owner/name",
         "revision": "abc",
-        "allow_patterns": ["*.json", "*.safetensors"],
+        "allow_patterns": [
+            "*.json",
+            "*.safetensors",
+            "*.jinja",
+            "merges.txt",
+            "vocab.txt",
+            "*.model",
+        ],
     }
 
 

@@ -20,7 +20,7 @@ from vla_rl.config.openvla import (
     tiny_model,
 )
 from vla_rl.config.optimizer import OptimizerConfig
-from vla_rl.config.policy import Conventions, CriticConfig, LoraConfig, PolicyConfig
+from vla_rl.config.policy import Conventions, CriticConfig, LoraConfig, PolicyConfig, VlmConfig
 from vla_rl.config.ppo import PPOConfig
 from vla_rl.config.reward import (
     LabelConfig,
@@ -74,6 +74,7 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "VisionTowerConfig",
+    "VlmConfig",
     "mini_model",
     "nearest",
     "require",

@@ -111,7 +111,7 @@ def _on_gpu(config: Any) -> bool:
 # --------------------------------------------------------------------------------------------------
 # The table
 
-_LOADED = _named("policy", "base unnorm_key dtype images gripper")
+_LOADED = _named("policy", "base unnorm_key dtype images gripper vlm")
 _FROM_SCRATCH = "the policy is built from scratch, not loaded; these are its own"
 _SCRATCH = Effect(
     ("policy.scratch",),

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 from annotated_types import Ge, Le
 
 from vla_rl.config.bounds import Config, ShareBelowOne
+from vla_rl.config.errors import require
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,33 @@ class SuiteActions(NamedTuple):
 
 
 @dataclass(frozen=True)
+class VlmConfig(Config, group="policy.vlm"):
+    """How an image-text model of Hugging Face becomes a policy, in fine-tuning; its checkpoint says so afterwards."""
+
+    action_tokens: Literal["last", "added"] = "last"
+    """Which tokens are actions. last: the last ids of the model's text vocabulary, as in OpenVLA, never special or
+    image tokens. added: special tokens of their own, <action_0> and so on; all weights are trained then."""
+    bins: Annotated[int, Ge(2), Le(4096)] = 256
+    """Action tokens, and values that a number of an action can take."""
+    prompt: str = "What action should the robot take to {instruction}?"
+    """What the user says after the images."""
+    history: Annotated[int, Ge(0), Le(64)] = 0
+    """Earlier turns that the model sees again. 0: the present image alone, as in OpenVLA; nothing else is there yet."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            "{instruction}" in self.prompt,
+            f"policy.vlm.prompt must hold {{instruction}}, got {self.prompt!r}",
+        )
+        require(
+            self.history == 0,
+            f"policy.vlm.history is {self.history}: simulators hand over the present image alone, so that earlier "
+            "turns cannot be shown to the model yet. Leave it at 0",
+        )
+
+
+@dataclass(frozen=True)
 class PolicyConfig(Config, group="policy"):
     """Which policy to train, and what of it."""
 
@@ -93,6 +121,8 @@ class PolicyConfig(Config, group="policy"):
     """Meaning of the gripper's dimension, see ModelConfig.gripper; openvla for OpenVLA's checkpoints in LIBERO."""
     lora: LoraConfig | None = None
     """Adapters instead of training all weights."""
+    vlm: VlmConfig = field(default_factory=VlmConfig)
+    """How an image-text model of Hugging Face becomes a policy."""
     activation_checkpointing: bool = False
     """Compute the layers' inner activations a second time in the backward pass instead of keeping them: the same
     gradients, about a third more time, a fraction of the memory."""

@@ -57,7 +57,7 @@ class Policy(Protocol):
 
     @property
     def kind(self) -> str:
-        """What its checkpoints call it (`model_type` in config.json), a key of `registry.POLICIES`."""
+        """Its family, a key of `registry.POLICIES`: `model_type` in config.json, or what is for many of those."""
         ...
 
     @property

@@ -1,7 +1,8 @@
 """The classes of policies, by what their checkpoints call themselves: `model_type` in config.json.
 
 A new one is a folder beside `openvla/` and a line here; or, in a package of yours, an entry point of the group
-`vla_rl.policies` with that name, which is loaded when a checkpoint calls itself so.
+`vla_rl.policies` with that name, which is loaded when a checkpoint calls itself so. Every other image-text model that
+transformers knows is of one class.
 """
 
 from __future__ import annotations
@@ -26,6 +27,18 @@ from vla_rl.config import (
 )
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.policies.family import ImageFit, PolicyFamily
+from vla_rl.policies.huggingface.description import FAMILY
+from vla_rl.policies.huggingface.family import (
+    examine as examine_huggingface,
+)
+from vla_rl.policies.huggingface.family import (
+    policy_budget as huggingface_budget,
+)
+from vla_rl.policies.huggingface.family import (
+    refuse_to_create,
+    speaks_for,
+)
+from vla_rl.policies.huggingface.policy import HuggingFacePolicy
 from vla_rl.policies.memory import largest_micro_batch
 from vla_rl.policies.openvla.examining import examine as examine_openvla
 from vla_rl.policies.openvla.memory import policy_budget
@@ -35,6 +48,7 @@ from vla_rl.policies.policy import Policy
 from vla_rl.runtime.bases import checkpoint_kind
 from vla_rl.runtime.entry_points import add_entry_points
 from vla_rl.runtime.external import shown
+from vla_rl.runtime.extras import install, installed
 
 Settings = TypeVar("Settings", PPOConfig, GRPOConfig, TPOConfig)
 
@@ -69,6 +83,13 @@ POLICIES: dict[str, PolicyFamily] = {
         examine=examine_openvla,
         shardable=True,
     ),
+    # whatever transformers knows as an image-text model
+    FAMILY: PolicyFamily(
+        load=HuggingFacePolicy.from_checkpoint,
+        create=refuse_to_create,
+        memory_budget=huggingface_budget,
+        examine=examine_huggingface,
+    ),
 }
 
 
@@ -96,11 +117,15 @@ def family_of(reference: str | Path, base: str = "") -> PolicyFamily:
     """
     kind = checkpoint_kind(reference, base) or SCRATCH
     found = family(kind)
-    if found is None:
-        raise UserError(
-            f"{reference} is a model of type {shown(kind)}, expected a policy of a known type.{nearest(kind, POLICIES)}"
-        )
-    return found
+    if found is not None:
+        return found
+    if speaks_for(kind):
+        return POLICIES[FAMILY]
+    transformers = "" if installed("transformers") else f" ({install(['transformers'])})"
+    raise UserError(
+        f"{reference} is a model of type {shown(kind)}, expected a policy of a known type, or an image-text model that "
+        f"transformers knows by itself{transformers}; code of a repository is never run.{nearest(kind, POLICIES)}"
+    )
 
 
 def load_policy(

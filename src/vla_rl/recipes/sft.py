@@ -214,7 +214,8 @@ def build_policy(
             config.policy, config.seed, demos.image_fit,
         )  # fmt: skip
     loaded = load_policy(folder, config.policy, seed=config.seed)
-    if loaded.action_dim != action_dim:
+    # 0: a model that has not learned to act yet
+    if loaded.action_dim not in (0, action_dim):
         raise UserError(
             f"{config.dataset}: expected actions of size {loaded.action_dim}, as the policy in {folder} plays them, "
             f"got {action_dim}. Take a dataset of the same robot, or train from scratch (empty policy.checkpoint)."

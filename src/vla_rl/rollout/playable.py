@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vla_rl.config import ConfigError
+from vla_rl.config import ConfigError, UserError
 from vla_rl.envs.defaults import require_same_robot, suite_actions
 from vla_rl.envs.suites import is_union
 from vla_rl.policies.policy import PlaysSuites, Policy
@@ -15,6 +15,11 @@ def ready_for(policy: Policy, suite: str) -> None:
     cannot play several robots.
     """
     size = policy.action_dim
+    if size == 0:
+        raise UserError(
+            f"this model of type {policy.kind!r} has not learned to act: fine-tune it on demonstrations first "
+            "(vla-rl sft --dataset ... --policy.checkpoint ...)"
+        )
     if isinstance(policy, PlaysSuites) and (is_union(suite) or policy.plays_suites):
         wanted = suite_actions(suite)
         size = policy.play_suites(wanted)

@@ -15,7 +15,7 @@ from vla_rl.config.errors import UserError
 from vla_rl.runtime.extras import need
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
-PATTERNS = ("*.json", "*.safetensors")
+PATTERNS = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model")
 
 
 def hub_id(reference: str | Path) -> tuple[str, str | None] | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,18 +20,10 @@ def load_backbone(reference: str, dtype: str, device: torch.device) -> tuple[Any
     """Model (frozen) and processor of a folder or hub id. Raises UserError for anything but an image-text model."""
     transformers = _transformers()
     source, options = _source(reference)
-    config = _attempt(
-        reference, "a config.json of an image-text model",
-        lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **options),
-    )  # fmt: skip
-    if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise UserError(
-            f"{reference} is a {config.model_type!r} model, expected one that takes images and text and answers with "
-            "text (transformers' AutoModelForImageTextToText), such as Qwen/Qwen2-VL-2B-Instruct"
-        )
+    config = load_config(reference)
     processor = load_processor(reference, config)
     half = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
-    model = _attempt(
+    model = attempt(
         reference, "safetensors weights of an image-text model",
         lambda: transformers.AutoModelForImageTextToText.from_pretrained(
             source, dtype=torch.bfloat16 if half else torch.float32, trust_remote_code=False,
@@ -39,8 +33,27 @@ def load_backbone(reference: str, dtype: str, device: torch.device) -> tuple[Any
     return model.requires_grad_(False), processor
 
 
-def load_processor(reference: str, config: Any) -> Any:
-    """The processor: tokenizer, image processor and chat template. Raises UserError where one of them is missing."""
+def load_config(reference: str) -> Any:
+    """The model's configuration. Raises UserError for anything but an image-text model."""
+    transformers = _transformers()
+    source, options = _source(reference)
+    config = attempt(
+        reference, "a config.json of an image-text model",
+        lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **options),
+    )  # fmt: skip
+    if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise UserError(
+            f"{reference} is a {config.model_type!r} model, expected one that takes images and text and answers with "
+            "text (transformers' AutoModelForImageTextToText), such as Qwen/Qwen2-VL-2B-Instruct"
+        )
+    return config
+
+
+def load_processor(reference: str, config: Any, *, template: bool = True) -> Any:
+    """The processor: tokenizer, image processor and chat template. Raises UserError where one of them is missing.
+
+    template: whether a chat template must be there.
+    """
     transformers = _transformers()
     source, options = _source(reference)
     what = "a processor (preprocessor_config.json, tokenizer.json)"
@@ -50,17 +63,19 @@ def load_processor(reference: str, config: Any) -> Any:
             return transformers.AutoProcessor.from_pretrained(
                 source, trust_remote_code=False, **options
             )
-        except ImportError:
-            # of models that also take videos the processor needs torchvision; a reward model shows no videos
+        except (ImportError, ValueError) as error:
+            # of models that also take videos the processor needs torchvision; no videos are shown here
+            if isinstance(error, ValueError) and "torchvision" not in str(error):
+                raise
             return _processor_without_videos(source, options, config)
 
-    processor = _attempt(reference, what, load)
+    processor = attempt(reference, what, load)
     for part in ("tokenizer", "image_processor"):
         if getattr(processor, part, None) is None:
             raise UserError(
                 f"{reference} has no {part.replace('_', ' ')}: expected {what}. Copy the files that came with the model"
             )
-    if not getattr(processor, "chat_template", None):
+    if template and not getattr(processor, "chat_template", None):
         raise UserError(
             f"{reference} has no chat template (chat_template.jinja or chat_template.json): take the instruct version "
             "of the model"
@@ -85,7 +100,12 @@ def _processor_without_videos(source: str, options: dict[str, Any], config: Any)
         )
     described, _ = kind.get_processor_dict(source, **options)
     template = described.get("chat_template") or tokenizer.chat_template
-    return _images_only(kind)(**parts, chat_template=template)
+    numbers = {
+        name: value
+        for name, value in described.items()
+        if name in wanted and name not in parts and isinstance(value, bool | int | float | str)
+    }
+    return _images_only(kind)(**{**parts, **numbers, "chat_template": template})
 
 
 def _images_only(kind: type[Any]) -> type[Any]:
@@ -141,16 +161,31 @@ def _source(reference: str) -> tuple[str, dict[str, Any]]:
         return repository, {} if revision is None else {"revision": revision}
     if not os.path.isdir(reference):
         raise UserError(
-            f"there is no folder {reference!r}: reward.backbone is `tiny`, a folder, or a hub id such as "
+            f"there is no folder {reference!r}: expected a folder with an image-text model, or a hub id such as "
             "Qwen/Qwen2-VL-2B-Instruct"
         )
     return reference, {}
 
 
-def _attempt(reference: str, expected: str, load: Any) -> Any:
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, transformers draws no progress bars of its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def attempt(reference: str, expected: str, load: Any) -> Any:
     """load(), with what transformers raises for a folder or repository that is not as it should be as a UserError."""
     try:
-        return load()
+        with quiet():
+            return load()
     except Exception as error:  # the library's own kinds of error, its dataclasses', the system's
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
@@ -160,7 +195,7 @@ def _attempt(reference: str, expected: str, load: Any) -> Any:
 
 
 def _transformers() -> Any:
-    need("transformers", purpose="this reward model")
+    need("transformers", purpose="a model of Hugging Face")
     import transformers
 
     return transformers

@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from vla_rl.policies.openvla.model import OpenVLA
 from vla_rl.runtime.extras import need
 
 ADAPTER = "default"
+M = TypeVar("M", bound=nn.Module)
 
 
 def _peft() -> Any:
@@ -109,7 +110,7 @@ def _is_adapter(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
 
 
-def adapter_parameters(model: OpenVLA) -> dict[str, nn.Parameter]:
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The adapters' parameters, by the names of `adapter_state`."""
     return {
         name.replace(f".{ADAPTER}.", "."): parameter
@@ -118,7 +119,7 @@ def adapter_parameters(model: OpenVLA) -> dict[str, nn.Parameter]:
     }
 
 
-def adapter_state(model: OpenVLA) -> dict[str, Tensor]:
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """The adapters' weights, named as in the model without the adapter's name."""
     return {
         name.replace(f".{ADAPTER}.", "."): value
@@ -127,7 +128,7 @@ def adapter_state(model: OpenVLA) -> dict[str, Tensor]:
     }
 
 
-def base_state(model: OpenVLA) -> dict[str, Tensor]:
+def base_state(model: nn.Module) -> dict[str, Tensor]:
     """The base's weights under their official names."""
     return {
         name.replace(".base_layer.", "."): value
@@ -136,7 +137,7 @@ def base_state(model: OpenVLA) -> dict[str, Tensor]:
     }
 
 
-def load_adapter_state(model: OpenVLA, state: Mapping[str, Tensor]) -> None:
+def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load what `adapter_state` gave; names and shapes must have been checked."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -144,7 +145,7 @@ def load_adapter_state(model: OpenVLA, state: Mapping[str, Tensor]) -> None:
                 parameter.copy_(state[name.replace(f".{ADAPTER}.", ".")])
 
 
-def frozen_twin(model: OpenVLA, adapters: Mapping[str, Tensor] | None) -> OpenVLA:
+def frozen_twin(model: M, adapters: Mapping[str, Tensor] | None) -> M:
     """The model with frozen adapters of its own; all other weights are shared with `model`, not copied.
 
     adapters: As `adapter_state` gives them; None for fresh ones, with which the model is its base.
