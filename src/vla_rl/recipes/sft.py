@@ -33,7 +33,7 @@ from vla_rl.envs.registry import robots
 from vla_rl.envs.suites import is_union
 from vla_rl.envs.union import MIXED_ROBOTS
 from vla_rl.policies.policy import PlaysSuites, Policy
-from vla_rl.policies.registry import POLICIES, SCRATCH, load_policy
+from vla_rl.policies.registry import load_policy, named_family
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.external import read_json
 from vla_rl.runtime.files import require_writable, whole_folder, write_json
@@ -210,7 +210,7 @@ def build_policy(
         statistics = {Path(config.dataset).resolve().name: dataset_statistics(demos)}
     action_dim, folder = demos.actions.shape[1], config.policy.checkpoint
     if not folder:
-        return POLICIES[SCRATCH].create(
+        return named_family(config.policy.kind).create(
             demos.image_size, demos.instructions, statistics, action_dim, config.action_chunk,
             config.policy, config.seed, demos.image_fit,
         )  # fmt: skip

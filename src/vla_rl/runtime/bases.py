@@ -18,6 +18,8 @@ from vla_rl.runtime.external import read_json
 from vla_rl.runtime.hub import checkpoint_folder, hub_id
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_SECTION_FILE = "vla_rl.json"
+"""What we write beside adapters of the policy that they belong to."""
 MOST_BASES = 4
 """Adapters on merged adapters on ..., more than this is a circle."""
 
@@ -34,6 +36,7 @@ class _NamedBase:
 class _Kind:
     model_type: str | None = None
     vla_rl: dict[str, object] | None = None
+    kind: str | None = None  # of our file beside adapters
 
 
 def base_reference(base: str, folder: Path) -> str:
@@ -79,20 +82,30 @@ def named_base(folder: Path) -> str:
 
 
 def checkpoint_kind(reference: str | Path, base: str = "") -> str:
-    """`model_type` of the model at `reference`, of adapters their base's; empty where no file says it.
+    """What class of policy is at `reference`, of adapters their base's; empty where no file says it.
 
-    `base` replaces what adapters name. What cannot be read is for the loader to complain about.
+    Our own files say it as `kind`, in a section of config.json or in a file beside adapters; what others wrote has
+    `model_type` in config.json. `base` replaces what adapters name. What cannot be read is for the loader to complain
+    about.
     """
     named = str(reference)
     try:
         for _ in range(MOST_BASES + 1):
             folder = checkpoint_folder(named)
             if not is_adapter_folder(folder):
-                return read_json(folder / "config.json", _Kind, inside=folder).model_type or ""
+                return _said(read_json(folder / "config.json", _Kind, inside=folder))
+            beside = folder / ADAPTER_SECTION_FILE
+            if beside.is_file() and (kind := read_json(beside, _Kind, inside=folder).kind):
+                return kind
             named, base = base or named_base(folder), ""
     except UserError:
         return ""
     return ""
+
+
+def _said(config: _Kind) -> str:
+    own = (config.vla_rl or {}).get("kind")
+    return own if isinstance(own, str) else config.model_type or ""
 
 
 def is_adapter_folder(folder: Path) -> bool:
