@@ -142,6 +142,11 @@ class DoctorArguments(Config):
     checkpoint: str = ""
     """Look at this checkpoint (a folder, a run or a hub id) instead: what is in it, whether it is whole, and whether
     this machine can run and train it."""
+    dataset: str = ""
+    """Demonstrations (a LeRobotDataset v3) that say of which class a checkpoint in OpenVLA's format is: how likely they
+    are to it as openvla and as openvla-oft (policy.kind)."""
+    unnorm_key: str = ""
+    """Dataset whose action statistics the checkpoint reads them by, if it has several."""
 
 
 @dataclass(frozen=True)

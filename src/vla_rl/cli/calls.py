@@ -206,7 +206,7 @@ def doctor(words: list[str], parse_command: ParseCommand) -> int:
     if request.checkpoint:
         from vla_rl.diagnostics.checkpoint import examine_checkpoint
 
-        checks = examine_checkpoint(request.checkpoint)
+        checks = examine_checkpoint(request.checkpoint, request.dataset, request.unnorm_key)
     else:
         checks = doctor()
     if request.json:

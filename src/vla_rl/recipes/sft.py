@@ -42,6 +42,7 @@ from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN
 from vla_rl.runtime.seeding import generator, seed_everything
 from vla_rl.runtime.signals import StopRequest, graceful_stop
 from vla_rl.training.epoch_state import EpochState, fingerprint, is_unfinished, open_epochs
+from vla_rl.training.likelihood import warn_if_unlikely
 
 SMALL_MODEL = 20_000_000
 """Weights up to which a model is small."""
@@ -220,6 +221,9 @@ def build_policy(
             f"{config.dataset}: expected actions of size {loaded.action_dim}, as the policy in {folder} plays them, "
             f"got {action_dim}. Take a dataset of the same robot, or train from scratch (empty policy.checkpoint)."
         )
+    may_see = loaded.resizes_images or loaded.image_size == demos.image_size
+    if may_see and not suites:  # of several suites, each has statistics of its own
+        warn_if_unlikely(loaded, demos, folder)
     policy = loaded.with_actions_of(statistics, config.action_chunk, demos.image_fit)
     if not policy.resizes_images and policy.image_size != demos.image_size:
         raise UserError(
