@@ -146,7 +146,7 @@ def test_a_saved_policy_says_what_it_is(tmp_path: Path) -> None:
     assert loaded.fingerprint() == policy.fingerprint()
     assert loaded.critic_restored
     same(policy, loaded)
-    with pytest.raises(UserError, match='of type "openvla-oft", expected \'openvla\''):
+    with pytest.raises(UserError, match="of type \"openvla-oft\", expected 'openvla'"):
         OpenVLAPolicy.from_checkpoint(tmp_path, CPU)
 
 
@@ -236,7 +236,7 @@ def test_what_is_not_discrete_is_refused_by_name(
 def test_proprioception_in_the_configuration_is_refused(published: Path) -> None:
     content = json.loads((published / "config.json").read_text())
     (published / "config.json").write_text(json.dumps(content | {"use_proprio": True}))
-    with pytest.raises(UserError, match="use_proprio in config.json"):
+    with pytest.raises(UserError, match=r"use_proprio in config\.json"):
         load_policy(published, replace(OFT, unnorm_key="kitchen"))
     (published / "config.json").write_text(json.dumps(content | {"use_proprio": False}))
     load_policy(published, replace(OFT, unnorm_key="kitchen"))

@@ -404,6 +404,14 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
             "warning",
         ),
     ),
+    "DoctorArguments": (
+        Effect(
+            ("dataset", "unnorm_key"),
+            lambda c: bool(c.checkpoint),
+            "it is asked of a checkpoint; set --checkpoint",
+        ),
+        Effect(("unnorm_key",), lambda c: bool(c.dataset), "no actions are read; set --dataset"),
+    ),
     "ExportConfig": (
         Effect(
             ("dtype", "shard_gigabytes"),

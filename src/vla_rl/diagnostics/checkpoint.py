@@ -11,12 +11,10 @@ from vla_rl.envs.registry import robots
 from vla_rl.envs.union import MIXED_ROBOTS
 from vla_rl.policies.family import Finding
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
-from vla_rl.policies.registry import family_of, load_policy
+from vla_rl.policies.registry import SCRATCH, family_of, load_policy
+from vla_rl.runtime.bases import checkpoint_kind
 from vla_rl.runtime.locate import locate_policy
-from vla_rl.training.likelihood import Likelihood, likelihood_of
-
-KINDS = ("openvla", "openvla-oft")
-"""Classes of policies that the same files can be."""
+from vla_rl.training.likelihood import likelihood_of
 
 
 def examine_checkpoint(reference: str, dataset: str = "", unnorm_key: str = "") -> list[Check]:
@@ -38,33 +36,26 @@ def examine_checkpoint(reference: str, dataset: str = "", unnorm_key: str = "") 
 
 
 def which_kind(folder: str, dataset: str, unnorm_key: str = "") -> Finding:
-    """As which class of policy the checkpoint knows the demonstrations; its weights are read once for each.
+    """As which class of policy the checkpoint knows the demonstrations, see `training.likelihood`.
 
-    UserError for a dataset that cannot be read.
+    UserError for a checkpoint or a dataset that cannot be read, and where one is of another robot.
     """
-    found: dict[str, Likelihood] = {}
-    said: list[str] = []
-    for kind in KINDS:
-        try:
-            policy = load_policy(folder, PolicyConfig(kind=kind, unnorm_key=unnorm_key))
-        except UserError as error:
-            said.append(f"as {kind} it does not load ({error})")
-            continue
-        assert isinstance(policy, OpenVLAPolicy)
-        demos = load_demonstrations(
-            dataset,
-            action_size=policy.action_dim,
-            image_size=0 if policy.resizes_images else policy.image_size,
-            image_fit="pad",
-            normalised_robots={*robots(), MIXED_ROBOTS},
-            episodes_per_task=1,
-        )
-        found[kind] = likelihood_of(policy, demos)
-        said.append(f"as {kind} {found[kind]}")
-    best = max(found, key=lambda kind: found[kind].policy, default=None)
-    if best is None or not found[best].better_than_chance:
+    kind = checkpoint_kind(folder) or SCRATCH
+    policy = load_policy(folder, PolicyConfig(kind=kind, unnorm_key=unnorm_key))
+    if not isinstance(policy, OpenVLAPolicy):
+        return Finding("kind", "ok", f"{policy.kind}, which is mistaken for no other")
+    demos = load_demonstrations(
+        dataset,
+        action_size=policy.action_dim,
+        image_size=0 if policy.resizes_images else policy.image_size,
+        image_fit="pad",
+        normalised_robots={*robots(), MIXED_ROBOTS},
+        episodes_per_task=1,
+    )
+    found = likelihood_of(policy, demos)
+    if not found.is_known:
         remedy = "take demonstrations of what it was trained on, or other statistics (--unnorm-key)"
-        return Finding(
-            "kind", "warn", f"does not know the demonstrations: {'; '.join(said)}", remedy
-        )
-    return Finding("kind", "ok", f"{'; '.join(said)}: play it with --policy.kind {best}")
+        return Finding("kind", "warn", f"it does not know the demonstrations: {found}", remedy)
+    status = "warn" if found.doubt else "ok"
+    remedy = f"play it with --policy.kind {found.best}" if found.doubt else ""
+    return Finding("kind", status, f"{found.best}: of the demonstrations {found}", remedy)

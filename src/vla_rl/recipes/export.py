@@ -29,9 +29,13 @@ def export(config: ExportConfig) -> Path:
     out = require_writable(Path(config.out), "folder")
     require_unused(out)
     folder = str(locate_policy(Path(config.checkpoint))[0])
-    source = find_source(folder, config.base)
+    source = find_source(folder, config.base, kind=config.kind)
     settings = PolicyConfig(
-        checkpoint=folder, base=config.base, unnorm_key=config.unnorm_key, device="cpu"
+        checkpoint=folder,
+        kind=config.kind,
+        base=config.base,
+        unnorm_key=config.unnorm_key,
+        device="cpu",
     )
     policy = load_policy(folder, settings, dtype=stored_dtype(source))
     if not isinstance(policy, Savable):

@@ -6,6 +6,7 @@ Importing this module imports no torch.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ OFT_PARTS = {
     "vision_backbone": "its vision towers are conditioned on the instruction (FiLM, use_film)",
 }
 """What OpenVLA-OFT writes beside a model that does more than predict action tokens, by how the file's name begins."""
+OFT_ENDINGS = (".pt", ".safetensors")
 OFT_ADAPTER = "lora_adapter"
 
 
@@ -61,18 +63,18 @@ def locate_policy(checkpoint: Path) -> tuple[Path, EnvConfig | None]:
     )
 
 
-def refuse_oft(folder: Path, kind: str = "") -> None:
+def refuse_oft(folder: Path, kind: str = "", listed: Sequence[str] = ()) -> None:
     """Raise UserError for a folder of OpenVLA-OFT that is not played: one with parts beside the model.
 
-    kind: what class of policy the user says it is. One that predicts action tokens has `lora_adapter` at most for a
-    sign, and otherwise is a complete OpenVLA checkpoint, which plays at random as one: the user has to say it.
+    kind: what class of policy the user says it is. listed: names of files that were not fetched.
+
+    One that predicts action tokens has `lora_adapter` at most for a sign, and otherwise is a complete OpenVLA
+    checkpoint, which plays at random as one: the user has to say it.
     Source: moojink/openvla-oft@213c5ff, vla-scripts/finetune.py `save_training_checkpoint`.
     """
+    names = {*listed, *(path.name for path in folder.glob("*.*"))}
     parts = sorted(
-        path.name
-        for name in OFT_PARTS
-        for ending in (".pt", ".safetensors")
-        for path in folder.glob(f"{name}*{ending}")
+        name for name in names if name.startswith(tuple(OFT_PARTS)) and name.endswith(OFT_ENDINGS)
     )
     adapter = folder / OFT_ADAPTER
     has_adapter = (adapter / ADAPTER_CONFIG_FILE).is_file()

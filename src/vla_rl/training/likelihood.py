@@ -1,9 +1,11 @@
 """Whether a policy knows demonstrations: how a checkpoint that is read as the wrong class of policy is noticed.
 
-Nothing in the files of OpenVLA-OFT tells them from plain OpenVLA's. Read as the wrong class, a model predicts with
-confidence and at random, so that what an expert did is less likely than if all action values were as likely:
+Nothing in the files of OpenVLA-OFT tells them from plain OpenVLA's. So the mean log-likelihood of what an expert did,
 
-    mean log pi(demonstrated token)  <  - log(bins)
+    mean log pi(demonstrated token)  in nats a token,
+
+is compared with that of all values being equally likely, - log(bins), and with that of the same weights read as the
+other class. The first alone is not enough: however a model is read, its output head knows which values are frequent.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 
 from vla_rl.data.demonstrations import Demonstrations, action_chunks
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
+from vla_rl.policies.openvla_oft.twin import other_class
 from vla_rl.policies.policy import Policy
 
 LOG = logging.getLogger(__name__)
@@ -24,29 +27,58 @@ LOG = logging.getLogger(__name__)
 SAMPLES = 64
 """Frames of the demonstrations that are looked at, evenly spread over them."""
 BATCH = 16
+MARGIN = 0.02
+"""Nats a token by which the other class must be better before that is said."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
     """Mean log-likelihood of demonstrated action tokens, nats a token."""
 
-    policy: float
-    uniform: float
+    by_kind: dict[str, float]
+    """As each class of policy that the weights can be, the chosen one first."""
+    chance: float
     """If all values of a token were equally likely."""
 
     @property
-    def better_than_chance(self) -> bool:
-        return self.policy > self.uniform
+    def chosen(self) -> str:
+        return next(iter(self.by_kind))
+
+    @property
+    def best(self) -> str:
+        return max(self.by_kind, key=lambda kind: self.by_kind[kind])
+
+    @property
+    def is_known(self) -> bool:
+        """Whether some class makes the demonstrations likelier than chance."""
+        return self.by_kind[self.best] > self.chance
+
+    @property
+    def doubt(self) -> str:
+        """What speaks against the chosen class, a sentence; empty if nothing does."""
+        chosen, best = self.by_kind[self.chosen], self.by_kind[self.best]
+        if best > chosen + MARGIN:
+            return f"as {self.chosen} it knows the demonstrations less well than as {self.best}"
+        return "" if chosen > self.chance else "it does not know the demonstrations"
 
     def __str__(self) -> str:
-        return f"{self.policy:.2f} nats a token, where chance has {self.uniform:.2f}"
+        each = [f"{value:.2f} as {kind}" for kind, value in self.by_kind.items()]
+        return f"their tokens have {', '.join(each)} and {self.chance:.2f} by chance (nats a token)"
 
 
 def likelihood_of(policy: OpenVLAPolicy, demos: Demonstrations) -> Likelihood:
-    """How likely the demonstrations' tokens are to the policy, by its own statistics and its own chunk of actions.
+    """How likely the demonstrations' tokens are to the weights of the policy, by its own statistics.
 
     Raises UserError for demonstrations of another action size, or with images of another size.
     """
+    found = {policy.kind: _mean(policy, demos)}
+    other = other_class(policy)
+    if other is not None:
+        found[other.kind] = _mean(other, demos)
+    return Likelihood(found, -math.log(policy.action_tokenizer.bins))
+
+
+def _mean(policy: OpenVLAPolicy, demos: Demonstrations) -> float:
     rows = np.unique(np.linspace(0, len(demos) - 1, SAMPLES).astype(np.int64))
     chunks = action_chunks(demos.actions, demos.episode_ids, policy.action_chunk)[rows]
     tokens = policy.encode_actions(chunks)
@@ -56,28 +88,23 @@ def likelihood_of(policy: OpenVLAPolicy, demos: Demonstrations) -> Likelihood:
             part = slice(start, start + BATCH)
             seen = demos.observation(rows[part])
             total += float(policy.evaluate(seen, tokens[part]).log_probs.sum())
-    return Likelihood(total / tokens.numel(), -math.log(policy.action_tokenizer.bins))
+    return total / tokens.numel()
 
 
-def warn_if_unlikely(policy: Policy, demos: Demonstrations, source: str) -> Likelihood | None:
-    """Say so where demonstrations are less likely than chance to a policy that may be of another class.
+def warn_if_unlikely(policy: Policy, demos: Demonstrations, source: str) -> None:
+    """Say so where demonstrations speak against the class that a policy was read as.
 
-    source: where the policy was loaded from. None for policies whose class cannot be mistaken.
+    source: where it was loaded from. Nothing is asked of policies whose class cannot be mistaken.
     """
     if not isinstance(policy, OpenVLAPolicy):
-        return None
+        return
     found = likelihood_of(policy, demos)
-    if not found.better_than_chance:
-        LOG.warning("%s", unlikely(policy.kind, source, found))
-    return found
-
-
-def unlikely(kind: str, source: str, found: Likelihood) -> str:
-    """What a likelihood below chance may mean."""
-    other = "openvla" if kind == "openvla-oft" else "openvla-oft"
-    return (
-        f"{source} does not know these demonstrations: as {kind} their tokens have {found}. It may be of the other "
-        f"class (--policy.kind {other}), or have learned actions with other statistics or another gripper "
-        "(policy.unnorm_key, policy.gripper). Where another class or another robot begins from its weights, this is "
-        "expected"
-    )
+    if not found.doubt:
+        return
+    remedy = f"give --policy.kind {found.best} if that is what it was trained as"
+    if found.best == found.chosen:
+        remedy = "look at policy.unnorm_key, policy.images and policy.gripper"
+    LOG.warning(
+        "%s: %s: %s. Where this is no fresh start from another class's weights, or on another robot, %s",
+        source, found.doubt, found, remedy,
+    )  # fmt: skip

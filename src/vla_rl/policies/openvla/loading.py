@@ -50,13 +50,14 @@ from vla_rl.runtime.bases import (
     named_base,
 )
 from vla_rl.runtime.external import path_inside, shown
-from vla_rl.runtime.hub import checkpoint_folder, hidden_id, hub_id
+from vla_rl.runtime.hub import checkpoint_folder, files_on_hub, hidden_id, hub_id
 from vla_rl.runtime.locate import OFT_ADAPTER, refuse_oft
 
 LOG = logging.getLogger(__name__)
 
 LARGE_MODEL = 1_000_000_000
 """Weights from which on `auto` computes in bfloat16 on a GPU."""
+OFT_KIND = "openvla-oft"
 PROBE = "put the red block on the shelf"
 """An instruction by which a tokenizer is tried."""
 
@@ -116,7 +117,8 @@ def find_source(reference: str | Path, base: str = "", depth: int = 0, kind: str
             f"No checkpoint folder at {folder}: expected a folder with config.json, or the id of a hub repository "
             f"such as openvla/openvla-7b{hidden_id(reference)}"
         )
-    refuse_oft(folder, kind)
+    # of plain OpenVLA nobody expects such parts, and a hub that is asked takes time
+    refuse_oft(folder, kind, files_on_hub(reference) if kind == OFT_KIND else ())
     if is_adapter_folder(folder):
         return _adapter_source(str(reference), folder, base, depth, kind)
     description = read_checkpoint_config(folder)
