@@ -84,28 +84,28 @@ def named_base(folder: Path) -> str:
 def checkpoint_kind(reference: str | Path, base: str = "") -> str:
     """What class of policy is at `reference`, of adapters their base's; empty where no file says it.
 
-    Our own files say it as `kind`, in a section of config.json or in a file beside adapters; what others wrote has
-    `model_type` in config.json. `base` replaces what adapters name. What cannot be read is for the loader to complain
-    about.
+    It is `model_type` in config.json. Of `openvla` there are several classes, which our own files tell apart as `kind`,
+    in a section of config.json or in a file beside adapters. `base` replaces what adapters name. What cannot be read is
+    for the loader to complain about.
     """
-    named = str(reference)
+    named, beside = str(reference), ""
     try:
         for _ in range(MOST_BASES + 1):
             folder = checkpoint_folder(named)
             if not is_adapter_folder(folder):
-                return _said(read_json(folder / "config.json", _Kind, inside=folder))
-            beside = folder / ADAPTER_SECTION_FILE
-            if beside.is_file() and (kind := read_json(beside, _Kind, inside=folder).kind):
-                return kind
+                found = read_json(folder / "config.json", _Kind, inside=folder)
+                own = (found.vla_rl or {}).get("kind")
+                said = found.model_type or ""
+                if said not in ("", "openvla"):
+                    return said
+                return beside or (own if isinstance(own, str) else said)
+            ours = folder / ADAPTER_SECTION_FILE
+            if not beside and ours.is_file():
+                beside = read_json(ours, _Kind, inside=folder).kind or ""
             named, base = base or named_base(folder), ""
     except UserError:
         return ""
     return ""
-
-
-def _said(config: _Kind) -> str:
-    own = (config.vla_rl or {}).get("kind")
-    return own if isinstance(own, str) else config.model_type or ""
 
 
 def is_adapter_folder(folder: Path) -> bool:

@@ -19,8 +19,10 @@ def policy_budget(policy: OpenVLAOFTPolicy, rollout_batch: int) -> MemoryBudget:
     budget = memory.policy_budget(policy, 0)
     language = policy.description.model.language
     whole = 8 * language.hidden + 4 * language.mlp_width  # what a layer keeps for one column
-    layers = 1 if policy.config.activation_checkpointing else language.layers
-    more = 2 * layers * whole + policy.num_tokens * (whole - 4 * language.hidden)
+    if policy.config.activation_checkpointing:
+        more = 2 * (language.layers * language.hidden + whole)
+    else:
+        more = 2 * language.layers * whole + policy.num_tokens * (whole - 4 * language.hidden)
     sharding = policy.sharding
     compute = policy.model.dtype if sharding is None else sharding.compute
     itemsize = compute.itemsize if policy.description.lora is not None else torch.float32.itemsize
