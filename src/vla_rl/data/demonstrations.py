@@ -123,8 +123,7 @@ def load_demonstrations(
 
     Raises UserError for what LeRobotReader refuses, for missing features, for actions or states that are not finite,
     where `action_size` is given and the dataset's actions have another size, where a task has fewer episodes than
-    asked for, and for pictures that fit neither into
-    memory nor on the disk, before any is read.
+    asked for, and for pictures that fit neither into memory nor on the disk, before any is read.
     """
     reader = LeRobotReader(folder)
     camera = _choose_camera(reader, camera)
@@ -150,19 +149,30 @@ def load_demonstrations(
     fit = image_fit or "stretch"
     size = image_size or square_side(height, width, fit)
     images = picture_array(len(kept), size, scratch, f"{folder}: {camera!r}")
-    chosen, place = set(episode_ids.tolist()), 0
-    for entry in reader.episodes:
-        if entry.index not in chosen:
-            continue
-        for start in range(0, entry.length, CHUNK):
-            stop = min(start + CHUNK, entry.length)
-            seen = make_square(reader.pictures(camera, entry.index, range(start, stop)), fit)
-            images[place : place + stop - start] = resize(seen, size)
-            place += stop - start
+    _read_pictures(reader, camera, set(episode_ids.tolist()), fit, images)
     return Demonstrations(
         images, proprio, actions, episode_ids, task_ids, reader.tasks, low, high,
         image_fit=None if height == width else fit,
     )  # fmt: skip
+
+
+def _read_pictures(
+    reader: LeRobotReader,
+    camera: str,
+    episodes: Collection[int],
+    fit: ImageFit,
+    images: UInt8[np.ndarray, "F S S 3"],
+) -> None:
+    """Fill `images` with the frames of these episodes, in the dataset's order, made square and S pixels wide."""
+    place = 0
+    for entry in reader.episodes:
+        if entry.index not in episodes:
+            continue
+        for start in range(0, entry.length, CHUNK):
+            stop = min(start + CHUNK, entry.length)
+            seen = make_square(reader.pictures(camera, entry.index, range(start, stop)), fit)
+            images[place : place + stop - start] = resize(seen, images.shape[1])
+            place += stop - start
 
 
 def _first_of_each_task(

@@ -58,8 +58,9 @@ def cell_config(config: TrainConfig, cell: str) -> TrainConfig:
     if cell == "no-curriculum":
         return replace(config, curriculum=replace(config.curriculum, mode="uniform"))
     if cell == "temperature":
-        # the paper samples at 1.5 and shows that 1.0 is worse; a recipe that samples at 1.0 asks the reverse
-        other = 1.0 if config.rollout.temperature > 1.25 else 1.5
+        # the paper samples at 1.5 and shows that 1.0 is worse; a recipe that samples at 1.0 asks the reverse, and any
+        # other whether it is better than what the policy says
+        other = 1.0 if config.rollout.temperature != 1.0 else 1.5
         return replace(config, rollout=replace(config.rollout, temperature=other))
     if cell == "no-warmup" and not config.compares_groups:
         ppo = replace(config.ppo, critic_warmup=0, critic_warmup_until_explained=False)
