@@ -120,8 +120,13 @@ def test_grpo_from_random_weights(tmp_path: Path) -> None:
 
 
 def test_an_unknown_class_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r'policy.kind is "oft".*Known: openvla, openvla-oft'):
-        train(short(tmp_path, replace(OFT, kind="oft")))
+    unknown = replace(OFT, kind="oft")
+    said = r'policy.kind is "oft".*Known: openvla, openvla-oft'
+    with pytest.raises(ConfigError, match=said):
+        train(short(tmp_path, unknown))
+    with pytest.raises(ConfigError, match=said):
+        fine_tuned(tmp_path / "nothing", tmp_path / "sft", unknown, 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_demonstrations_tell_which_class_a_checkpoint_is(

@@ -61,6 +61,7 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
     `out` that is in use, and when the loss diverges, and `Stopped`, a KeyboardInterrupt, where a signal ended it.
     """
     out = require_writable(Path(config.out), "folder")
+    named_family(config.policy.kind)  # refuses an unknown one before anything is read
     is_unfinished(out, config, out / "policy")
     seed_everything(config.seed)
     environment = environment_of(Path(config.dataset))
