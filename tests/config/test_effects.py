@@ -167,6 +167,10 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     # configuration, fields, what is said, without effect where, with effect where
     ("TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "cpu"}, {"policy.device": "cuda:1"}),
     (
+        "TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "auto", "policy.kind": "openvla-oft"},
+        {"policy.device": "auto"},
+    ),
+    (
         "TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "auto", **SHARDED},
         {"policy.device": "auto"},
     ),

@@ -124,6 +124,12 @@ _DECODE_GRAPHS = Effect(
     "CUDA graphs are for a GPU, and policy.device is cpu",
     "warning",
 )
+_NO_LOOP = Effect(
+    ("policy.decode_graphs",),
+    lambda c: c.policy.kind != "openvla-oft",
+    "parallel decoding has no token loop to record",
+    "warning",
+)
 _LABELS = (
     Effect(
         _named(
@@ -145,6 +151,7 @@ _TRAIN = (
     _SCRATCH,
     Effect(_LOADED, lambda c: c.policy.checkpoint or not c.policy.scratch, _FROM_SCRATCH),
     _DECODE_GRAPHS,
+    _NO_LOOP,
     Effect(
         ("policy.decode_graphs",),
         lambda c: c.parallel.shard == "none",
