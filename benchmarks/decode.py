@@ -30,6 +30,7 @@ from peer_generate import transformers_generate
 from vla_rl.config import PolicyConfig, tiny_model
 from vla_rl.policies import OpenVLAPolicy, identity_statistics, kernels
 from vla_rl.policies.openvla.work import act_products
+from vla_rl.runtime.memory import keep_freed_memory
 from vla_rl.types import Observation
 
 INSTRUCTIONS = ("open the drawer", "close the drawer", "open the window", "close the window")
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="", help="policy folder; the tiny model if empty")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    kernels.keep_freed_memory()
+    keep_freed_memory()
     if arguments.checkpoint:
         policy = OpenVLAPolicy.from_checkpoint(arguments.checkpoint)
     else:

@@ -25,7 +25,7 @@ LORA = LoraConfig(rank=2, alpha=4)
 IMAGE_SIZE = 16
 
 
-def small_model() -> ModelConfig:
+def small_model(layers: int = 1) -> ModelConfig:
     """An OpenVLA with official towers and vocabulary, a few numbers wide: what official files can describe."""
     tower = {"width": 8, "depth": 2, "heads": 2, "mlp_width": 8, "patch_size": 8}
     return replace(
@@ -35,25 +35,25 @@ def small_model() -> ModelConfig:
         dino=replace(OPENVLA_7B.dino, **tower),
         siglip=replace(OPENVLA_7B.siglip, **tower),
         language=LanguageConfig(
-            hidden=8, layers=1, heads=2, mlp_width=8, text_vocab=29920, padded_vocab=29952,
+            hidden=8, layers=layers, heads=2, mlp_width=8, text_vocab=29920, padded_vocab=29952,
             max_positions=256, pad_token=29930,
         ),
         action_bins=8,
     )  # fmt: skip
 
 
-def save_own(folder: Path, shards: bool = False) -> OpenVLAPolicy:
+def save_own(folder: Path, shards: bool = False, layers: int = 1) -> OpenVLAPolicy:
     """A checkpoint of ours, whole, with a critic; in shards if asked for."""
     policy = OpenVLAPolicy.create(
-        small_model(), INSTRUCTIONS, identity_statistics("kitchen", 4), 4, 1, CPU
+        small_model(layers), INSTRUCTIONS, identity_statistics("kitchen", 4), 4, 1, CPU
     )
     save_policy(policy, folder, 1_000_000 if shards else 10**9)
     return policy
 
 
-def save_official(folder: Path, shards: bool = False) -> None:
+def save_official(folder: Path, shards: bool = False, layers: int = 1) -> None:
     """The same in OpenVLA's format: no section of ours, sizes of the towers in vision.json, two datasets."""
-    save_own(folder, shards)
+    save_own(folder, shards, layers)
     (folder / "critic.safetensors").unlink()
     config = json.loads((folder / "config.json").read_text())
     del config["vla_rl"]

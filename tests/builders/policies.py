@@ -10,6 +10,7 @@ import numpy as np
 
 from vla_rl.config import CriticConfig, LoraConfig, ModelConfig, PolicyConfig, tiny_model
 from vla_rl.policies import OpenVLAPolicy, identity_statistics
+from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.types import Observation
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "openvla_a"
@@ -27,9 +28,10 @@ def tiny_policy(
     action_chunk: int = 2,
     dataset: str = "metaworld",
     seed: int = 0,
+    kind: type[OpenVLAPolicy] = OpenVLAPolicy,
 ) -> OpenVLAPolicy:
     """A fresh policy on the CPU: the laptop's model unless another is given, actions in [-1, 1]."""
-    return OpenVLAPolicy.create(
+    return kind.create(
         model or tiny_model(),
         instructions,
         identity_statistics(dataset, action_dim),
@@ -79,6 +81,18 @@ def make_policy(
         device="cpu",
     )
     return tiny_policy(config=config, dataset="mt5", seed=seed)
+
+
+def make_oft_policy(
+    critic: str = "shared", lora: LoraConfig | None = None, seed: int = 0
+) -> OpenVLAPolicy:
+    """The same with all tokens of a turn decided in one parallel pass."""
+    config = PolicyConfig(
+        lora=lora,
+        critic=CriticConfig(kind=critic),  # type: ignore[arg-type]
+        device="cpu",
+    )
+    return tiny_policy(config=config, dataset="mt5", seed=seed, kind=OpenVLAOFTPolicy)
 
 
 def sharpen(policy: OpenVLAPolicy, factor: float = 5.0) -> OpenVLAPolicy:

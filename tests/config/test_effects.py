@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vla_rl.cli import main
-from vla_rl.cli.arguments import EvalArguments, PlanArguments
+from vla_rl.cli.arguments import DoctorArguments, EvalArguments, PlanArguments
 from vla_rl.cli.commands import COMMANDS
 from vla_rl.cli.door_arguments import RemoteEvalArguments, ServeArguments
 from vla_rl.cli.fields import options_of
@@ -41,6 +41,7 @@ CONFIGS: dict[str, Any] = {
         EvalArguments(Path("x")),
         RemoteEvalArguments("ws://x:1"),
         ServeArguments(Path("x")),
+        DoctorArguments(),
         PlanArguments(),
         ScalingConfig("x"),
         ExportConfig("x"),
@@ -49,7 +50,7 @@ CONFIGS: dict[str, Any] = {
 }
 UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
-    "ReportArguments", "FilmArguments", "DoctorArguments", "CertifyArguments", "EngineServeArguments",
+    "ReportArguments", "FilmArguments", "CertifyArguments", "EngineServeArguments",
     "CompareConfig", "CompareDataConfig",
     "AnalysisConfig", "CheckEnvArguments",
 }  # fmt: skip
@@ -62,7 +63,7 @@ _ENV = (
 ALWAYS = {
     "TrainConfig": (
         "algorithm", _ENV,
-        "policy.{checkpoint,lora,activation_checkpointing,device}",
+        "policy.{checkpoint,kind,lora,activation_checkpointing,device}",
         "schedule.{iterations,minutes,episodes}", "rollout.temperature",
         "optimizer.{learning_rate,adam_beta2,adam_eps,weight_decay,warmup_steps,final_learning_rate,max_grad_norm}",
         "reward.{kind,model}", "curriculum.{mode,window,prior}", "starts.dataset",
@@ -73,7 +74,7 @@ ALWAYS = {
     "SFTConfig": (
         "{dataset,camera,image_size,image_fit,episodes_per_task,out,action_chunk,epochs,batch_size,micro_batch,learning_rate,"
         "weight_decay,warmup_steps,random_shift,validation_fraction,max_grad_norm,seed}",
-        "policy.{checkpoint,lora,activation_checkpointing,device}",
+        "policy.{checkpoint,kind,lora,activation_checkpointing,device}",
     ),
     "DemosConfig": (_ENV, "{out,episodes_per_task,noise,image_format,snapshots,seed}"),
     "RewardModelConfig": (
@@ -85,13 +86,13 @@ ALWAYS = {
     "RewardEvalConfig": ("{datasets,out,bins,resamples}",),
     "EvalArguments": (
         "protocol.{suite,episodes_per_task,temperature,videos}",
-        "{horizon,unnorm_key,base,dtype,starts,json,workers}",
+        "{horizon,kind,unnorm_key,base,dtype,starts,json,workers}",
     ),
     "ScalingConfig": (
         "search.{mode,temperature,greedy_first}", "protocol.{suite,split,episodes_per_task,seed}",
         "{sizes,choosers,out,bootstrap,workers}",
     ),
-    "ExportConfig": ("{out,merged,adapter,base,unnorm_key}",),
+    "ExportConfig": ("{out,merged,adapter,kind,base,unnorm_key}",),
     "AblationConfig": (
         "{preset,checkpoint,reward_kind,reward_model,out,build_up,seeds,minutes,parallel,cores,episodes_per_task}",
     ),
@@ -99,8 +100,9 @@ ALWAYS = {
         "protocol.{suite,split,episodes_per_task,videos}",
         "remote.{replan,action_repeat,horizon,image_size,camera,wrist_camera,light,key_file,timeout}", "{json,workers}",
     ),
+    "DoctorArguments": ("{json,checkpoint}",),
     "ServeArguments": (
-        "{protocol,suite,host,port,key_file,temperature,unnorm_key,base,dtype}",
+        "{protocol,suite,host,port,key_file,temperature,unnorm_key,kind,base,dtype}",
     ),
 }  # fmt: skip
 """Fields that count whatever else is set. A new field belongs here or into the table of `vla_rl.config.effects`."""
@@ -164,6 +166,10 @@ AHEAD = {"parallel": ParallelConfig(arrangement="pools", actors=1, staleness=1)}
 CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     # configuration, fields, what is said, without effect where, with effect where
     ("TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "cpu"}, {"policy.device": "cuda:1"}),
+    (
+        "TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "auto", "policy.kind": "openvla-oft"},
+        {"policy.device": "auto"},
+    ),
     (
         "TrainConfig", "policy.decode_graphs", "warning", {"policy.device": "auto", **SHARDED},
         {"policy.device": "auto"},
@@ -284,6 +290,8 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("RemoteEvalArguments", "videos_out", "error", {}, {"protocol.videos": 1}),
     ("RemoteEvalArguments", "protocol.temperature protocol.seed", "error", {}, {}),
     ("ServeArguments", "seed", "warning", {}, {"temperature": 1.0}),
+    ("DoctorArguments", "dataset unnorm_key", "error", {}, {"checkpoint": "x", "dataset": "y"}),
+    ("DoctorArguments", "unnorm_key", "error", {"checkpoint": "x"}, {"checkpoint": "x", "dataset": "y"}),
     (
         "ScalingConfig", "search.best_of search.chooser search.success_ahead protocol.temperature protocol.videos",
         "error", {}, {},

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builders.policies import GOLDEN, make_policy, sharpen
+from builders.policies import GOLDEN, make_oft_policy, make_policy, sharpen
 from vla_rl.policies import OpenVLAPolicy
 
 
@@ -25,8 +25,11 @@ def golden_actions() -> dict[str, np.ndarray]:
         return dict(file)
 
 
-@pytest.fixture(params=["separate", "shared"])
+@pytest.fixture(params=["separate", "shared", "parallel"])
 def policy(request: pytest.FixtureRequest) -> OpenVLAPolicy:
+    """Both critics, and a policy that decides all tokens of a turn at once."""
+    if request.param == "parallel":
+        return sharpen(make_oft_policy("shared"))
     return sharpen(make_policy(request.param))
 
 

@@ -128,7 +128,8 @@ def test_a_folder_of_openvla_oft_is_named(official: Path, tmp_path: Path) -> Non
     (official / "lora_adapter").mkdir()
     (official / "lora_adapter" / "adapter_config.json").write_text("{}")
     refused(
-        official, rf"OpenVLA-OFT \(lora_adapter/\).*not supported.*give {official}/lora_adapter"
+        official,
+        rf"OpenVLA-OFT \(lora_adapter/\).*--policy.kind openvla-oft.*give {official}/lora_adapter",
     )
     (official / "action_head--150000_checkpoint.pt").write_bytes(b"x")
     (official / "proprio_projector--150000_checkpoint.pt").write_bytes(b"x")
@@ -137,7 +138,7 @@ def test_a_folder_of_openvla_oft_is_named(official: Path, tmp_path: Path) -> Non
     shutil.copytree(official / "lora_adapter", alone / "lora_adapter")
     refused(alone, rf"OpenVLA-OFT .* give {alone}/lora_adapter")
     shutil.rmtree(official / "lora_adapter")
-    refused(official, r"OpenVLA-OFT .*Take a checkpoint of OpenVLA that predicts action tokens")
+    refused(official, r"OpenVLA-OFT .*Take a checkpoint that was trained on action tokens")
 
 
 def test_a_model_of_another_type(official: Path) -> None:

@@ -37,6 +37,8 @@ from vla_rl.policies.openvla.memory import (
     window_bytes,
 )
 from vla_rl.policies.openvla.model import OpenVLA
+from vla_rl.policies.openvla_oft.memory import policy_budget as oft_budget
+from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.policies.registry import with_micro_batch
 from vla_rl.policies.shapes import shapes_alone
 from vla_rl.types import Observation
@@ -88,7 +90,7 @@ def kept_bytes(policy: OpenVLAPolicy, batch: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        policy.evaluate(observation, torch.zeros((batch, 7), dtype=torch.int64))
+        policy.evaluate(observation, torch.zeros((batch, policy.num_tokens), dtype=torch.int64))
     return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
 
 
@@ -114,6 +116,33 @@ def test_checkpointed_layers_keep_their_input_alone() -> None:
     layer = columns(policy) * (8 * 128 + 4 * 344)
     expected = 4 * (activation_elements(MODEL, columns(policy), True, False) - layer)
     assert expected == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_parallel_decoding_keeps_what_is_counted(checkpointing: bool) -> None:
+    """Its last layer has as many columns as there are action tokens, here 56."""
+    pytest.importorskip("peft", reason="needs the extra vla-rl[lora]")
+    config = PolicyConfig(device="cpu", lora=LORA, activation_checkpointing=checkpointing)
+    policy = tiny_policy(
+        ["open the drawer"], MODEL, config, action_dim=7, action_chunk=8, kind=OpenVLAOFTPolicy
+    )
+    policy.critic.requires_grad_(False)
+    assert isinstance(policy, OpenVLAOFTPolicy)
+    measured = (kept_bytes(policy, 3) - kept_bytes(policy, 1)) / 2
+    language = MODEL.language
+    prompt = len(policy.processor.prompt_ids("open the drawer"))
+    whole = 8 * language.hidden + 4 * language.mlp_width
+    passing = columns_of(MODEL, 56) * (3 * language.mlp_width + 4 * language.hidden)
+    # the estimate supposes a long prompt
+    spare = (PROMPT_TOKENS - prompt) * (language.hidden if checkpointing else whole)
+    spare *= language.layers if checkpointing else language.layers - 1
+    if checkpointing:
+        spare += (
+            256 + PROMPT_TOKENS + 57
+        ) * whole  # the layer that is computed again is not there yet
+    expected = oft_budget(policy, 10).per_sample - 4 * (passing + spare)
+    assert expected == pytest.approx(measured, rel=0.06)
+    assert oft_budget(policy, 10).caches == 0
 
 
 def test_weights_of_openvla_7b() -> None:

@@ -111,6 +111,25 @@ def test_adapters_and_what_they_are_held_to_go_on(tmp_path: Path) -> None:
     assert max(float((own[n].double() - theirs[n].double()).abs().max()) for n in own) < 1e-5
 
 
+@pytest.mark.slow
+def test_parallel_decoding_is_sharded_as_well(tmp_path: Path) -> None:
+    """With the reference of the KL term, whose weights are divided too."""
+
+    def parallel(config: TrainConfig, name: str) -> TrainConfig:
+        return replace(
+            config,
+            run=replace(config.run, name=name),
+            schedule=replace(config.schedule, iterations=2),
+            policy=replace(config.policy, kind="openvla-oft"),
+            ppo=replace(config.ppo, kl_coef=0.5),
+        )
+
+    expected = train_on_ranks(parallel(toy(tmp_path, 1), "alone"))
+    run = train_on_ranks(parallel(sharded(tmp_path, 2, "call"), "sharded"))
+    assert shapes(run) == shapes(expected)
+    require_same(run, expected)
+
+
 def test_one_rank_is_refused_before_there_is_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from vla_rl.config import UserError
-from vla_rl.runtime.hub import checkpoint_folder, hub_id
+from vla_rl.policies.openvla.loading import find_source
+from vla_rl.runtime.hub import checkpoint_folder, files_on_hub, hub_id
 
 COMMIT = "31f090d05236101ebfc381b61c674dd4746d4ce0"
 
@@ -121,3 +122,22 @@ def test_a_private_or_misspelt_repository(tmp_path, monkeypatch):
         UserError, match=r"cannot be had \(RepositoryNotFoundError\): check the spelling"
     ):
         checkpoint_folder("owner/name")
+
+
+def test_files_that_are_not_fetched_are_known_by_name(tmp_path, monkeypatch):
+    """A head in a file of its own is never downloaded, and its repository must not pass for a whole policy."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    names = ["config.json", "action_head--50000_checkpoint.pt"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: names)
+    with pytest.raises(UserError, match=r"action_head--50000_checkpoint\.pt.*L1 or diffusion head"):
+        find_source("owner/name", kind="openvla-oft")
+
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
+    assert files_on_hub("owner/name") == files_on_hub(tmp_path) == []
+    with pytest.raises(UserError, match=r"No config\.json"):  # the cache alone is looked at
+        find_source("owner/name", kind="openvla-oft")

@@ -34,6 +34,8 @@ class EvalArguments(Config):
     """Turns after which an episode is cut; 0 takes the training run's, or the benchmark's protocol."""
     unnorm_key: str = ""
     """Dataset whose action statistics un-normalise actions; empty takes the checkpoint's own, or the suite's."""
+    kind: str = ""
+    """Class of the policy, openvla or openvla-oft, where the checkpoint does not say it itself."""
     base: str = ""
     """Folder or hub id of the model that adapters belong to, where it is not the one they name themselves."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -142,6 +144,11 @@ class DoctorArguments(Config):
     checkpoint: str = ""
     """Look at this checkpoint (a folder, a run or a hub id) instead: what is in it, whether it is whole, and whether
     this machine can run and train it."""
+    dataset: str = ""
+    """Demonstrations (a LeRobotDataset v3) that say of which class a checkpoint in OpenVLA's format is: how likely they
+    are to it as openvla and as openvla-oft (policy.kind)."""
+    unnorm_key: str = ""
+    """Dataset whose action statistics the checkpoint reads them by, if it has several."""
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,9 @@ def evaluate(words: list[str], parse_command: ParseCommand) -> int:
     notes = "For a policy that another program serves: vla-rl eval --policy ws://HOST:PORT --help"
     request = parse_command(EvalArguments, words, "eval", notes=notes)
     shared = (None, request.json, _videos_folder(request), request.workers)
-    policy = PolicyConfig(unnorm_key=request.unnorm_key, base=request.base, dtype=request.dtype)
+    policy = PolicyConfig(
+        kind=request.kind, unnorm_key=request.unnorm_key, base=request.base, dtype=request.dtype
+    )
     if request.starts:
         from vla_rl.recipes.success_by_start import success_by_start
 
@@ -206,7 +208,7 @@ def doctor(words: list[str], parse_command: ParseCommand) -> int:
     if request.checkpoint:
         from vla_rl.diagnostics.checkpoint import examine_checkpoint
 
-        checks = examine_checkpoint(request.checkpoint)
+        checks = examine_checkpoint(request.checkpoint, request.dataset, request.unnorm_key)
     else:
         checks = doctor()
     if request.json:

@@ -63,6 +63,8 @@ class ServeArguments(Config):
     """Of sampled play."""
     unnorm_key: str = ""
     """Dataset whose action statistics un-normalise actions; empty takes the checkpoint's own, or the suite's."""
+    kind: str = ""
+    """Class of the policy, openvla or openvla-oft, where the checkpoint does not say it itself."""
     base: str = ""
     """Folder or hub id of the model that adapters belong to, where it is not the one they name themselves."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

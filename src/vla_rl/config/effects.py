@@ -124,6 +124,12 @@ _DECODE_GRAPHS = Effect(
     "CUDA graphs are for a GPU, and policy.device is cpu",
     "warning",
 )
+_NO_LOOP = Effect(
+    ("policy.decode_graphs",),
+    lambda c: c.policy.kind != "openvla-oft",
+    "parallel decoding has no token loop to record",
+    "warning",
+)
 _LABELS = (
     Effect(
         _named(
@@ -145,6 +151,7 @@ _TRAIN = (
     _SCRATCH,
     Effect(_LOADED, lambda c: c.policy.checkpoint or not c.policy.scratch, _FROM_SCRATCH),
     _DECODE_GRAPHS,
+    _NO_LOOP,
     Effect(
         ("policy.decode_graphs",),
         lambda c: c.parallel.shard == "none",
@@ -403,6 +410,14 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
             "a greedy policy draws nothing at random; it counts with --temperature above 0",
             "warning",
         ),
+    ),
+    "DoctorArguments": (
+        Effect(
+            ("dataset", "unnorm_key"),
+            lambda c: bool(c.checkpoint),
+            "it is asked of a checkpoint; set --checkpoint",
+        ),
+        Effect(("unnorm_key",), lambda c: bool(c.dataset), "no actions are read; set --dataset"),
     ),
     "ExportConfig": (
         Effect(

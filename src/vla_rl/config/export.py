@@ -21,6 +21,8 @@ class ExportConfig(Config):
     """One checkpoint in OpenVLA's format, adapters merged into the weights (the default)."""
     adapter: bool = False
     """The adapters alone, in PEFT's format."""
+    kind: str = ""
+    """Class of the policy, openvla or openvla-oft, where the checkpoint does not say it itself."""
     base: str = ""
     """Folder or hub id of the model that the adapters belong to, where it is not the one they name themselves."""
     unnorm_key: str = ""

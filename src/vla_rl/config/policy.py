@@ -104,6 +104,9 @@ class PolicyConfig(Config, group="policy"):
     scratch: Literal["", "tiny", "mini"] = ""
     """Model to build with random weights where there is no checkpoint: tiny for 64 px, mini for 32 px and simple
     scenes. Empty: fine-tuning builds the tiny one, and PPO asks for a checkpoint."""
+    kind: str = ""
+    """Class of the policy. openvla: action tokens one after another. openvla-oft: all of a turn in one parallel pass
+    (OpenVLA-OFT with discrete tokens). Empty: what the checkpoint says; published ones of OpenVLA-OFT do not say it."""
     base: str = ""
     """Folder or hub id of the model that adapters belong to, where it is not the one they name themselves."""
     unnorm_key: str = ""

@@ -22,11 +22,14 @@ from vla_rl.policies.openvla.config_files import read_checkpoint_config
 from vla_rl.policies.openvla.memory import count_weights
 from vla_rl.policies.openvla.model import critic_sizes
 from vla_rl.policies.shapes import shapes_alone
+from vla_rl.runtime.bases import checkpoint_kind
+from vla_rl.runtime.external import shown
 from vla_rl.runtime.locate import locate_policy
 
 LARGE = 1e9
 """Weights from which a policy needs a GPU, and takes bfloat16 on one."""
 PUBLISHED = "openvla-7b"
+PLANNED = "openvla"
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,14 @@ def workload(config: TrainConfig, gpus: int) -> Workload:
     )
 
 
+def _require_planned(kind: str) -> None:
+    """UserError for a class of policies whose costs are not known."""
+    if kind not in ("", PLANNED):
+        raise UserError(
+            f"vla-rl plan knows the costs of policies of class {PLANNED} alone, this one is of class {shown(kind)}"
+        )
+
+
 def _mean_env(env: EnvConfig) -> EnvConfig:
     """`env` with one clock for all its suites: the mean over suites of their turns, and of the steps of an action.
 
@@ -149,6 +160,7 @@ def _model(config: TrainConfig) -> tuple[ModelConfig, tuple[str, ...]]:
     """The model that the run would load, and what had to be supposed."""
     checkpoint = config.policy.checkpoint
     size = config.env.image_size
+    _require_planned(config.policy.kind)
     if not checkpoint:
         name = config.policy.scratch or "tiny"
         said = (
@@ -159,6 +171,7 @@ def _model(config: TrainConfig) -> tuple[ModelConfig, tuple[str, ...]]:
         return SCRATCH_MODELS[name](size), said
     if Path(checkpoint).exists():
         folder, _ = locate_policy(Path(checkpoint))
+        _require_planned(config.policy.kind or checkpoint_kind(folder, config.policy.base))
         return read_checkpoint_config(folder).model, ()
     if "openvla" in checkpoint.lower() and "/" in checkpoint:
         return OPENVLA_7B, (

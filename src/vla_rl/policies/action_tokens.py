@@ -78,9 +78,11 @@ class ActionStatistics:
         span = np.where(self.q99 > self.q01, self.q99 - self.q01, 1.0)
         return np.where(self.mask, 2.0 * (actions - self.q01) / span - 1.0, actions)
 
-    def unnormalize(self, actions: Float[np.ndarray, "*n A"]) -> Float64[np.ndarray, "*n A"]:
-        """-1..1 to q01..q99: a = 0.5 (x + 1)(q99 - q01) + q01."""
-        scaled = 0.5 * (actions + 1.0) * (self.q99 - self.q01) + self.q01
+    def unnormalize(
+        self, actions: Float[np.ndarray, "*n A"], margin: float = 0.0
+    ) -> Float64[np.ndarray, "*n A"]:
+        """-1..1 to q01..q99: a = 0.5 (x + 1)(q99 - q01 + margin) + q01. OpenVLA-OFT has a margin of 1e-8."""
+        scaled = 0.5 * (actions + 1.0) * (self.q99 - self.q01 + margin) + self.q01
         return np.where(self.mask, scaled, actions)
 
 

@@ -1,8 +1,8 @@
-"""The classes of policies, by what their checkpoints call themselves: `model_type` in config.json.
+"""The classes of policies, by what their checkpoints call themselves, or `policy.kind` in their place.
 
-A new one is a folder beside `openvla/` and a line here; or, in a package of yours, an entry point of the group
-`vla_rl.policies` with that name, which is loaded when a checkpoint calls itself so. Every other image-text model that
-transformers knows is of one class.
+A checkpoint says it in our own files, or as `model_type` in config.json. A new one is a folder beside `openvla/` and a
+line here; or, in a package of yours, an entry point of the group `vla_rl.policies` with that name, which is loaded when
+a checkpoint calls itself so. Every other image-text model that transformers knows is of one class.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ import torch
 
 from vla_rl.config import (
     SCRATCH_MODELS,
+    ConfigError,
     Conventions,
     GRPOConfig,
     PolicyConfig,
@@ -44,6 +46,9 @@ from vla_rl.policies.openvla.examining import examine as examine_openvla
 from vla_rl.policies.openvla.memory import policy_budget
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
 from vla_rl.policies.openvla.processing import with_image_fit
+from vla_rl.policies.openvla_oft.memory import policy_budget as oft_budget
+from vla_rl.policies.openvla_oft.model import LEAST_LAYERS
+from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.policies.policy import Policy
 from vla_rl.runtime.bases import checkpoint_kind
 from vla_rl.runtime.entry_points import add_entry_points
@@ -55,10 +60,12 @@ Settings = TypeVar("Settings", PPOConfig, GRPOConfig, TPOConfig)
 LOG = logging.getLogger(__name__)
 
 SCRATCH = "openvla"
-"""The family of a policy that is made from scratch."""
+"""The family of a policy that is made from scratch, if `policy.kind` does not say another."""
 
 
-def _openvla_from_scratch(
+def _from_scratch(
+    policy: type[OpenVLAPolicy],
+    least_layers: int,
     image_size: int,
     instructions: Sequence[str],
     norm_stats: Mapping[str, Any],
@@ -69,17 +76,24 @@ def _openvla_from_scratch(
     image_fit: ImageFit | None = None,
 ) -> OpenVLAPolicy:
     model = with_image_fit(SCRATCH_MODELS[config.scratch or "tiny"](image_size), image_fit)
+    layers = max(model.language.layers, least_layers)
+    model = replace(model, language=replace(model.language, layers=layers))
     statistics = dict(norm_stats)
-    return OpenVLAPolicy.create(
-        model, instructions, statistics, action_dim, action_chunk, config, seed
-    )
+    return policy.create(model, instructions, statistics, action_dim, action_chunk, config, seed)
 
 
 POLICIES: dict[str, PolicyFamily] = {
     "openvla": PolicyFamily(
         load=OpenVLAPolicy.from_checkpoint,
-        create=_openvla_from_scratch,
+        create=partial(_from_scratch, OpenVLAPolicy, 1),
         memory_budget=policy_budget,
+        examine=examine_openvla,
+        shardable=True,
+    ),
+    "openvla-oft": PolicyFamily(
+        load=OpenVLAOFTPolicy.from_checkpoint,
+        create=partial(_from_scratch, OpenVLAOFTPolicy, LEAST_LAYERS),
+        memory_budget=oft_budget,
         examine=examine_openvla,
         shardable=True,
     ),
@@ -109,12 +123,25 @@ def family(kind: str) -> PolicyFamily | None:
     return POLICIES.get(kind)
 
 
-def family_of(reference: str | Path, base: str = "") -> PolicyFamily:
-    """The family of the checkpoint at `reference`, of adapters that of their base.
+def named_family(kind: str) -> PolicyFamily:
+    """The family that `policy.kind` names, by default that of policies from scratch. ConfigError for an unknown one."""
+    kind = kind or SCRATCH
+    found = family(kind)
+    if found is None:
+        raise ConfigError(
+            f"policy.kind is {shown(kind)}, expected a class of policies.{nearest(kind, POLICIES)}"
+        )
+    return found
+
+
+def family_of(reference: str | Path, base: str = "", kind: str = "") -> PolicyFamily:
+    """The family of the checkpoint at `reference`, of adapters that of their base; `kind` is the user's own word.
 
     Raises UserError for a model of a family that is not known. A checkpoint that does not say gets OpenVLA's, whose
     loader says what is wrong with it.
     """
+    if kind:
+        return named_family(kind)
     kind = checkpoint_kind(reference, base) or SCRATCH
     found = family(kind)
     if found is not None:
@@ -146,7 +173,7 @@ def load_policy(
     Raises UserError for a model that is not known, and for missing, damaged or ill-fitting files.
     """
     config = config or PolicyConfig()
-    return family_of(reference, config.base).load(
+    return family_of(reference, config.base, config.kind).load(
         reference,
         config,
         unnorm_key=unnorm_key,

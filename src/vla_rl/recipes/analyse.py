@@ -170,7 +170,7 @@ def _load(where: str, trained: TrainConfig, what: str) -> Policy:
     """UserError unless the policy can play in the run's environment."""
     env, own = trained.env, trained.policy
     asked = PolicyConfig(
-        base=own.base, unnorm_key=own.unnorm_key, dtype=own.dtype, images=own.images,
+        kind=own.kind, base=own.base, unnorm_key=own.unnorm_key, dtype=own.dtype, images=own.images,
         gripper=own.gripper, device=own.device, decode_graphs=own.decode_graphs,
     )  # fmt: skip
     # what it says of itself decides where it can play, so it is not told a suite

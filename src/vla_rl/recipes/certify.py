@@ -27,6 +27,7 @@ from torch import Tensor
 from vla_rl import __version__
 from vla_rl.config import ConfigError, PolicyConfig, UserError, nearest
 from vla_rl.envs.registry import benchmark
+from vla_rl.policies.openvla.model import OpenVLA
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
 from vla_rl.policies.openvla.processing import pixel_values
 from vla_rl.policies.prompts import Prompts
@@ -249,7 +250,7 @@ def _computed_with(policy: OpenVLAPolicy) -> dict[str, Any]:
 
 def _load(folder: Path, settings: PolicyConfig) -> OpenVLAPolicy:
     policy = load_policy(folder, settings)
-    if not isinstance(policy, OpenVLAPolicy):
+    if not isinstance(policy, OpenVLAPolicy) or policy.kind != OpenVLA.kind:
         raise UserError(
             f"{folder} is a policy of type {policy.kind!r}; engines serve OpenVLA's class alone"
         )

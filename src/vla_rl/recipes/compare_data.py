@@ -126,7 +126,9 @@ def planned_tuning(
         dataset=str(out / "demos"),
         episodes_per_task=size,
         out=str(out / f"{'start' if start else 'sft'}-{size}-seed-{seed}"),
-        policy=PolicyConfig(scratch=base.policy.scratch, device=base.policy.device),
+        policy=PolicyConfig(
+            scratch=base.policy.scratch, kind=base.policy.kind, device=base.policy.device
+        ),
         action_chunk=base.env.action_chunk,
         epochs=max(1, round((config.start_episodes if start else config.sft_episodes) / size)),
         validation_fraction=0.0,  # of one demonstration there is none to spare

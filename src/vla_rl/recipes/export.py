@@ -34,12 +34,16 @@ def export(config: ExportConfig) -> Path:
     require_unused(out)
     folder = str(locate_policy(Path(config.checkpoint))[0])
     settings = PolicyConfig(
-        checkpoint=folder, base=config.base, unnorm_key=config.unnorm_key, device="cpu"
+        checkpoint=folder,
+        kind=config.kind,
+        base=config.base,
+        unnorm_key=config.unnorm_key,
+        device="cpu",
     )
-    if family_of(folder, config.base) is POLICIES[FAMILY]:
+    if family_of(folder, config.base, config.kind) is POLICIES[FAMILY]:
         stored = huggingface_dtype(folder, config.base)
     else:
-        stored = stored_dtype(find_source(folder, config.base))
+        stored = stored_dtype(find_source(folder, config.base, kind=config.kind))
     policy = load_policy(folder, settings, dtype=stored)
     with whole_folder(out) as partial:
         _write(policy, partial, config)

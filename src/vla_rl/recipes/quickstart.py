@@ -78,7 +78,7 @@ def _run_steps(config: QuickstartConfig, base: TrainConfig, out: Path) -> Path:
         tuning = SFTConfig(
             dataset=str(demos),
             out=str(sft),
-            policy=PolicyConfig(scratch=base.policy.scratch),
+            policy=PolicyConfig(scratch=base.policy.scratch, kind=base.policy.kind),
             action_chunk=base.env.action_chunk,
             epochs=config.sft_epochs,
             validation_fraction=1 / (config.demos_per_task + 1),

@@ -30,6 +30,7 @@ def serve(
     temperature: float = 0.0,
     seed: int = 0,
     unnorm_key: str = "",
+    kind: str = "",
     base: str = "",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> str:
@@ -47,7 +48,7 @@ def serve(
     except AddressError as error:
         raise ConfigError(str(error)) from error
     try:
-        config = PolicyConfig(unnorm_key=unnorm_key, base=base, dtype=dtype)
+        config = PolicyConfig(kind=kind, unnorm_key=unnorm_key, base=base, dtype=dtype)
         policy, env, trained_in = policy_and_env(checkpoint, suite, None, config, 0, 0)
         env = _one_suite(env)
         talk.conversations = conversations(policy, env, trained_in, protocol, temperature, seed)

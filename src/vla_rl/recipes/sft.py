@@ -32,7 +32,7 @@ from vla_rl.envs.defaults import suite_actions
 from vla_rl.envs.registry import normalised_robots
 from vla_rl.envs.suites import is_union
 from vla_rl.policies.policy import PlaysSuites, Policy
-from vla_rl.policies.registry import POLICIES, SCRATCH, load_policy
+from vla_rl.policies.registry import load_policy, named_family
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.external import read_json
 from vla_rl.runtime.files import require_writable, whole_folder, write_json
@@ -41,6 +41,7 @@ from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN
 from vla_rl.runtime.seeding import generator, seed_everything
 from vla_rl.runtime.signals import StopRequest, graceful_stop
 from vla_rl.training.epoch_state import EpochState, fingerprint, is_unfinished, open_epochs
+from vla_rl.training.likelihood import warn_if_unlikely
 
 SMALL_MODEL = 20_000_000
 """Weights up to which a model is small."""
@@ -59,6 +60,7 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
     `out` that is in use, and when the loss diverges, and `Stopped`, a KeyboardInterrupt, where a signal ended it.
     """
     out = require_writable(Path(config.out), "folder")
+    named_family(config.policy.kind)  # refuses an unknown one before anything is read
     is_unfinished(out, config, out / "policy")
     seed_everything(config.seed)
     environment = environment_of(Path(config.dataset))
@@ -209,7 +211,7 @@ def build_policy(
         statistics = {Path(config.dataset).resolve().name: dataset_statistics(demos)}
     action_dim, folder = demos.actions.shape[1], config.policy.checkpoint
     if not folder:
-        return POLICIES[SCRATCH].create(
+        return named_family(config.policy.kind).create(
             demos.image_size, demos.instructions, statistics, action_dim, config.action_chunk,
             config.policy, config.seed, demos.image_fit,
         )  # fmt: skip
@@ -220,6 +222,9 @@ def build_policy(
             f"{config.dataset}: expected actions of size {loaded.action_dim}, as the policy in {folder} plays them, "
             f"got {action_dim}. Take a dataset of the same robot, or train from scratch (empty policy.checkpoint)."
         )
+    may_see = loaded.resizes_images or loaded.image_size == demos.image_size
+    if may_see and not suites:  # of several suites, each has statistics of its own
+        warn_if_unlikely(loaded, demos, folder)
     policy = loaded.with_actions_of(statistics, config.action_chunk, demos.image_fit)
     if not policy.resizes_images and policy.image_size != demos.image_size:
         raise UserError(

@@ -18,6 +18,8 @@ from vla_rl.runtime.external import read_json
 from vla_rl.runtime.hub import checkpoint_folder, hub_id
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_SECTION_FILE = "vla_rl.json"
+"""What we write beside adapters of the policy that they belong to."""
 MOST_BASES = 4
 """Adapters on merged adapters on ..., more than this is a circle."""
 
@@ -34,6 +36,7 @@ class _NamedBase:
 class _Kind:
     model_type: str | None = None
     vla_rl: dict[str, object] | None = None
+    kind: str | None = None  # of our file beside adapters
 
 
 def base_reference(base: str, folder: Path) -> str:
@@ -79,16 +82,26 @@ def named_base(folder: Path) -> str:
 
 
 def checkpoint_kind(reference: str | Path, base: str = "") -> str:
-    """`model_type` of the model at `reference`, of adapters their base's; empty where no file says it.
+    """What class of policy is at `reference`, of adapters their base's; empty where no file says it.
 
-    `base` replaces what adapters name. What cannot be read is for the loader to complain about.
+    It is `model_type` in config.json. Of `openvla` there are several classes, which our own files tell apart as `kind`,
+    in a section of config.json or in a file beside adapters. `base` replaces what adapters name. What cannot be read is
+    for the loader to complain about.
     """
-    named = str(reference)
+    named, beside = str(reference), ""
     try:
         for _ in range(MOST_BASES + 1):
             folder = checkpoint_folder(named)
             if not is_adapter_folder(folder):
-                return read_json(folder / "config.json", _Kind, inside=folder).model_type or ""
+                found = read_json(folder / "config.json", _Kind, inside=folder)
+                own = (found.vla_rl or {}).get("kind")
+                said = found.model_type or ""
+                if said not in ("", "openvla"):
+                    return said
+                return beside or (own if isinstance(own, str) else said)
+            ours = folder / ADAPTER_SECTION_FILE
+            if not beside and ours.is_file():
+                beside = read_json(ours, _Kind, inside=folder).kind or ""
             named, base = base or named_base(folder), ""
     except UserError:
         return ""

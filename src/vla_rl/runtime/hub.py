@@ -7,6 +7,7 @@ imports no torch.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from vla_rl.config.errors import UserError
 from vla_rl.runtime.extras import need
 
+LOG = logging.getLogger(__name__)
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model")
 
@@ -67,6 +69,25 @@ def checkpoint_folder(reference: str | Path) -> Path:
     ) as error:  # the library raises its own, its HTTP client's and the system's errors
         raise UserError(_why_not(str(reference), repository, error)) from error
     return Path(folder)
+
+
+def files_on_hub(reference: str | Path) -> list[str]:
+    """Names of all files of a hub repository, also of those that are not fetched.
+
+    Empty for folders, and where the hub cannot be asked: a snapshot in the cache does not say what else there is.
+    """
+    named = hub_id(reference)
+    if named is None:
+        return []
+    need("huggingface_hub", purpose=f"{reference} is no folder here, and fetching it from the hub")
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.list_repo_files(named[0], revision=named[1])
+    except Exception as error:
+        # the library raises its own, its HTTP client's and the system's errors; without a network the cache must do
+        LOG.info("the files of %s cannot be listed (%s)", named[0], type(error).__name__)
+        return []
 
 
 def _why_not(reference: str, repository: str, error: Exception) -> str:

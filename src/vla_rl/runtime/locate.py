@@ -6,6 +6,7 @@ Importing this module imports no torch.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from vla_rl.runtime.hub import hidden_id, hub_id
 from vla_rl.runtime.run_folder import ENVIRONMENT_OF_RUN, training_run
 from vla_rl.runtime.run_policy import policy_of_run
 
-OFT_PARTS = ("action_head*", "proprio_projector*", "noisy_action_projector*", "vision_backbone*")
+OFT_PARTS = {
+    "action_head": "actions come from an L1 or diffusion head, and the language model's own head is untrained",
+    "noisy_action_projector": "actions come from a diffusion head",
+    "proprio_projector": "it reads proprioception (use_proprio)",
+    "vision_backbone": "its vision towers are conditioned on the instruction (FiLM, use_film)",
+}
+"""What OpenVLA-OFT writes beside a model that does more than predict action tokens, by how the file's name begins."""
+OFT_ENDINGS = (".pt", ".safetensors")
 OFT_ADAPTER = "lora_adapter"
 
 
@@ -55,33 +63,45 @@ def locate_policy(checkpoint: Path) -> tuple[Path, EnvConfig | None]:
     )
 
 
-def refuse_oft(folder: Path) -> None:
-    """Raise UserError for a folder of OpenVLA-OFT, whose parts beside the model this project does not play.
+def refuse_oft(folder: Path, kind: str = "", listed: Sequence[str] = ()) -> None:
+    """Raise UserError for a folder of OpenVLA-OFT that is not played: one with parts beside the model.
 
-    Without the signs looked for here such a folder is a complete OpenVLA checkpoint, which plays at random.
+    kind: what class of policy the user says it is. listed: names of files that were not fetched.
+
+    One that predicts action tokens has `lora_adapter` at most for a sign, and otherwise is a complete OpenVLA
+    checkpoint, which plays at random as one: the user has to say it.
     Source: moojink/openvla-oft@213c5ff, vla-scripts/finetune.py `save_training_checkpoint`.
     """
+    names = {*listed, *(path.name for path in folder.glob("*.*"))}
     parts = sorted(
-        path.name
-        for pattern in OFT_PARTS
-        for ending in (".pt", ".safetensors")
-        for path in folder.glob(f"{pattern}{ending}")
+        name for name in names if name.startswith(tuple(OFT_PARTS)) and name.endswith(OFT_ENDINGS)
     )
     adapter = folder / OFT_ADAPTER
     has_adapter = (adapter / ADAPTER_CONFIG_FILE).is_file()
-    if not parts and not has_adapter:
-        return
     signs = ", ".join([*parts, *([f"{OFT_ADAPTER}/"] if has_adapter else [])])
-    remedy = (
+    start = (
         f"Its adapter alone, without them, can be loaded as a start for fine-tuning: give {adapter}, and --policy.base "
         "if the model it belongs to is not the one it names"
-        if has_adapter
-        else "Take a checkpoint of OpenVLA that predicts action tokens, openvla/openvla-7b for example"
     )
-    raise UserError(
-        f"{folder} is a folder of OpenVLA-OFT ({signs}). Its parallel decoding, and action heads, proprioception and "
-        f"FiLM in files of their own, are not supported. {remedy}"
-    )
+    if parts:
+        why = "; ".join(dict.fromkeys(_reason(name) for name in parts))
+        remedy = (
+            "Take a checkpoint that was trained on action tokens (use_l1_regression, use_diffusion, use_proprio and "
+            "use_film all False), with --policy.kind openvla-oft, or one of plain OpenVLA"
+        )
+        raise UserError(
+            f"{folder} is a folder of OpenVLA-OFT ({signs}), which is not supported: {why}. {remedy}."
+            f"{' ' + start if has_adapter else ''}"
+        )
+    if has_adapter and not kind:
+        raise UserError(
+            f"{folder} is a folder of OpenVLA-OFT ({signs}), and is not supported as plain OpenVLA: give --policy.kind "
+            f"openvla-oft if it was trained on action tokens (without L1 or diffusion head). {start}"
+        )
+
+
+def _reason(name: str) -> str:
+    return next(why for part, why in OFT_PARTS.items() if name.startswith(part))
 
 
 def _env_of_run(folder: Path) -> EnvConfig | None:

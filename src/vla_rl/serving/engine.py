@@ -23,6 +23,7 @@ from torch import Tensor
 from vla_rl.config import ConfigError, TrainConfig
 from vla_rl.distributed.world import World
 from vla_rl.policies.openvla.exporting import MergedWeights
+from vla_rl.policies.openvla.model import OpenVLA
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
 from vla_rl.policies.policy import ForPolicy, Policy, PolicyOutput
 from vla_rl.serving.addresses import Address
@@ -59,7 +60,7 @@ class ServedEngine(ForPolicy):
                 f"parallel.engine {backend} decides every token of a turn, and {config.env.suite!r} has robots whose "
                 "actions differ in size: take parallel.engine own"
             )
-        if not isinstance(policy, OpenVLAPolicy):
+        if not isinstance(policy, OpenVLAPolicy) or policy.kind != OpenVLA.kind:
             raise ConfigError(
                 f"parallel.engine {backend} serves policies of OpenVLA's class alone, this one is of type "
                 f"{policy.kind!r}: take parallel.engine own"

@@ -12,14 +12,14 @@ from vla_rl.envs.registry import benchmark
 from vla_rl.envs.suites import is_union
 from vla_rl.policies.action_tokens import identity_statistics
 from vla_rl.policies.policy import Policy
-from vla_rl.policies.registry import POLICIES, SCRATCH
+from vla_rl.policies.registry import named_family
 
 
 def scratch_policy(config: TrainConfig) -> Policy:
     """A policy for the suite's instructions and its robot, with the weights that `run.seed` gives."""
     suite = config.env.suite
     played = benchmark(suite)
-    return POLICIES[SCRATCH].create(
+    return named_family(config.policy.kind).create(
         config.env.image_size,
         played.instructions(suite),
         _statistics(suite),

@@ -27,8 +27,10 @@ def sharded_policy(
     whose weights cannot be divided, and UserError where the ranks have made different ones.
     """
     settings = config.policy
-    if settings.checkpoint and not family_of(settings.checkpoint, settings.base).shardable:
-        raise ConfigError(_cannot(settings.checkpoint))
+    if settings.checkpoint:
+        family = family_of(settings.checkpoint, settings.base, settings.kind)
+        if not family.shardable:
+            raise ConfigError(_cannot(settings.checkpoint))
     device = resolve_device(settings.device)
     compute = compute_dtype(config, device)
     sharding = Sharding(world, device, config.parallel.gather, compute)

@@ -26,7 +26,7 @@ from vla_rl.envs.defaults import conventions
 from vla_rl.envs.registry import playable
 from vla_rl.envs.suites import is_union
 from vla_rl.policies.policy import Policy
-from vla_rl.policies.registry import load_policy
+from vla_rl.policies.registry import load_policy, named_family
 from vla_rl.policies.shardable import lending, sharding_of
 from vla_rl.rewards import RewardFunction
 from vla_rl.rollout import Collector
@@ -67,6 +67,7 @@ def open_training_run(
 ) -> Run | FollowedRun:
     """Open the folder to go on in, or make a new one; all ranks call it."""
     require_algorithm(config.algorithm)
+    named_family(config.policy.kind)  # refuses an unknown one before there is a run
     if config.parallel.shard != "none":
         require_sharding(world)
     if world.rank > 0:

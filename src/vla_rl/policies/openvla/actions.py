@@ -41,8 +41,10 @@ class TurnActions:
         gripper: Literal["as-is", "openvla"],
         chunk: int,
         size: int,
+        margin: float = 0.0,
     ) -> None:
-        """statistics: of whatever instruction has none of its own. size: A."""
+        """statistics: of whatever instruction has none of its own. size: A. margin: see `unnormalize`."""
+        self._margin = margin
         self._tokenizer, self._statistics, self._gripper = tokenizer, statistics, gripper
         self._chunk, self._size = chunk, size
         self._by_instruction: dict[str, ActionStatistics] = {}
@@ -124,7 +126,7 @@ class TurnActions:
     def _to_robot(
         self, values: Float64[np.ndarray, "N C A"], statistics: ActionStatistics
     ) -> Float64[np.ndarray, "N C A"]:
-        actions = statistics.unnormalize(values)
+        actions = statistics.unnormalize(values, self._margin)
         return gripper_to_libero(actions) if self._gripper == "openvla" else actions
 
     def _from_robot(

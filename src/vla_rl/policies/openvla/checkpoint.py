@@ -76,7 +76,10 @@ def weights_of(folder: Path) -> dict[str, TensorEntry]:
 
 
 def check_weights(
-    folder: Path, config: ModelConfig, adapters: Iterable[StoredAdapter] = ()
+    folder: Path,
+    config: ModelConfig,
+    adapters: Iterable[StoredAdapter] = (),
+    network: type[OpenVLA] = OpenVLA,
 ) -> tuple[OpenVLA, dict[str, TensorEntry]]:
     """The model without memory for its weights, and the files' entries, which fit it and the adapters.
 
@@ -84,7 +87,7 @@ def check_weights(
     """
     entries = weights_of(folder)
     with shapes_alone():
-        model = OpenVLA(config)
+        model = network(config)
     check_fit(entries, model.state_dict(), folder, f"a model {config.name!r}")
     for adapter in adapters:
         adapter.check(entries)
@@ -97,15 +100,16 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     adapters: Iterable[StoredAdapter] = (),
+    network: type[OpenVLA] = OpenVLA,
 ) -> OpenVLA:
     """Build the model from a checkpoint's weights, one tensor at a time, without ever holding random ones.
 
     On the host there is never more than the finished model and one tensor; for a model on a GPU one tensor alone.
-    `adapters` are merged on the way, in float32. Raises UserError for a missing or truncated file, and for weights
-    that do not fit `config`, before any is read.
+    `adapters` are merged on the way, in float32. network: the class of model to build. Raises UserError for a missing
+    or truncated file, and for weights that do not fit `config`, before any is read.
     """
     adapters = list(adapters)
-    model, entries = check_weights(folder, config, adapters)
+    model, entries = check_weights(folder, config, adapters, network)
     for name, tensor in stream_tensors(entries):
         weight = tensor.to(device)
         for adapter in adapters:

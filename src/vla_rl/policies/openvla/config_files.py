@@ -6,6 +6,7 @@ Ours carry the official keys and a section `vla_rl` with the sizes in full, so t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -26,13 +27,13 @@ from vla_rl.policies.statistics_files import (
     read_statistics,
     statistics_of_config,
 )
+from vla_rl.runtime.bases import ADAPTER_SECTION_FILE
 from vla_rl.runtime.external import parse_json, printable, read_bytes, read_json, shown
 from vla_rl.runtime.files import write_json
 from vla_rl.runtime.run_policy import policy_of_run
 
 S = TypeVar("S")
 
-ADAPTER_SECTION_FILE = "vla_rl.json"
 FORMAT = 1
 COMPANIONS = (
     PREPROCESSOR_FILE,
@@ -71,6 +72,8 @@ class OwnSection:
     """Folder or hub id of the frozen base, for adapters on a base that is not stored along with them."""
     base_digest: str | None = None
     """`sample_digest` of that base's weights; None in checkpoints of earlier versions."""
+    kind: str = "openvla"
+    """The class of policy, see `PolicyConfig.kind`; the official keys have no place for it."""
 
     def __post_init__(self) -> None:
         _require_action(self)
@@ -93,6 +96,8 @@ class Checkpoint:
     """Folder or hub id of the frozen base, for adapters on a base that is not stored along with them."""
     base_digest: str | None = None
     """Tells that base from another that lies in its place."""
+    kind: str = "openvla"
+    """The class of policy that plays it, see `PolicyConfig.kind`."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Keys of the official file that we keep as they are."""
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
@@ -112,6 +117,7 @@ class AdapterSection:
     gripper: Literal["as-is", "openvla"]
     base_digest: str | None = None
     unnorm_keys: tuple[str, ...] = ()
+    kind: str = "openvla"
 
     def __post_init__(self) -> None:
         _require_action(self)
@@ -127,6 +133,7 @@ def write_adapter_section(folder: Path, checkpoint: Checkpoint) -> None:
         checkpoint.model.gripper,
         checkpoint.base_digest,
         checkpoint.unnorm_keys,
+        checkpoint.kind,
     )
     write_json(folder / ADAPTER_SECTION_FILE, {"format": FORMAT, **to_json(section)})
     write_json(folder / STATISTICS_FILE, checkpoint.norm_stats)
@@ -158,10 +165,24 @@ def with_adapter_files(base: Checkpoint, folder: Path) -> Checkpoint:
         unnorm_key=section.unnorm_key,
         unnorm_keys=section.unnorm_keys,
         base_digest=section.base_digest,
+        kind=section.kind,
         own=True,
     )
     _require_dimension(described, path)
     return described
+
+
+def with_dataset(
+    checkpoint: Checkpoint, statistics: Mapping[str, Any], action_chunk: int
+) -> Checkpoint:
+    """The description of the same model for another dataset's actions, or those of several suites."""
+    return dataclasses.replace(
+        checkpoint,
+        norm_stats={**checkpoint.norm_stats, **statistics},
+        unnorm_key=next(iter(statistics)),
+        unnorm_keys=tuple(statistics) if len(statistics) > 1 else (),
+        action_chunk=action_chunk,
+    )
 
 
 def _refuse_run(folder: Path) -> None:

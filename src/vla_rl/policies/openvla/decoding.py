@@ -18,7 +18,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64
@@ -54,9 +56,51 @@ class FixedTokens:
     token: int
 
 
+@runtime_checkable
+class Decides(Protocol):
+    """How a policy comes from images and prompts to tokens. Call it in inference mode.
+
+    The state that `prefill` gives is for `choose` alone, which uses it up.
+    """
+
+    def prefill(
+        self, pixel_values: Float[Tensor, "N 6 H W"], prompts: Prompts
+    ) -> tuple[Float[Tensor, "N D"], Any]:
+        """The hidden state that predicts the first token, and what `choose` needs."""
+        ...
+
+    def prefill_shared(
+        self, pixel_values: Float[Tensor, "N 6 H W"], prompts: Prompts, copies: int
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "NJ D"], Any]:
+        """The same once, for `copies` choices of each row, row by row."""
+        ...
+
+    def choose(
+        self,
+        hidden: Float[Tensor, "N D"],
+        state: Any,
+        draws: Float32[Tensor, "N K"] | None,
+        temperature: float,
+        fixed: FixedTokens | None = None,
+    ) -> Choice:
+        """The K tokens of every row and their log-probs; without `draws` greedily, with log-probs of 0."""
+        ...
+
+
 def decisions(numbers: Float[Tensor, "N K"], fixed: FixedTokens | None) -> Float[Tensor, "N K"]:
     """Log-probs or entropies, 0 and without gradient where a token is fixed."""
     return numbers if fixed is None else numbers.masked_fill(fixed.where, 0.0)
+
+
+def require_candidates(uniforms: np.ndarray, rows: int, count: int, temperature: float) -> None:
+    """Raise ValueError unless candidates of `count` tokens can be drawn for so many rows."""
+    if not temperature > 0:
+        raise ValueError(
+            f"candidates differ only if sampled: temperature must be positive, got {temperature}"
+        )
+    shape = uniforms.shape
+    if len(shape) != 3 or (shape[0], shape[2]) != (rows, count) or shape[1] == 0:
+        raise ValueError(f"uniforms must have shape ({rows}, J, {count}), got {shape}")
 
 
 def choose_tokens(

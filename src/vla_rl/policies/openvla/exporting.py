@@ -139,6 +139,8 @@ def fingerprint_of(policy: Savable) -> str:
             select_statistics(description.norm_stats, key)[1] for key in description.unnorm_keys
         ]
         facts["suites"] = [[s.q01.tolist(), s.q99.tolist(), s.mask.tolist()] for s in each]
+    if description.kind != "openvla":  # which digests of earlier versions do not say
+        facts["kind"] = description.kind
     text = json.dumps(facts, sort_keys=True)
     return fingerprint(policy.model, text, policy.processor.tokenizer.to_str())
 

@@ -1,4 +1,4 @@
-"""A causal Llama-style language model that computes what action decoding needs and nothing else.
+"""A Llama-style language model that computes what action decoding needs and nothing else; causal unless asked.
 
 Names of parameters are those of Hugging Face's Llama. Column c of a sequence has rotary position c, given
 explicitly; the last layer computes keys and values for all columns but the rest only at the columns asked for,
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from vla_rl.config.openvla import LanguageConfig
@@ -56,6 +56,22 @@ class Columns:
         if self.index is None:
             return table[self.start : self.start + self.count]
         return table[self.index]
+
+
+@dataclass(frozen=True)
+class Bidirectional:
+    """Attention in which every column sees every other one, padding excepted."""
+
+    padding: Bool[Tensor, "N S"] | None = None
+    """Columns that none may see; None where there are none."""
+
+    def bias(self, queries: int, dtype: torch.dtype) -> Float[Tensor, "N 1 Q S"] | None:
+        """0 for what may be seen, minus infinity elsewhere; None where all may."""
+        if self.padding is None:
+            return None
+        seen = torch.zeros(self.padding.shape, device=self.padding.device, dtype=dtype)
+        masked = seen.masked_fill(self.padding, -torch.inf)
+        return masked[:, None, None].expand(-1, -1, queries, -1)
 
 
 class KeyValueCache:
@@ -188,7 +204,9 @@ class Decoder(nn.Module):
         self.recompute = False
         """Keep only each layer's input for the backward pass."""
 
-    def _pass(self, x: Tensor, columns: Columns, visible: int, length: int) -> Pass:
+    def _pass(
+        self, x: Tensor, columns: Columns, visible: int, length: int, sight: Bidirectional | None
+    ) -> Pass:
         """Rotary tables and mask for queries at `columns` that may look at the first `visible` columns."""
         config = self.config
         head_dim = config.hidden // config.heads
@@ -196,7 +214,10 @@ class Decoder(nn.Module):
         whole = columns.index is None and columns.start == 0 and columns.count == visible
         newest = columns.index is None and columns.count == 1 and columns.start == visible - 1
         bias = None
-        if not whole and not newest:
+        if sight is not None:
+            queries = columns.count if columns.index is None else columns.index.shape[1]
+            whole, bias = False, sight.bias(queries, x.dtype)
+        elif not whole and not newest:
             bias = columns.rows(kernels.causal_bias(length, x.device, x.dtype))[..., :visible]
             bias = bias if columns.index is None else bias[:, None]
         return Pass(
@@ -209,20 +230,22 @@ class Decoder(nn.Module):
         at: Columns,
         asked: Columns | None = None,
         cache: KeyValueCache | None = None,
+        sight: Bidirectional | None = None,
     ) -> Float[Tensor, "N Q D"]:
         """Hidden states after the final norm.
 
         x: embeddings of the columns `at`. `asked`: the columns whose hidden states are wanted (all of `at` if
-        None); they must lie within `at`. `cache`: earlier columns, to which these are added.
+        None); they must lie within `at`. `cache`: earlier columns, to which these are added. `sight`: None is causal;
+        otherwise `at` is the whole sequence.
         """
         if cache is not None and at.index is not None:
             visible = cache.columns
         else:
             visible = at.start + at.count
         length = visible if cache is None else cache.columns
-        shared = self._pass(x, at, visible, length)
+        shared = self._pass(x, at, visible, length, sight)
         last = len(self.layers) - 1
-        selection = None if asked is None else (asked, self._pass(x, asked, visible, length))
+        selection = None if asked is None else (asked, self._pass(x, asked, visible, length, sight))
         for i, layer in enumerate(self.layers):
             x = kernels.run_block(
                 layer, x, shared, selection if i == last else None, cache, i,

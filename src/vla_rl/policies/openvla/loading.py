@@ -50,13 +50,14 @@ from vla_rl.runtime.bases import (
     named_base,
 )
 from vla_rl.runtime.external import path_inside, shown
-from vla_rl.runtime.hub import checkpoint_folder, hidden_id, hub_id
+from vla_rl.runtime.hub import checkpoint_folder, files_on_hub, hidden_id, hub_id
 from vla_rl.runtime.locate import OFT_ADAPTER, refuse_oft
 
 LOG = logging.getLogger(__name__)
 
 LARGE_MODEL = 1_000_000_000
 """Weights from which on `auto` computes in bfloat16 on a GPU."""
+OFT_KIND = "openvla-oft"
 PROBE = "put the red block on the shelf"
 """An instruction by which a tokenizer is tried."""
 
@@ -99,8 +100,10 @@ class Network:
     """Precision of the base's tensors in the files they came from, by official name."""
 
 
-def find_source(reference: str | Path, base: str = "", depth: int = 0) -> Source:
+def find_source(reference: str | Path, base: str = "", depth: int = 0, kind: str = "") -> Source:
     """Find and describe a checkpoint. `base` replaces what adapters call their base, the innermost ones.
+
+    kind: what class of policy the user says it is.
 
     Raises UserError for what is missing, damaged or contradictory.
     """
@@ -114,23 +117,27 @@ def find_source(reference: str | Path, base: str = "", depth: int = 0) -> Source
             f"No checkpoint folder at {folder}: expected a folder with config.json, or the id of a hub repository "
             f"such as openvla/openvla-7b{hidden_id(reference)}"
         )
-    refuse_oft(folder)
+    # of plain OpenVLA nobody expects such parts, and a hub that is asked takes time
+    refuse_oft(folder, kind, files_on_hub(reference) if kind == OFT_KIND else ())
     if is_adapter_folder(folder):
-        return _adapter_source(str(reference), folder, base, depth)
+        return _adapter_source(str(reference), folder, base, depth, kind)
     description = read_checkpoint_config(folder)
     weights = Weights(folder)
     if description.base:
-        found, weights = _base_of(folder, description.base, base, depth)
+        found, weights = _base_of(folder, description, base, depth)
         description = replace(description, base=found)
         _require_same_base(description, weights, folder, base)
     return Source(str(reference), folder, description, weights, folder / files.TOKENIZER_FILE)
 
 
-def _base_of(folder: Path, named: str, base: str, depth: int) -> tuple[str, Weights]:
+def _base_of(folder: Path, description: Checkpoint, base: str, depth: int) -> tuple[str, Weights]:
     """The base of adapters of our own format, in the place they name or where the user says it is."""
-    named = _present(named, folder)
+    kind = description.kind
+    named = _present(description.base or "", folder)
     if hub_id(named) is None and os.path.isdir(named) and is_adapter_folder(Path(named)):
-        return named, find_source(named, base, depth + 1).weights  # the merged kind: base is theirs
+        return named, find_source(
+            named, base, depth + 1, kind
+        ).weights  # the merged kind: base is theirs
     found = base or named
     if hub_id(found) is None and not has_weights(Path(found)):
         raise UserError(
@@ -139,7 +146,7 @@ def _base_of(folder: Path, named: str, base: str, depth: int) -> tuple[str, Weig
         )
     if hub_id(found) is None:
         found = str(Path(found).resolve())
-    return found, find_source(found, "", depth + 1).weights
+    return found, find_source(found, "", depth + 1, kind).weights
 
 
 def _require_same_base(description: Checkpoint, weights: Weights, folder: Path, given: str) -> None:
@@ -162,12 +169,13 @@ def _present(named: str, folder: Path) -> str:
     return named
 
 
-def _adapter_source(reference: str, folder: Path, base: str, depth: int) -> Source:
+def _adapter_source(reference: str, folder: Path, base: str, depth: int, kind: str) -> Source:
     adapter = read_adapter(folder)
-    if folder.name == OFT_ADAPTER:
+    if folder.name == OFT_ADAPTER and not kind:
         LOG.warning(
-            "%s belongs to OpenVLA-OFT, whose action head and attention are not part of it: it will not play well "
-            "until it is fine-tuned", folder,
+            "%s belongs to OpenVLA-OFT, and is read as an adapter of plain OpenVLA: give --policy.kind openvla-oft if "
+            "it was trained on action tokens; without its action head it will not play well until it is fine-tuned",
+            folder,
         )  # fmt: skip
     named = base or adapter.base
     if not named:
@@ -179,7 +187,7 @@ def _adapter_source(reference: str, folder: Path, base: str, depth: int) -> Sour
             f"{folder} holds adapters of {shown(named)}, which is no folder here: give the model's folder as "
             "policy.base"
         )
-    inner = find_source(named, "", depth + 1)
+    inner = find_source(named, "", depth + 1, kind)
     if inner.description.lora is not None:
         raise UserError(
             f"{inner.folder}, the base of the adapters in {folder}, is a checkpoint with adapters of its own: export "
@@ -241,6 +249,30 @@ def with_conventions(description: Checkpoint, conventions: Conventions) -> Check
     return replace(description, model=model)
 
 
+def of_kind(
+    description: Checkpoint, network: type[OpenVLA], asked: str, source: Source
+) -> Checkpoint:
+    """The description of the checkpoint as a policy of class `network`.
+
+    asked: the user's own word. UserError where a checkpoint of ours says another class, and the user none; one may
+    start from another class by saying so.
+    """
+    if not description.own:
+        return replace(description, kind=network.kind, action_chunk=network.published_chunk)
+    if description.kind == network.kind:
+        return description
+    if asked != network.kind:
+        raise UserError(
+            f"{source.folder} is a policy of type {shown(description.kind)}, expected {network.kind!r}: load it with "
+            "load_policy, or give policy.kind to begin another type from its weights"
+        )
+    LOG.warning(
+        "%s was saved as %s and is read as %s, as policy.kind asks: it will not play well until it is fine-tuned",
+        source.folder, description.kind, network.kind,
+    )  # fmt: skip
+    return replace(description, kind=network.kind)
+
+
 def choose_dtype(wanted: str, entries: Iterable[TensorEntry], device: torch.device) -> torch.dtype:
     """The precision of the weights, see `PolicyConfig.dtype`."""
     if wanted != "auto":
@@ -256,7 +288,11 @@ def stored_dtype(source: Source) -> torch.dtype:
 
 
 def load_network(
-    source: Source, config: PolicyConfig, device: torch.device, dtype: torch.dtype
+    source: Source,
+    config: PolicyConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    network: type[OpenVLA] = OpenVLA,
 ) -> Network:
     """The model with its adapters, and the description of what `save` will write."""
     description, folder = source.description, source.folder
@@ -266,7 +302,9 @@ def load_network(
             f"{folder} holds adapters of {stored}, the configuration asks for {config.lora}: use the stored settings"
         )
     weights = source.weights
-    model = files.load_model(weights.folder, description.model, device, dtype, weights.adapters)
+    model = files.load_model(
+        weights.folder, description.model, device, dtype, weights.adapters, network
+    )
     kinds = {name: entry.dtype for name, entry in weights.entries().items()}
     wanted = config.lora or stored
     if wanted is None:
@@ -334,9 +372,15 @@ def load_parts(
     unnorm_key: str | None = None,
     dtype: torch.dtype | None = None,
     conventions: Conventions | None = None,
+    network: type[OpenVLA] = OpenVLA,
 ) -> Parts:
-    """Find, check and read a checkpoint. Raises UserError for missing, truncated or ill-fitting files."""
-    source = find_source(reference, config.base)
+    """Find, check and read a checkpoint, as the class of model `network`.
+
+    Raises UserError for missing, truncated or ill-fitting files.
+    """
+    # whoever loads plain OpenVLA may not know that there is another class of the same files
+    asked = config.kind or (network.kind if network is not OpenVLA else "")
+    source = find_source(reference, config.base, kind=asked)
     whole = source.weights == Weights(source.folder)
     # a run's own checkpoint may be whole although it began with an adapter: only the user's own words are checked
     if config.base and whole and str(reference) == config.checkpoint:
@@ -350,13 +394,13 @@ def load_parts(
         )
     except UserError as error:
         raise UserError(f"{source.folder}: {error}") from error
-    description = with_conventions(description, conventions)
+    description = of_kind(with_conventions(description, conventions), network, asked, source)
     description = replace(description, model=with_protocol(description.model, config))
     source = replace(source, description=description)
     tokenizer = open_tokenizer(source)
     if dtype is None:
         dtype = choose_dtype(config.dtype, source.weights.entries().values(), device)
-    network = load_network(source, config, device, dtype)
-    network = replace(network, description=replace(network.description, critic=config.critic))
+    loaded = load_network(source, config, device, dtype, network)
+    loaded = replace(loaded, description=replace(loaded.description, critic=config.critic))
     stored = description.critic if config.critic.kind != "none" else None
-    return Parts(network, tokenizer, critic_file(source), stored)
+    return Parts(loaded, tokenizer, critic_file(source), stored)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -56,6 +57,11 @@ class OpenVLA(nn.Module):
     vocabulary); logits come in the order of bins.
     """
 
+    kind: ClassVar[str] = "openvla"
+    """What class of policy plays it, see `PolicyConfig.kind`."""
+    published_chunk: ClassVar[int] = 1
+    """Actions of a turn in checkpoints that do not say it."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -97,9 +103,9 @@ class OpenVLA(nn.Module):
         text = self.language_model.model.embed_tokens(ids)
         return torch.cat([text[:, :1], images, text[:, 1:]], 1)
 
-    def _asked(self, prompts: Prompts, count: int) -> Columns:
+    def _asked(self, prompts: Prompts, count: int, images: int = 1) -> Columns:
         """The columns that predict the first `count` action tokens."""
-        first = self.patches + prompts.lengths - 1
+        first = images * self.patches + prompts.lengths - 1
         if prompts.equal_length:
             return Columns(int(first[0]), count)
         index = torch.from_numpy(first[:, None] + np.arange(count)).to(prompts.ids.device)

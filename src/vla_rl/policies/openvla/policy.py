@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,12 +28,14 @@ from vla_rl.policies.critic import CriticInput, build_critic
 from vla_rl.policies.openvla import checkpoint as files
 from vla_rl.policies.openvla import lora
 from vla_rl.policies.openvla.actions import ActsInTurns, TurnActions
-from vla_rl.policies.openvla.config_files import Checkpoint
+from vla_rl.policies.openvla.config_files import Checkpoint, with_dataset
 from vla_rl.policies.openvla.decoding import (
+    Decides,
     FixedTokens,
     TokenDecoder,
     decisions,
     record_cuda_graph,
+    require_candidates,
 )
 from vla_rl.policies.openvla.exporting import fingerprint_of, save_policy
 from vla_rl.policies.openvla.loading import load_parts
@@ -63,6 +65,11 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
     shared trunk. Sampling uses torch's global generator unless `uniforms` are given.
     """
 
+    network: ClassVar[type[OpenVLA]] = OpenVLA
+    """The class of model that it plays with."""
+    span_margin: ClassVar[float] = 0.0
+    """Added to q99 - q01 when actions are un-normalised."""
+
     def __init__(
         self,
         model: OpenVLA,
@@ -90,7 +97,7 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
             )
         self.turn_actions = TurnActions(
             self.action_tokenizer, self.statistics, description.model.gripper,
-            description.action_chunk, description.action_dim,
+            description.action_chunk, description.action_dim, self.span_margin,
         )  # fmt: skip
         self.detach_values = False
         self.critic_restored = False
@@ -102,8 +109,7 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
         self.sharding: Sharding | None = None
         self.to(device)
         self.eval()
-        record = record_cuda_graph if config.decode_graphs and device.type == "cuda" else None
-        self.decoder = TokenDecoder(self.model, self.num_tokens, record)
+        self.decoder = self._new_decoder(config.decode_graphs and device.type == "cuda")
         self.times = {"prefill": CallTimes(), "tokens": CallTimes()}
         """What `act` cost after its first call: reading images and prompts, and choosing the tokens."""
         self.warm = False
@@ -129,7 +135,7 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
         tokenizer = build_tiny_tokenizer(instructions, model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = OpenVLA(model)
+            network = cls.network(model)
             initialise(network)
             network.freeze_unused()
             if config.lora is not None:
@@ -137,7 +143,7 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
             several = tuple(norm_stats) if len(norm_stats) > 1 else ()
             description = Checkpoint(
                 model, norm_stats, action_dim, action_chunk, next(iter(several), None), several,
-                config.critic, config.lora,
+                config.critic, config.lora, kind=cls.network.kind,
             )  # fmt: skip
             return cls(network, tokenizer, description, config, device)
 
@@ -164,7 +170,7 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
         """
         config = config or PolicyConfig()
         device = resolve_device(config.device)
-        parts = load_parts(folder, config, device, unnorm_key, dtype, conventions)
+        parts = load_parts(folder, config, device, unnorm_key, dtype, conventions, cls.network)
         network = parts.network
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -177,7 +183,7 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
 
     @property
     def kind(self) -> str:
-        return "openvla"
+        return self.network.kind
 
     @property
     def action_dim(self) -> int:
@@ -203,6 +209,9 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.language_model.lm_head.weight.device
+
+    def _new_decoder(self, graphs: bool) -> Decides:
+        return TokenDecoder(self.model, self.num_tokens, record_cuda_graph if graphs else None)
 
     def _inputs(self, observation: Observation) -> tuple[Tensor, Prompts, Tensor]:
         raw = self.processor.raw(observation.images, self.device)
@@ -251,15 +260,7 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
         self, observation: Observation, temperature: float, uniforms: Float32[np.ndarray, "N J K"]
     ) -> Proposals:
         """Decode J candidates for each observation from one prefill, see `Policy.propose`."""
-        if not temperature > 0:
-            raise ValueError(
-                f"candidates differ only if sampled: temperature must be positive, got {temperature}"
-            )
-        shape = (len(observation), uniforms.shape[1], self.num_tokens)
-        if uniforms.shape != shape or shape[1] == 0:
-            raise ValueError(
-                f"uniforms must have shape ({len(observation)}, J, {self.num_tokens}), got {uniforms.shape}"
-            )
+        require_candidates(uniforms, len(observation), self.num_tokens, temperature)
         return self._in_step("act", lambda: self._propose(observation, temperature, uniforms))
 
     def _propose(
@@ -339,10 +340,13 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
         if self.config.critic.kind == "shared":
             attached = not (self.detach_values or self.config.critic.detach)
             with torch.set_grad_enabled(attached and torch.is_grad_enabled()):
-                hidden = self.model.first_hidden(pixel_values(raw, self.processor.config), prompts)
+                hidden = self._first_hidden(pixel_values(raw, self.processor.config), prompts)
         found = self._value(raw, prompts, time, hidden)
         assert found is not None, "asked of a policy without a critic"
         return found
+
+    def _first_hidden(self, pixels: Tensor, prompts: Prompts) -> Float[Tensor, "N D"]:
+        return self.model.first_hidden(pixels, prompts)
 
     def keep_reference(self, folder: Path | str | None = None) -> None:
         """Fix the reference policy: the present weights, or those of a checkpoint (when resuming a run).
@@ -386,7 +390,7 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
             split(self.model, sharding)
         self.critic.to(sharding.device)
         # a recording would read weights where they lay in another window
-        self.decoder = TokenDecoder(self.model, self.num_tokens)
+        self.decoder = self._new_decoder(graphs=False)
         nothing = blank_observation(self.image_size)
         sharding.answer("act", lambda: self._act(nothing, 0.0))
         sharding.answer("values", lambda: self._values(nothing))
@@ -411,15 +415,11 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
     ) -> OpenVLAPolicy:
         """The same model for the actions and images of another dataset, see `Policy.with_actions_of`."""
         description = replace(
-            self.description,
+            with_dataset(self.description, statistics, action_chunk),
             model=with_image_fit(self.description.model, image_fit),
-            norm_stats={**self.description.norm_stats, **statistics},
-            unnorm_key=next(iter(statistics)),
-            unnorm_keys=tuple(statistics) if len(statistics) > 1 else (),
-            action_chunk=action_chunk,
         )
         tokenizer = self.processor.tokenizer
-        policy = OpenVLAPolicy(self.model, tokenizer, description, self.config, self.device)
+        policy = type(self)(self.model, tokenizer, description, self.config, self.device)
         policy.stored_dtypes = self.stored_dtypes
         return policy
 

@@ -26,7 +26,7 @@ class Reference:
     def __init__(self, model: OpenVLA, adapted: bool, folder: Path | str | None, config: PolicyConfig,
                  device: torch.device) -> None:  # fmt: skip
         """folder: of the checkpoint whose weights it has; None: the present ones."""
-        source = None if folder is None else find_source(folder, config.base)
+        source = None if folder is None else find_source(folder, config.base, kind=config.kind)
         self._adapters: ReferenceAdapters | None = None
         self.model: OpenVLA | None
         if adapted:
@@ -36,7 +36,7 @@ class Reference:
         if source is None:
             reference = copy.deepcopy(model)
         else:
-            reference = load_network(source, config, device, model.dtype).model
+            reference = load_network(source, config, device, model.dtype, type(model)).model
         self.model = reference.requires_grad_(False).eval()
 
     @contextmanager
