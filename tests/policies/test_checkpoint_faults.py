@@ -142,8 +142,17 @@ def test_a_folder_of_openvla_oft_is_named(official: Path, tmp_path: Path) -> Non
 
 
 def test_a_model_of_another_type(official: Path) -> None:
+    edit(official / "config.json", "model_type", value="mistral")
+    refused(
+        official, 'of type "mistral", expected a policy of a known type, or an image-text model'
+    )
+
+
+def test_a_folder_that_calls_itself_an_image_text_model_is_told_what_it_lacks(
+    official: Path,
+) -> None:
     edit(official / "config.json", "model_type", value="llava")
-    refused(official, 'of type "llava".* Known: openvla')
+    refused(official, r"expected a processor .*could not load it \(.{,300}\)\. Code")
 
 
 def test_a_folder_hides_a_hub_id(

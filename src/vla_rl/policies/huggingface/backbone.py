@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -181,6 +182,10 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+_WORDS_OF_THE_LIBRARY = 300
+"""Characters of its message that are shown: some name every model that there is."""
+
+
 def attempt(reference: str, expected: str, load: Any) -> Any:
     """load(), with what transformers raises for a folder or repository that is not as it should be as a UserError."""
     try:
@@ -188,8 +193,9 @@ def attempt(reference: str, expected: str, load: Any) -> Any:
             return load()
     except Exception as error:  # the library's own kinds of error, its dataclasses', the system's
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        words = textwrap.shorten(lines[0], _WORDS_OF_THE_LIBRARY, placeholder=" ...")
         raise UserError(
-            f"{reference}: expected {expected}, and transformers could not load it ({lines[0]}). Code of a repository "
+            f"{reference}: expected {expected}, and transformers could not load it ({words}). Code of a repository "
             "is never run, and pickled weights are never read"
         ) from error
 
