@@ -355,8 +355,6 @@ def test_a_saved_policys_own_file_is_checked(models: dict[str, Path], tmp_path: 
     refused("have 3 dimensions, the policy 5", action_dim=5)
 
 
-def test_histories_are_refused_at_the_door() -> None:
-    with pytest.raises(ConfigError, match=r"policy\.vlm\.history is 2: simulators hand over"):
-        VlmConfig(history=2)
+def test_a_prompt_without_the_task_is_refused_at_the_door() -> None:
     with pytest.raises(ConfigError, match=r"policy\.vlm\.prompt must hold \{instruction\}"):
         VlmConfig(prompt="do it")

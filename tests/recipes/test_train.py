@@ -17,6 +17,7 @@ from builders.policies import saved_policy
 from vla_rl.config import EnvConfig, EvalConfig, TrainConfig, UserError
 from vla_rl.envs.metaworld.tasks import INSTRUCTIONS
 from vla_rl.recipes.evaluate import evaluate_checkpoint
+from vla_rl.recipes.presets import preset
 from vla_rl.recipes.train_ppo import train
 from vla_rl.runtime.locate import locate_policy
 
@@ -33,7 +34,7 @@ def policy_folder(tmp_path_factory) -> Path:
 def small(
     policy_folder: Path, root: Path, iterations: int = 4, turns: int = 6, **ppo
 ) -> TrainConfig:
-    config = TrainConfig()
+    config = preset("metaworld-mt5")
     return replace(
         config,
         env=replace(config.env, suite="mt1:drawer-close", num_envs=4, num_workers=2, horizon=4),

@@ -9,7 +9,7 @@ import pytest
 
 from vla_rl.config import CurriculumConfig, ScheduleConfig
 from vla_rl.curriculum import TaskSampler
-from vla_rl.training.state import TrainState, share_done
+from vla_rl.training.state import TrainState, share_done, share_learned
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,21 @@ def test_progress_is_the_largest_share_of_the_limits(
 ) -> None:
     done = share_done(schedule, iterations=2, seconds=60.0, episodes=30)
     assert done == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "share"),
+    [
+        (ScheduleConfig(iterations=10, minutes=2), 0.2),
+        (ScheduleConfig(iterations=10, minutes=2, episodes=40), 0.75),
+        (ScheduleConfig(iterations=0, minutes=10), 0.1),
+    ],
+)
+def test_a_learning_rate_does_not_depend_on_the_machines_speed(
+    schedule: ScheduleConfig, share: float
+) -> None:
+    """Minutes count where a run has no other end alone."""
+    assert share_learned(schedule, iterations=2, seconds=60.0, episodes=30) == pytest.approx(share)
 
 
 def state_of(curriculum: TaskSampler) -> TrainState:

@@ -35,6 +35,7 @@ class OptimizerConfig(Config, group="optimizer"):
     warmup_steps: Whole = 24
     """Linear learning-rate warm-up in policy optimizer steps."""
     final_learning_rate: Share = 1.0
-    """The policy learning rate decays linearly to this fraction of itself over the run; 1 keeps it."""
+    """The policy learning rate decays linearly to this fraction of itself over the run's iterations or episodes, over
+    its minutes where it has no other end; 1 keeps it."""
     max_grad_norm: Positive = 1.0
     """The policy's gradient is scaled down to this norm where it is longer."""

@@ -78,19 +78,12 @@ class VlmConfig(Config, group="policy.vlm"):
     """Action tokens, and values that a number of an action can take."""
     prompt: str = "What action should the robot take to {instruction}?"
     """What the user says after the images."""
-    history: Annotated[int, Ge(0), Le(64)] = 0
-    """Earlier turns that the model sees again. 0: the present image alone, as in OpenVLA; nothing else is there yet."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             "{instruction}" in self.prompt,
             f"policy.vlm.prompt must hold {{instruction}}, got {self.prompt!r}",
-        )
-        require(
-            self.history == 0,
-            f"policy.vlm.history is {self.history}: simulators hand over the present image alone, so that earlier "
-            "turns cannot be shown to the model yet. Leave it at 0",
         )
 
 

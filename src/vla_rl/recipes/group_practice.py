@@ -97,9 +97,9 @@ class GroupPractice:
 
     def learn(self, batch: Any) -> dict[str, float]:
         """One update of the learner."""
-        progress = self.state.progress(self.config.schedule)
+        decay = self.state.decay(self.config.schedule)
         with self.phases.phase("learn"), self.state.keep_on_divergence():
-            metrics = self.learner.update(batch, self.state.iteration, progress)
+            metrics = self.learner.update(batch, self.state.iteration, decay)
         if metrics["losses/policy_steps"] == 0:
             self._say_nothing_was_learned()
         return metrics

@@ -113,7 +113,7 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
 
                 # 4. improve: the critic, then (after its warm-up) the policy
                 with phases.phase("learn"), state.keep_on_divergence():
-                    losses = learner.update(batch, state.iteration, state.progress(config.schedule))
+                    losses = learner.update(batch, state.iteration, state.decay(config.schedule))
 
                 # 5. log, checkpoint, evaluate
                 metrics = losses | curriculum.metrics() | reward_function.metrics()

@@ -143,6 +143,18 @@ def load_or_make(config: TrainConfig, saved: Path | None) -> Policy:
     return policy
 
 
+def share_learned(
+    schedule: ScheduleConfig, iterations: int, seconds: float, episodes: int
+) -> float:
+    """What a learning rate decays by, in [0, 1]: as `share_done`, without minutes where the run has another end.
+
+    Else the same seed would give other numbers on a slower machine.
+    """
+    if schedule.iterations > 0 or schedule.episodes > 0:
+        schedule = replace(schedule, minutes=0)
+    return share_done(schedule, iterations, seconds, episodes)
+
+
 def share_done(schedule: ScheduleConfig, iterations: int, seconds: float, episodes: int) -> float:
     """Share of a run that is done, in [0, 1]: the largest of the shares of its limits."""
     shares = (
@@ -233,6 +245,10 @@ class TrainState:
     def progress(self, schedule: ScheduleConfig) -> float:
         """Share of the run that is done, in [0, 1]; training time counts, evaluation does not."""
         return share_done(schedule, self.iteration, self.seconds, self.episodes)
+
+    def decay(self, schedule: ScheduleConfig) -> float:
+        """How far the learning rate has come on its way to the last one, in [0, 1]."""
+        return share_learned(schedule, self.iteration, self.seconds, self.episodes)
 
     def advance(
         self,
