@@ -83,5 +83,5 @@ def test_a_model_that_has_not_learned_to_act_is_not_practised(
     where = ("--run.root", str(tmp_path), "--run.name", "run")
     assert main(["train", "toy", *SHORT, *where, *model]) == 2
     assert "has not learned to act: fine-tune it on demonstrations first" in capsys.readouterr().err
-    assert main(["sft", *sft(room), "--policy.vlm.history", "2", "--out", str(tmp_path / "o")]) == 2
-    assert "policy.vlm.history is 2: simulators hand over" in capsys.readouterr().err
+    assert main(["sft", *sft(room), "--policy.vlm.prompt", "go", "--out", str(tmp_path / "o")]) == 2
+    assert "policy.vlm.prompt must hold {instruction}, got 'go'" in capsys.readouterr().err
