@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from vla_rl.functional import (
     action_log_softmax,
     entropy,
     gather_log_probs,
-    sample_from_uniforms,
 )
 from vla_rl.policies.action_tokens import ActionTokenizer, dataset_name, select_statistics
 from vla_rl.policies.critic import CriticInput, CriticSizes, build_critic
@@ -30,7 +29,7 @@ from vla_rl.policies.huggingface.description import FAMILY, Description
 from vla_rl.policies.huggingface.exporting import fingerprint_of, save_policy
 from vla_rl.policies.huggingface.loading import Parts, find_source, frozen_model, load_parts, twin
 from vla_rl.policies.openvla.actions import ActsInTurns, TurnActions
-from vla_rl.policies.openvla.decoding import FixedTokens, decisions
+from vla_rl.policies.openvla.decoding import FixedTokens, choose_tokens, decisions
 from vla_rl.policies.openvla.lora import adapter_state, frozen_twin
 from vla_rl.policies.policy import Evaluation, PolicyOutput, Proposals
 from vla_rl.policies.safetensors_files import read_tensors
@@ -47,6 +46,19 @@ def blank(side: int) -> Observation:
     """One observation of noise."""
     frame = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
     return Observation(frame, ("",), np.zeros((1, 1), np.float32), np.zeros(1, np.float32))
+
+
+class _Asked(NamedTuple):
+    """A model and the ids of its action tokens, as `choose_tokens` asks it."""
+
+    model: nn.Module
+    ids: Int64[Tensor, " bins"]
+
+    def decode(self, state: network.Answering, bins: Int64[Tensor, " N"]) -> Float[Tensor, "N D"]:
+        return network.next_token(self.model, state, self.ids[bins])
+
+    def action_logits(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows bins"]:
+        return network.action_logits(self.model, hidden, self.ids)
 
 
 class HuggingFacePolicy(ActsInTurns, nn.Module):
@@ -277,28 +289,9 @@ class HuggingFacePolicy(ActsInTurns, nn.Module):
         temperature: float,
         fixed: FixedTokens | None,
     ) -> tuple[Int64[Tensor, "N K"], Float[Tensor, "N K"]]:
-        """Draw K tokens one after the other; without `draws` greedily, with log-probs of 0.
-
-        A draw that is NaN takes the likeliest token, with its log-prob. Tokens that are `fixed` are not drawn.
-        """
-        tokens: list[Tensor] = []
-        log_probs: list[Tensor] = []
-        for k in range(self.num_tokens):
-            if k > 0:
-                hidden = network.next_token(self.model, state, self._ids[tokens[-1]])
-            logits = network.action_logits(self.model, hidden, self._ids)
-            chosen = logits.argmax(-1)
-            if draws is not None:
-                log_probs.append(action_log_softmax(logits, temperature))
-                sampled = sample_from_uniforms(log_probs[-1], draws[:, k])
-                chosen = torch.where(draws[:, k].isnan(), chosen, sampled)
-            if fixed is not None:
-                chosen = chosen.masked_fill(fixed.where[:, k], fixed.token)
-            tokens.append(chosen)
-        every = torch.stack(tokens, 1)
-        if draws is None:
-            return every, torch.zeros(every.shape, device=every.device)
-        return every, decisions(gather_log_probs(torch.stack(log_probs, 1), every), fixed)
+        """Draw K tokens one after the other, see `choose_tokens`."""
+        asked = _Asked(self.model, self._ids)
+        return choose_tokens(asked, hidden, state, draws, temperature, self.num_tokens, fixed)
 
     def evaluate(
         self, observation: Observation, tokens: Int64[Tensor, "N K"], temperature: float = 1.0

@@ -103,10 +103,21 @@ def require_candidates(uniforms: np.ndarray, rows: int, count: int, temperature:
         raise ValueError(f"uniforms must have shape ({rows}, J, {count}), got {shape}")
 
 
+@runtime_checkable
+class AnswersTokenByToken(Protocol):
+    """A model that is asked for one action token after the other; `state` is its own."""
+
+    def decode(self, state: Any, bins: Int64[Tensor, " N"]) -> Float[Tensor, "N D"]:
+        """Append one action token to every row; the hidden state that predicts the next one."""
+        ...
+
+    def action_logits(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows bins"]: ...
+
+
 def choose_tokens(
-    model: OpenVLA,
+    model: AnswersTokenByToken,
     hidden: Float[Tensor, "N D"],
-    state: Decoding,
+    state: Any,
     draws: Float32[Tensor, "N K"] | None,
     temperature: float,
     count: int,
