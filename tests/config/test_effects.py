@@ -72,8 +72,8 @@ ALWAYS = {
         "parallel.{arrangement,shards,engine,staleness,timeout,shard}",
     ),
     "SFTConfig": (
-        "{dataset,camera,image_size,image_fit,episodes_per_task,out,action_chunk,epochs,batch_size,micro_batch,learning_rate,"
-        "weight_decay,warmup_steps,random_shift,validation_fraction,max_grad_norm,seed}",
+        "{dataset,camera,image_size,image_fit,episodes_per_task,successes,out,action_chunk,epochs,batch_size,micro_batch,"
+        "learning_rate,weight_decay,warmup_steps,random_shift,validation_fraction,max_grad_norm,seed}",
         "policy.{checkpoint,kind,lora,activation_checkpointing,device}",
     ),
     "DemosConfig": (_ENV, "{out,episodes_per_task,noise,image_format,snapshots,seed}"),

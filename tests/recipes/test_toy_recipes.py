@@ -43,6 +43,7 @@ from vla_rl.recipes.sft import fine_tune
 from vla_rl.recipes.test_time_scaling import evaluate_best_of
 from vla_rl.recipes.train_ppo import train
 from vla_rl.recipes.train_reward import train_reward
+from vla_rl.rewards.trajectory_files import load_trajectories
 from vla_rl.types import EpisodeSpec
 
 ENV = replace(preset("toy").env, num_envs=8)
@@ -109,6 +110,25 @@ def test_demonstrations_to_a_policy_that_plays(policy: Path, tmp_path: Path) -> 
     assert in_memory["episodes"] == result["episodes"]
     with pytest.raises(UserError, match="does not say where it plays"):
         evaluate(loaded)
+
+
+def test_a_policy_learns_from_its_own_successes(policy: Path, demos: Path, tmp_path: Path) -> None:
+    play = tmp_path / "play"
+    collect_trajectories(
+        RewardCollectConfig(str(policy), out=str(play), episodes_per_task=8, temperature=1.0)
+    )
+    won = sum(t.success for t in load_trajectories(play))
+    assert won > 0
+    config = SFTConfig(
+        dataset=str(demos),
+        successes=(str(play),),
+        out=str(tmp_path / "sft"),
+        policy=PolicyConfig(checkpoint=str(policy), device="cpu"),
+        action_chunk=1,
+        epochs=1,
+    )
+    entry = json.loads((fine_tune(config) / "dataset_statistics.json").read_text())["demos"]
+    assert entry["num_trajectories"] == 12 + won
 
 
 def test_a_reward_model_and_practice_with_it(

@@ -64,6 +64,9 @@ class SFTConfig(Config, group="sft", saved=("dataset", "policy")):
     do. crop: the middle square. stretch: out of proportion, as OpenVLA and Octo do."""
     episodes_per_task: Whole = 0
     """The first so many demonstrations of each task; 0 takes all."""
+    successes: tuple[str, ...] = ()
+    """Folders that `vla-rl reward collect` wrote. What succeeded there is learned from like a demonstration: expert
+    iteration, in which the policy is its own expert."""
     out: str = "runs/sft"
     """Run folder; the policy is written to <out>/policy."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)

@@ -111,6 +111,7 @@ def load_demonstrations(
     scratch: Path | None = None,
     normalised_robots: Collection[str] = NORMALISED_ROBOTS,
     episodes_per_task: int = 0,
+    episodes: Int64[np.ndarray, " E"] | None = None,
 ) -> Demonstrations:
     """Read a LeRobotDataset v3.0 into memory, pictures as one uint8 array.
 
@@ -119,7 +120,7 @@ def load_demonstrations(
     square become it; None refuses them. scratch: a folder on a disk for pictures that do not fit into memory; they
     are then mapped from a temporary file, which is gone when the process ends. normalised_robots: `robot_type`s whose
     actions span [-1, 1] by definition. episodes_per_task: the first so many of each task, as if the dataset had no
-    others; 0 takes all.
+    others; 0 takes all. episodes: the numbers of those to read; None reads all.
 
     Raises UserError for what LeRobotReader refuses, for missing features, for actions or states that are not finite,
     where `action_size` is given and the dataset's actions have another size, where a task has fewer episodes than
@@ -138,6 +139,8 @@ def load_demonstrations(
     episode_ids = reader.frame_order()
     task_ids = reader.task_positions()
     kept = _first_of_each_task(reader, episode_ids, task_ids, episodes_per_task)
+    if episodes is not None:
+        kept = kept[np.isin(episode_ids[kept], episodes)]
     episode_ids, task_ids = episode_ids[kept], task_ids[kept]
     actions = _vectors(reader, ACTION)[kept]
     low, high = _action_range(reader, actions, normalised_robots)

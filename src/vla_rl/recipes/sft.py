@@ -25,9 +25,9 @@ from vla_rl.config.policy import SuiteActions
 from vla_rl.data.demonstrations import (
     ENVIRONMENT_FILE,
     Demonstrations,
-    action_chunks,
     load_demonstrations,
 )
+from vla_rl.data.own_successes import Lessons, refuse_play, with_successes
 from vla_rl.envs.defaults import suite_actions
 from vla_rl.envs.registry import normalised_robots
 from vla_rl.envs.suites import is_union
@@ -64,18 +64,11 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
     is_unfinished(out, config, out / "policy")
     seed_everything(config.seed)
     environment = environment_of(Path(config.dataset))
-    demos = load_demonstrations(
-        config.dataset,
-        camera=config.camera,
-        image_size=config.image_size,
-        image_fit=config.image_fit,
-        scratch=next(folder for folder in out.absolute().parents if folder.is_dir()),
-        normalised_robots=normalised_robots(),
-        episodes_per_task=config.episodes_per_task,
-    )
+    lessons = read_lessons(config, out)
+    demos = lessons.seen
     suites = suites_played(environment)
     policy = build_policy(config, demos, suites)
-    tokens = encoded(policy, demos, config.action_chunk, suites)
+    tokens = encoded(policy, lessons, suites)
     training, validation = demos.split(
         config.validation_fraction, generator(config.seed, "sft", "validation")
     )
@@ -110,6 +103,24 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
     return out / "policy"
 
 
+def read_lessons(config: SFTConfig, out: Path) -> Lessons:
+    """The demonstrations, and what the policy itself achieved where that is given.
+
+    Pictures that do not fit into memory lie on the disk of `out`.
+    """
+    refuse_play(config.dataset)
+    demos = load_demonstrations(
+        config.dataset,
+        camera=config.camera,
+        image_size=config.image_size,
+        image_fit=config.image_fit,
+        scratch=next(folder for folder in out.absolute().parents if folder.is_dir()),
+        normalised_robots=normalised_robots(),
+        episodes_per_task=config.episodes_per_task,
+    )
+    return with_successes(demos, config.successes, config.action_chunk)
+
+
 def environment_of(dataset: Path) -> dict[str, Any] | None:
     """Where the demonstrations were played, if the dataset says so: the policy is evaluated there, too."""
     path = dataset / ENVIRONMENT_FILE
@@ -123,19 +134,21 @@ def suites_played(environment: Mapping[str, Any] | None) -> dict[str, SuiteActio
 
 
 def encoded(
-    policy: Policy, demos: Demonstrations, chunk: int, suites: Mapping[str, SuiteActions]
+    policy: Policy, lessons: Lessons, suites: Mapping[str, SuiteActions]
 ) -> Int64[Tensor, "F K"]:
     """The tokens of every frame, of several suites each by its own statistics."""
-    actions = action_chunks(demos.actions, demos.episode_ids, chunk)
+    demos = lessons.seen
     if not suites:
-        return policy.encode_actions(actions)
+        return policy.encode_actions(lessons.chunks)
     if not isinstance(policy, PlaysSuites):
         raise UserError(
             f"the demonstrations are of several suites, which a policy of type {policy.kind!r} cannot play at once: "
             "fine-tune it on those of one suite"
         )
     policy.play_suites(suites)
-    return policy.encode_actions_for(actions, [demos.instructions[i] for i in demos.task_ids])
+    return policy.encode_actions_for(
+        lessons.chunks, [demos.instructions[i] for i in demos.task_ids]
+    )
 
 
 def held_out_metrics(
