@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vla_rl.cli import main
-from vla_rl.cli.arguments import DoctorArguments, EvalArguments, PlanArguments
+from vla_rl.cli.arguments import DoctorArguments, EvalArguments, PlanArguments, ReportArguments
 from vla_rl.cli.commands import COMMANDS
 from vla_rl.cli.door_arguments import RemoteEvalArguments, ServeArguments
 from vla_rl.cli.fields import options_of
@@ -41,6 +41,7 @@ CONFIGS: dict[str, Any] = {
         EvalArguments(Path("x")),
         RemoteEvalArguments("ws://x:1"),
         ServeArguments(Path("x")),
+        ReportArguments(Path("x")),
         DoctorArguments(),
         PlanArguments(),
         ScalingConfig("x"),
@@ -50,7 +51,7 @@ CONFIGS: dict[str, Any] = {
 }
 UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
-    "ReportArguments", "FilmArguments", "CertifyArguments", "EngineServeArguments",
+    "FilmArguments", "CertifyArguments", "EngineServeArguments",
     "CompareConfig", "CompareDataConfig",
     "AnalysisConfig", "CheckEnvArguments",
 }  # fmt: skip
@@ -101,6 +102,7 @@ ALWAYS = {
         "remote.{replan,action_repeat,horizon,image_size,camera,wrist_camera,light,key_file,timeout}", "{json,workers}",
     ),
     "DoctorArguments": ("{json,checkpoint}",),
+    "ReportArguments": ("live",),
     "ServeArguments": (
         "{protocol,suite,host,port,key_file,temperature,unnorm_key,kind,base,dtype}",
     ),
@@ -290,6 +292,8 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("RemoteEvalArguments", "videos_out", "error", {}, {"protocol.videos": 1}),
     ("RemoteEvalArguments", "protocol.temperature protocol.seed", "error", {}, {}),
     ("ServeArguments", "seed", "warning", {}, {"temperature": 1.0}),
+    ("ReportArguments", "out", "error", {"live": True}, {"live": False}),
+    ("ReportArguments", "port pause", "error", {}, {"live": True}),
     ("DoctorArguments", "dataset unnorm_key", "error", {}, {"checkpoint": "x", "dataset": "y"}),
     ("DoctorArguments", "unnorm_key", "error", {"checkpoint": "x"}, {"checkpoint": "x", "dataset": "y"}),
     (

@@ -30,7 +30,8 @@ from vla_rl.report.analysis.record import (
 )
 from vla_rl.report.analysis.words import markdown
 from vla_rl.report.figures.analysis import draw_coverage, draw_failures, draw_lengths
-from vla_rl.report.run_data import Table, read_run
+from vla_rl.report.run_data import read_run
+from vla_rl.report.tables import Table
 from vla_rl.runtime.video import write_video
 from vla_rl.types import EpisodeSpec
 

@@ -109,6 +109,12 @@ class ReportArguments(Config):
     """A run folder."""
     out: Path | None = None
     """The file; by default report.html in the run folder."""
+    live: bool = False
+    """Instead of a file, serve the report of a run that is training, on this machine alone, and keep it up to date."""
+    port: Annotated[int, Ge(0), Le(65535)] = 8123
+    """With live: where a browser finds it; 0 takes a free port."""
+    pause: Annotated[float, Ge(0.5), Le(3600)] = 5.0
+    """With live: seconds at least between two writings of the page."""
 
 
 @dataclass(frozen=True)

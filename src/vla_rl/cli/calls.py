@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.cli import comparing
-from vla_rl.cli.arguments import CertifyArguments, DoctorArguments, EvalArguments
+from vla_rl.cli.arguments import CertifyArguments, DoctorArguments, EvalArguments, ReportArguments
 from vla_rl.cli.door_arguments import CheckEnvArguments, RemoteEvalArguments
 from vla_rl.cli.options import ParseCommand, normal, say, value_of, with_lora
 from vla_rl.cli.tables import reward_model_table, starts_table, success_table
@@ -46,6 +46,19 @@ def demos(words: list[str], parse_command: ParseCommand) -> int:
     from vla_rl.recipes.demos import collect_demos
 
     say(f"Demonstrations: {collect_demos(config)}")
+    return 0
+
+
+def report(words: list[str], parse_command: ParseCommand) -> int:
+    asked = parse_command(ReportArguments, words, "report")
+    if asked.live:
+        from vla_rl.report.live import serve_report
+
+        serve_report(asked.run, asked.port, asked.pause)
+        return 0
+    from vla_rl.report.page.write import write_report
+
+    say(f"Report: {write_report(asked.run, asked.out)}")
     return 0
 
 

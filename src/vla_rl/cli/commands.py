@@ -245,9 +245,10 @@ COMMANDS: dict[str, Command] = {
         Recipe(ExportConfig, "recipes.export", "export", "Exported"),
     ),
     "report": Command(
-        "write a run's report as one HTML file",
-        ("vla-rl report runs/first",),
-        Recipe(ReportArguments, "report.page.write", "write_report", "Report"),
+        "write a run's report as one HTML file, or serve it while the run trains",
+        ("vla-rl report runs/first", "vla-rl report runs/first --live"),
+        calls.report,
+        ReportArguments,
     ),
     "analyse": Command(
         "say what practice changed: action coverage, episode length, kinds of failures",

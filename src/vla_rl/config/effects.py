@@ -419,6 +419,10 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
         ),
         Effect(("unnorm_key",), lambda c: bool(c.dataset), "no actions are read; set --dataset"),
     ),
+    "ReportArguments": (
+        Effect(("out",), lambda c: not c.live, "a live report writes no file; leave --live out"),
+        Effect(("port", "pause"), lambda c: c.live, "a report is a file; set --live"),
+    ),
     "ExportConfig": (
         Effect(
             ("dtype", "shard_gigabytes"),

@@ -6,7 +6,8 @@
 - sft.jsonl: one object per epoch of fine-tuning (optional)
 - eval/<stage>-<mode>.json: stage before or after, mode greedy or sampled
 - eval/iteration-<i>.json: greedy, during training (optional)
-- eval/videos/<stage>/: mp4 files and their index.json
+- eval/videos/<stage>/: mp4 files and their index.json; eval/videos/iteration-<i>/ those of the last during training
+- ranks.jsonl: one object per iteration, what each of several ranks spent its time on (optional)
 """
 
 from __future__ import annotations
@@ -14,26 +15,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
-from jaxtyping import Float64, Int64
 
 from vla_rl.config.errors import UserError
 from vla_rl.config.old_names import renamed
 from vla_rl.config.training import TrainConfig
 from vla_rl.functional.intervals import wilson_interval
-from vla_rl.runtime.external import path_inside
+from vla_rl.report.tables import Table, integer, is_inside, number, read_table
 
 Stage = Literal["before", "after"]
 Mode = Literal["greedy", "sampled"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 MODES: tuple[Mode, ...] = get_args(Mode)
 _FORMAT = 1  # of evaluations
-_LAST_INDEX = 2**53
-_DIVERGED = 1e30  # a metric as large as this says as little as infinity
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Evaluation:
 
     @property
     def infrastructure_errors(self) -> int:
-        return _integer(self.raw.get("infrastructure_errors")) or 0
+        return integer(self.raw.get("infrastructure_errors")) or 0
 
     @property
     def practised(self) -> Rate | None:
@@ -110,28 +108,7 @@ class Video:
     initial_state: int
     success: bool
     turns: int
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of a JSON-lines file as columns; a value that is missing, not finite or beyond 1e30 is NaN."""
-
-    index: Int64[np.ndarray, " R"]  # iteration, or epoch
-    columns: Mapping[str, Float64[np.ndarray, " R"]] = field(default_factory=dict)
-    not_finite: tuple[str, ...] = ()  # columns that held such a value, as opposed to nothing
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def get(self, key: str) -> Float64[np.ndarray, " R"] | None:
-        """The column, or None where it is absent or holds no finite number."""
-        column = self.columns.get(key)
-        return column if column is not None and bool(np.isfinite(column).any()) else None
-
-    def under(self, prefix: str) -> dict[str, Float64[np.ndarray, " R"]]:
-        """Columns named `<prefix><name>`, by name, where they hold any number."""
-        found = ((k[len(prefix) :], self.get(k)) for k in self.columns if k.startswith(prefix))
-        return {name: column for name, column in found if column is not None}
+    iteration: int | None = None  # after which it was played, where training still went on
 
 
 @dataclass(frozen=True)
@@ -146,6 +123,8 @@ class Run:
     evaluations: Mapping[tuple[Stage, Mode], Evaluation]
     during: Mapping[int, Rate]  # overall greedy success evaluated after an iteration
     videos: tuple[Video, ...]
+    latest: tuple[Video, ...]  # of the last evaluation during training
+    ranks: Table  # seconds and turns of each rank, as `0/learn`; empty where one process did all
     missing: tuple[str, ...]  # sentences: what a complete run has and this one lacks
     problems: tuple[str, ...]  # sentences: files that could not be read as expected
 
@@ -188,8 +167,8 @@ def read_run(folder: Path) -> Run:
     problems: list[str] = []
     config = _read_config(folder, "config.json", problems)
     info = _read_object(folder, "run.json", problems)
-    metrics = _read_table(folder, "metrics.jsonl", "iteration", problems)
-    sft = _read_table(folder, "sft.jsonl", "epoch", problems)
+    metrics = read_table(folder, "metrics.jsonl", "iteration", problems)
+    sft = read_table(folder, "sft.jsonl", "epoch", problems)
     evaluations: dict[tuple[Stage, Mode], Evaluation] = {}
     for (stage, mode), file in _evaluation_files(folder).items():
         raw = _read_object(folder, f"eval/{file.name}", problems)
@@ -205,6 +184,8 @@ def read_run(folder: Path) -> Run:
         evaluations=evaluations,
         during=dict(_during(folder, problems)),
         videos=tuple(videos),
+        latest=tuple(_latest_videos(folder, problems)),
+        ranks=read_table(folder, "ranks.jsonl", "iteration", problems),
         missing=tuple(_missing(config, info, metrics, evaluations, videos)),
         problems=tuple(problems),
     )
@@ -216,10 +197,10 @@ def _evaluation_files(folder: Path) -> dict[tuple[Stage, Mode], Path]:
 
 def _during(folder: Path, problems: list[str]) -> Iterable[tuple[int, Rate]]:
     for file in sorted((folder / "eval").glob("iteration-*.json")):
-        number = file.stem.removeprefix("iteration-")
+        iteration = file.stem.removeprefix("iteration-")
         overall = _read_object(folder, f"eval/{file.name}", problems).get("overall")
-        if number.isascii() and number.isdigit() and isinstance(overall, dict):
-            yield int(number), _rate(overall)
+        if iteration.isascii() and iteration.isdigit() and isinstance(overall, dict):
+            yield int(iteration), _rate(overall)
 
 
 def _missing(
@@ -247,7 +228,7 @@ def _missing(
 
 def _read_object(folder: Path, name: str, problems: list[str]) -> dict[str, Any]:
     file = folder / name
-    if not _is_inside(folder, name, problems):
+    if not is_inside(folder, name, problems):
         return {}
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -270,63 +251,6 @@ def _read_config(folder: Path, name: str, problems: list[str]) -> dict[str, Any]
     except UserError as error:
         problems.append(f"{name}: {error}.")
         return config
-
-
-def _is_inside(folder: Path, name: str, problems: list[str]) -> bool:
-    """Whether `name` is the run's own file: what a link out of its folder leads to must not end up in its report."""
-    try:
-        path_inside(folder, name, source=folder, remedy="")
-    except UserError:
-        problems.append(f"{name} is a link that leads out of the run's folder, and was left out.")
-        return False
-    if (folder / name).exists() and not (folder / name).is_file():  # a pipe would never end
-        problems.append(f"{name} is no file, and was left out.")
-        return False
-    return True
-
-
-def _read_table(folder: Path, name: str, index: str, problems: list[str]) -> Table:
-    """Rows by `index`; of rows with the same index (a resumed run) the last one counts."""
-    file = folder / name
-    if not _is_inside(folder, name, problems):
-        return Table(np.zeros(0, dtype=np.int64))
-    rows: dict[int, dict[str, Any]] = {}
-    damaged = 0
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        lines = []
-    except OSError as error:
-        problems.append(f"{file.name} could not be read and was left out ({error}).")
-        lines = []
-    for line in lines:
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        place = _integer(row.get(index)) if isinstance(row, dict) else None
-        if isinstance(row, dict) and place is not None and abs(place) <= _LAST_INDEX:
-            rows[place] = row
-        else:
-            damaged += 1
-    if damaged:
-        lines_were = "1 line was" if damaged == 1 else f"{damaged} lines were"
-        problems.append(f"{file.name}: {lines_were} damaged and left out (a run cut short).")
-    order = sorted(rows)
-    keys = dict.fromkeys(key for i in order for key in rows[i] if key != index)
-    columns: dict[str, Float64[np.ndarray, " R"]] = {}
-    not_finite: list[str] = []
-    for key in keys:
-        values = [_number(rows[i].get(key)) for i in order]
-        column = np.array([math.nan if v is None else v for v in values], dtype=np.float64)
-        diverged = ~(np.abs(column) < _DIVERGED)
-        if any(v is not None for v, bad in zip(values, diverged, strict=True) if bad):
-            not_finite.append(key)
-        column[diverged] = np.nan
-        columns[key] = column
-    return Table(np.array(order, dtype=np.int64), columns, tuple(not_finite))
 
 
 def _evaluation(
@@ -378,11 +302,11 @@ def _of_episodes(episodes: Sequence[EpisodeResult]) -> Rate:
 
 
 def _rate(value: Mapping[str, Any]) -> Rate:
-    successes, episodes = _integer(value.get("successes")), _integer(value.get("episodes"))
+    successes, episodes = integer(value.get("successes")), integer(value.get("episodes"))
     rate = _count(successes or 0, episodes or 0)
-    interval, turns = value.get("interval"), _number(value.get("mean_turns"))
+    interval, turns = value.get("interval"), number(value.get("mean_turns"))
     if isinstance(interval, list) and len(interval) == 2:
-        low, high = (_number(bound) for bound in cast("list[Any]", interval))
+        low, high = (number(bound) for bound in cast("list[Any]", interval))
         if low is not None and high is not None and 0 <= low <= high <= 1:
             return Rate(rate.successes, rate.episodes, low, high, turns)
     return Rate(rate.successes, rate.episodes, rate.low, rate.high, turns)
@@ -396,22 +320,31 @@ def _count(successes: int, episodes: int) -> Rate:
 
 def _episodes(value: Any) -> Iterable[EpisodeResult]:
     for row in value if isinstance(value, list) else ():
-        state = _integer(row.get("initial_state")) if isinstance(row, dict) else None
+        state = integer(row.get("initial_state")) if isinstance(row, dict) else None
         if state is not None:
-            turns = _integer(row.get("turns")) or 0
+            turns = integer(row.get("turns")) or 0
             yield EpisodeResult(str(row.get("task")), state, bool(row.get("success")), turns)
 
 
-def _videos(folder: Path, stage: Stage, problems: list[str]) -> Iterable[Video]:
-    home = folder / "eval" / "videos" / stage
+def _latest_videos(folder: Path, problems: list[str]) -> Iterable[Video]:
+    """Those of the last evaluation while training went on."""
+    homes = sorted((folder / "eval" / "videos").glob("iteration-*/"))
+    number = homes[-1].name.removeprefix("iteration-") if homes else ""
+    if number.isascii() and number.isdigit():
+        for video in _videos(folder, "after", problems, homes[-1].name):
+            yield replace(video, iteration=int(number))
+
+
+def _videos(folder: Path, stage: Stage, problems: list[str], name: str = "") -> Iterable[Video]:
+    inside = f"eval/videos/{name or stage}"
+    home = folder / inside
     index = home / "index.json"
-    inside = f"eval/videos/{stage}"
-    if not index.is_file() or not _is_inside(folder, f"{inside}/index.json", problems):
+    if not index.is_file() or not is_inside(folder, f"{inside}/index.json", problems):
         return
     try:
         rows = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        problems.append(f"eval/videos/{stage}/index.json could not be read ({error}).")
+        problems.append(f"{inside}/index.json could not be read ({error}).")
         return
     present = {file.name: file for file in home.iterdir() if file.is_file()}
     for row in rows if isinstance(rows, list) else ():
@@ -419,29 +352,15 @@ def _videos(folder: Path, stage: Stage, problems: list[str]) -> Iterable[Video]:
             continue
         file = present.get(str(row.get("file")))
         if file is None:
-            problems.append(f"eval/videos/{stage} lacks {row.get('file')}, which its index names.")
+            problems.append(f"{inside} lacks {row.get('file')}, which its index names.")
             continue
-        if not _is_inside(folder, f"{inside}/{file.name}", problems):
+        if not is_inside(folder, f"{inside}/{file.name}", problems):
             continue
         yield Video(
             stage=stage,
             file=file,
             task=str(row.get("task")),
-            initial_state=_integer(row.get("initial_state")) or 0,
+            initial_state=integer(row.get("initial_state")) or 0,
             success=bool(row.get("success")),
-            turns=_integer(row.get("turns")) or 0,
+            turns=integer(row.get("turns")) or 0,
         )
-
-
-def _number(value: Any) -> float | None:
-    if not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def _integer(value: Any) -> int | None:
-    number = _number(value)
-    return int(number) if number is not None and math.isfinite(number) else None

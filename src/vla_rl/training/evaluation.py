@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 
 from vla_rl.config import TrainConfig
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.env import VectorEnv
+from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.practised import apart
 from vla_rl.evaluation.result import evaluate_policy, summary
 from vla_rl.evaluation.videos import record_videos
@@ -68,4 +71,21 @@ def evaluate_during(
     result["practice"] = apart(records, config.env, summary)
     if isinstance(state.run, Run):
         write_json(state.run.eval_folder / file.name, result)
+        if config.eval.videos > 0:
+            _film_this_one(records, state, state.run, config)
     state.collector.load_state_dict(running)
+
+
+def _film_this_one(
+    records: Sequence[EpisodeRecord], state: TrainState, run: Run, config: TrainConfig
+) -> None:
+    """Videos of the evaluation after this iteration, in place of those of the one before: a live page shows them."""
+    folder = run.eval_folder / "videos"
+    mine = folder / f"iteration-{state.iteration:06d}"
+    if mine.exists():
+        shutil.rmtree(mine)
+    videos = config.eval.videos
+    record_videos(records, state.policy, config.env, videos, mine, same_as=folder / "before")
+    for other in folder.glob("iteration-*"):
+        if other != mine:
+            shutil.rmtree(other)

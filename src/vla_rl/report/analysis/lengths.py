@@ -9,7 +9,8 @@ from jaxtyping import Float64
 
 from vla_rl.functional.plateaus import plateaus
 from vla_rl.report.analysis.record import CurriculumChange, Estimate, Lengths, PlateauRow
-from vla_rl.report.run_data import Run, Table
+from vla_rl.report.run_data import Run
+from vla_rl.report.tables import Table
 
 LENGTH, SUCCESS, LEVEL = "rollout/episode_length", "rollout/success_rate", "curriculum/level"
 WEIGHTS = "curriculum/p/"

@@ -61,6 +61,10 @@ _DYNAMICS = (
         note="How much the policy still tries out.",
     ),
     _Plot(
+        "Entropy of play", [("rollout/entropy", "nats per token")], "nats",
+        note="At the temperature of practice; 0.4 to 0.6 was best where it was measured.",
+    ),
+    _Plot(
         "KL of one update", [("losses/approx_kl_k1", "k1"), ("losses/approx_kl_k3", "k3")],
         note="How far each iteration moved the policy; estimators after Schulman.", warmup=True,
     ),
@@ -169,9 +173,61 @@ def curriculum(run: Run) -> str:
         small.append(
             line_chart("Success the curriculum saw", x, seen, Axis(percent=True), legend=False)
         )
+    small += _starts(run)
     if small:
         parts.append(f'<div class="charts two">{"".join(small)}</div>')
     return "".join(parts)
+
+
+def _starts(run: Run) -> list[str]:
+    """Episodes that began at a state of a demonstration: where, and how many of them succeeded."""
+    charts: list[str] = []
+    for prefix, title, note in (
+        (
+            "starts/success/",
+            "Success from demonstrations' states",
+            "Never counted as the task's own success.",
+        ),
+        (
+            "starts/fraction/",
+            "Where they start",
+            "Share of the demonstration that is done beforehand; 0 is the task itself.",
+        ),
+    ):
+        found = run.metrics.under(prefix)
+        if found:
+            lines = [
+                Line(task, values, color_of(i)) for i, (task, values) in enumerate(found.items())
+            ]
+            charts.append(
+                line_chart(title, run.metrics.index, lines, Axis(percent=True), note=note)
+            )
+    return charts
+
+
+def ranks(run: Run) -> str:
+    """For each of several ranks where its seconds went, and how much it played."""
+    numbers = sorted(
+        {int(name.split("/")[0]) for name in run.ranks.columns if name.split("/")[0].isdigit()}
+    )
+    charts: list[str] = []
+    for rank in numbers:
+        own = run.ranks.under(f"{rank}/")
+        parts = [
+            Line(part, own[part], color_of(i)) for i, part in enumerate(TIME_PARTS) if part in own
+        ]
+        if not parts:
+            continue
+        turns = own.get("turns")
+        played = f"{np.nansum(turns):,.0f} turns played" if turns is not None else ""
+        whole = sum(float(np.nansum(line.values)) for line in parts)
+        charts.append(
+            stacked_chart(
+                f"Rank {rank}, seconds per iteration", run.ranks.index, parts, Axis(unit="s", height=140),
+                reading=duration(whole), note=played,
+            )
+        )  # fmt: skip
+    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
 def dynamics(run: Run) -> str:

@@ -27,7 +27,8 @@ _Key = tuple[str, int]  # the task, and the place of the pair among its pairs
 
 def films(run: Run, limit: int = EMBEDDED_LIMIT) -> str:
     """All recorded episodes, task by task; beyond `limit` characters the later ones are left out."""
-    pairs = _pairs(run.videos)
+    ended = any(video.stage == "after" for video in run.videos)
+    pairs = _pairs(run.videos if ended else run.videos + run.latest)
     embedded: dict[_Key, str] = {}
     left_out = 0
     # first one pair of every task, then the second ones: no task is crowded out
@@ -80,12 +81,16 @@ def _pair(pair: _Pair) -> str:
 def _film(video: Video, stage: Stage, name_state: bool) -> str:
     outcome = "success" if video.success else "failure"
     turns = f"{video.turns} turn{'' if video.turns == 1 else 's'}"
+    when = f"{stage} training"
+    if video.iteration is not None:
+        when = f"after iteration {video.iteration}"
     words = escape(
-        f"{video.task}, initial state {video.initial_state}, {stage} training: {outcome} after {turns}"
+        f"{video.task}, initial state {video.initial_state}, {when}: {outcome} after {turns}"
     )
     state = f"initial state {video.initial_state}, " if name_state else ""
+    caption = stage.capitalize() if video.iteration is None else when.capitalize()
     return (
-        f'<figure class="film">{screen(video, words)}<figcaption><b>{stage.capitalize()}</b> · '
+        f'<figure class="film">{screen(video, words)}<figcaption><b>{caption}</b> · '
         f'<span class="{outcome}">{outcome}</span> <span class="turns">{state}{turns}</span>'
         "</figcaption></figure>"
     )

@@ -68,6 +68,8 @@ def _chapters(run: Run) -> list[tuple[str, str, str, str]]:
         ("curriculum", "Curriculum", curves.curriculum(run), "Which tasks were practised when."),
         ("dynamics", "Training dynamics", curves.dynamics(run),
          "What happened inside the optimiser and the machine, one point per iteration."),
+        ("ranks", "Ranks", curves.ranks(run),
+         "What each process spent its time on. Waiting is for the slowest."),
         ("analysis", "What practice changed", analysis(run),
          "How episodes fail, how far actions spread, and where training stood still, as `vla-rl analyse` found it."),
         ("videos", "Episodes", films.films(run),
