@@ -7,6 +7,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from parsed_page import page_of
 
 from builders.example_run import MT5
 from vla_rl.cli import main
@@ -121,6 +124,32 @@ def test_films_of_the_last_evaluation_stand_there_until_training_has_ended(run: 
     assert shown.count("After iteration 25") == 2 * len(MT5)
     shutil.copytree(videos / "iteration-000025", videos / "after")
     assert "After iteration 25" not in films(read_run(run))
+
+
+def test_a_run_that_still_trains_is_not_called_stopped_or_incomplete(run: Path) -> None:
+    for mode in ("greedy", "sampled"):
+        (run / f"eval/after-{mode}.json").unlink()
+    config = json.loads((run / "config.json").read_text())
+    config["schedule"] = {"iterations": 10**6, "minutes": 0, "episodes": 0}
+    (run / "config.json").write_text(json.dumps(config))
+    ended = page_of(run).text
+    assert "The run stopped early" in ended
+    assert "Missing from this run folder" in ended
+    holder = "from vla_rl.runtime.lock import FolderLock; import sys, pathlib, time; "
+    holder += (
+        "lock = FolderLock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        goes_on = page_of(run).text
+        process.terminate()
+    assert "The run is still training" in goes_on
+    assert "training goes on" in goes_on
+    assert "Missing from this run folder" not in goes_on
+    assert "The run stopped early" in page_of(run).text
 
 
 def test_every_rank_has_a_chart_of_its_own(run: Path) -> None:

@@ -26,6 +26,7 @@ from vla_rl.config.old_names import renamed
 from vla_rl.config.training import TrainConfig
 from vla_rl.functional.intervals import wilson_interval
 from vla_rl.report.tables import Table, integer, is_inside, number, read_table
+from vla_rl.runtime.lock import held_elsewhere
 
 Stage = Literal["before", "after"]
 Mode = Literal["greedy", "sampled"]
@@ -125,6 +126,7 @@ class Run:
     videos: tuple[Video, ...]
     latest: tuple[Video, ...]  # of the last evaluation during training
     ranks: Table  # seconds and turns of each rank, as `0/learn`; empty where one process did all
+    training: bool  # another process still works in the folder, and has not evaluated at the end
     missing: tuple[str, ...]  # sentences: what a complete run has and this one lacks
     problems: tuple[str, ...]  # sentences: files that could not be read as expected
 
@@ -175,6 +177,7 @@ def read_run(folder: Path) -> Run:
         if raw:
             evaluations[stage, mode] = _evaluation(stage, mode, file, raw, problems)
     videos = [video for stage in STAGES for video in _videos(folder, stage, problems)]
+    training = ("after", "greedy") not in evaluations and held_elsewhere(folder)
     return Run(
         folder=folder,
         config=config,
@@ -186,7 +189,8 @@ def read_run(folder: Path) -> Run:
         videos=tuple(videos),
         latest=tuple(_latest_videos(folder, problems)),
         ranks=read_table(folder, "ranks.jsonl", "iteration", problems),
-        missing=tuple(_missing(config, info, metrics, evaluations, videos)),
+        training=training,
+        missing=() if training else tuple(_missing(config, info, metrics, evaluations, videos)),
         problems=tuple(problems),
     )
 

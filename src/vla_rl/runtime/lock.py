@@ -58,3 +58,16 @@ class FolderLock:
             return f"process {who['pid']} on {who['host']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
+
+
+def held_elsewhere(folder: Path) -> bool:
+    """Whether another process of this machine says that it works in `folder`, and lives. Takes no lock itself."""
+    try:
+        who = json.loads((folder / ".lock").read_text())
+        return (
+            who["host"] == socket.gethostname()
+            and who["pid"] != os.getpid()
+            and Path("/proc", str(int(who["pid"]))).exists()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

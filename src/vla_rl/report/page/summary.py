@@ -170,7 +170,7 @@ def _outcome(run: Run) -> Iterable[str]:
         when = "before" if c.after is None else "after"
         yield (
             f"In {test}, {how}, it solved {percent(known.rate)} {when} training; "
-            "the other evaluation is missing."
+            f"{_so_far(run) if run.training else 'the other evaluation is missing.'}"
         )
         return
     first, second = percent(c.before.rate), percent(c.after.rate)
@@ -338,7 +338,16 @@ def _stopped_early(run: Run) -> str:
         reached.append((done / planned, f"{done} of {planned:g} planned iterations"))
     if not reached or max(share for share, _ in reached) >= 1:
         return ""
-    return f"The run stopped early: {reached[0][1]}."
+    verb = "is still training" if run.training else "stopped early"
+    return f"The run {verb}: {reached[0][1]}."
+
+
+def _so_far(run: Run) -> str:
+    """What the last evaluation during training found."""
+    if not run.during:
+        return "training goes on."
+    last = max(run.during)
+    return f"after iteration {last} it is {percent(run.during[last].rate)}, and training goes on."
 
 
 def _limit(run: Run, name: str) -> float:
