@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,16 @@ def load_maniskill() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it takes the Vulkan loader that it brings
-            import mani_skill
-            import mani_skill.envs
+            maniskill = import_module("mani_skill")
+            import_module("mani_skill.envs")
     except (ImportError, OSError, RuntimeError) as error:
         words = " ".join(str(error).split())
         raise UserError(
             f"{TITLE} is installed but does not load ({type(error).__name__}: {words}): make setup-maniskill installs "
             "it into an environment of its own"
         ) from error
-    mani_skill.logger.setLevel("ERROR")
-    return mani_skill
+    maniskill.logger.setLevel("ERROR")
+    return maniskill
 
 
 @cache
@@ -62,8 +63,7 @@ def drawing_device() -> str:
 
 def _try_to_draw() -> tuple[str, str]:
     """(`render_backend`, why SAPIEN cannot draw, empty if it can)."""
-    import sapien
-
+    sapien = import_module("sapien")
     sapien.render.set_log_level("error")
     backend = "gpu"
     try:
@@ -117,7 +117,6 @@ def probe() -> None:
     backend, failure = _try_to_draw()
     if failure:
         sys.exit(f"UserError: cannot draw: {failure}")
-    import sapien
-
-    driver = sapien.render.get_device_summary().splitlines()[0].removeprefix("GPU: ")
+    summary = import_module("sapien").render.get_device_summary()
+    driver = summary.splitlines()[0].removeprefix("GPU: ")
     print(f"draws with {driver} (render_backend {backend})")

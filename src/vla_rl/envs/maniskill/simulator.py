@@ -6,6 +6,7 @@ seed alone: PhysX keeps contacts and warm starts of the episode before, which no
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ CAMERAS = (CAMERA, VIDEO_CAMERA)
 ACTION_DIM, PROPRIO_DIM = 7, 12
 _ARM, _FINGERS = slice(0, 7), slice(7, 9)
 _STATE = "state:"
+_COMMON = "mani_skill.utils.common"
 _TOLERANCE = 1e-3
 """How far a state may be from that of a snapshot: another processor rounds differently."""
 
@@ -36,8 +38,7 @@ class ManiSkillSimulator:
             raise ConfigError(f"ManiSkill has no camera {camera!r}.{nearest(camera, CAMERAS)}")
         load_maniskill()
         backend = drawing_device() if drawn else "none"
-        from mani_skill.utils import registration
-
+        registration = import_module("mani_skill.utils.registration")
         size = {"width": image_size, "height": image_size}
         self.task = task
         self._camera, self._size = camera, image_size
@@ -73,7 +74,7 @@ class ManiSkillSimulator:
         return bool(info["success"])
 
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
-        """What the camera sees, upright RGB. Goals are shown, which ManiSkill hides from policies that are told them."""
+        """What the camera sees, upright RGB, with the goals that ManiSkill hides from policies that are told them."""
         scene = self._env.scene
         watched = self._camera == CAMERA
         scene.update_render(update_sensors=watched, update_human_render_cameras=not watched)
@@ -91,9 +92,7 @@ class ManiSkillSimulator:
 
     def dense_reward(self) -> float:
         """ManiSkill's shaped reward of the present state, 0 to 1. Privileged: it sees objects and goal."""
-        from mani_skill.utils import common
-
-        action = common.to_tensor(self._action[None])
+        action = import_module(_COMMON).to_tensor(self._action[None])
         info = self._env.get_info()
         found = self._env.compute_normalized_dense_reward(obs={}, action=action, info=info)
         return max(0.0, float(found[0]))
@@ -112,8 +111,7 @@ class ManiSkillSimulator:
 
         Contacts and warm starts of the solver are not in it: what follows is close to what followed there, not equal.
         """
-        from mani_skill.utils import common
-
+        to_tensor = import_module(_COMMON).to_tensor
         require_like(state, self.save())
         nested: dict[str, Any] = {}
         for key, value in state.items():
@@ -122,7 +120,7 @@ class ManiSkillSimulator:
                 place = nested
                 for folder in folders:
                     place = place.setdefault(folder, {})
-                place[name] = common.to_tensor(np.asarray(value, np.float32)[None])
+                place[name] = to_tensor(np.asarray(value, np.float32)[None])
         self._env.set_state_dict(nested)
 
     def require_state(self, state: Snapshot) -> None:
@@ -133,8 +131,8 @@ class ManiSkillSimulator:
             away = float(np.abs(value - np.asarray(state[key])).max(initial=0.0))
             if away > _TOLERANCE:
                 raise UserError(
-                    f"a snapshot of ManiSkill: its actions lead elsewhere here, {key.removeprefix(_STATE)} is {away:.2g} "
-                    "away: it was made by another version of ManiSkill or SAPIEN, or its numbers were changed"
+                    f"a snapshot of ManiSkill: its actions lead elsewhere here, {key.removeprefix(_STATE)} is "
+                    f"{away:.2g} away: it is of another version of ManiSkill or SAPIEN, or its numbers were changed"
                 )
 
     def close(self) -> None:
