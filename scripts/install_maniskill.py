@@ -15,8 +15,13 @@ import sys
 from environment_beside import EnvironmentBeside, set_up
 from install import SetupError
 
-PACKAGES = ("mani-skill==3.0.1", "sapien==3.0.3")  # as the extra `maniskill` in pyproject.toml has them
-KEPT = "import importlib.metadata as m; print(*(f'{n}=={m.version(n)}' for n in ('torch', 'numpy')))"
+PACKAGES = (
+    "mani-skill==3.0.1",
+    "sapien==3.0.3",
+)  # as the extra `maniskill` in pyproject.toml has them
+KEPT = (
+    "import importlib.metadata as m; print(*(f'{n}=={m.version(n)}' for n in ('torch', 'numpy')))"
+)
 WORKS = "import mani_skill.envs, torch; print('loaded')"
 DRAWS = """
 from vla_rl.config.errors import UserError

@@ -58,7 +58,9 @@ def played(env: ManiSkillEnv, actions: np.ndarray) -> np.ndarray:
     for turn in actions:
         if any(env.step(turn)[1:3]):
             break
-    return np.concatenate([value for key, value in env.snapshot().items() if key.startswith("state")])
+    return np.concatenate(
+        [value for key, value in env.snapshot().items() if key.startswith("state")]
+    )
 
 
 def test_a_seed_is_the_same_episode_whatever_was_played_before() -> None:
@@ -168,7 +170,7 @@ def test_slots_of_one_process_do_not_mix() -> None:
 
 
 def test_a_camera_that_there_is_not_and_a_missing_driver_are_one_line() -> None:
-    with pytest.raises(ConfigError, match="no camera 'base_camra'.*base_camera"):
+    with pytest.raises(ConfigError, match=r"no camera 'base_camra'.*base_camera"):
         ManiSkillEnv(replace(CONFIG, camera="base_camra"), drawn=False)
     code = (
         "from vla_rl.envs.maniskill.package import drawing_device\n"
