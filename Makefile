@@ -1,7 +1,7 @@
 # The verbs of this repository. `make` alone lists them. Continuous integration calls `make test-all`.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart setup setup-dev setup-vllm test test-all test-slow test-kernels test-ray test-vllm test-doors check format bench docs docs-config clean
+.PHONY: help quickstart setup setup-dev setup-vllm setup-maniskill test test-all test-slow test-kernels test-ray test-vllm test-doors test-maniskill check format bench docs docs-config clean
 
 BIN := .venv/bin
 # Handed on: make quickstart ARGS="--minutes 2", make test ARGS="tests/functional"
@@ -24,6 +24,9 @@ setup-dev:  ## the same with the tools for development
 
 setup-vllm:  ## install vLLM into .venv-vllm, an environment of its own (parallel.engine vllm)
 	@bash scripts/setup.sh vllm
+
+setup-maniskill: setup-dev  ## install ManiSkill3 into .venv-maniskill, an environment of its own
+	@bash scripts/setup.sh maniskill
 
 test: check  ## set up, lint, type-check, check the layers, run the tests
 	$(PYTEST) $(ARGS)
@@ -49,6 +52,10 @@ test-vllm: setup-dev setup-vllm  ## the tests that start vLLM, one at a time: a 
 test-doors: setup-dev  ## the tests with openpi's client and vla-evaluation-harness: a few minutes
 	@bash scripts/setup.sh doors
 	OMP_NUM_THREADS=1 VLA_RL_DOORS_PYTHON=.venv-doors $(BIN)/python -m pytest -m "" tests/doors $(ARGS)
+
+# With the Python of that environment, which sees the packages of .venv as well.
+test-maniskill: setup-maniskill  ## the tests that play ManiSkill: minutes on CPU cores
+	OMP_NUM_THREADS=1 .venv-maniskill/bin/python -m pytest -m "" -k maniskill tests/envs $(ARGS)
 
 check: setup-dev  ## ruff, formatting, pyright, import-linter
 	$(BIN)/ruff check .

@@ -8,7 +8,18 @@ import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from install import ROOT, Setup, attempted, read_stamp, wants_cuda_build, write_stamp
+from install import (
+    ROOT,
+    Setup,
+    SetupError,
+    attempted,
+    read_stamp,
+    wants_cuda_build,
+    write_stamp,
+)
+
+PACKAGES = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+"""Run by the new Python: the folder of its packages."""
 
 
 class EnvironmentBeside(Setup, ABC):
@@ -41,6 +52,16 @@ class EnvironmentBeside(Setup, ABC):
         self.install(wants_cuda)
         write_stamp(self.stamp, fingerprint, {"extras": [extra], "rendering": ""})
         print(f"setup: done in {time.perf_counter() - started:.0f} s")
+
+    def see_ours(self) -> None:
+        """Let the new environment see the packages of .venv; pip then finds there what need not be installed again."""
+        version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+        ours = self.root / ".venv" / "lib" / version / "site-packages"
+        if not ours.is_dir():
+            raise SetupError(
+                f"{ours} is missing: make setup-dev, with the same Python, comes first"
+            )
+        Path(self.ask(PACKAGES), "product.pth").write_text(f"{ours}\n")
 
     @abstractmethod
     def install(self, wants_cuda: bool) -> None:

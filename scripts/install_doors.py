@@ -10,14 +10,12 @@ Environment variables: those of install.py.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from environment_beside import EnvironmentBeside, set_up
 from install import SetupError
 
 OPENPI, HARNESS = "openpi-client==0.1.2", "vla-eval==0.8.0"
 NEEDS = ("websockets>=13", "msgpack", "dm-tree", HARNESS)
-FOLDER = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
 WORKS = "import vla_eval.api, openpi_client.websocket_client_policy, libero, torch; print('loaded')"
 
 
@@ -29,14 +27,7 @@ class DoorsSetup(EnvironmentBeside):
 
     def install(self, wants_cuda: bool) -> None:
         del wants_cuda  # torch is that of .venv
-        # first of all: pip then finds there what need not be installed again
-        version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-        ours = self.root / ".venv" / "lib" / version / "site-packages"
-        if not ours.is_dir():
-            raise SetupError(
-                f"{ours} is missing: make setup-dev, with the same Python, comes first"
-            )
-        Path(self.ask(FOLDER), "product.pth").write_text(f"{ours}\n")
+        self.see_ours()
         self.pip("vla-evaluation-harness", [*NEEDS])
         self.pip("openpi's client", ["--no-deps", OPENPI])
         if self.ask(WORKS) != "loaded":

@@ -30,7 +30,7 @@ def repository_files() -> list[Path]:
         paths = [ROOT / name for name in listing.stdout.split("\0") if name]
     else:
         products = {
-            ".venv", ".venv-vllm", ".venv-doors", ".venv-official", ".git", "runs", "site", "dist", "build",
+            ".venv", ".venv-vllm", ".venv-doors", ".venv-maniskill", ".venv-official", ".git", "runs", "site", "dist", "build",
             "__pycache__", ".hypothesis", ".pytest_cache", ".ruff_cache", ".import_linter_cache",
         }  # fmt: skip
         paths = [p for p in ROOT.rglob("*") if not products & set(p.relative_to(ROOT).parts)]

@@ -101,7 +101,7 @@ def test_its_robot_and_its_packages_are_known() -> None:
     assert (layout.name, layout.proprio_size, layout.action_size) == ("own_robot", 4, 4)
     assert "own-distribution" in versions(OWN.packages)
     checks = dict(machine.simulator_checks())
-    assert set(checks) == {"metaworld", "libero", "own"}
+    assert set(checks) == {"metaworld", "libero", "maniskill", "own"}
     assert "optional" in checks["own"]().found
 
 

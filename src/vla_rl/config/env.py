@@ -22,15 +22,16 @@ class EnvConfig(Config, group="env", saved=("suite",)):
     suite: str = "mt5"
     """Tasks to play. Meta-World: mt1:<task>, mt5, mt10, mt10-hard or mt50. LIBERO: libero-spatial, -object, -goal,
     -10 or -90; some tasks of one as libero-goal:<numbers, ranges or names, with commas>; LIBERO-PRO's as
-    libero-goal-lan, -object, -swap or -task. Without a simulator: toy, or some of its tasks as toy:<names, with
-    commas>. Any Gymnasium environment: gym:<id> or gym:<module>:<id>, with options after it (docs/your-simulator.md).
-    Several at once with + between them, as mt10+libero-object:0-2; libero-40 is the first four of LIBERO
-    together."""
+    libero-goal-lan, -object, -swap or -task. ManiSkill: maniskill:<task ids, with commas>. Without a simulator: toy, or
+    some of its tasks as toy:<names, with commas>. Any Gymnasium environment: gym:<id> or gym:<module>:<id>, with
+    options after it (docs/your-simulator.md). Several at once with + between them, as mt10+libero-object:0-2;
+    libero-40 is the first four of LIBERO together."""
     image_size: Pixels = 64
     """Height and width of the camera image in pixels."""
     camera: str = ""
     """Camera of the simulator's model. Empty takes the benchmark's own: corner2, moved close to the table as others
-    use it, for Meta-World; agentview for LIBERO, which also has `wrist`; wrist for the toy, which also has `table`."""
+    use it, for Meta-World; agentview for LIBERO, which also has `wrist`; base_camera for ManiSkill, which also has
+    `render_camera`; wrist for the toy, which also has `table`."""
     wrist_camera: str = ""
     """Camera of a second image of the same size; empty: none. `wrist` is the one at the hand: robot0_eye_in_hand for
     LIBERO, gripperPOV for Meta-World."""

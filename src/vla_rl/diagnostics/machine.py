@@ -33,6 +33,8 @@ Status = Literal["ok", "warn", "fail"]
 
 PROBE_TIMEOUT = 120.0  # seconds; a first EGL start on a slow disk took under ten
 GIB = 1024**3
+_SHOWN = 300
+"""The first so many characters of an error in another interpreter are told."""
 
 RENDER_PACKAGES = {
     "egl": ("libegl1", "libgl1", "libgl1-mesa-dri", "libopengl0"),
@@ -247,7 +249,7 @@ def check_simulator(name: str, wanted: Installation) -> Check:
     named = ", ".join(f"{package} {version}" for package, version in versions.items())
     done, output = _run_python(wanted.probe, dict(os.environ))
     if not done:
-        return Check(name, "fail", f"{named}: {output}", _extra(wanted.extra))
+        return Check(name, "fail", f"{named}: {output}", wanted.mend or _extra(wanted.extra))
     return Check(name, "ok", f"{named}, {output.splitlines()[-1]}")
 
 
@@ -399,7 +401,7 @@ def _run_python(code: str, environment: dict[str, str]) -> tuple[bool, str]:
         return False, f"killed by signal {-answer.returncode}"
     if answer.returncode != 0:
         lines = [line for line in answer.stderr.splitlines() if _names_error(line)]
-        return False, lines[0][:160] if lines else f"exit code {answer.returncode}"
+        return False, lines[0][:_SHOWN] if lines else f"exit code {answer.returncode}"
     return True, answer.stdout.strip()
 
 

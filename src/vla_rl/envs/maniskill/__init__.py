@@ -1,0 +1,1 @@
+"""ManiSkill3: table-top tasks of a Franka Panda on SAPIEN's physics and renderer."""
