@@ -52,7 +52,7 @@ UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
     "ReportArguments", "FilmArguments", "CertifyArguments", "EngineServeArguments",
     "CompareConfig", "CompareDataConfig",
-    "AnalysisConfig", "CheckEnvArguments",
+    "AnalysisConfig", "CheckEnvArguments", "ReproduceConfig",
 }  # fmt: skip
 """Configurations of commands all of whose options always count."""
 
