@@ -60,7 +60,8 @@ class Trial:
     def __str__(self) -> str:
         return (
             f"{self.words}: {self.before.successes} -> {self.after.successes} of the same {self.after.episodes} "
-            f"episodes succeed ({self.gained} moved towards the figure, {self.lost} away; by chance p = {self.chance:.2g})"
+            f"episodes succeed ({self.gained} moved towards the figure, {self.lost} away; by chance p = "
+            f"{self.chance:.2g})"
         )
 
 
