@@ -17,7 +17,7 @@ from vla_rl.recipes.reproduce import MACHINE, reproduce
 from vla_rl.recipes.sft import fine_tune
 from vla_rl.runtime.files import read_json, write_json
 
-SUITE = "toy"
+SUITE = "toy:reach-red,grasp-block"
 DATASET = "toy_demos"
 PER_TASK = 12
 """Initial states of each task that the figure is measured on."""
@@ -30,7 +30,7 @@ def demonstrate(root: Path, per_task: int = 40) -> Path:
     return collect_demos(config)
 
 
-def fine_tuned(root: Path, demos: Path, epochs: int = 50) -> Path:
+def fine_tuned(root: Path, demos: Path, epochs: int = 60) -> Path:
     """A policy fine-tuned on them: OpenVLA's images and gripper, and two layers, as either class needs."""
     model = mini_model()
     model = replace(model, language=replace(model.language, layers=2))

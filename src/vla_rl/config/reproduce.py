@@ -16,9 +16,7 @@ from vla_rl.config.errors import require
 class PlayedAs(Config):
     """How the checkpoint is played where it is not played by the protocol, for trying a suspicion out."""
 
-    images: Literal[
-        "protocol", "checkpoint", "as-is", "openvla-libero", "openvla-libero-uncropped"
-    ] = "protocol"
+    images: Literal["protocol", "as-is", "openvla-libero", "openvla-libero-uncropped"] = "protocol"
     """What happens to a frame before the model sees it. protocol: what the checkpoint says, and the suite's where it
     says nothing."""
     turned: bool = False

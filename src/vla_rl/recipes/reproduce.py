@@ -16,8 +16,9 @@ What is done stays in the folder, and the same command goes on. The result is re
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,14 @@ from vla_rl.diagnostics.reproduction.diagnose import Diagnosis, Finding, Search,
 from vla_rl.diagnostics.reproduction.episodes import Journal, Outcomes, Player, Rate, rate_of
 from vla_rl.diagnostics.reproduction.protocol import Protocol, checkpoint_of, protocol_of
 from vla_rl.diagnostics.reproduction.scenes import check_scene
-from vla_rl.diagnostics.reproduction.settings import Settings
+from vla_rl.diagnostics.reproduction.settings import Settings, env_of, understood
 from vla_rl.diagnostics.reproduction.words import report_text
 from vla_rl.envs.registry import task_names
 from vla_rl.evaluation.result import evaluation_specs
 from vla_rl.policies.action_tokens import select_statistics
 from vla_rl.policies.openvla_oft.twin import other_class
-from vla_rl.recipes.reproduce_practice import practise, preset_of
+from vla_rl.recipes.reproduce_practice import Ready, practise, preset_of
+from vla_rl.runtime import external
 from vla_rl.runtime.files import cannot_write, read_json, require_writable, write_json, write_text
 from vla_rl.runtime.lock import FolderLock
 from vla_rl.runtime.memory import keep_freed_memory
@@ -72,9 +74,8 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     preset_of(config, "")
     if config.demos is not None and not config.demos.exists():
         raise UserError(f"there are no demonstrations at {config.demos}")
-    out = require_writable(
-        Path(config.out or f"runs/reproduce-{config.suite.replace(':', '-')}"), "folder"
-    )
+    name = re.sub(r"[^\w.-]+", "-", f"reproduce-{config.suite}")
+    out = require_writable(Path(config.out or f"runs/{name}"), "folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,12 +84,11 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     try:
         _begin(config, out)
         checks = _machine(checkpoint, out)
-        found, protocol_env, settings, of_card = _evaluated(config, checkpoint, out)
+        found, ready = _evaluated(config, checkpoint, out)
         _free_memory()
         found["machine"] = [asdict(check) for check in checks]
-        name = preset_of(config, of_card)
         note("4/4 practice")
-        found["practice"] = practise(config, name, checkpoint, protocol_env, settings, out)
+        found["practice"] = practise(config, ready, out)
         return _written(found, out)
     except Stopped as stopped:
         raise Stopped(
@@ -96,6 +96,11 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
         ) from stopped
     finally:
         lock.release()
+
+
+@dataclass(frozen=True)
+class _Machine:
+    checks: tuple[Check, ...]
 
 
 def _begin(config: ReproduceConfig, out: Path) -> None:
@@ -120,7 +125,7 @@ def _machine(checkpoint: str, out: Path) -> list[Check]:
     """What is wrong with machine and checkpoint. UserError for what would keep an evaluation from running."""
     file = out / MACHINE
     if file.is_file():
-        return [Check(**one) for one in read_json(file)["checks"]]
+        return list(external.read_json(file, _Machine, remedy="Remove it.").checks)
     note("1/4 machine and checkpoint")
     checks = [*doctor(out), *examine_checkpoint(checkpoint)]
     if not healthy(checks):
@@ -130,12 +135,8 @@ def _machine(checkpoint: str, out: Path) -> list[Check]:
     return checks
 
 
-def _evaluated(
-    config: ReproduceConfig, checkpoint: str, out: Path
-) -> tuple[dict[str, Any], Any, Settings, str]:
-    """Evaluation, comparison and diagnosis as JSON values; the protocol's environment, the settings that are right as
-    far as is known, and the card's preset.
-    """
+def _evaluated(config: ReproduceConfig, checkpoint: str, out: Path) -> tuple[dict[str, Any], Ready]:
+    """Evaluation, comparison and diagnosis as JSON values; and the checkpoint as it is practised."""
     keep_freed_memory()
     protocol = protocol_of(config)
     _require_same_weights(protocol, out)
@@ -159,10 +160,9 @@ def _evaluated(
         "evaluation": _result(outcomes),
         "published": None,
     }
-    preset = protocol.card.preset if protocol.card is not None else ""
     if protocol.figure is None:
         _publish(config, protocol, rate, len(specs))
-        return found, protocol.env, settings, preset
+        return found, _ready(config, checkpoint, protocol, player, settings)
     found["published"] = asdict(protocol.figure)
     found["within"] = within(protocol.figure.success_rate, rate)
     if not found["within"]:
@@ -170,7 +170,23 @@ def _evaluated(
         diagnosis = _search(config, protocol, player, specs, out)
         settings = diagnosis.corrected
         found["diagnosis"] = _told(diagnosis, protocol)
-    return found, protocol.env, settings, preset
+    return found, _ready(config, checkpoint, protocol, player, settings)
+
+
+def _ready(
+    config: ReproduceConfig, checkpoint: str, protocol: Protocol, player: Player, settings: Settings
+) -> Ready:
+    """What is practised: the checkpoint by the settings that are right as far as is known."""
+    policy = understood(protocol.policy, settings, player.statistics)
+    known = settings.statistics in protocol.policy.description.norm_stats
+    preset = protocol.card.preset if protocol.card is not None else ""
+    return Ready(
+        preset_of(config, preset),
+        checkpoint,
+        env_of(protocol.env, settings, policy),
+        settings,
+        settings.statistics if known else "",
+    )
 
 
 def _search(

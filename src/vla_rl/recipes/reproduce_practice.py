@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,25 +35,33 @@ def preset_of(config: ReproduceConfig, of_card: str) -> str:
     return name
 
 
-def practise(
-    config: ReproduceConfig,
-    name: str,
-    checkpoint: str,
-    env: EnvConfig,
-    settings: Settings,
-    out: Path,
-) -> dict[str, Any]:
-    """Play and learn `config.practice_iterations` of the preset `name`: what was measured and predicted, as JSON.
+@dataclass(frozen=True)
+class Ready:
+    """A checkpoint as it is practised."""
 
-    env: where the checkpoint is evaluated. settings: how it is played, put right where that was needed.
-    """
+    preset: str
+    """The recipe; empty where nothing says which."""
+    checkpoint: str
+    env: EnvConfig
+    """Where it is evaluated."""
+    settings: Settings
+    """How it is played, put right where that was needed."""
+    unnorm_key: str
+    """Its action statistics; empty where the checkpoint does not have the right ones."""
+
+
+def practise(config: ReproduceConfig, ready: Ready, out: Path) -> dict[str, Any]:
+    """Play and learn `config.practice_iterations` of a recipe: what was measured and predicted, as JSON values."""
+    name = ready.preset
     if config.practice_iterations == 0:
         return {"skipped": "none was asked for (--practice-iterations 0)."}
     if not name:
         return {"skipped": f"no preset is for {config.suite!r}: give one with --preset."}
-    if settings.turned:
+    if ready.settings.turned:
         return {"skipped": "practice does not turn frames, as this checkpoint needs it."}
-    recipe = recipe_of(config, name, checkpoint, env, settings)
+    if not ready.unnorm_key:
+        return {"skipped": "the checkpoint does not have the action statistics that it needs."}
+    recipe = recipe_of(config, ready)
     short = replace(
         recipe,
         schedule=replace(
@@ -78,25 +86,23 @@ def practise(
     }
 
 
-def recipe_of(
-    config: ReproduceConfig, name: str, checkpoint: str, env: EnvConfig, settings: Settings
-) -> TrainConfig:
+def recipe_of(config: ReproduceConfig, ready: Ready) -> TrainConfig:
     """The preset on this checkpoint and suite."""
-    base = preset(name)
+    base, settings = preset(ready.preset), ready.settings
     named = settings.images in IMAGE_PREPROCESSING
     policy = replace(
         base.policy,
-        checkpoint=checkpoint,
+        checkpoint=ready.checkpoint,
         scratch="",
         kind=settings.kind,
         base=config.base,
         dtype=config.dtype,
-        unnorm_key=config.played.unnorm_key or base.policy.unnorm_key,
+        unnorm_key=ready.unnorm_key,
         images=cast(Any, settings.images) if named else "checkpoint",
         gripper=cast(Any, settings.gripper),
     )
     # as many environments as the recipe has, played as the evaluation is
-    return replace(base, env=replace(env, num_envs=base.env.num_envs), policy=policy)
+    return replace(base, env=replace(ready.env, num_envs=base.env.num_envs), policy=policy)
 
 
 def _measured(rows: Sequence[dict[str, Any]], recipe: TrainConfig) -> dict[str, Any]:

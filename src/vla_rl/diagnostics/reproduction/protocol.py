@@ -11,7 +11,7 @@ from vla_rl.config.openvla import IMAGE_PREPROCESSING
 from vla_rl.config.reproduce import ReproduceConfig
 from vla_rl.diagnostics.reproduction.card import CARD, PUBLISHED, Card, Figure, read_card
 from vla_rl.diagnostics.reproduction.settings import Settings, as_loaded
-from vla_rl.envs.defaults import conventions, evaluation_env
+from vla_rl.envs.defaults import benchmark_env, conventions, evaluation_env
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
 from vla_rl.policies.registry import load_policy
 from vla_rl.rollout.playable import ready_for
@@ -64,16 +64,25 @@ def protocol_of(config: ReproduceConfig) -> Protocol:
     figure = _figure(config, card, folder)
     policy = _loaded(where, config, card)
     ready_for(policy, config.suite)
-    env = card.env if card is not None else None
-    if env is None:
-        env = evaluation_env(
-            config.suite, trained_in, policy.image_size, policy.resizes_images, policy.action_chunk
-        )
+    env = _env(config, card, policy, trained_in)
     if config.workers:
         env = replace(env, num_workers=config.workers)
     loaded = as_loaded(policy, env, 0.0)
     settings = card.settings if card is not None else _published(config.suite, loaded, policy)
     return Protocol(policy, folder, env, settings, _played(loaded, config), figure, card)
+
+
+def _env(
+    config: ReproduceConfig, card: Card | None, policy: OpenVLAPolicy, trained_in: EnvConfig | None
+) -> EnvConfig:
+    """Where the figure was measured: the card's, OpenVLA's for its checkpoints, else where it was trained."""
+    if card is not None:
+        return card.env
+    if config.suite in PUBLISHED and not policy.description.own:
+        return benchmark_env(config.suite)
+    return evaluation_env(
+        config.suite, trained_in, policy.image_size, policy.resizes_images, policy.action_chunk
+    )
 
 
 def _figure(config: ReproduceConfig, card: Card | None, folder: Path) -> Figure | None:

@@ -37,7 +37,7 @@ class Settings:
     temperature: float
     """0 is greedy."""
     horizon: int
-    """Turns after which an episode is cut."""
+    """Turns after which an episode is cut, of as many actions as the protocol's have."""
     settle_steps: int
     """Control steps without motion after a reset."""
 
@@ -106,6 +106,7 @@ def env_of(env: EnvConfig, settings: Settings, policy: OpenVLAPolicy) -> EnvConf
         env,
         image_size=size,
         action_chunk=policy.action_chunk,
-        horizon=settings.horizon,
+        # the same number of actions, however many are decided in a turn
+        horizon=-(-settings.horizon * env.action_chunk // policy.action_chunk),
         settle_steps=settings.settle_steps,
     )
