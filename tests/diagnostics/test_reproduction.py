@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_rl.config import UserError
+from vla_rl.config import UserError, mini_model
 from vla_rl.diagnostics.reproduction.card import CARD, Card, Figure, read_card, write_card
 from vla_rl.diagnostics.reproduction.causes import alternatives
 from vla_rl.diagnostics.reproduction.diagnose import compared_episodes, evenly, within
@@ -21,8 +21,9 @@ from vla_rl.diagnostics.reproduction.scenes import (
     recorded,
     settled_scene,
 )
-from vla_rl.diagnostics.reproduction.settings import Settings
+from vla_rl.diagnostics.reproduction.settings import Settings, other_statistics
 from vla_rl.envs.defaults import benchmark_env
+from vla_rl.policies.openvla.config_files import Checkpoint
 from vla_rl.types import EpisodeSpec
 
 PLAYED = Settings("openvla", "own", "openvla-libero", False, "openvla", 0.0, 220, 10)
@@ -103,6 +104,17 @@ def test_the_protocols_value_is_tried_first() -> None:
     every = [one.settings for others in found.values() for one in others]
     assert PLAYED not in every
     assert len(set(every)) == len(every)
+
+
+def test_statistics_of_one_name_and_other_numbers_are_not_mixed_up() -> None:
+    own, other = ({"action": {"q01": [-one], "q99": [one]}} for one in (1.0, 2.0))
+    description = Checkpoint(
+        mini_model(),
+        {"own": own, "same": own},
+        action_dim=1,
+        extra={"norm_stats": {"own": other, "same": own, "pretraining": other}},
+    )
+    assert other_statistics(description) == {"own in config.json": other, "pretraining": other}
 
 
 # -- trials

@@ -41,7 +41,12 @@ from vla_rl.diagnostics.reproduction.diagnose import Diagnosis, Finding, Search,
 from vla_rl.diagnostics.reproduction.episodes import Journal, Outcomes, Player, Rate, rate_of
 from vla_rl.diagnostics.reproduction.protocol import Protocol, checkpoint_of, protocol_of
 from vla_rl.diagnostics.reproduction.scenes import check_scene
-from vla_rl.diagnostics.reproduction.settings import Settings, env_of, understood
+from vla_rl.diagnostics.reproduction.settings import (
+    Settings,
+    env_of,
+    other_statistics,
+    understood,
+)
 from vla_rl.diagnostics.reproduction.words import report_text
 from vla_rl.envs.registry import task_names
 from vla_rl.evaluation.result import evaluation_specs
@@ -87,6 +92,7 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
         found, ready = _evaluated(config, checkpoint, out)
         _free_memory()
         found["machine"] = [asdict(check) for check in checks]
+        _written(found, out)  # whatever becomes of the practice
         note("4/4 practice")
         found["practice"] = practise(config, ready, out)
         return _written(found, out)
@@ -199,7 +205,7 @@ def _search(
     """Settings first, then what no setting is: the simulator."""
     assert protocol.figure is not None
     demos = _demonstrations(config, protocol, out)
-    extra: dict[str, Any] = dict(protocol.policy.description.extra.get("norm_stats") or {})
+    extra = other_statistics(protocol.policy.description)
     extra |= statistics_of(demos) if demos is not None else {}
     likelihoods = Likelihoods(protocol.policy, demos, extra) if demos is not None else None
     player.statistics = extra
@@ -225,7 +231,7 @@ def _scene(suite: str) -> Finding:
     check = check_scene(suite)
     if check is None:
         return Finding("mujoco", "not tested", [f"no scene of {suite} is recorded"])
-    return Finding("mujoco", "cleared" if check.is_same else "named", [str(check)])
+    return Finding("mujoco", "cleared" if check.is_same else "suspected", [str(check)])
 
 
 def _statistics_of_size(protocol: Protocol, extra: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 
 from vla_rl.config import EnvConfig, UserError
 from vla_rl.config.openvla import IMAGE_PREPROCESSING
+from vla_rl.policies.openvla.config_files import Checkpoint
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
 from vla_rl.policies.openvla_oft.twin import other_class
 
@@ -97,6 +98,21 @@ def understood(
         return type(policy)(
             policy.model, policy.processor.tokenizer, description, config, policy.device
         )
+
+
+def other_statistics(description: Checkpoint) -> dict[str, Any]:
+    """Statistics that stand in config.json and are not those in use, as in OpenVLA's fine-tuned checkpoints.
+
+    Those of a dataset that dataset_statistics.json has with other numbers get a name of their own.
+    """
+    found: dict[str, Any] = {}
+    for name, one in (description.extra.get("norm_stats") or {}).items():
+        own = description.norm_stats.get(name)
+        if own is None:
+            found[name] = one
+        elif own.get("action") != one.get("action"):
+            found[f"{name} in config.json"] = one
+    return found
 
 
 def env_of(env: EnvConfig, settings: Settings, policy: OpenVLAPolicy) -> EnvConfig:
