@@ -119,7 +119,6 @@ CASES: dict[str, Case] = {
         {},
     ),
     "sampling": lambda policy, _: (policy, {"played": PlayedAs(temperature=3.0)}),
-    "gripper": lambda policy, root: (other_copy(policy, root / "copy", gripper="as-is"), {}),
     "policy kind": lambda policy, _: (policy, {"played": PlayedAs(kind="openvla-oft")}),
 }
 

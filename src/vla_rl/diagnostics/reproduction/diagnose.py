@@ -119,6 +119,9 @@ class Search:
             if better is None:
                 break
             settings, rate = better, self._whole(better)
+        if within(self._figure, rate):  # what else was suspected explains nothing that is left
+            for finding in self._findings.values():
+                finding.status = "named" if finding.status == "named" else "cleared"
         return Diagnosis(list(self._findings.values()), settings, rate)
 
     def _whole(self, settings: Settings) -> Rate:
