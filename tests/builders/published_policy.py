@@ -19,7 +19,7 @@ from vla_rl.runtime.files import read_json, write_json
 
 SUITE = "toy:reach-red,grasp-block"
 DATASET = "toy_demos"
-PER_TASK = 12
+PER_TASK = 30
 """Initial states of each task that the figure is measured on."""
 
 
@@ -58,7 +58,7 @@ def look(checkpoint: Path, out: Path, **changes: Any) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / MACHINE, {"checks": []})
     config = ReproduceConfig(
-        SUITE, checkpoint=str(checkpoint), practice_iterations=0, out=str(out), trial_episodes=24,
+        SUITE, checkpoint=str(checkpoint), practice_iterations=0, out=str(out), trial_episodes=60,
     )  # fmt: skip
     return reproduce(replace(config, **changes))
 
