@@ -53,7 +53,7 @@ UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
     "FilmArguments", "CertifyArguments", "EngineServeArguments",
     "CompareConfig", "CompareDataConfig",
-    "AnalysisConfig", "CheckEnvArguments",
+    "AnalysisConfig", "CheckEnvArguments", "ReproduceConfig",
 }  # fmt: skip
 """Configurations of commands all of whose options always count."""
 

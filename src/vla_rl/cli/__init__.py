@@ -23,7 +23,9 @@ from vla_rl.runtime.signals import Stopped, show_cursor, stop_at_once
 
 __all__ = ["COMMANDS", "main"]
 
-_GO_ON = ("quickstart", "sft", "reward train", "scaling", "test-time", "ablate", "compare data")
+_GO_ON = (
+    "quickstart", "sft", "reward train", "scaling", "test-time", "ablate", "compare data", "reproduce",
+)  # fmt: skip
 """Commands that keep what they have done so far."""
 
 

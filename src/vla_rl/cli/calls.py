@@ -27,6 +27,7 @@ from vla_rl.config import (
 )
 from vla_rl.config.analysis import AnalysisConfig
 from vla_rl.config.quickstart import QuickstartConfig
+from vla_rl.config.reproduce import ReproduceConfig
 from vla_rl.config.search import BestOfConfig
 
 
@@ -229,6 +230,16 @@ def doctor(words: list[str], parse_command: ParseCommand) -> int:
     else:
         say(format_checks(checks))
     return 0 if healthy(checks) else 1
+
+
+def reproduce(words: list[str], parse_command: ParseCommand) -> int:
+    """0 where the published figure lies within the interval, or a card was written; else 1."""
+    config = parse_command(ReproduceConfig, words, "reproduce")
+    from vla_rl.recipes.reproduce import reproduce
+
+    found = reproduce(config)
+    say(f"{found['text']}\nReport: {found['folder']}")
+    return 0 if found.get("within", True) else 1
 
 
 def check_env(words: list[str], parse_command: ParseCommand) -> int:

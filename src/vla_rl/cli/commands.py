@@ -36,6 +36,7 @@ from vla_rl.config import (
 from vla_rl.config.analysis import AnalysisConfig
 from vla_rl.config.comparison import CompareConfig, CompareDataConfig
 from vla_rl.config.quickstart import QuickstartConfig
+from vla_rl.config.reproduce import ReproduceConfig
 from vla_rl.config.search import ScalingConfig
 
 C = TypeVar("C")
@@ -174,6 +175,17 @@ COMMANDS: dict[str, Command] = {
         ),
         calls.evaluate,
         EvalArguments,
+    ),
+    "reproduce": Command(
+        "reach a published figure with its checkpoint, or find out why not",
+        (
+            "vla-rl reproduce libero-spatial",
+            "vla-rl reproduce libero-object --episodes-per-task 5 --demos datasets/libero_object",
+            "vla-rl reproduce libero-goal --checkpoint checkpoints/goal --practice-iterations 0",
+            "vla-rl reproduce toy --checkpoint runs/sft/policy --publish",
+        ),
+        calls.reproduce,
+        ReproduceConfig,
     ),
     "reward collect": Command(
         "keep whole episodes of a policy, failures among them, for a process reward model",

@@ -62,6 +62,7 @@ NEEDS: Mapping[str, Modules] = {
     "train": _train,
     "plan": lambda _: (),
     "eval": _evaluate,
+    "reproduce": lambda c: (*_simulator(c.suite), *(DATASETS if c.demos else ())),
     "reward collect": _datasets,
     "reward label": lambda c: (*DATASETS, *(("matplotlib",) if c.plot else ())),
     "reward train": lambda c: (*DATASETS, *(() if c.is_tiny else ("transformers", "peft", "PIL"))),

@@ -8,12 +8,14 @@
     log_probs       tempered log-softmax over the action bins, entropy, sampling
     masking         masked mean, variance, whitening
     intervals       Wilson interval, paired difference, Student's interval over seeds
+    detectable      what n episodes can tell from a published rate, sign test of paired outcomes
     ranking         area under ROC, average precision, calibration, pairwise ranking, rank correlation
     precision       computations happen in float32 at least, whatever came in
 
 Axes (legend in `vla_rl.types`): M turns of a window, N environments, B samples, K action tokens of a turn, V bins.
 """
 
+from vla_rl.functional.detectable import detectable_rates, sign_test
 from vla_rl.functional.group_advantages import GroupAdvantage, group_advantages
 from vla_rl.functional.intervals import (
     Interval,
@@ -94,6 +96,7 @@ __all__ = [
     "calibration_error",
     "clipped_surrogate",
     "clipped_value_loss",
+    "detectable_rates",
     "discounted_returns",
     "entropy",
     "explained_variance",
@@ -116,6 +119,7 @@ __all__ = [
     "rank_correlation",
     "reliability",
     "sample_from_uniforms",
+    "sign_test",
     "squared_value_loss",
     "student_quantile",
     "surrogate_statistics",

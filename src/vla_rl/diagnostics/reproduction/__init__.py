@@ -1,0 +1,1 @@
+"""Why a checkpoint does not reach its published figure: settings, evidence for each cause, verdict."""
