@@ -128,7 +128,7 @@ def test_what_a_command_does_not_need_it_does_not_ask_for(tmp_path: Path) -> Non
         ["report", gone],
         ["certify", gone],
         ["engine", "serve", gone, "--socket", str(tmp_path / "socket")],
-        [*train, "--env.suite", "toy", "--run.no-tensorboard"],
+        [*train, "--env.suite", "toy", "--run.trackers", "none"],
     ]
     (exported, *others), _ = run_light(lines)
     assert exported[::2] == [0, ""]

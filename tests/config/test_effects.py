@@ -68,7 +68,7 @@ ALWAYS = {
         "optimizer.{learning_rate,adam_beta2,adam_eps,weight_decay,warmup_steps,final_learning_rate,max_grad_norm}",
         "reward.{kind,model}", "curriculum.{mode,window,prior}", "starts.dataset",
         "eval.{split,episodes_per_task,seed,videos}",
-        "run.{name,root,seed,save_every,keep,eval_every,torch_threads,tensorboard,wandb}",
+        "run.{name,root,seed,save_every,keep,eval_every,torch_threads,trackers}",
         "parallel.{arrangement,shards,engine,staleness,timeout,shard}",
     ),
     "SFTConfig": (

