@@ -76,6 +76,8 @@ NEEDS: Mapping[str, Modules] = {
     "compare": _plots,
     "compare data": lambda c: (*_quickstart(c), "matplotlib"),
     "export": lambda _: (),
+    "push": lambda _: ("huggingface_hub",),
+    "rerun": lambda _: (*DATASETS, "rerun"),
     "report": lambda _: (),
     "analyse": lambda c: ("matplotlib", "scipy", "PIL", *(VIDEOS if c.videos else ())),
     "film": lambda _: (*VIDEOS, "PIL"),
