@@ -92,6 +92,7 @@ ALWAYS = {
         "search.{mode,temperature,greedy_first}", "protocol.{suite,split,episodes_per_task,seed}",
         "{sizes,choosers,out,bootstrap,workers}",
     ),
+    "PushConfig": ("{to_folder,license,base}",),
     "ExportConfig": ("{out,merged,adapter,kind,base,unnorm_key}",),
     "AblationConfig": (
         "{preset,checkpoint,reward_kind,reward_model,out,build_up,seeds,minutes,parallel,cores,episodes_per_task}",

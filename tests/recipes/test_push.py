@@ -76,9 +76,12 @@ def test_a_path_is_taken_out_where_loading_does_not_need_it_and_refused_where_it
 ) -> None:
     extra = run / "policy" / "extra.json"
     extra.write_text(json.dumps({"made_from": "/home/me/runs/sft", "list": ["~/x/y", "a/b"]}))
+    words = {"merges": ["// /", "/home/ me", "/tmp/ x"]}  # pieces of words, not places
+    (run / "policy" / "vocab.json").write_text(json.dumps(words))
     pushed(run, tmp_path / "one")
     sent = json.loads((tmp_path / "one" / "extra.json").read_text())
     assert sent == {"made_from": "sft", "list": ["y", "a/b"]}
+    assert json.loads((tmp_path / "one" / "vocab.json").read_text()) == words
     extra.write_text(json.dumps({"base_model_name_or_path": "/home/me/openvla-7b"}))
     with pytest.raises(UserError, match=r"base_model_name_or_path.*--base owner/name"):
         pushed(run, tmp_path / "two")

@@ -32,6 +32,9 @@ Kind = Literal["policy", "reward model", "dataset"]
 CARD = "README.md"
 _NAMES_A_MODEL = ("base_model_name_or_path", "backbone", "base")
 """Keys without which the files do not load: a path there cannot be taken out."""
+_VOCABULARY = ("tokenizer.json", "vocab.json", "added_tokens.json")
+"""Pieces of words, some of which look like paths: these stay as they are."""
+_ROOTS = ("home", "root", "Users", "mnt", "media", "data", "scratch", "tmp", "var", "opt", "srv")
 
 
 class Source(NamedTuple):
@@ -93,7 +96,8 @@ def cleaned_files(source: Source, base: str = "") -> Iterator[tuple[str, Path | 
             raise UserError(
                 f"{path} is a link to a file outside {source.folder}: copy that file there, or remove the link"
             )
-        yield name.as_posix(), _without_paths(path, base) if path.suffix == ".json" else path
+        settings = path.suffix == ".json" and path.name not in _VOCABULARY
+        yield name.as_posix(), _without_paths(path, base) if settings else path
 
 
 def _without_paths(path: Path, base: str) -> Path | bytes:
@@ -126,10 +130,11 @@ def _clean(value: Any, path: Path, base: str, key: str = "") -> Any:
 
 
 def is_local_path(text: str) -> bool:
-    """Whether a text names a place on this machine: an absolute path, or one below the home folder."""
-    return (text.startswith("/") and text.count("/") > 1 and "\n" not in text) or text.startswith(
-        ("~/", "file://", str(Path.home()))
-    )
+    """Whether a text names a place on a machine: below the home folder, or below one of a machine's usual folders."""
+    if text.startswith(("~/", "file:///", f"{Path.home()}/")):
+        return True
+    first = text.split("/")[1] if text.startswith("/") and text.count("/") > 1 else ""
+    return first in _ROOTS or (first.isidentifier() and Path("/", first).is_dir())
 
 
 def _write(files: Mapping[str, Path | bytes], folder: Path) -> Path:

@@ -93,11 +93,6 @@ class Trackers:
             if done and not again:
                 remember(self._folder, name, evaluations=[*seen, f"{label}@{iteration}"])
 
-    def attach(self, iteration: int, name: str, files: Sequence[Path]) -> None:
-        """Hand on files of the run."""
-        for tracker in [*self._open]:
-            self._act(tracker, lambda t: t.attach(iteration, name, files))
-
     def rewind(self, iteration: int, earlier: Sequence[Mapping[str, Any]]) -> None:
         """Go back to `iteration`; earlier: the metrics up to it, for a tracker that does not have all of them."""
         for name in [*self._open]:

@@ -29,7 +29,7 @@ class Tracker(Protocol):
         ...
 
     def attach(self, iteration: int, name: str, files: Sequence[Path]) -> None:
-        """Take files that belong to the run: an evaluation (.json), videos (.mp4), a report (.html)."""
+        """Take files that belong to the run: an evaluation (.json), or videos of one (.mp4)."""
         ...
 
     def rewind(self, iteration: int) -> None:

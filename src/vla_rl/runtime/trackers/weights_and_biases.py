@@ -53,8 +53,6 @@ class WandbRun:
         for file in files:
             if file.suffix == ".mp4":
                 shown[f"{name}/{file.stem}"] = self._library.Video(str(file), format="mp4")
-            elif file.suffix == ".html":
-                shown[name] = self._library.Html(file.read_text(encoding="utf-8"), inject=False)
             else:
                 self._run.save(str(file), base_path=str(file.parent.parent), policy="now")
         if shown:
