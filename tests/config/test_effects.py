@@ -26,6 +26,7 @@ from vla_rl.config import (
 )
 from vla_rl.config.effects import EFFECTS, without_effect
 from vla_rl.config.parallel import ParallelConfig
+from vla_rl.config.push import PushConfig
 from vla_rl.config.search import ScalingConfig
 from vla_rl.recipes.presets import PRESETS
 
@@ -45,6 +46,7 @@ CONFIGS: dict[str, Any] = {
         PlanArguments(),
         ScalingConfig("x"),
         ExportConfig("x"),
+        PushConfig("x", "me/x"),
         AblationConfig(),
     )
 }
@@ -52,7 +54,7 @@ UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
     "ReportArguments", "FilmArguments", "CertifyArguments", "EngineServeArguments",
     "CompareConfig", "CompareDataConfig",
-    "AnalysisConfig", "CheckEnvArguments",
+    "AnalysisConfig", "CheckEnvArguments", "RerunConfig",
 }  # fmt: skip
 """Configurations of commands all of whose options always count."""
 
@@ -304,6 +306,7 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         {"search.mode": "refine"},
     ),
     ("ScalingConfig", "search.reward_model", "error", {"choosers": ("random",)}, {"choosers": ("reward-model-alone",)}),
+    ("PushConfig", "public", "error", {"to_folder": "x"}, {"to_folder": ""}),
     ("ExportConfig", "dtype shard_gigabytes", "error", {"adapter": True}, {"merged": True}),
     ("AblationConfig", "iterations", "error", {"minutes": 1.0}, {}),
     ("AblationConfig", "cells", "error", {"build_up": True}, {}),

@@ -69,7 +69,7 @@ def play(run: Run, start: int, stop: int) -> None:
 
 
 def test_repeated_iterations_and_evaluations_arrive_once(tmp_path: Path) -> None:
-    with Run.create(tmp_path, "first", TrainConfig(), trackers=["trackio"]) as run:
+    with Run.create(tmp_path, "first", TrainConfig(), [], trackers=["trackio"]) as run:
         play(run, 1, 6)
         file = run.eval_folder / "iteration-000005.json"
         file.write_text(json.dumps(EVALUATION))
@@ -91,7 +91,7 @@ def test_one_that_fails_is_said_once_and_catches_up_when_the_run_is_resumed(
 ) -> None:
     tracker.fails_at = 3
     caplog.set_level(logging.WARNING, logger="vla_rl")
-    with Run.create(tmp_path, "first", TrainConfig(), trackers=["trackio"]) as run:
+    with Run.create(tmp_path, "first", TrainConfig(), [], trackers=["trackio"]) as run:
         play(run, 1, 6)
     assert seen(tmp_path) == [1, 2]
     (said,) = [r.message for r in caplog.records if "failed" in r.message]
@@ -106,7 +106,7 @@ def test_one_that_fails_is_said_once_and_catches_up_when_the_run_is_resumed(
 
 
 def test_one_that_is_added_later_gets_what_was_before(tmp_path: Path) -> None:
-    with Run.create(tmp_path, "first", TrainConfig()) as run:
+    with Run.create(tmp_path, "first", TrainConfig(), []) as run:
         play(run, 1, 4)
     for stop in (6, 8):
         with Run.open(tmp_path / "first", trackers=["trackio"]) as run:
@@ -121,7 +121,7 @@ def test_a_missing_package_is_said_before_there_is_work(
     monkeypatch.undo()
     monkeypatch.setattr("vla_rl.runtime.extras.installed", lambda module: module != "mlflow")
     with pytest.raises(UserError, match=r"run.trackers needs the package mlflow.*vla-rl\[mlflow\]"):
-        Run.create(tmp_path, "first", TrainConfig(), trackers=["mlflow"])
+        Run.create(tmp_path, "first", TrainConfig(), [], trackers=["mlflow"])
 
 
 def test_names_are_checked() -> None:
