@@ -36,11 +36,12 @@ def test_the_viewers_own_reader_finds_every_episode_and_its_numbers(
 ) -> None:
     from rerun.chunk import RrdReader
 
-    out = write_rerun(RerunConfig(str(dataset), out=str(tmp_path / "e.rrd"), episodes=(0, 1, 7)))
-    reader = RrdReader(out)
-    recordings = reader.recordings()
-    assert len(recordings) == 2
-    for number, recording in enumerate(recordings):
+    out = write_rerun(RerunConfig(str(dataset), out=str(tmp_path / "out"), episodes=(0, 1, 7)))
+    files = sorted(out.iterdir())
+    assert [file.name for file in files] == ["episode-000000.rrd", "episode-000001.rrd"]
+    for number, file in enumerate(files):
+        reader = RrdReader(file)
+        (recording,) = reader.recordings()
         chunks = list(reader.stream(store=recording))
         paths = {chunk.entity_path for chunk in chunks}
         assert {"/observation/images/image", "/action", "/instruction"} <= paths
@@ -56,4 +57,4 @@ def test_the_viewers_own_reader_finds_every_episode_and_its_numbers(
 
 def test_episodes_that_are_not_there_are_said(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="0 to 1"):
-        write_rerun(RerunConfig(str(dataset), out=str(tmp_path / "e.rrd"), episodes=(5,)))
+        write_rerun(RerunConfig(str(dataset), out=str(tmp_path / "out"), episodes=(5,)))

@@ -257,10 +257,10 @@ COMMANDS: dict[str, Command] = {
     "rerun": Command(
         "write episodes of a dataset for rerun's viewer",
         (
-            "vla-rl rerun runs/demos --out demos.rrd",
-            "vla-rl rerun runs/play --episodes 3 14 --out failures.rrd",
+            "vla-rl rerun runs/demos --out recordings",
+            "vla-rl rerun runs/play --episodes 3 14 --out failures",
         ),
-        Recipe(RerunConfig, "recipes.rerun_episodes", "write_rerun", "Recording"),
+        Recipe(RerunConfig, "recipes.rerun_episodes", "write_rerun", "Recordings"),
     ),
     "report": Command(
         "write a run's report as one HTML file",

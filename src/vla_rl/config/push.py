@@ -46,7 +46,7 @@ class RerunConfig(Config):
 
     dataset: str
     """Folder or hub id of a LeRobotDataset v3: demonstrations, or what `vla-rl reward collect` kept of a policy."""
-    out: str = "episodes.rrd"
-    """The file to write."""
+    out: str = "recordings"
+    """Folder to write, an .rrd file for each episode; must not exist, or be empty."""
     episodes: tuple[Whole, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
     """Numbers of the episodes; those that the dataset does not have are left out, all of them is an error."""

@@ -1,9 +1,9 @@
 """Write episodes of a dataset for rerun's viewer.
 
-vla-rl rerun runs/demos --out episodes.rrd        then: rerun episodes.rrd
+vla-rl rerun runs/demos --out recordings        then: rerun recordings/*.rrd
 
-Each episode is a recording of its own, and all of them one file. Time is the frame, and seconds where the dataset has
-them. Source: https://rerun.io/docs, rerun-sdk 0.41.
+Each episode is a file: recordings that are put one behind the other are refused by rerun's reader (0.41). Time is the
+frame, and the robot's seconds. Source: https://rerun.io/docs, rerun-sdk 0.41.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from vla_rl.config import UserError
 from vla_rl.config.push import RerunConfig
 from vla_rl.data.lerobot import LeRobotReader
 from vla_rl.runtime.extras import need
-from vla_rl.runtime.files import require_writable, whole_file
+from vla_rl.runtime.files import require_writable, whole_folder
 from vla_rl.runtime.provenance import package_versions
+from vla_rl.training.epoch_state import require_unused
 
 APPLICATION = "vla-rl"
 _NOT_SHOWN = ("index", "episode_index", "frame_index", "timestamp", "task_index")
@@ -26,21 +27,22 @@ _JPEG_QUALITY = 90
 
 
 def write_rerun(config: RerunConfig) -> Path:
-    """Write `config.out` and return it. UserError for what the dataset's reader refuses, or without the episodes."""
+    """Write the folder `config.out` and return it. UserError for what the dataset's reader refuses, and without those episodes."""
     need("rerun", "pyarrow", "av", purpose="rerun")
     import rerun
 
-    out = require_writable(Path(config.out), "file", ".rrd")
+    out = require_writable(Path(config.out), "folder")
+    require_unused(out)
     reader = LeRobotReader(config.dataset)
     numbers = [number for number in dict.fromkeys(config.episodes) if number < len(reader.episodes)]
     if not numbers:
         raise UserError(
             f"{config.dataset} has the episodes 0 to {len(reader.episodes) - 1}, none of those asked for"
         )
-    with whole_file(out) as aside:
-        streams = [_episode(rerun, reader, number) for number in numbers]
-        merged = b"".join(streams)
-        aside.write_bytes(merged)
+    with whole_folder(out) as aside:
+        for number in numbers:
+            recording = _episode(rerun, reader, number)
+            (aside / f"episode-{number:06d}.rrd").write_bytes(recording)
     return out
 
 
