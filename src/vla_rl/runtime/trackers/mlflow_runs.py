@@ -55,7 +55,7 @@ class MlflowRun:
 
     def attach(self, iteration: int, name: str, files: Sequence[Path]) -> None:
         for file in files:
-            self._client.log_artifact(self._id, str(file), name if len(files) > 1 else None)
+            self._client.log_artifact(self._id, str(file), name if file.suffix == ".mp4" else None)
 
     def rewind(self, iteration: int) -> None:
         """A step's value cannot be taken back."""
