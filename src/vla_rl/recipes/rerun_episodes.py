@@ -27,7 +27,7 @@ _JPEG_QUALITY = 90
 
 
 def write_rerun(config: RerunConfig) -> Path:
-    """Write the folder `config.out` and return it. UserError for what the reader refuses, and without those episodes."""
+    """Write the folder `config.out` and return it. UserError for what the reader refuses, or without those episodes."""
     need("rerun", "pyarrow", "av", purpose="rerun")
     import rerun
 
