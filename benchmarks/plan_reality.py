@@ -37,7 +37,7 @@ from vla_rl.runtime.run_folder import read_config
 
 BASE = [
     *("metaworld-mt1", "--policy.scratch", "tiny", "--eval.episodes-per-task", "36"),
-    *("--run.no-tensorboard", "--schedule.iterations", "8"),
+    *("--run.trackers", "none", "--schedule.iterations", "8"),
 ]
 CASES = {
     "calibration": [],

@@ -73,7 +73,7 @@ def measure(options: Sequence[str], iterations: int) -> dict[str, float]:
         command = [
             sys.executable, "-m", "vla_rl", "train", *options, "--schedule.iterations", str(iterations),
             "--schedule.episodes", "0", "--schedule.minutes", "0", "--eval.episodes-per-task", "1",
-            "--eval.videos", "0", "--run.root", root, "--run.name", "run", "--run.no-tensorboard",
+            "--eval.videos", "0", "--run.root", root, "--run.name", "run", "--run.trackers", "none",
             "--run.save-every", "1000000",
         ]  # fmt: skip
         done = subprocess.run(command, check=False, capture_output=True, text=True)

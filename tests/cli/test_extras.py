@@ -61,6 +61,10 @@ WANTED: dict[str, str] = {
     "train --env.suite toy --eval.videos 2": "data",
     "train --reward.model x --reward.refresh-every 3": "data,metaworld",
     "eval x --videos 1": "data",
+    "train --env.suite toy --run.trackers mlflow,trackio": "mlflow,trackio",
+    "train --env.suite toy --run.trackers auto,wandb": "wandb",
+    "push x me/x": "openvla",
+    "rerun x": "data,rerun",
     "reward collect x": "data",
     "reward label x": "data",
     "reward label x --plot": "data,report",
@@ -128,7 +132,7 @@ def test_what_a_command_does_not_need_it_does_not_ask_for(tmp_path: Path) -> Non
         ["report", gone],
         ["certify", gone],
         ["engine", "serve", gone, "--socket", str(tmp_path / "socket")],
-        [*train, "--env.suite", "toy", "--run.no-tensorboard"],
+        [*train, "--env.suite", "toy", "--run.trackers", "none"],
     ]
     (exported, *others), _ = run_light(lines)
     assert exported[::2] == [0, ""]

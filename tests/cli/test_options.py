@@ -42,7 +42,7 @@ def error(capsys: pytest.CaptureFixture[str], line: str) -> str:
 def test_a_preset_with_overrides_differs_from_it_in_those_alone() -> None:
     config, resume = request(
         "metaworld-mt5 --optimizer.learning-rate 1e-3 --ppo.clip_high=0.3 --run.name x"
-        " --ppo.no-normalize-advantages --run.wandb --curriculum.mode frontier --eval.split train"
+        " --ppo.no-normalize-advantages --run.trackers wandb --curriculum.mode frontier --eval.split train"
     )
     base = PRESETS["metaworld-mt5"]
     assert resume is None
@@ -50,7 +50,7 @@ def test_a_preset_with_overrides_differs_from_it_in_those_alone() -> None:
         base,
         optimizer=replace(base.optimizer, learning_rate=1e-3),
         ppo=replace(base.ppo, clip_high=0.3, normalize_advantages=False),
-        run=replace(base.run, name="x", wandb=True),
+        run=replace(base.run, name="x", trackers="wandb"),
         curriculum=replace(base.curriculum, mode="frontier"),
         eval=replace(base.eval, split="train"),
     )
@@ -161,8 +161,8 @@ def test_every_preset_has_a_line_in_the_help_and_the_papers_numbers_are_the_pape
         ("train --learning-rate=3", ["no option --learning-rate", "'--optimizer.learning-rate'"]),
         ("train -x", ["no option -x"]),
         (
-            "train --no-run.tensorboard",
-            ["no option --no-run.tensorboard", "'--run.no-tensorboard'"],
+            "train --no-ppo.recompute-log-probs",
+            ["no option --no-ppo.recompute-log-probs", "'--ppo.no-recompute-log-probs'"],
         ),
         ("train --policy.lora.rnk 3", ["no option --policy.lora.rnk", "'--policy.lora.rank'"]),
         (
@@ -190,12 +190,12 @@ def test_every_preset_has_a_line_in_the_help_and_the_papers_numbers_are_the_pape
         ),
         ("train --env.held-out 1000", ["env.held_out must lie in 1..initial_states-1"]),
         (
-            "train --run.tensorboard yes",
-            ["--run.tensorboard is a switch", "'yes'", "--run.no-tensorboard"],
+            "train --ppo.normalize-advantages yes",
+            ["--ppo.normalize-advantages is a switch", "'yes'", "--ppo.no-normalize-advantages"],
         ),
         (
-            "train --run.no-tensorboard no",
-            ["--run.no-tensorboard is a switch", "opposite is --run.tensorboard"],
+            "train --ppo.no-normalize-advantages no",
+            ["--ppo.no-normalize-advantages is a switch", "opposite is --ppo.normalize-advantages"],
         ),
         ("train --schedule.iterations 2 metaworld-mt5", ["nothing for 'metaworld-mt5' to set"]),
         (

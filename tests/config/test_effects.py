@@ -26,6 +26,7 @@ from vla_rl.config import (
 )
 from vla_rl.config.effects import EFFECTS, without_effect
 from vla_rl.config.parallel import ParallelConfig
+from vla_rl.config.push import PushConfig
 from vla_rl.config.search import ScalingConfig
 from vla_rl.recipes.presets import PRESETS
 
@@ -46,6 +47,7 @@ CONFIGS: dict[str, Any] = {
         PlanArguments(),
         ScalingConfig("x"),
         ExportConfig("x"),
+        PushConfig("x", "me/x"),
         AblationConfig(),
     )
 }
@@ -53,7 +55,7 @@ UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
     "FilmArguments", "CertifyArguments", "EngineServeArguments",
     "CompareConfig", "CompareDataConfig",
-    "AnalysisConfig", "CheckEnvArguments", "ReproduceConfig",
+    "AnalysisConfig", "CheckEnvArguments", "ReproduceConfig", "RerunConfig",
 }  # fmt: skip
 """Configurations of commands all of whose options always count."""
 
@@ -69,7 +71,7 @@ ALWAYS = {
         "optimizer.{learning_rate,adam_beta2,adam_eps,weight_decay,warmup_steps,final_learning_rate,max_grad_norm}",
         "reward.{kind,model}", "curriculum.{mode,window,prior}", "starts.dataset",
         "eval.{split,episodes_per_task,seed,videos}",
-        "run.{name,root,seed,save_every,keep,eval_every,torch_threads,tensorboard,wandb}",
+        "run.{name,root,seed,save_every,keep,eval_every,torch_threads,trackers}",
         "parallel.{arrangement,shards,engine,staleness,timeout,shard}",
     ),
     "SFTConfig": (
@@ -93,6 +95,7 @@ ALWAYS = {
         "search.{mode,temperature,greedy_first}", "protocol.{suite,split,episodes_per_task,seed}",
         "{sizes,choosers,out,bootstrap,workers}",
     ),
+    "PushConfig": ("{to_folder,license,base}",),
     "ExportConfig": ("{out,merged,adapter,kind,base,unnorm_key}",),
     "AblationConfig": (
         "{preset,checkpoint,reward_kind,reward_model,out,build_up,seeds,minutes,parallel,cores,episodes_per_task}",
@@ -307,6 +310,7 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         {"search.mode": "refine"},
     ),
     ("ScalingConfig", "search.reward_model", "error", {"choosers": ("random",)}, {"choosers": ("reward-model-alone",)}),
+    ("PushConfig", "public", "error", {"to_folder": "x"}, {"to_folder": ""}),
     ("ExportConfig", "dtype shard_gigabytes", "error", {"adapter": True}, {"merged": True}),
     ("AblationConfig", "iterations", "error", {"minutes": 1.0}, {}),
     ("AblationConfig", "cells", "error", {"build_up": True}, {}),

@@ -141,7 +141,7 @@ def _register_preset() -> None:
         rollout=replace(base.rollout, turns=4),
         ppo=replace(base.ppo, critic_warmup=1, minibatch=8, critic_warmup_until_explained=False),
         eval=replace(base.eval, episodes_per_task=2, videos=0),
-        run=replace(base.run, save_every=2, eval_every=3, tensorboard=False, keep=5),
+        run=replace(base.run, save_every=2, eval_every=3, trackers="none", keep=5),
     )
 
 

@@ -53,7 +53,7 @@ def short(config: TrainConfig, checkpoint: Path, root: Path) -> TrainConfig:
         rollout=replace(config.rollout, turns=4),
         ppo=replace(config.ppo, minibatch=4, critic_warmup=1, entropy_coef=0.01),
         eval=replace(config.eval, episodes_per_task=1),
-        run=replace(config.run, name="run", root=str(root), eval_every=2, tensorboard=False),
+        run=replace(config.run, name="run", root=str(root), eval_every=2, trackers="none"),
     )  # fmt: skip
 
 

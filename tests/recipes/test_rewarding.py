@@ -66,7 +66,7 @@ def training(policy: Path, root: Path, reward_model: Path | None, **reward: obje
             model="" if reward_model is None else str(reward_model), **reward
         ),  # type: ignore[arg-type]
         eval=replace(config.eval, episodes_per_task=1),
-        run=replace(config.run, name="run", root=str(root), save_every=1, tensorboard=False),
+        run=replace(config.run, name="run", root=str(root), save_every=1, trackers="none"),
     )
 
 

@@ -43,9 +43,7 @@ def small(
         rollout=replace(config.rollout, turns=turns),
         ppo=replace(config.ppo, **{"minibatch": 8, "critic_warmup": 1, "kl_coef": 0.1, **ppo}),
         eval=replace(config.eval, episodes_per_task=2),
-        run=replace(
-            config.run, name="run", root=str(root), save_every=2, tensorboard=False, keep=5
-        ),
+        run=replace(config.run, name="run", root=str(root), save_every=2, trackers="none", keep=5),
     )
 
 
@@ -56,7 +54,7 @@ def arguments(policy_folder: Path, root: Path, name: str, iterations: int) -> li
         "--env.suite", "mt1:drawer-close", "--env.num-envs", "4", "--env.num-workers", "2", "--env.horizon", "4",
         "--schedule.iterations", str(iterations), "--rollout.turns", "6", "--ppo.minibatch", "8",
         "--ppo.critic-warmup", "1", "--ppo.kl-coef", "0.1", "--eval.episodes-per-task", "2", "--eval.videos", "0",
-        "--run.name", name, "--run.root", str(root), "--run.save-every", "2", "--run.no-tensorboard",
+        "--run.name", name, "--run.root", str(root), "--run.save-every", "2", "--run.trackers", "none",
     ]  # fmt: skip
 
 

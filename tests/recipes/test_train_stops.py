@@ -65,7 +65,7 @@ def small(policy: Path, root: Path, **run: Any) -> TrainConfig:
         rollout=replace(base.rollout, turns=4),
         ppo=replace(base.ppo, minibatch=4, critic_warmup=1),
         eval=replace(base.eval, episodes_per_task=2, videos=0),
-        run=replace(base.run, **(settings | run), tensorboard=False, threads=1),
+        run=replace(base.run, **(settings | run), trackers="none", threads=1),
     )
 
 

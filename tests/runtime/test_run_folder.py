@@ -80,9 +80,9 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> Non
 
 def test_a_run_that_could_not_start_can_be_started_again(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"run.wandb needs the package wandb: pip install 'vla-rl\[wandb\]'"
+        UserError, match=r"run.trackers needs the package wandb: pip install 'vla-rl\[wandb\]'"
     ):
-        Run.create(tmp_path, "first", CONFIG, [], wandb=True)
+        Run.create(tmp_path, "first", CONFIG, [], trackers=["wandb"])
     Run.create(
         tmp_path, "first", TrainConfig(), []
     ).close()  # and stopped before its first iteration
@@ -129,13 +129,13 @@ def test_a_failing_tensorboard_is_dropped_with_a_warning_and_the_metrics_go_on(
     monkeypatch.setattr(
         threading, "excepthook", lambda args: None
     )  # TensorBoard's thread dies of it
-    with Run.create(tmp_path, "first", CONFIG, [], tensorboard=True) as run:
+    with Run.create(tmp_path, "first", CONFIG, [], trackers=["tensorboard"]) as run:
         run.log(1, {"loss": 0.5})
         shutil.rmtree(run.folder / "tensorboard")
         for iteration in range(2, 8):  # its writer runs in a thread: it notices a little later
             run.log(iteration, {"loss": 0.5})
     assert [line["iteration"] for line in lines(run)] == list(range(1, 8))
-    assert [r.message for r in caplog.records if "TensorBoardSink failed" in r.message]
+    assert [r.message for r in caplog.records if "TensorBoard failed" in r.message]
 
 
 def test_rewind_forgets_what_came_later_and_a_half_written_line(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_kill_9_at_any_moment_leaves_a_whole_checkpoint_that_agrees_with_the_met
 
 def test_tensorboard_gets_the_same_numbers_and_forgets_after_a_rewind(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with Run.create(tmp_path, "first", CONFIG, [], tensorboard=True) as run:
+    with Run.create(tmp_path, "first", CONFIG, [], trackers=["tensorboard"]) as run:
         for iteration in range(4):
             run.log(iteration, {"loss": iteration / 2, "nan": float("nan")})
         run.rewind(1)

@@ -35,6 +35,7 @@ from vla_rl.config import (
 )
 from vla_rl.config.analysis import AnalysisConfig
 from vla_rl.config.comparison import CompareConfig, CompareDataConfig
+from vla_rl.config.push import PushConfig, RerunConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.reproduce import ReproduceConfig
 from vla_rl.config.search import ScalingConfig
@@ -255,6 +256,23 @@ COMMANDS: dict[str, Command] = {
             "vla-rl export runs/first --out runs/adapter --adapter",
         ),
         Recipe(ExportConfig, "recipes.export", "export", "Exported"),
+    ),
+    "push": Command(
+        "send a policy, a reward model or a dataset to the Hugging Face hub, with its card",
+        (
+            "vla-rl push runs/first owner/name",
+            "vla-rl push runs/first owner/name --to-folder runs/first-on-the-hub",
+            "vla-rl push runs/demos owner/demos --public --license cc-by-4.0",
+        ),
+        Recipe(PushConfig, "recipes.push", "push", "Pushed"),
+    ),
+    "rerun": Command(
+        "write episodes of a dataset for rerun's viewer",
+        (
+            "vla-rl rerun runs/demos --out recordings",
+            "vla-rl rerun runs/play --episodes 3 14 --out failures",
+        ),
+        Recipe(RerunConfig, "recipes.rerun_episodes", "write_rerun", "Recordings"),
     ),
     "report": Command(
         "write a run's report as one HTML file, or serve it while the run trains",

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from vla_rl.config.run import tracker_names
 from vla_rl.runtime.extras import installed, need
+from vla_rl.runtime.trackers.copies import packages_of
 
 Modules = Callable[[Any], Iterable[str]]
 DATASETS = ("pyarrow", "av")
@@ -46,7 +48,8 @@ def _quickstart(config: Any) -> Iterable[str]:
 def _train(config: Any) -> Iterable[str]:
     videos = VIDEOS if config.eval.videos > 0 else ()
     refresh = DATASETS if config.reward.refresh_every > 0 else ()
-    return (*_simulator(config.env.suite), *videos, *refresh)
+    trackers = packages_of(tracker_names(config.run.trackers))
+    return (*_simulator(config.env.suite), *videos, *refresh, *trackers)
 
 
 def _evaluate(config: Any) -> Iterable[str]:
@@ -74,6 +77,8 @@ NEEDS: Mapping[str, Modules] = {
     "compare": _plots,
     "compare data": lambda c: (*_quickstart(c), "matplotlib"),
     "export": lambda _: (),
+    "push": lambda _: ("huggingface_hub",),
+    "rerun": lambda _: (*DATASETS, "rerun"),
     "report": lambda _: (),
     "analyse": lambda c: ("matplotlib", "scipy", "PIL", *(VIDEOS if c.videos else ())),
     "film": lambda _: (*VIDEOS, "PIL"),

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from vla_rl.cli.fields import Option, RefusedError, in_its_words, negative, options_of, registry
-from vla_rl.cli.old_values import old_values, with_new_values
+from vla_rl.cli.old_values import old_switches, old_values, with_new_values, without_switches
 from vla_rl.config import EnvConfig, LoraConfig, UserError, nearest
 from vla_rl.config.effects import Effect, without_effect
 from vla_rl.config.errors import ConfigError, in_lines
@@ -67,10 +67,12 @@ def parse(
     old = old_options(cls, default, flat)
     words = _with_new_names(words, old, command)
     words = with_new_values(words, dict(old_values(cls, default, "", flat)), command)
+    for switches in old_switches(cls, default, "", flat):
+        words = without_switches(words, switches, command)
     for word in words:
         option = normal(word)
         if re.match(r"-[-a-z]", option) and option not in (*options, "--help", "-h"):
-            # the opposite of a switch in a group: --run.no-tensorboard, not --no-run.tensorboard
+            # the opposite of a switch in a group: --ppo.no-normalize-advantages, not --no-ppo.normalize-advantages
             meant = negative(option.replace("--no-", "--", 1)) if option[:5] == "--no-" else option
             hint = _nearest(meant, [*options, PRINT_CONFIG], old)
             raise UserError(f"{command}: there is no option {option}.{hint}")

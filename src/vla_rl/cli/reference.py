@@ -29,7 +29,7 @@ Every option of every command, as `vla-rl COMMAND --help` shows them.
 
 - An option is the field's name with dashes, after the name of its group: `--ppo.clip-high 0.3`, or
   `--ppo.clip-high=0.3`.
-- A switch takes no value. Its opposite has `no-` before the last name: `--run.no-tensorboard`.
+- A switch takes no value. Its opposite has `no-` before the last name: `--ppo.no-normalize-advantages`.
 - What has no default is given without a name, before the options.
 - Numbers outside the bounds are refused, and so are infinity and NaN. An option that would have no effect beside the
   others is refused too, or said in a line where it makes no difference.

@@ -19,7 +19,8 @@ from vla_rl.cli.options import (
 from vla_rl.config import AblationConfig, TrainConfig, UserError
 
 RESUMABLE = ("--schedule.iterations", "--schedule.minutes", "--schedule.episodes")
-_ELSEWHERE = tuple(
+_TRACKERS = ("--run.trackers",)
+_ELSEWHERE = _TRACKERS + tuple(
     f"--parallel.{name}"
     for name in (
         *(
@@ -61,6 +62,7 @@ def train_request(words: list[str], parse_command: ParseCommand) -> tuple[TrainC
     notes = (
         f"To go on with a run: vla-rl train --resume RUN\n"
         f"  with a new length: [{'] ['.join(RESUMABLE)}]\n"
+        "  with other trackers: [--run.trackers]\n"
         "  on another number of processes: [--parallel.ranks], or in pools: [--parallel.arrangement], ...\n\n"
         "For several seeds, compared at the end: vla-rl train PRESET --seeds N\n"
         "  so many runs at a time: [--jobs M]\n"

@@ -430,6 +430,9 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
             "it belongs to merged weights, and --adapter writes the adapters alone",
         ),
     ),
+    "PushConfig": (
+        Effect(("public",), lambda c: not c.to_folder, "--to-folder sends nothing to the hub"),
+    ),
     "AblationConfig": (
         Effect(
             ("iterations",),

@@ -66,6 +66,23 @@ OLD_VALUES: Mapping[str, Mapping[str, NewValue]] = {
 """Class name -> field, by its present name, of which a value is said otherwise today."""
 
 
+def trackers_of_switches(trackers: str, switches: Mapping[str, Any]) -> str:
+    """`run.trackers` after the switches of before, `tensorboard` and `wandb`, were set in it."""
+    names = [name for name in trackers.split(",") if name and name != "none"]
+    for switch, on in switches.items():
+        same = ("tensorboard", "auto") if switch == "tensorboard" else (switch,)
+        if on and not set(same) & set(names):
+            names.append(same[-1])
+        elif not on:
+            names = [name for name in names if name not in same]
+    return ",".join(names) or "none"
+
+
+OLD_SWITCHES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "RunConfig": ("trackers", ("tensorboard", "wandb"))
+}
+"""Class name -> the field that takes the place of several switches, and these."""
+
 OLD_COMMANDS: Mapping[str, str] = {"curve": "learning-curve", "scaling": "test-time"}
 
 
@@ -87,10 +104,24 @@ def renamed(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
         if new_name in target:
             raise ConfigError(f"{old} is called {new} now, and both are given: leave out {old}")
         target[new_name] = source.pop(old_name)
+    fields = _without_switches(cls, fields)
     for field, today in OLD_VALUES.get(cls.__name__, {}).items():
         if field in fields:
             fields |= today(fields.pop(field))
     return fields
+
+
+def _without_switches(cls: type[Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Switches of before as the one field that stands for them; a value that is no switch stays, to be refused."""
+    new, switches = OLD_SWITCHES.get(cls.__name__, ("", ()))
+    given = {name: fields[name] for name in switches if isinstance(fields.get(name), bool)}
+    if not given:
+        return fields
+    if new in fields:
+        old = next(iter(given))
+        raise ConfigError(f"{old} is part of {new} now, and both are given: leave out {old}")
+    kept = {name: value for name, value in fields.items() if name not in given}
+    return kept | {new: trackers_of_switches("auto", given)}
 
 
 def _parent(fields: dict[str, Any], path: str, make: bool = False) -> dict[str, Any] | None:

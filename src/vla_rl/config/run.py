@@ -1,15 +1,19 @@
-"""The run folder, seeds, checkpoints and sinks."""
+"""The run folder, seeds, checkpoints and trackers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from vla_rl.config.bounds import Config, Count, Seed, Whole, Workers
+from vla_rl.config.errors import ConfigError, nearest
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+AUTO, NONE = "auto", "none"
 
 
 @dataclass(frozen=True)
 class RunConfig(Config, group="run"):
-    """The run folder, seeds, checkpoints and sinks."""
+    """The run folder, seeds, checkpoints and trackers."""
 
     name: str = ""
     """Name of the run folder; empty takes the preset's name and the time."""
@@ -28,7 +32,28 @@ class RunConfig(Config, group="run"):
     torch_threads: Workers = 1
     """Threads inside each torch operation. Above 1 any other process on the machine makes training many times slower;
     worth it only for large models on an idle CPU."""
-    tensorboard: bool = True
-    """Also log to TensorBoard, where it is installed (the extra `vla-rl[tensorboard]`)."""
-    wandb: bool = False
-    """Also log to Weights & Biases (needs the extra `vla-rl[wandb]`)."""
+    trackers: str = AUTO
+    """Where the metrics are copied to, by commas: tensorboard, wandb, mlflow, trackio. auto is TensorBoard where it is
+    installed, none is metrics.jsonl alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tracker_names(self.trackers)
+
+
+def tracker_names(trackers: str) -> tuple[str, ...]:
+    """The names in `run.trackers`, `auto` among them as it stands, each once; none for `none`.
+
+    ConfigError for a name that is not known, and where `none` stands beside another.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in trackers.split(",")))
+    known = (*TRACKERS, AUTO, NONE)
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"run.trackers: expected {', '.join(known[:-1])} or {NONE}, several of them by commas, got "
+                f"{name!r}.{nearest(name, known)}"
+            )
+    if NONE in names and len(names) > 1:
+        raise ConfigError(f"run.trackers: none stands alone, got {trackers!r}")
+    return () if NONE in names else names

@@ -103,7 +103,7 @@ def planned_run(config: AblationConfig, cell: str, seed: int) -> TrainConfig:
         reward=_reward(base.reward, config),
         eval=replace(base.eval, episodes_per_task=config.episodes_per_task, videos=0),
         run=replace(
-            base.run, name=f"{cell}-seed-{seed}", root=config.out, seed=seed, tensorboard=False
+            base.run, name=f"{cell}-seed-{seed}", root=config.out, seed=seed, trackers="none"
         ),
     )
     return cell_config(shared_out(base, config.parallel, config.cores), cell)

@@ -158,7 +158,7 @@ def planned_practice(
             name=f"practice-{size}-seed-{seed}",
             root=config.out,
             seed=seed,
-            tensorboard=False,
+            trackers="none",
         ),
     )
     return shared_out(planned, config.jobs, config.cores)

@@ -165,7 +165,7 @@ def _toy() -> TrainConfig:
         reward=ProcessRewardConfig(kind="simulator", form="progress", weight=0.9),
         curriculum=CurriculumConfig(mode="uniform"),
         eval=EvalConfig(episodes_per_task=25),
-        run=RunConfig(tensorboard=False),
+        run=RunConfig(trackers="none"),
     )
 
 

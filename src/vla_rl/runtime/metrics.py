@@ -1,31 +1,17 @@
-"""Where metrics go: metrics.jsonl always, TensorBoard and Weights & Biases where wanted."""
+"""metrics.jsonl, which every run has; `runtime.trackers` makes copies of it."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from vla_rl.config.errors import UserError
-from vla_rl.runtime.extras import install, installed, need
 from vla_rl.runtime.files import cannot_write, write_text
-
-logger = logging.getLogger(__name__)
-
-
-class Sink(Protocol):
-    """Takes the metrics of one iteration after the other."""
-
-    def log(self, iteration: int, metrics: Mapping[str, float]) -> None: ...
-
-    def rewind(self, iteration: int) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -85,59 +71,6 @@ class MetricsFile:
             self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise UserError(cannot_write(self._path, error)) from error
-
-
-class TensorBoardSink:
-    """Event files in the run folder; after a rewind TensorBoard hides the steps that came later."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writer: Any = None
-
-    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        writer = self._writer or self._open(None)
-        for name, value in metrics.items():
-            if math.isfinite(value):
-                writer.add_scalar(name, float(value), iteration)
-        writer.flush()
-
-    def rewind(self, iteration: int) -> None:
-        self.close()
-        self._open(iteration + 1)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-    def _open(self, purge_step: int | None) -> Any:
-        # imported at the first log: it costs seconds, and needs torch
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
-        return self._writer
-
-
-def optional_sinks(folder: Path, tensorboard: bool, wandb: bool) -> list[Sink]:
-    """The sinks that are wanted, ready to log. UserError for W&B if it is not installed; TensorBoard is only missed."""
-    sinks: list[Sink] = []
-    if tensorboard and installed("tensorboard"):
-        sinks.append(TensorBoardSink(folder / "tensorboard"))
-    elif tensorboard:
-        logger.info(
-            "TensorBoard is not installed (%s): metrics.jsonl only", install(["tensorboard"])
-        )
-    if wandb:
-        need("wandb", purpose="run.wandb")
-        from vla_rl.runtime.wandb_sink import WandbSink
-
-        try:
-            sinks.append(WandbSink(folder))
-        except (
-            Exception
-        ) as error:  # whatever way the library fails: a copy of the metrics must not end a run
-            logger.warning("W&B cannot be used (%s): metrics.jsonl has everything", error)
-    return sinks
 
 
 def _json_number(value: Any) -> float | int | None:

@@ -7,6 +7,7 @@
       metrics.jsonl     one line per iteration
       ranks.jsonl       the same for each of several ranks: where its time went, and what it played
       tensorboard/      the same for TensorBoard
+      trackers.json     the ids under which other trackers know this run
       checkpoints/      iteration-000010/ ..., index.json
       eval/             evaluation results
 
@@ -29,10 +30,11 @@ from vla_rl.config.errors import UserError, nearest
 from vla_rl.config.serialize import from_json, to_json
 from vla_rl.runtime.files import cannot_write, read_json, write_json
 from vla_rl.runtime.lock import FolderLock
-from vla_rl.runtime.metrics import MetricsFile, Sink, optional_sinks
+from vla_rl.runtime.metrics import MetricsFile, read_metrics
 from vla_rl.runtime.new_run import CONFIG, PROVENANCE, new_run_folder, remove_unused
 from vla_rl.runtime.partial import sweep
 from vla_rl.runtime.provenance import describe_run
+from vla_rl.runtime.trackers.copies import Trackers
 
 if TYPE_CHECKING:
     from vla_rl.runtime.trees import Array
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
 QUICKSTART_RUN = "ppo"
 """The training run within a quickstart's folder."""
 QUICKSTART_REQUEST = "quickstart.json"
@@ -138,8 +141,7 @@ class Run:
         folder: Path,
         *,
         keep: int = 2,
-        tensorboard: bool = False,
-        wandb: bool = False,
+        trackers: Sequence[str] = (),
         lock: FolderLock | None = None,
     ) -> None:
         """Open `folder`, whose `lock` is taken here unless it is held already."""
@@ -149,8 +151,10 @@ class Run:
         self._keep = keep
         self._lock = lock or FolderLock(folder)
         try:
-            self._sinks: list[Sink] = optional_sinks(folder, tensorboard, wandb)
-            self._metrics = MetricsFile(folder / "metrics.jsonl")
+            logged = read_metrics(folder / METRICS)
+            self._iteration = int(logged[-1]["iteration"]) if logged else 0
+            self._trackers = Trackers(folder, trackers, self._iteration)
+            self._metrics = MetricsFile(folder / METRICS)
             ranks = folder / "ranks.jsonl"
             self._ranks = MetricsFile(ranks) if ranks.is_file() else None
         except BaseException:
@@ -167,8 +171,7 @@ class Run:
         packages: Sequence[str] = (),
         *,
         keep: int = 2,
-        tensorboard: bool = False,
-        wandb: bool = False,
+        trackers: Sequence[str] = (),
     ) -> Run:
         """Make the folder `<root>/<name>` for a new run of the dataclass `config`.
 
@@ -183,7 +186,7 @@ class Run:
         folder = Path(root) / name
         described = {"config_type": type(config).__name__, **describe_run(command, packages)}
         lock = new_run_folder(folder, to_json(config), described)
-        return cls(folder, keep=keep, tensorboard=tensorboard, wandb=wandb, lock=lock)
+        return cls(folder, keep=keep, trackers=trackers, lock=lock)
 
     @classmethod
     def open(
@@ -194,8 +197,7 @@ class Run:
         packages: Sequence[str] = (),
         *,
         keep: int = 2,
-        tensorboard: bool = False,
-        wandb: bool = False,
+        trackers: Sequence[str] = (),
     ) -> Run:
         """Go on in an existing run folder; run.json notes when and by which command.
 
@@ -214,7 +216,7 @@ class Run:
         except BaseException:
             lock.release()
             raise
-        run = cls(folder, keep=keep, tensorboard=tensorboard, wandb=wandb, lock=lock)
+        run = cls(folder, keep=keep, trackers=trackers, lock=lock)
         run.resumed = True
         return run
 
@@ -223,9 +225,14 @@ class Run:
         return read_config(self.folder, cls)
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Append one line to metrics.jsonl and hand it to the sinks; what is not finite becomes null."""
+        """Append one line to metrics.jsonl and hand it to the trackers; what is not finite becomes null."""
         self._metrics.append(iteration, metrics)
-        self._to_sinks(lambda sink: sink.log(iteration, metrics))
+        self._iteration = iteration
+        self._trackers.log(iteration, metrics)
+
+    def log_evaluation(self, file: Path, videos: Sequence[Path] = ()) -> None:
+        """Hand the trackers an evaluation of the policy as it is now, which lies in `file` already."""
+        self._trackers.log_evaluation(self._iteration, file, videos)
 
     def log_ranks(self, iteration: int, ranks: Sequence[Mapping[str, float]]) -> None:
         """Append one line to ranks.jsonl: what each of several ranks has spent its time on, as `0/learn`."""
@@ -244,7 +251,8 @@ class Run:
         self._metrics.rewind(iteration)
         if self._ranks is not None:
             self._ranks.rewind(iteration)
-        self._to_sinks(lambda sink: sink.rewind(iteration))
+        self._iteration = iteration
+        self._trackers.rewind(iteration, read_metrics(self.folder / METRICS))
         scores = self._scores()
         for number, folder in self._saved():
             if number > iteration:
@@ -333,24 +341,12 @@ class Run:
         return self._metrics.wall_seconds()
 
     def close(self) -> None:
-        """Flush the sinks and let other processes have the folder."""
+        """Flush the trackers and let other processes have the folder."""
         self._metrics.close()
         if self._ranks is not None:
             self._ranks.close()
-        self._to_sinks(lambda sink: sink.close())
+        self._trackers.close()
         self._lock.release()
-
-    def _to_sinks(self, act: Callable[[Sink], None]) -> None:
-        """Drop a sink that fails, whatever way its library fails: a copy of the metrics must not end a run."""
-        for sink in list(self._sinks):
-            try:
-                act(sink)
-            except Exception as error:
-                self._sinks.remove(sink)
-                logger.warning(
-                    "%s failed and is left out from here on (%s). metrics.jsonl goes on and has everything",
-                    type(sink).__name__, error,
-                )  # fmt: skip
 
     def __enter__(self) -> Run:
         return self

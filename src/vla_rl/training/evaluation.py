@@ -37,10 +37,11 @@ def evaluate_before_or_after(
         result["practice"] = apart(records, config.env, summary)
         if not isinstance(run, Run):
             continue
-        write_json(run.eval_folder / f"{label}-{mode}.json", result)
+        file, videos = run.eval_folder / f"{label}-{mode}.json", []
+        write_json(file, result)
         if mode == "greedy" and config.eval.videos > 0:
             folder = run.eval_folder / "videos"
-            record_videos(
+            videos = record_videos(
                 records,
                 policy,
                 config.env,
@@ -48,6 +49,7 @@ def evaluate_before_or_after(
                 folder / label,
                 same_as=folder / "before",
             )
+        run.log_evaluation(file, [run.eval_folder / "videos" / label / v["file"] for v in videos])
 
 
 def evaluate_during(
@@ -73,6 +75,7 @@ def evaluate_during(
         write_json(state.run.eval_folder / file.name, result)
         if config.eval.videos > 0:
             _film_this_one(records, state, state.run, config)
+        state.run.log_evaluation(file)
     state.collector.load_state_dict(running)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from vla_rl.algorithms.learner import Learner, TrainingDivergedError
 from vla_rl.algorithms.registry import require_algorithm
 from vla_rl.config import ConfigError, EnvConfig, ScheduleConfig, TrainConfig, UserError
+from vla_rl.config.run import tracker_names
 from vla_rl.config.serialize import differences, to_json
 from vla_rl.curriculum import Starts, TaskSampler
 from vla_rl.distributed.sharding import part_of, require_sharding
@@ -74,20 +75,19 @@ def open_training_run(
         where: tuple[Path, bool] = world.broadcast((Path(), False))
         return FollowedRun(*where)
     packages = playable(config.env).packages
-    sinks = {
+    kept: dict[str, Any] = {
         "keep": config.run.keep,
-        "tensorboard": config.run.tensorboard,
-        "wandb": config.run.wandb,
+        "trackers": tracker_names(config.run.trackers),
     }
     if resume is not None:
-        return announced(Run.open(resume, sys.argv, config, packages, **sinks), world)
+        return announced(Run.open(resume, sys.argv, config, packages, **kept), world)
     if not (config.policy.checkpoint or config.policy.scratch):
         raise ConfigError(
             "policy.checkpoint is empty: a pretrained policy is improved. Make one with `vla-rl demos` and "
             "`vla-rl sft`, then give its folder, e.g. --policy.checkpoint runs/sft/policy. The preset toy needs none"
         )
     name = config.run.name or f"{config.env.suite.partition(':')[0]}-{datetime.now():%Y%m%d-%H%M%S}"
-    return announced(Run.create(config.run.root, name, config, sys.argv, packages, **sinks), world)
+    return announced(Run.create(config.run.root, name, config, sys.argv, packages, **kept), world)
 
 
 def announced(run: Run, world: World) -> Run:

@@ -17,6 +17,7 @@ from vla_rl.data.lerobot.schema import INFO_PATH, STATS_PATH, Feature
 from vla_rl.data.lerobot.statistics import Statistics, read_statistics
 from vla_rl.data.lerobot.tables import REMEDY, Table, numbers, open_table, texts
 from vla_rl.runtime.external import Phrase, check_array, fault, path_inside, read_bytes
+from vla_rl.runtime.hub import dataset_folder
 from vla_rl.runtime.memory import require_memory
 
 LARGEST_PICTURE = 64 * 2**20
@@ -32,8 +33,8 @@ class LeRobotReader:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Open `folder`. Raises UserError if it is no such dataset, is empty or is damaged."""
-        self.folder = Path(folder)
+        """Open `folder`, or what a hub id names. Raises UserError if it is no such dataset, is empty or is damaged."""
+        self.folder = dataset_folder(folder)
         self.info = read_info(self.folder)
         self.episodes = read_episodes(self.folder, self.info)
         self._tasks = read_tasks(self.folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vla_rl.config.errors import UserError
 from vla_rl.rewards.process.model import TrainableRewardModel, description_file, read_description
+from vla_rl.runtime.hub import checkpoint_folder
 
 REWARD_MODEL_FOLDER = "reward_model"
 """Where a run of `vla-rl reward train` keeps what it trained."""
@@ -14,8 +15,11 @@ OLD_REWARD_MODEL_FOLDER = "judge"
 
 
 def reward_model_folder(folder: Path | str) -> Path:
-    """`folder` itself, or the reward model in it where it is a run folder of `vla-rl reward train`."""
-    folder = Path(folder)
+    """`folder` itself, or the reward model in it where it is a run folder of `vla-rl reward train`.
+
+    Of a hub id, the folder it is fetched to.
+    """
+    folder = checkpoint_folder(folder)
     inside = (folder / name for name in (REWARD_MODEL_FOLDER, OLD_REWARD_MODEL_FOLDER))
     return next((place for place in inside if description_file(place) is not None), folder)
 

@@ -80,7 +80,7 @@ def test_it_is_decided_at_the_start_and_nobody_is_asked(
     library = Library(key, server, prompts)
     monkeypatch.setitem(sys.modules, "wandb", library)
     caplog.set_level(logging.WARNING, logger="vla_rl")
-    with Run.create(tmp_path, "first", TrainConfig(), [], wandb=True) as run:
+    with Run.create(tmp_path, "first", TrainConfig(), [], trackers=["wandb"]) as run:
         (begun,) = library.begun  # before anything is logged
         assert (begun.get("mode") == "offline") == bool(why)
         assert begun["config"]["env"]["suite"] == TrainConfig().env.suite
@@ -89,7 +89,7 @@ def test_it_is_decided_at_the_start_and_nobody_is_asked(
     assert not library.asked_a_person
     assert isinstance(sys.stdin, Terminal)
     assert ("upload it later" in caplog.text) == bool(why)
-    with Run.open(tmp_path / "first", [], wandb=True):
+    with Run.open(tmp_path / "first", [], trackers=["wandb"]):
         assert library.begun[1]["id"] == begun["id"]  # the same run there
 
 
@@ -99,7 +99,7 @@ def test_the_users_own_choice_of_mode_goes_first(
     library = Library(key=False, server=True, prompts=True)
     monkeypatch.setitem(sys.modules, "wandb", library)
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    Run.create(tmp_path, "first", TrainConfig(), [], wandb=True).close()
+    Run.create(tmp_path, "first", TrainConfig(), [], trackers=["wandb"]).close()
     assert "mode" not in library.begun[0]
 
 
@@ -110,7 +110,7 @@ def test_a_library_that_fails_altogether_costs_its_copy_only(
     broken.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
     monkeypatch.setitem(sys.modules, "wandb", broken)
     caplog.set_level(logging.WARNING, logger="vla_rl")
-    with Run.create(tmp_path, "first", TrainConfig(), [], wandb=True) as run:
+    with Run.create(tmp_path, "first", TrainConfig(), [], trackers=["wandb"]) as run:
         run.log(1, {"loss": 0.5})
     assert "W&B cannot be used" in caplog.text
     assert (run.folder / "metrics.jsonl").read_text().count("\n") == 1

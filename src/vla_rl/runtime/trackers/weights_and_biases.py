@@ -7,33 +7,35 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vla_rl.runtime.files import read_json, write_text
+from vla_rl.runtime.files import read_json
+from vla_rl.runtime.trackers.tracker import PROJECT, recall, remember
 
 logger = logging.getLogger(__name__)
-_ID_FILE = "wandb_id.txt"
+_OLD_ID_FILE = "wandb_id.txt"
 
 
-class WandbSink:
+class WandbRun:
     """A Weights & Biases run that goes on under the same id when the run folder is resumed.
 
     It logs in when it is made. Without a key, or where the server cannot be reached, it keeps everything in
     <run>/wandb and says how to upload it; WANDB_MODE, where it is set, decides instead.
     """
 
+    forgets = False
+
     def __init__(self, folder: Path) -> None:
         """Begin or go on with the run of `folder`, whose config.json goes along. Raises what the library raises."""
         import wandb  # pyright: ignore[reportMissingImports]
 
-        id_file = folder / _ID_FILE
-        run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(8)
-        write_text(id_file, run_id + "\n")
+        self._library: Any = wandb
+        self.begun, run_id = _run_id(folder)
         self._arguments = {
-            "project": "vla-rl",
+            "project": os.environ.get("WANDB_PROJECT") or PROJECT,
             "name": folder.name,
             "id": run_id,
             "resume": "allow",
@@ -45,6 +47,16 @@ class WandbSink:
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=iteration)
+
+    def attach(self, iteration: int, name: str, files: Sequence[Path]) -> None:
+        shown: dict[str, Any] = {}
+        for file in files:
+            if file.suffix == ".mp4":
+                shown[f"{name}/{file.stem}"] = self._library.Video(str(file), format="mp4")
+            else:
+                self._run.save(str(file), base_path=str(file.parent.parent), policy="now")
+        if shown:
+            self._run.log(shown, step=iteration)
 
     def rewind(self, iteration: int) -> None:
         """W&B keeps the first value of a step: the repeated iterations are equal anyway."""
@@ -71,6 +83,15 @@ class WandbSink:
             why, self._arguments["dir"],
         )  # fmt: skip
         return wandb.init(**self._arguments, mode="offline")
+
+
+def _run_id(folder: Path) -> tuple[bool, str]:
+    """Whether the run has an id already, and the id."""
+    old = folder / _OLD_ID_FILE
+    known = recall(folder, "wandb").get("id") or (old.read_text().strip() if old.is_file() else "")
+    run_id = known or secrets.token_hex(8)
+    remember(folder, "wandb", id=run_id)
+    return bool(known), run_id
 
 
 def _log_in(wandb: Any) -> bool:

@@ -1,0 +1,1 @@
+"""Copies of a run's metrics in the tools that people already use: TensorBoard, Weights & Biases, MLflow, trackio."""
