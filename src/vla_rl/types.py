@@ -4,7 +4,7 @@
     L  those of them that this process plays, where several train together
     M  turns of one rollout window          T  turns of one episode
     C  actions in one turn (the chunk)      A  dimensions of one action
-    K  action tokens of one turn, K = C * A, ordered action by action
+    K  action tokens of one turn, K = C * A, ordered action by action; or the most, where turns have an end token
     B  flattened samples of a minibatch     H W  image height and width     P  proprioception
 
 A trajectory is a conversation. In turn t the user says [image o_t, instruction v] and the assistant

@@ -75,8 +75,8 @@ ALWAYS = {
         "parallel.{arrangement,shards,engine,staleness,timeout,shard}",
     ),
     "SFTConfig": (
-        "{dataset,camera,image_size,image_fit,episodes_per_task,successes,out,action_chunk,epochs,batch_size,micro_batch,"
-        "learning_rate,weight_decay,warmup_steps,random_shift,validation_fraction,max_grad_norm,seed}",
+        "{dataset,camera,image_size,image_fit,episodes_per_task,successes,out,action_chunk,actions,epochs,batch_size,"
+        "micro_batch,learning_rate,weight_decay,warmup_steps,random_shift,validation_fraction,max_grad_norm,seed}",
         "policy.{checkpoint,kind,lora,activation_checkpointing,device}",
     ),
     "DemosConfig": (_ENV, "{out,episodes_per_task,noise,image_format,snapshots,seed}"),
@@ -237,6 +237,13 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         {"policy.checkpoint": "x"},
     ),
     ("SFTConfig", "policy.critic.kind policy.critic.width policy.decode_graphs", "warning", {}, {}),
+    (
+        "SFTConfig", "fast.vocabulary fast.scale fast.max_tokens fast.tokenizer", "error", {}, {"actions": "fast"},
+    ),
+    (
+        "SFTConfig", "fast.vocabulary fast.scale", "error", {"actions": "fast", "fast.tokenizer": "x"},
+        {"actions": "fast"},
+    ),
     *(
         (name, "labels.num_segments labels.failure_peak labels.failure_end labels.positive_progress", "error", {},
          {"labels.scheme": "segments"})

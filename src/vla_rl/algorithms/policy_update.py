@@ -30,6 +30,7 @@ from vla_rl.functional import (
     clipped_surrogate,
     importance_weights,
     kl_estimate,
+    masked_mean,
     surrogate_statistics,
     turn_mean,
 )
@@ -211,11 +212,18 @@ class PolicyUpdate(PolicySteps):
             clip_high=settings.clip_high,
             dual_clip=settings.dual_clip,
             ratio=settings.ratio,
+            mask=now.mask,
             importance=None if batch.importance is None else self._to(batch.importance[rows]),
         )
-        stats = {"losses/policy": loss.item(), "losses/entropy": now.entropy.mean().item()}
+        per_token = masked_mean(now.entropy.detach(), now.mask)
+        stats = {"losses/policy": loss.item(), "losses/entropy": per_token.item()}
         moved = surrogate_statistics(
-            now.log_probs, old, settings.clip_low, settings.clip_high, ratio=settings.ratio
+            now.log_probs,
+            old,
+            settings.clip_low,
+            settings.clip_high,
+            ratio=settings.ratio,
+            mask=now.mask,
         )
         stats |= {f"losses/{name}": float(number) for name, number in moved._asdict().items()}
         if settings.entropy_coef > 0:

@@ -3,7 +3,8 @@
     L = - 1 / (B K) sum_b sum_k log pi(token_bk | image_b, instruction_b, token_b<k)
 
 the behaviour cloning that OpenVLA is trained with (arXiv:2406.09246, section 3.2), on the K tokens of a turn and
-nothing else: no prompt, end or padding token is counted. AdamW, linear warm-up, cosine decay, gradient clipping.
+nothing else: no prompt or padding token is counted. Where turns have an end token, that is one of them, and the mean is
+over the tokens up to it (arXiv:2501.09747). AdamW, linear warm-up, cosine decay, gradient clipping.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from vla_rl.algorithms.learner import finite
 from vla_rl.config import SFTConfig, UserError
-from vla_rl.policies.policy import Policy
+from vla_rl.policies.policy import Policy, decided
 from vla_rl.types import Observation
 
 FINAL_LEARNING_RATE = 0.05
@@ -78,12 +79,16 @@ class SFT:
     def _backward(self, observation: Observation, tokens: Int64[Tensor, "B K"]) -> float:
         """Add up the gradient of the mean loss over micro-batches; returns that loss."""
         size = self.config.micro_batch or len(tokens)
-        total = 0.0
+        count, total = self._count(tokens), 0.0
         for start in range(0, len(tokens), size):
             part = tokens[start : start + size]
             rows = np.arange(start, start + len(part))
             seen = observation if len(part) == len(tokens) else observation.select(rows)
-            loss = -self.policy.evaluate(seen, part).log_probs.mean() * (len(part) / len(tokens))
+            log_probs = self.policy.evaluate(seen, part).log_probs
+            if count == tokens.numel():
+                loss = -log_probs.mean() * (len(part) / len(tokens))
+            else:  # what is behind an end token is 0, and no part of the mean
+                loss = -log_probs.sum() / count
             self._require_finite("loss", loss.item())
             loss.backward()
             total += loss.item()
@@ -98,7 +103,12 @@ class SFT:
                 part = tokens[start : start + size]
                 log_probs = self.policy.evaluate(observation.select(rows), part).log_probs
                 total -= float(log_probs.sum())
-        return total / tokens.numel()
+        return total / self._count(tokens)
+
+    def _count(self, tokens: Int64[Tensor, "N K"]) -> int:
+        """How many of these tokens are decisions."""
+        decisions = decided(self.policy, tokens)
+        return tokens.numel() if decisions is None else int(decisions.sum())
 
     def _require_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):

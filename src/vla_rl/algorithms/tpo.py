@@ -30,7 +30,12 @@ from vla_rl.algorithms.policy_steps import PolicySteps, WithoutCritic
 from vla_rl.config import OptimizerConfig, TPOConfig
 from vla_rl.distributed.shards import Shards
 from vla_rl.distributed.world import SingleProcess, World
-from vla_rl.functional import preference_loss, preference_pairs, preference_slopes
+from vla_rl.functional import (
+    masked_mean,
+    preference_loss,
+    preference_pairs,
+    preference_slopes,
+)
 from vla_rl.policies.policy import Policy
 from vla_rl.rollout.groups import PlayedGroups
 
@@ -188,7 +193,7 @@ class TPO(WithoutCritic[PolicySteps]):
         )
         likelihood = now.log_probs.float().sum(-1)
         loss = (weights[rows].to(device) * likelihood).mean()
-        return loss, {"losses/entropy": now.entropy.mean().item()}
+        return loss, {"losses/entropy": masked_mean(now.entropy.detach(), now.mask).item()}
 
     def _log_likelihoods(
         self, batch: Batch, rows: Int64[Tensor, " b"], reference: Float[Tensor, " own"]

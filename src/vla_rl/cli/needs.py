@@ -61,7 +61,7 @@ NEEDS: Mapping[str, Modules] = {
     "quickstart": _quickstart,
     "demos": lambda c: (*_simulator(c.env.suite), *DATASETS),
     "convert": lambda _: (*DATASETS, "h5py"),
-    "sft": _datasets,
+    "sft": lambda c: (*DATASETS, *(("scipy",) if c.actions == "fast" else ())),
     "train": _train,
     "plan": lambda _: (),
     "eval": _evaluate,

@@ -2,7 +2,7 @@
 
 from vla_rl.config.ablation import AblationConfig
 from vla_rl.config.curriculum import CurriculumConfig
-from vla_rl.config.demonstrations import DemosConfig, SFTConfig
+from vla_rl.config.demonstrations import DemosConfig, FastConfig, SFTConfig
 from vla_rl.config.env import EnvConfig
 from vla_rl.config.errors import ConfigError, UserError, nearest, require
 from vla_rl.config.evaluation import EvalConfig
@@ -50,6 +50,7 @@ __all__ = [
     "EnvConfig",
     "EvalConfig",
     "ExportConfig",
+    "FastConfig",
     "GRPOConfig",
     "ImagePreprocessing",
     "LabelConfig",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
 
 from vla_rl.config.bounds import (
     ActionChunk,
@@ -50,6 +52,29 @@ class DemosConfig(Config):
 
 
 @dataclass(frozen=True)
+class FastConfig(Config, group="fast"):
+    """FAST action tokens: byte-pair codes of the quantised cosine transform of a turn's actions."""
+
+    vocabulary: Annotated[int, Ge(2), Le(65535)] = 256
+    """Codes to learn from the demonstrations at most; the paper has 1024. Every number that their transform takes needs
+    one of its own."""
+    scale: Annotated[float, Gt(0), Le(1e6)] = 10.0
+    """By which the transform of actions in -1..1 is multiplied before it is rounded: a larger one is finer and takes
+    more tokens."""
+    max_tokens: Annotated[int, Ge(0), Le(65536)] = 0
+    """Tokens of a turn at most, the end token among them; 0: those of the longest turn of the demonstrations."""
+    tokenizer: str = ""
+    """Folder with a tokenizer in the format of physical-intelligence/fast to take instead of learning one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.max_tokens != 1,
+            "fast.max_tokens: expected 0 or a number of at least 2, since the end of a turn is a token, got 1",
+        )
+
+
+@dataclass(frozen=True)
 class SFTConfig(Config, group="sft", saved=("dataset", "policy")):
     """Supervised fine-tuning: cross-entropy on the expert's action tokens."""
 
@@ -73,6 +98,11 @@ class SFTConfig(Config, group="sft", saved=("dataset", "policy")):
     """The policy to fine-tune."""
     action_chunk: ActionChunk = 2
     """Actions per turn; targets past the end of an episode repeat its last action."""
+    actions: Literal["", "fast"] = ""
+    """What a turn's actions are written in. fast: FAST tokens, as many as they need. Empty: what the checkpoint writes
+    them in, and from scratch a token for each number."""
+    fast: FastConfig = field(default_factory=FastConfig)
+    """How FAST tokens are made."""
     epochs: Count = 60
     """Passes over the training episodes."""
     batch_size: Count = 64

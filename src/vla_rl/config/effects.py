@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vla_rl.config.effect import Effect, Severity
+from vla_rl.config.effects_fast import FAST
 from vla_rl.config.effects_search import EVAL, TEST_TIME, VIDEOS_OUT
 from vla_rl.config.group_effects import GROUP_EFFECTS
 
@@ -322,6 +323,7 @@ _TRAIN = (
 )
 _SFT = (
     _SCRATCH,
+    *FAST,
     Effect(_LOADED, lambda c: bool(c.policy.checkpoint), _FROM_SCRATCH),
     Effect(
         ("policy.critic",),

@@ -17,7 +17,7 @@ from vla_rl.envs.env import VectorEnv
 from vla_rl.evaluation.episodes import EpisodeRecord, by_itself, play_each_once
 from vla_rl.functional.intervals import Interval
 from vla_rl.functional.spread import entropy_terms, mean_over_groups, percentiles
-from vla_rl.policies.policy import Policy, decoded
+from vla_rl.policies.policy import Policy, decoded, tokens_of_turn
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation
 
@@ -80,7 +80,7 @@ def sampled_tokens(
     seed: int,
 ) -> Int64[np.ndarray, "n K"]:
     """What the policy decides in states that were visited, by it or by another; randomness keyed by the state."""
-    width = policy.action_chunk * policy.action_dim
+    width = tokens_of_turn(policy)
     chosen = []
     for start in range(0, len(visits.turns), BATCH):
         rows = np.arange(start, min(start + BATCH, len(visits.turns)))

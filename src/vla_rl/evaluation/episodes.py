@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from vla_rl.envs.env import VectorEnv
-from vla_rl.policies.policy import Policy, decoded
+from vla_rl.policies.policy import Policy, decoded, meant, tokens_of_turn
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation
 
@@ -33,10 +33,13 @@ class EpisodeRecord:
     """By a search: turns that were simulated for it, discarded ones included."""
     actions: list[Float32[np.ndarray, "C A"]] = field(default_factory=list)
     """The same as `tokens` where whoever plays has none."""
+    invalid_turns: int | None = None
+    """Turns whose tokens meant no action, in which the robot stood still; None where all do."""
 
     def begin(self) -> None:
         """Nothing of the episode has been played."""
         self.turns, self.simulator_steps, self.tokens, self.actions = 0, 0, [], []
+        self.invalid_turns = None
 
 
 Decide = Callable[[Observation, Sequence[EpisodeRecord]], Int64[Tensor, "S K"]]
@@ -108,6 +111,10 @@ class _PolicyPlayer:
         tokens = self._decide(observation, records)
         for record, row in zip(records, tokens.cpu().tolist(), strict=True):
             record.tokens.append(row)
+        means_actions = meant(self._policy, tokens)
+        if means_actions is not None:
+            for record, valid in zip(records, means_actions.tolist(), strict=True):
+                record.invalid_turns = (record.invalid_turns or 0) + (not valid)
         actions = decoded(self._policy, tokens, observation.instructions)
         return dict(zip(slots, actions, strict=True))
 
@@ -118,7 +125,7 @@ def by_itself(policy: Policy, temperature: float, seed: int) -> Decide:
     def decide(observation: Observation, records: Sequence[EpisodeRecord]) -> Int64[Tensor, "S K"]:
         uniforms = None
         if temperature > 0:
-            tokens = policy.action_chunk * policy.action_dim
+            tokens = tokens_of_turn(policy)
             draws = [
                 generator(seed, r.spec.task, r.spec.initial_state, r.turns).random(
                     tokens, np.float32

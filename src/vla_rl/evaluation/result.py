@@ -162,6 +162,9 @@ def summary(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
     """Counts, success rate with its Wilson 95 % interval, and mean lengths."""
     successes, episodes = sum(r.success for r in records), len(records)
     low, high = wilson_interval(successes, episodes)
+    invalid = [r.invalid_turns for r in records if r.invalid_turns is not None]
+    # of policies alone whose tokens may mean no action
+    stood_still = {"invalid_actions": sum(invalid) / max(1, sum(r.turns for r in records))}
     return {
         "successes": successes,
         "episodes": episodes,
@@ -169,4 +172,5 @@ def summary(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
         "interval": [low, high],
         "mean_turns": float(np.mean([r.turns for r in records])),
         "mean_simulator_steps": float(np.mean([r.simulator_steps for r in records])),
+        **(stood_still if invalid else {}),
     }

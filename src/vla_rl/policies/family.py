@@ -88,3 +88,5 @@ class PolicyFamily:
     examine: Examine
     shardable: bool = False
     """Its policies' weights can be divided among ranks, see `shardable.Shardable`."""
+    fast: bool = False
+    """Its policies can write actions as FAST tokens: `create` and `with_actions_of` take a `FastTokens` as `fast`."""

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from vla_rl.config.policy import SuiteActions
@@ -49,6 +49,8 @@ class Evaluation:
     log_probs: Float[Tensor, "N K"]  # of the given tokens under the tempered distribution
     entropy: Float[Tensor, "N K"]  # of each token's distribution over the action bins, in nats
     values: Float[Tensor, " N"] | None = None  # of a `ValuePolicy` always
+    mask: Bool[Tensor, "N K"] | None = None
+    """Which tokens are decisions, where answers end at tokens of their own; the others are 0 above. None: all count."""
 
 
 @runtime_checkable
@@ -213,6 +215,52 @@ class DecodesForSuites(Protocol):
 
 
 @runtime_checkable
+class AnswersAtLength(Protocol):
+    """A policy or player whose turns need not have K = C A tokens, but end with a token of their own."""
+
+    @property
+    def num_tokens(self) -> int:
+        """K, tokens of a turn at most."""
+        ...
+
+    def decided(self, tokens: Int64[Tensor, "N K"]) -> Bool[np.ndarray, "N K"] | None:
+        """Which tokens are decisions: those up to the end token, that one included; None: all of every answer."""
+        ...
+
+    def meant(self, tokens: Int64[Tensor, "N K"]) -> Bool[np.ndarray, " N"] | None:
+        """Which answers mean a chunk of actions; the robot stands still for the others. None: all do."""
+        ...
+
+
+def tokens_of_turn(player: SizesActions) -> int:
+    """K, tokens of a turn at most."""
+    if isinstance(player, AnswersAtLength):
+        return player.num_tokens
+    return player.action_chunk * player.action_dim
+
+
+def decided(player: object, tokens: Int64[Tensor, "N K"]) -> Bool[np.ndarray, "N K"] | None:
+    """See `AnswersAtLength.decided`; None as well for a player whose answers all have one length."""
+    return player.decided(tokens) if isinstance(player, AnswersAtLength) else None
+
+
+def meant(player: object, tokens: Int64[Tensor, "N K"]) -> Bool[np.ndarray, " N"] | None:
+    """See `AnswersAtLength.meant`; None as well for a player whose answers all have one length."""
+    return player.meant(tokens) if isinstance(player, AnswersAtLength) else None
+
+
+@runtime_checkable
+class SizesActions(Protocol):
+    """The part of a policy that says how large its turns are."""
+
+    @property
+    def action_dim(self) -> int: ...
+
+    @property
+    def action_chunk(self) -> int: ...
+
+
+@runtime_checkable
 class DecodesActions(Protocol):
     """The part of a policy that says what its tokens mean."""
 
@@ -246,6 +294,16 @@ class ForPolicy:
     @property
     def action_chunk(self) -> int:
         return self._policy.action_chunk
+
+    @property
+    def num_tokens(self) -> int:
+        return tokens_of_turn(self._policy)
+
+    def decided(self, tokens: Int64[Tensor, "N K"]) -> Bool[np.ndarray, "N K"] | None:
+        return decided(self._policy, tokens)
+
+    def meant(self, tokens: Int64[Tensor, "N K"]) -> Bool[np.ndarray, " N"] | None:
+        return meant(self._policy, tokens)
 
     def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]:
         return self._policy.decode_actions(tokens)

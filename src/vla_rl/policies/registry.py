@@ -21,6 +21,7 @@ from vla_rl.config import (
     ConfigError,
     Conventions,
     GRPOConfig,
+    ModelConfig,
     PolicyConfig,
     PPOConfig,
     TPOConfig,
@@ -29,6 +30,7 @@ from vla_rl.config import (
 )
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.policies.family import ImageFit, PolicyFamily
+from vla_rl.policies.fast.actions import FastTokens
 from vla_rl.policies.huggingface.description import FAMILY
 from vla_rl.policies.huggingface.family import (
     examine as examine_huggingface,
@@ -42,6 +44,7 @@ from vla_rl.policies.huggingface.family import (
 )
 from vla_rl.policies.huggingface.policy import HuggingFacePolicy
 from vla_rl.policies.memory import largest_micro_batch
+from vla_rl.policies.openvla.config_files import with_action_bins
 from vla_rl.policies.openvla.examining import examine as examine_openvla
 from vla_rl.policies.openvla.memory import policy_budget
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
@@ -74,12 +77,26 @@ def _from_scratch(
     config: PolicyConfig,
     seed: int,
     image_fit: ImageFit | None = None,
+    fast: FastTokens | None = None,
 ) -> OpenVLAPolicy:
     model = with_image_fit(SCRATCH_MODELS[config.scratch or "tiny"](image_size), image_fit)
     layers = max(model.language.layers, least_layers)
     model = replace(model, language=replace(model.language, layers=layers))
     statistics = dict(norm_stats)
-    return policy.create(model, instructions, statistics, action_dim, action_chunk, config, seed)
+    if fast is not None:
+        model = _with_room(model, fast)
+    return policy.create(
+        model, instructions, statistics, action_dim, action_chunk, config, seed, fast
+    )
+
+
+def _with_room(model: ModelConfig, fast: FastTokens) -> ModelConfig:
+    """The model with a vocabulary of as many words as before, and of these action tokens."""
+    language = model.language
+    text = language.text_vocab - model.action_bins + fast.end + 1
+    padded = text + language.padded_vocab - language.text_vocab
+    wider = replace(language, text_vocab=text, padded_vocab=padded, pad_token=text)
+    return with_action_bins(replace(model, language=wider), fast)
 
 
 POLICIES: dict[str, PolicyFamily] = {
@@ -89,6 +106,7 @@ POLICIES: dict[str, PolicyFamily] = {
         memory_budget=policy_budget,
         examine=examine_openvla,
         shardable=True,
+        fast=True,
     ),
     "openvla-oft": PolicyFamily(
         load=OpenVLAOFTPolicy.from_checkpoint,

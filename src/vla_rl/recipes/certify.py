@@ -254,6 +254,10 @@ def _load(folder: Path, settings: PolicyConfig) -> OpenVLAPolicy:
         raise UserError(
             f"{folder} is a policy of type {policy.kind!r}; engines serve OpenVLA's class alone"
         )
+    if policy.turn_actions.end_token is not None:
+        raise UserError(
+            f"{folder} writes FAST tokens, turns of which end where they may; engines decide a fixed number of tokens"
+        )
     return policy
 
 

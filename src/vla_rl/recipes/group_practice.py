@@ -128,7 +128,9 @@ class GroupPractice:
         metrics = metrics | self.curriculum.metrics() | self.reward_function.metrics()
         metrics |= self.starts.metrics()
         ranks, seconds = self.phases.of_ranks(played.own), self.phases.wall_seconds()
-        metrics |= rollout_metrics(collected, dense_rewards, ranks, seconds, self.envs, world)
+        metrics |= rollout_metrics(
+            collected, dense_rewards, ranks, seconds, self.envs, world, self.policy
+        )
         metrics |= cost_metrics(self.policy, self.learner, collected, world)
         self.state.advance(metrics, seconds, ranks)
         done = self.state.progress(self.config.schedule)

@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64
 from torch import Tensor
 
 from vla_rl.algorithms.sft import SFT, epoch_batches, num_batches, random_shift
-from vla_rl.config import SFTConfig, UserError
+from vla_rl.config import ConfigError, SFTConfig, UserError
 from vla_rl.config.policy import SuiteActions
 from vla_rl.data.demonstrations import (
     ENVIRONMENT_FILE,
@@ -31,8 +31,13 @@ from vla_rl.data.own_successes import Lessons, refuse_play, with_successes
 from vla_rl.envs.defaults import suite_actions
 from vla_rl.envs.registry import normalised_robots
 from vla_rl.envs.suites import is_union
+from vla_rl.policies.action_tokens import select_statistics
+from vla_rl.policies.family import PolicyFamily
+from vla_rl.policies.fast.actions import FastTokens
+from vla_rl.policies.fast.fitting import fast_tokens
+from vla_rl.policies.openvla.policy import OpenVLAPolicy
 from vla_rl.policies.policy import PlaysSuites, Policy
-from vla_rl.policies.registry import load_policy, named_family
+from vla_rl.policies.registry import POLICIES, load_policy, named_family
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.external import read_json
 from vla_rl.runtime.files import require_writable, whole_folder, write_json
@@ -224,9 +229,11 @@ def build_policy(
         statistics = {Path(config.dataset).resolve().name: dataset_statistics(demos)}
     action_dim, folder = demos.actions.shape[1], config.policy.checkpoint
     if not folder:
-        return named_family(config.policy.kind).create(
+        family = named_family(config.policy.kind)
+        return family.create(
             demos.image_size, demos.instructions, statistics, action_dim, config.action_chunk,
             config.policy, config.seed, demos.image_fit,
+            **written_in(config, family, config.policy.kind, demos, statistics),
         )  # fmt: skip
     loaded = load_policy(folder, config.policy, seed=config.seed)
     # 0: a model that has not learned to act yet
@@ -238,13 +245,46 @@ def build_policy(
     may_see = loaded.resizes_images or loaded.image_size == demos.image_size
     if may_see and not suites:  # of several suites, each has statistics of its own
         warn_if_unlikely(loaded, demos, folder)
-    policy = loaded.with_actions_of(statistics, config.action_chunk, demos.image_fit)
+    gripper = loaded.description.model.gripper if isinstance(loaded, OpenVLAPolicy) else "as-is"
+    written = written_in(config, POLICIES[loaded.kind], loaded.kind, demos, statistics, gripper)
+    policy = loaded.with_actions_of(statistics, config.action_chunk, demos.image_fit, **written)
     if not policy.resizes_images and policy.image_size != demos.image_size:
         raise UserError(
             f"{config.dataset}: expected images of {policy.image_size} px, as the policy in {folder} sees them, got "
             f"{demos.image_size} px. Give --image-size {policy.image_size}."
         )
     return policy
+
+
+def written_in(
+    config: SFTConfig,
+    family: PolicyFamily,
+    kind: str,
+    demos: Demonstrations,
+    statistics: Mapping[str, Any],
+    gripper: Literal["as-is", "openvla"] = "as-is",
+) -> dict[str, FastTokens]:
+    """What the policy is told about how it writes actions; nothing where that is not by FAST tokens.
+
+    Raises ConfigError for a class of policies that cannot write them, and for several suites at once.
+    """
+    if config.actions != "fast":
+        return {}
+    if not family.fast:
+        raise ConfigError(
+            f"--actions fast: a policy of type {kind!r} writes a token for each number alone; FAST tokens are for "
+            "policy.kind openvla, which decides one token after the other"
+        )
+    if len(statistics) > 1:
+        raise ConfigError(
+            "--actions fast: FAST tokens are fitted to one suite's actions, and the demonstrations are of several: "
+            "fine-tune on one of them"
+        )
+    actions = action_chunks(demos.actions, demos.episode_ids, config.action_chunk)
+    found = fast_tokens(actions, select_statistics(statistics)[1], config.fast, gripper)
+    made = f"{found.end} FAST codes, at most {found.most - 1} and an end token a turn"
+    note(f"{made}, where each number apart takes {actions[0].size}")
+    return {"fast": found}
 
 
 def suite_statistics(

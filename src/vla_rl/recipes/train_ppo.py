@@ -119,7 +119,9 @@ def train(config: TrainConfig, resume: Path | None = None, world: World = Single
                 metrics = losses | curriculum.metrics() | reward_function.metrics()
                 metrics |= starts.metrics()
                 ranks, seconds = phases.of_ranks(own), phases.wall_seconds()
-                metrics |= rollout_metrics(collected, dense_rewards, ranks, seconds, envs, world)
+                metrics |= rollout_metrics(
+                    collected, dense_rewards, ranks, seconds, envs, world, policy
+                )
                 metrics |= cost_metrics(policy, learner, collected, world)
                 state.advance(metrics, seconds, ranks)
                 bar.reach(state.progress(config.schedule), **state.headline(metrics))

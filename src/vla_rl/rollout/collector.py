@@ -23,7 +23,7 @@ from vla_rl.config.parallel import ParallelConfig
 from vla_rl.distributed.shards import Shards
 from vla_rl.envs.env import EpisodesLostError, VectorEnv
 from vla_rl.envs.vector.work_times import TimesItsWork
-from vla_rl.policies.policy import decoded
+from vla_rl.policies.policy import decoded, tokens_of_turn
 from vla_rl.rollout.buffer import FinishedEpisode, Playing, RolloutBuffer
 from vla_rl.rollout.clock import Clock
 from vla_rl.rollout.engine import Player
@@ -88,7 +88,7 @@ class Collector:
         self.player, self.envs, self.draw, self.seed = player, envs, draw, seed
         self.shards = shards or Shards.of(envs.num_envs, ParallelConfig.shards)
         self.first = self.shards.own_envs.start  # of our environments
-        self.num_tokens = player.action_chunk * player.action_dim
+        self.num_tokens = tokens_of_turn(player)
         self.dense_reward_max = dense_reward_max
         half = (envs.num_envs + 1) // 2
         slots = np.arange(envs.num_envs)

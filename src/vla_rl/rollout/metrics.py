@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Float32
 
 from vla_rl.distributed.world import SingleProcess, World
 from vla_rl.envs.env import VectorEnv
+from vla_rl.policies.policy import decided, meant
 from vla_rl.rollout.collector import Collected
 from vla_rl.runtime.memory import resident_memory
+from vla_rl.types import Rollout
 
 PHASES = ("simulate", "infer", "score", "learn", "sync", "wait", "other")
 """What an iteration's seconds go to: waiting for simulators, inference, the reward model, learning, the exchange of
@@ -24,6 +27,7 @@ def rollout_metrics(
     wall_seconds: float,
     envs: VectorEnv,
     world: World = SingleProcess(),
+    policy: object = None,
 ) -> dict[str, float]:
     """Metrics of one window of all processes. Success, length and returns are of the episodes that ended in it.
 
@@ -34,6 +38,9 @@ def rollout_metrics(
 
     `rollout/entropy` is the mean of -log p of the tokens that were drawn, in nats: an unbiased estimate of their
     entropy at the temperature of play, known from the first window on.
+
+    Where the answers of `policy` end with a token of their own, `rollout/action_tokens` is how many a turn has, and
+    `rollout/invalid_actions` the share of turns that meant no action, in which the robot stood still.
 
     ranks: what each has spent its seconds on. `time/*` split the iteration's wall seconds, as the mean over them;
     `speed/*` count over the whole iteration, `speed/rollout_*` over the time spent playing alone. Sparse and dense
@@ -56,8 +63,7 @@ def rollout_metrics(
         "memory/workers_mb": sum(world.gather(envs.memory_bytes())) / 2**20,
     }
     if collected.rollout.valid.any():
-        drawn = collected.rollout.log_probs[collected.rollout.valid]
-        metrics["rollout/entropy"] = -float(drawn.mean(dtype=np.float64))
+        metrics |= _token_metrics(collected.rollout, policy)
     for name in PHASES:
         metrics[f"time/{name}"] = float(np.mean([rank[name] for rank in ranks]))
     whole = [episode for episode in finished if episode.spec.start is None]
@@ -74,3 +80,16 @@ def rollout_metrics(
             if outcomes:
                 metrics[f"success/{task}"] = float(np.mean(outcomes))
     return metrics
+
+
+def _token_metrics(rollout: Rollout, policy: object) -> dict[str, float]:
+    drawn = rollout.log_probs[rollout.valid]
+    tokens = torch.from_numpy(rollout.tokens[rollout.valid])
+    decisions, means_actions = decided(policy, tokens), meant(policy, tokens)
+    if decisions is None or means_actions is None:
+        return {"rollout/entropy": -float(drawn.mean(dtype=np.float64))}
+    return {
+        "rollout/entropy": -float(drawn[decisions].mean(dtype=np.float64)),
+        "rollout/action_tokens": float(decisions.sum(1).mean()),
+        "rollout/invalid_actions": 1.0 - float(means_actions.mean()),
+    }

@@ -96,7 +96,7 @@ def checkpoint_kind(reference: str | Path, base: str = "") -> str:
                 found = read_json(folder / "config.json", _Kind, inside=folder)
                 own = (found.vla_rl or {}).get("kind")
                 said = found.model_type or ""
-                if said not in ("", "openvla"):
+                if said not in ("", "openvla", "openvla-fast"):
                     return said
                 return beside or (own if isinstance(own, str) else said)
             ours = folder / ADAPTER_SECTION_FILE

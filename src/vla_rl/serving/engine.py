@@ -60,6 +60,11 @@ class ServedEngine(ForPolicy):
                 f"parallel.engine {backend} decides every token of a turn, and {config.env.suite!r} has robots whose "
                 "actions differ in size: take parallel.engine own"
             )
+        if isinstance(policy, OpenVLAPolicy) and policy.turn_actions.end_token is not None:
+            raise ConfigError(
+                f"parallel.engine {backend} decides a fixed number of tokens a turn, and this policy's FAST tokens end "
+                "where they may: take parallel.engine own"
+            )
         if not isinstance(policy, OpenVLAPolicy) or policy.kind != OpenVLA.kind:
             raise ConfigError(
                 f"parallel.engine {backend} serves policies of OpenVLA's class alone, this one is of type "

@@ -15,7 +15,7 @@ from vla_rl import __version__
 from vla_rl.config import EnvConfig
 from vla_rl.config.serialize import to_json
 from vla_rl.envs.registry import benchmark
-from vla_rl.policies.policy import Policy, decoded
+from vla_rl.policies.policy import Policy, decoded, tokens_of_turn
 from vla_rl.runtime.images import make_square
 from vla_rl.runtime.resizing import resize
 from vla_rl.runtime.seeding import generator
@@ -92,7 +92,7 @@ class ServedPolicy:
     def _decide(self, observation: Any, client: int, turn: int) -> Float32[np.ndarray, "steps A"]:
         uniforms = None
         if self._temperature > 0:
-            count = self._policy.action_chunk * self._policy.action_dim
+            count = tokens_of_turn(self._policy)
             uniforms = generator(self._seed, client, turn).random((1, count), np.float32)
         tokens = self._policy.act(observation, self._temperature, uniforms).tokens
         decided = decoded(self._policy, tokens, observation.instructions)[0]

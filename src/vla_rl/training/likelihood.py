@@ -82,13 +82,15 @@ def _mean(policy: OpenVLAPolicy, demos: Demonstrations) -> float:
     rows = np.unique(np.linspace(0, len(demos) - 1, SAMPLES).astype(np.int64))
     chunks = action_chunks(demos.actions, demos.episode_ids, policy.action_chunk)[rows]
     tokens = policy.encode_actions(chunks)
+    decisions = policy.decided(tokens)
+    count = tokens.numel() if decisions is None else int(decisions.sum())
     total = 0.0
     with torch.no_grad():
         for start in range(0, len(rows), BATCH):
             part = slice(start, start + BATCH)
             seen = demos.observation(rows[part])
             total += float(policy.evaluate(seen, tokens[part]).log_probs.sum())
-    return total / tokens.numel()
+    return total / count
 
 
 def warn_if_unlikely(policy: Policy, demos: Demonstrations, source: str) -> None:
@@ -96,8 +98,8 @@ def warn_if_unlikely(policy: Policy, demos: Demonstrations, source: str) -> None
 
     source: where it was loaded from. Nothing is asked of policies whose class cannot be mistaken.
     """
-    if not isinstance(policy, OpenVLAPolicy):
-        return
+    if not isinstance(policy, OpenVLAPolicy) or policy.description.fast is not None:
+        return  # a checkpoint of FAST tokens says what it is
     found = likelihood_of(policy, demos)
     if not found.doubt:
         return

@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64
 
 from vla_rl.envs.env import EpisodesLostError, Snapshot, VectorEnv
 from vla_rl.evaluation.search.choosers import Moment, Picture, TurnActions
-from vla_rl.policies.policy import Policy, decoded
+from vla_rl.policies.policy import Policy, decoded, tokens_of_turn
 from vla_rl.runtime.seeding import generator
 from vla_rl.types import EpisodeSpec, Observation, StepResult
 
@@ -156,7 +156,7 @@ class BranchPlayer:
         """`history`: how many images choosers want to see; `dense_rewards`: ask the simulator for its own."""
         self._policy, self._envs, self._sampling, self.cost = policy, envs, sampling, cost
         self._history, self._dense = history, dense_rewards
-        self.num_tokens = policy.action_chunk * policy.action_dim
+        self.num_tokens = tokens_of_turn(policy)
         half = (envs.num_envs + 1) // 2
         self._groups = [list(range(half)), list(range(half, envs.num_envs))]
         self._temperature = sampling.temperature

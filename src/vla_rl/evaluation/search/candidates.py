@@ -11,7 +11,7 @@ from torch import Tensor
 from vla_rl.evaluation.episodes import EpisodeRecord
 from vla_rl.evaluation.search.branches import Cost, Sampling
 from vla_rl.evaluation.search.choosers import Chooser, Moment, Picture
-from vla_rl.policies.policy import Policy, decoded
+from vla_rl.policies.policy import Policy, decoded, tokens_of_turn
 from vla_rl.types import EpisodeSpec, Observation
 
 
@@ -23,7 +23,7 @@ def propose(
     sampling: Sampling,
 ) -> Int64[Tensor, "S N K"]:
     """The tokens of candidates 0..count-1 for each observation, which belongs to a turn of an episode."""
-    tokens = policy.action_chunk * policy.action_dim
+    tokens = tokens_of_turn(policy)
     uniforms = [
         [sampling.uniforms(spec, turn, j, tokens) for j in range(count)] for spec, turn in moments
     ]

@@ -25,14 +25,19 @@ from vla_rl.policies.action_tokens import (
     gripper_to_libero,
     select_statistics,
 )
+from vla_rl.policies.fast.actions import FastActions
 from vla_rl.policies.openvla.config_files import Checkpoint
+from vla_rl.policies.openvla.decoding import FixedTokens, after_end
 from vla_rl.policies.suite_statistics import datasets_of_suites
 
 Actions = Float32[np.ndarray, "N C A"] | Float64[np.ndarray, "N C A"]
 
 
 class TurnActions:
-    """Tokens to actions and back, for one checkpoint."""
+    """Tokens to actions and back, for one checkpoint that writes a token for each number."""
+
+    end_token = None
+    """There is none: every turn has K tokens."""
 
     def __init__(
         self,
@@ -47,6 +52,7 @@ class TurnActions:
         self._margin = margin
         self._tokenizer, self._statistics, self._gripper = tokenizer, statistics, gripper
         self._chunk, self._size = chunk, size
+        self.num_tokens = chunk * size
         self._by_instruction: dict[str, ActionStatistics] = {}
         self._played = size
         self.fixed_token = tokenizer.bins // 2
@@ -137,13 +143,57 @@ class TurnActions:
         return self._tokenizer.encode(statistics.normalize(actions))
 
 
+def turn_actions_of(
+    description: Checkpoint, tokenizer: ActionTokenizer, statistics: ActionStatistics, margin: float
+) -> TurnActions | FastActions:
+    """What the tokens of a checkpoint mean; of one whose turns are as long as they need to be as well."""
+    gripper = description.model.gripper
+    if description.fast is not None:
+        return FastActions(description.fast, statistics, gripper, margin)
+    chunk, size = description.action_chunk, description.action_dim
+    return TurnActions(tokenizer, statistics, gripper, chunk, size, margin)
+
+
 class ActsInTurns:
-    """The part of a policy that says what its tokens mean, see `Policy` and `PlaysSuites`."""
+    """The part of a policy that says what its tokens mean: see `Policy`, `PlaysSuites` and `AnswersAtLength`."""
 
     description: Checkpoint
     config: PolicyConfig
     unnorm_key: str
-    turn_actions: TurnActions
+    turn_actions: TurnActions | FastActions
+
+    @property
+    def device(self) -> torch.device:
+        raise NotImplementedError
+
+    @property
+    def num_tokens(self) -> int:
+        """K, action tokens of a turn at most."""
+        return self.turn_actions.num_tokens
+
+    def decided(self, tokens: Int64[Tensor, "N K"]) -> Bool[np.ndarray, "N K"] | None:
+        """Which tokens are decisions, where turns end with a token of their own, see `AnswersAtLength`."""
+        if not isinstance(self.turn_actions, FastActions):
+            return None
+        return self.turn_actions.decided(tokens.detach().cpu().numpy())
+
+    def meant(self, tokens: Int64[Tensor, "N K"]) -> Bool[np.ndarray, " N"] | None:
+        """Which answers mean a chunk of actions, see `AnswersAtLength`."""
+        if not isinstance(self.turn_actions, FastActions):
+            return None
+        return self.turn_actions.meant(tokens.detach().cpu().numpy())
+
+    def _fixed(
+        self, instructions: Sequence[str], tokens: Int64[Tensor, "N K"] | None = None
+    ) -> FixedTokens | None:
+        """The tokens that are no decisions; None where there are none. Of given tokens, those behind an end as well."""
+        free = self.turn_actions.free(instructions)
+        if free is not None:
+            return FixedTokens(
+                torch.from_numpy(~free).to(self.device), self.turn_actions.fixed_token
+            )
+        end = self.turn_actions.end_token
+        return None if tokens is None else after_end(tokens.to(self.device), end)
 
     def decode_actions(self, tokens: Int64[Tensor, "N K"]) -> Float32[np.ndarray, "N C A"]:
         """Tokens to un-normalised actions in the simulator's units."""

@@ -16,6 +16,8 @@ from vla_rl.config.openvla import ImagePreprocessing, ModelConfig
 from vla_rl.config.policy import CriticConfig, LoraConfig
 from vla_rl.config.serialize import from_json, to_json
 from vla_rl.policies.action_tokens import select_statistics
+from vla_rl.policies.fast.actions import FastTokens
+from vla_rl.policies.fast.files import load_fast, save_fast
 from vla_rl.policies.openvla.official_config import (
     CONFIG_FILE,
     PREPROCESSOR_FILE,
@@ -48,12 +50,31 @@ MOST_BYTES = 16 * 2**20
 LONGEST_FAULT = 500
 MOST_ACTIONS = 1024
 """Numbers an action has, and actions of a turn."""
+MOST_TOKENS = 2**16
+ACTION_TOKENIZER_FOLDER = "action_tokenizer"
+"""Beside config.json, where actions are FAST tokens; see `policies.fast.files`."""
+FAST_MODEL_TYPE = "openvla-fast"
+"""`model_type` of those: other software would read FAST tokens as bins and play something else."""
 
 
 def _require_action(section: OwnSection | AdapterSection) -> None:
     for name in ("action_dim", "action_chunk"):
         value = getattr(section, name)
         require(1 <= value <= MOST_ACTIONS, f"{name} must lie in 1..{MOST_ACTIONS}, got {value}")
+
+
+@dataclass(frozen=True)
+class FastSection:
+    """What of FAST tokens their tokenizer's own files do not say."""
+
+    max_tokens: int
+    """Tokens of a turn at most, the end token among them."""
+
+    def __post_init__(self) -> None:
+        require(
+            2 <= self.max_tokens <= MOST_TOKENS,
+            f"max_tokens must lie in 2..{MOST_TOKENS}, got {self.max_tokens}",
+        )
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,8 @@ class OwnSection:
     """`sample_digest` of that base's weights; None in checkpoints of earlier versions."""
     kind: str = "openvla"
     """The class of policy, see `PolicyConfig.kind`; the official keys have no place for it."""
+    fast: FastSection | None = None
+    """Actions are FAST tokens, by the tokenizer in ACTION_TOKENIZER_FOLDER; None: a bin for each number."""
 
     def __post_init__(self) -> None:
         _require_action(self)
@@ -98,6 +121,8 @@ class Checkpoint:
     """Tells that base from another that lies in its place."""
     kind: str = "openvla"
     """The class of policy that plays it, see `PolicyConfig.kind`."""
+    fast: FastTokens | None = None
+    """What actions are written in; None: a bin for each number."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Keys of the official file that we keep as they are."""
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
@@ -118,6 +143,7 @@ class AdapterSection:
     base_digest: str | None = None
     unnorm_keys: tuple[str, ...] = ()
     kind: str = "openvla"
+    fast: FastSection | None = None
 
     def __post_init__(self) -> None:
         _require_action(self)
@@ -134,8 +160,9 @@ def write_adapter_section(folder: Path, checkpoint: Checkpoint) -> None:
         checkpoint.base_digest,
         checkpoint.unnorm_keys,
         checkpoint.kind,
+        _write_fast(folder, checkpoint),
     )
-    write_json(folder / ADAPTER_SECTION_FILE, {"format": FORMAT, **to_json(section)})
+    write_json(folder / ADAPTER_SECTION_FILE, {"format": FORMAT, **_said(section)})
     write_json(folder / STATISTICS_FILE, checkpoint.norm_stats)
 
 
@@ -156,7 +183,10 @@ def with_adapter_files(base: Checkpoint, folder: Path) -> Checkpoint:
         return described
     raw = read_json(path, inside=folder)
     section = _section(AdapterSection, raw, path, "")
+    fast = _read_fast(section, folder)
     model = dataclasses.replace(described.model, images=section.images, gripper=section.gripper)
+    if fast is not None:
+        model = with_action_bins(model, fast)
     described = dataclasses.replace(
         described,
         model=model,
@@ -166,18 +196,41 @@ def with_adapter_files(base: Checkpoint, folder: Path) -> Checkpoint:
         unnorm_keys=section.unnorm_keys,
         base_digest=section.base_digest,
         kind=section.kind,
+        fast=fast,
         own=True,
     )
     _require_dimension(described, path)
     return described
 
 
+def with_action_bins(model: ModelConfig, fast: FastTokens) -> ModelConfig:
+    """The model with an id of its vocabulary for every code, and one for the end token."""
+    return dataclasses.replace(model, action_bins=fast.end + 1)
+
+
 def with_dataset(
-    checkpoint: Checkpoint, statistics: Mapping[str, Any], action_chunk: int
+    checkpoint: Checkpoint,
+    statistics: Mapping[str, Any],
+    action_chunk: int,
+    fast: FastTokens | None = None,
 ) -> Checkpoint:
-    """The description of the same model for another dataset's actions, or those of several suites."""
+    """The description of the same model for another dataset's actions, or those of several suites.
+
+    fast: what to write them in; None: what the checkpoint does. UserError where that has another chunk.
+    """
+    fast = fast or checkpoint.fast
+    model = checkpoint.model
+    if fast is not None:
+        if fast.tokenizer.horizon != action_chunk:
+            raise UserError(
+                f"the checkpoint's FAST tokens write {fast.tokenizer.horizon} actions a turn, and {action_chunk} are "
+                "asked for: give --actions fast to fit new ones, or that --action-chunk"
+            )
+        model = with_action_bins(model, fast)
     return dataclasses.replace(
         checkpoint,
+        fast=fast,
+        model=model,
         norm_stats={**checkpoint.norm_stats, **statistics},
         unnorm_key=next(iter(statistics)),
         unnorm_keys=tuple(statistics) if len(statistics) > 1 else (),
@@ -229,14 +282,47 @@ def read_checkpoint_config(folder: Path) -> Checkpoint:
         return Checkpoint(model, norm_stats, _dimension(norm_stats), extra=extra, files=files)
     own = _section(OwnSection, raw["vla_rl"], path, "vla_rl")
     described = Checkpoint(
-        **_fields(own), norm_stats=norm_stats, extra=extra, files=files, own=True
+        **(_fields(own) | {"fast": _read_fast(own, folder)}),
+        norm_stats=norm_stats,
+        extra=extra,
+        files=files,
+        own=True,
     )
+    if described.fast is not None and described.model.action_bins != described.fast.end + 1:
+        raise UserError(
+            f"{path} says that the model has {described.model.action_bins} action tokens, but its action tokenizer has "
+            f"{described.fast.end} codes and an end: one of them belongs to another checkpoint"
+        )
     _require_dimension(described, path)
     return described
 
 
 def _fields(own: OwnSection | Checkpoint) -> dict[str, Any]:
     return {f.name: getattr(own, f.name) for f in dataclasses.fields(OwnSection)}
+
+
+def _said(section: OwnSection | AdapterSection) -> dict[str, Any]:
+    """As JSON. Where actions are bins nothing is said of FAST, as versions before did not."""
+    said = to_json(section)
+    if section.fast is None:
+        del said["fast"]
+    return said
+
+
+def _read_fast(section: OwnSection | AdapterSection, folder: Path) -> FastTokens | None:
+    """The action tokenizer beside a description. UserError where it is missing, damaged, or for another chunk."""
+    if section.fast is None:
+        return None
+    path = folder / ACTION_TOKENIZER_FOLDER
+    tokenizer = load_fast(path, section.action_chunk, section.action_dim)
+    return FastTokens(tokenizer, section.fast.max_tokens)
+
+
+def _write_fast(folder: Path, checkpoint: Checkpoint) -> FastSection | None:
+    if checkpoint.fast is None:
+        return None
+    save_fast(checkpoint.fast.tokenizer, folder / ACTION_TOKENIZER_FOLDER)
+    return FastSection(checkpoint.fast.most)
 
 
 def _section(kind: type[S], section: Any, path: Path, key: str) -> S:
@@ -287,7 +373,7 @@ def write_checkpoint_config(folder: Path, checkpoint: Checkpoint) -> None:
     language = model.language
     official = {
         "architectures": ["OpenVLAForActionPrediction"],
-        "model_type": "openvla",
+        "model_type": "openvla" if checkpoint.fast is None else FAST_MODEL_TYPE,
         "image_sizes": [model.image_size, model.image_size],
         "n_action_bins": model.action_bins,
         "pad_to_multiple_of": language.padded_vocab - language.text_vocab,
@@ -307,15 +393,18 @@ def write_checkpoint_config(folder: Path, checkpoint: Checkpoint) -> None:
             "pad_token_id": language.pad_token,
         },
     }
-    own = OwnSection(
-        **{f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(OwnSection)}
-    )
+    own = OwnSection(**(_fields(checkpoint) | {"fast": _write_fast(folder, checkpoint)}))
+    extra = dict(checkpoint.extra)
+    if (
+        checkpoint.fast is not None
+    ):  # what the official file that it came from says of these is not so any more
+        extra |= {key: official[key] for key in ("model_type", "n_action_bins")}
     content = {
         **official,
-        **checkpoint.extra,
+        **extra,
         # datasets of the pretraining stay named here, for readers that look into config.json alone
         "norm_stats": {**checkpoint.extra.get("norm_stats", {}), **checkpoint.norm_stats},
-        "vla_rl": {"format": FORMAT, **to_json(own)},
+        "vla_rl": {"format": FORMAT, **_said(own)},
     }
     write_json(folder / CONFIG_FILE, content)
     write_json(folder / STATISTICS_FILE, checkpoint.norm_stats)

@@ -87,6 +87,14 @@ class Decides(Protocol):
         ...
 
 
+def after_end(tokens: Int64[Tensor, "N K"], end: int | None) -> FixedTokens | None:
+    """The tokens behind each row's first end token, which are no decision; None where rows have no end token."""
+    if end is None:
+        return None
+    ends = tokens == end
+    return FixedTokens(ends.cumsum(1) - ends.long() > 0, end)
+
+
 def decisions(numbers: Float[Tensor, "N K"], fixed: FixedTokens | None) -> Float[Tensor, "N K"]:
     """Log-probs or entropies, 0 and without gradient where a token is fixed."""
     return numbers if fixed is None else numbers.masked_fill(fixed.where, 0.0)
@@ -122,16 +130,22 @@ def choose_tokens(
     temperature: float,
     count: int,
     fixed: FixedTokens | None = None,
+    end: int | None = None,
 ) -> Choice:
     """Draw `count` tokens one after the other; without `draws` greedily, with log-probs of 0.
 
-    A draw that is NaN takes the likeliest token, with its log-prob. Tokens that are `fixed` are not drawn.
+    A draw that is NaN takes the likeliest token, with its log-prob. Tokens that are `fixed` are not drawn. A row that
+    has drawn the token `end` has end tokens from there on, with log-prob 0.
 
-    Nothing in here waits for the device, and shapes depend on nothing that the device computes.
+    Nothing in here waits for a GPU, and shapes depend on nothing that it computes. On the host, where nothing is waited
+    for, the loop stops when all rows have ended.
     """
     tokens: list[Tensor] = []
     log_probs: list[Tensor] = []
+    ended = hidden.new_zeros(len(hidden), dtype=torch.bool)
     for k in range(count):
+        if end is not None and hidden.device.type == "cpu" and bool(ended.all()):
+            break
         if k > 0:
             hidden = model.decode(state, tokens[-1])
         logits = model.action_logits(hidden)
@@ -142,11 +156,17 @@ def choose_tokens(
             chosen = torch.where(draws[:, k].isnan(), chosen, sampled)
         if fixed is not None:
             chosen = chosen.masked_fill(fixed.where[:, k], fixed.token)
+        if end is not None:
+            chosen = chosen.masked_fill(ended, end)
+            ended = ended | (chosen == end)
         tokens.append(chosen)
     every = torch.stack(tokens, 1)
+    rest = (0, count - len(tokens))
+    padded = every if end is None else F.pad(every, rest, value=end)
     if draws is None:
-        return every, torch.zeros(every.shape, device=every.device)
-    return every, decisions(gather_log_probs(torch.stack(log_probs, 1), every), fixed)
+        return padded, torch.zeros(padded.shape, device=every.device)
+    found = decisions(gather_log_probs(torch.stack(log_probs, 1), every), fixed)
+    return padded, decisions(F.pad(found, rest), after_end(padded, end))
 
 
 def record_cuda_graph(work: Callable[[], Choice], device: torch.device) -> Callable[[], Choice]:
@@ -213,9 +233,16 @@ class TokenDecoder:
     Call it in inference mode. Results of `choose` are overwritten by its next call: copy what is to stay.
     """
 
-    def __init__(self, model: OpenVLA, count: int, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        model: OpenVLA,
+        count: int,
+        recorder: Recorder | None = None,
+        end: int | None = None,
+    ) -> None:
+        """end: the token after which a row has nothing to decide any more; None: all rows have `count` tokens."""
         self.model = model
-        self.count = count
+        self.count, self.end = count, end
         self.recorder = recorder
         self._shapes: dict[tuple[int, int], _Shape] = {}
         self._seen: Counter[tuple[int, int]] = Counter()
@@ -264,7 +291,9 @@ class TokenDecoder:
         """The K tokens of every row and their log-probs, see `choose_tokens`. Uses up `state`."""
         shape = next((s for s in self._shapes.values() if s.cache is state.cache), None)
         if shape is None or fixed is not None:  # recordings know of no fixed tokens
-            return choose_tokens(self.model, hidden, state, draws, temperature, self.count, fixed)
+            return choose_tokens(
+                self.model, hidden, state, draws, temperature, self.count, fixed, self.end
+            )
         assert state.columns.index is not None
         shape.fill(hidden, state.columns.index, draws)
         self._drop_outdated()
@@ -284,7 +313,9 @@ class TokenDecoder:
     def _plain(self, shape: _Shape, temperature: float) -> Choice:
         state = Decoding(shape.cache, Columns(0, 1, shape.first))
         draws = shape.draws if temperature > 0 else None
-        return choose_tokens(self.model, shape.hidden, state, draws, temperature, self.count)
+        return choose_tokens(
+            self.model, shape.hidden, state, draws, temperature, self.count, end=self.end
+        )
 
     def _record(self, shape: _Shape, temperature: float, expected: Choice) -> None:
         assert self.recorder is not None

@@ -69,7 +69,8 @@ def export_merged(
 
     Merging is done in float32 and rounded once, to `dtype` or, without one, to the precision each weight was stored
     in (float32 if it was not loaded from anywhere). Rounding to bfloat16 can take away much of a small update:
-    float32 keeps it.
+    float32 keeps it. A model that writes FAST tokens calls itself another type, so that software that would read them
+    as bins refuses it.
     """
     description = replace(policy.description, lora=None, base=None, base_digest=None, critic=None)
     if dtype is not None:
@@ -139,6 +140,10 @@ def fingerprint_of(policy: Savable) -> str:
             select_statistics(description.norm_stats, key)[1] for key in description.unnorm_keys
         ]
         facts["suites"] = [[s.q01.tolist(), s.q99.tolist(), s.mask.tolist()] for s in each]
+    if description.fast is not None:
+        fast = description.fast
+        codes = fast.tokenizer.codes.to_str()
+        facts["fast"] = [codes, fast.tokenizer.scale, fast.tokenizer.min_token, fast.most]
     if description.kind != "openvla":  # which digests of earlier versions do not say
         facts["kind"] = description.kind
     text = json.dumps(facts, sort_keys=True)

@@ -259,6 +259,11 @@ def of_kind(
     """
     if not description.own:
         return replace(description, kind=network.kind, action_chunk=network.published_chunk)
+    if description.fast is not None and network is not OpenVLA:
+        raise UserError(
+            f"{source.folder} writes actions as FAST tokens, each of which depends on those before it: a policy of "
+            f"type {network.kind!r} decides all at once. Leave policy.kind empty"
+        )
     if description.kind == network.kind:
         return description
     if asked != network.kind:

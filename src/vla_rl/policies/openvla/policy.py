@@ -25,13 +25,13 @@ from vla_rl.policies.action_tokens import (
     select_statistics,
 )
 from vla_rl.policies.critic import CriticInput, build_critic
+from vla_rl.policies.fast.actions import FastTokens
 from vla_rl.policies.openvla import checkpoint as files
 from vla_rl.policies.openvla import lora
-from vla_rl.policies.openvla.actions import ActsInTurns, TurnActions
+from vla_rl.policies.openvla.actions import ActsInTurns, turn_actions_of
 from vla_rl.policies.openvla.config_files import Checkpoint, with_dataset
 from vla_rl.policies.openvla.decoding import (
     Decides,
-    FixedTokens,
     TokenDecoder,
     decisions,
     record_cuda_graph,
@@ -95,10 +95,9 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
             raise UserError(
                 f"Action statistics of {name!r} have {size} dimensions, the policy {description.action_dim}"
             )
-        self.turn_actions = TurnActions(
-            self.action_tokenizer, self.statistics, description.model.gripper,
-            description.action_chunk, description.action_dim, self.span_margin,
-        )  # fmt: skip
+        self.turn_actions = turn_actions_of(
+            description, self.action_tokenizer, self.statistics, self.span_margin
+        )
         self.detach_values = False
         self.critic_restored = False
         """Whether the critic came from the checkpoint; else it was initialised afresh."""
@@ -125,10 +124,12 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
         action_chunk: int,
         config: PolicyConfig | None = None,
         seed: int = 0,
+        fast: FastTokens | None = None,
     ) -> OpenVLAPolicy:
         """A randomly initialised policy with a tokenizer built from `instructions`; the same seed, the same policy.
 
         norm_stats: official format, one dataset (see `action_tokens.identity_statistics`) or one of each suite.
+        fast: what actions are written in; None: a bin for each number.
         """
         config = config or PolicyConfig()
         device = resolve_device(config.device)
@@ -143,7 +144,7 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
             several = tuple(norm_stats) if len(norm_stats) > 1 else ()
             description = Checkpoint(
                 model, norm_stats, action_dim, action_chunk, next(iter(several), None), several,
-                config.critic, config.lora, kind=cls.network.kind,
+                config.critic, config.lora, kind=cls.network.kind, fast=fast,
             )  # fmt: skip
             return cls(network, tokenizer, description, config, device)
 
@@ -202,29 +203,18 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
         return self.description.model.images.resize != "none"
 
     @property
-    def num_tokens(self) -> int:
-        """K, action tokens per turn."""
-        return self.action_dim * self.action_chunk
-
-    @property
     def device(self) -> torch.device:
         return self.model.language_model.lm_head.weight.device
 
     def _new_decoder(self, graphs: bool) -> Decides:
-        return TokenDecoder(self.model, self.num_tokens, record_cuda_graph if graphs else None)
+        recorder = record_cuda_graph if graphs else None
+        return TokenDecoder(self.model, self.num_tokens, recorder, self.turn_actions.end_token)
 
     def _inputs(self, observation: Observation) -> tuple[Tensor, Prompts, Tensor]:
         raw = self.processor.raw(observation.images, self.device)
         prompts = self.processor.prompts(observation.instructions, self.device)
         time = torch.from_numpy(np.array(observation.time_fraction, dtype=np.float32))
         return raw, prompts, time.to(self.device)
-
-    def _fixed(self, instructions: Sequence[str]) -> FixedTokens | None:
-        """The tokens that are no decisions; None where there are none."""
-        free = self.turn_actions.free(instructions)
-        if free is None:
-            return None
-        return FixedTokens(torch.from_numpy(~free).to(self.device), self.turn_actions.fixed_token)
 
     def _value(
         self, raw: Tensor, prompts: Prompts, time: Tensor, hidden: Tensor | None
@@ -311,11 +301,13 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
         raw, prompts, time = self._inputs(observation)
         logits, hidden = self._logits(self.model, raw, prompts, tokens)
         log_probs = action_log_softmax(logits, temperature)
-        fixed = self._fixed(observation.instructions)
+        fixed = self._fixed(observation.instructions, tokens)
+        ends = fixed is not None and self.turn_actions.end_token is not None
         return Evaluation(
             decisions(gather_log_probs(log_probs, tokens.to(self.device)), fixed),
             decisions(entropy(log_probs), fixed),
             self._value(raw, prompts, time, hidden),
+            ~fixed.where if fixed is not None and ends else None,
         )
 
     def _logits(
@@ -382,7 +374,7 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
         log_probs = gather_log_probs(
             action_log_softmax(logits, temperature), tokens.to(self.device)
         )
-        return decisions(log_probs, self._fixed(observation.instructions))
+        return decisions(log_probs, self._fixed(observation.instructions, tokens))
 
     def shard(self, sharding: Sharding) -> None:
         """Keep this rank's part of the model's weights, see `Shardable.shard`. The critic stays whole everywhere."""
@@ -412,12 +404,15 @@ class OpenVLAPolicy(ActsInTurns, nn.Module):
         statistics: Mapping[str, Any],
         action_chunk: int,
         image_fit: Literal["stretch", "pad", "crop"] | None = None,
+        fast: FastTokens | None = None,
     ) -> OpenVLAPolicy:
-        """The same model for the actions and images of another dataset, see `Policy.with_actions_of`."""
-        description = replace(
-            with_dataset(self.description, statistics, action_chunk),
-            model=with_image_fit(self.description.model, image_fit),
-        )
+        """The same model for the actions and images of another dataset, see `Policy.with_actions_of`.
+
+        fast: what to write actions in from now on; None: what they are written in already.
+        """
+        description = with_dataset(self.description, statistics, action_chunk, fast)
+        description = replace(description, model=with_image_fit(description.model, image_fit))
+        self.model.config = description.model  # which says how many ids are actions
         tokenizer = self.processor.tokenizer
         policy = type(self)(self.model, tokenizer, description, self.config, self.device)
         policy.stored_dtypes = self.stored_dtypes

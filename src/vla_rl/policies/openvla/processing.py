@@ -122,7 +122,8 @@ class Processor:
         if max(ids) >= first_action:
             raise UserError(
                 f"The tokenizer gives id {max(ids)} for {instruction!r}, but ids from {first_action} on are action "
-                f"tokens of model {config.name!r}: tokenizer.json belongs to another model"
+                f"tokens of model {config.name!r}: tokenizer.json belongs to another model, or there are more action "
+                "tokens than its vocabulary has room for"
             )
         self._ids[instruction] = tuple(ids)
         return self._ids[instruction]

@@ -22,6 +22,8 @@ def other_class(policy: OpenVLAPolicy) -> OpenVLAPolicy | None:
     description = policy.description
     if cls is OpenVLAOFTPolicy and description.model.language.layers < LEAST_LAYERS:
         return None
+    if description.fast is not None:  # whose tokens follow from each other
+        return None
     tensors = [*policy.model.parameters(), *policy.model.buffers()]
     model = copy.deepcopy(policy.model, {id(tensor): tensor for tensor in tensors})
     model.__class__ = cls.network  # both hold the same modules, and nothing else
