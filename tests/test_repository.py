@@ -14,7 +14,7 @@ import pytest
 from vla_rl.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("src", "tests", "benchmarks", "scripts")
+SOURCES = ("src", "tests", "benchmarks", "examples", "scripts")
 MAX_LINES = 450
 MAX_FUNCTION_LINES = 50
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}

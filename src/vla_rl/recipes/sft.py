@@ -31,6 +31,7 @@ from vla_rl.data.demonstrations import (
 from vla_rl.envs.defaults import suite_actions
 from vla_rl.envs.registry import normalised_robots
 from vla_rl.envs.suites import is_union
+from vla_rl.policies.openvla.actions import ActsInTurns
 from vla_rl.policies.policy import PlaysSuites, Policy
 from vla_rl.policies.registry import load_policy, named_family
 from vla_rl.runtime.devices import use_threads
@@ -45,6 +46,10 @@ from vla_rl.training.likelihood import warn_if_unlikely
 
 SMALL_MODEL = 20_000_000
 """Weights up to which a model is small."""
+GRIPPER_NOISE = 0.05
+"""By which a command to a gripper may miss -1, 0 or 1."""
+MOVING_GRIPPER = 0.1
+"""Share of frames that miss them by more, from which the last number of an action is no such command."""
 HELD_PICTURES = 4096
 """Of the held-out frames that are taken out of a dataset at a time."""
 Evaluate = Callable[[Policy, int], float]
@@ -222,6 +227,7 @@ def build_policy(
             f"{config.dataset}: expected actions of size {loaded.action_dim}, as the policy in {folder} plays them, "
             f"got {action_dim}. Take a dataset of the same robot, or train from scratch (empty policy.checkpoint)."
         )
+    _require_a_gripper(loaded, demos, config.dataset)
     may_see = loaded.resizes_images or loaded.image_size == demos.image_size
     if may_see and not suites:  # of several suites, each has statistics of its own
         warn_if_unlikely(loaded, demos, folder)
@@ -232,6 +238,19 @@ def build_policy(
             f"{demos.image_size} px. Give --image-size {policy.image_size}."
         )
     return policy
+
+
+def _require_a_gripper(policy: Policy, demos: Demonstrations, dataset: str) -> None:
+    """UserError where the policy can only open and close what the demonstrations move to places between."""
+    if not isinstance(policy, ActsInTurns) or policy.turn_actions.gripper != "openvla":
+        return
+    last = demos.actions[:, -1]
+    between = float((np.abs(last - np.rint(last)) > GRIPPER_NOISE).mean())
+    if between > MOVING_GRIPPER:
+        raise UserError(
+            f"{dataset}: the policy takes the last number of an action for OpenVLA's gripper, which is open or closed, "
+            f"and in {between:.0%} of the frames it is neither: give --policy.gripper as-is"
+        )
 
 
 def suite_statistics(
