@@ -77,6 +77,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=20_000)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--envs", type=int, default=8)
+    parser.add_argument(
+        "--steps", type=int, default=256, help="turns of an environment between updates"
+    )
     parser.add_argument("--chunk", type=int, default=2)
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--reward", choices=("success", "dense"), default="success")
@@ -91,7 +94,7 @@ def main() -> None:
     envs = make_vec_env(
         "vla_rl/suite-v0", asked.envs, asked.seed, env_kwargs={**settings, "reward": asked.reward}
     )
-    model = PPO("CnnPolicy", envs, seed=asked.seed, n_steps=2048 // asked.envs, device="cpu")
+    model = PPO("CnnPolicy", envs, seed=asked.seed, n_steps=asked.steps, device="cpu")
     held_out = gymnasium.make("vla_rl/suite-v0", split="held-out", **settings)
     progress, began = Progress(asked.minutes), time.process_time()
     model.learn(asked.turns, callback=progress)

@@ -7,7 +7,7 @@ Both balls are there in both, at places that the seed draws. The robot is Gymnas
 from where Gymnasium is installed, with these changes, since the task is reaching:
 
 - Its feet are fixed where they stand. They are spheres, on which it could only stand by balancing all the time. Knees,
-  hips and waist still carry the hand: an arm alone reaches few of the balls.
+  hips and waist still carry the hand.
 - Its 17 motors are position servos, as robots of this size are driven. An action moves their 17 targets, by at most
   `MOVE` radians each.
 - Nothing collides, and no floor is drawn.

@@ -40,6 +40,7 @@ for action in actions[3:]:
 simulator = first.simulator.env.unwrapped
 red = first.render().astype(int)
 assert ((red[..., 0] > 120) & (red[..., 2] < 60) & (red[..., 1] < 60)).sum() > 10
+first.reset(EpisodeSpec("RightHand-v0", 1))  # at rest
 simulator.data.mocap_pos[0] = simulator.data.geom("right_hand").xpos  # the red ball
 assert first.step(np.zeros((1, 17), np.float32))[1]
 first.reset(EpisodeSpec("RightHand-v0", 1))
