@@ -386,17 +386,6 @@ def test_a_dataset_of_another_action_size_than_the_checkpoints(dataset, tmp_path
     assert not (tmp_path / "second").exists()
 
 
-def test_a_joint_is_not_opened_and_closed_as_a_gripper(dataset, tmp_path):
-    asked = PolicyConfig(gripper="openvla")
-    first = fine_tune(config(dataset, tmp_path / "first", epochs=1))
-    settings = config(
-        dataset, tmp_path / "second", policy=replace(asked, checkpoint=str(first)), epochs=1
-    )
-    with pytest.raises(UserError, match=r"in \d+% of the frames it is neither: .*gripper as-is"):
-        fine_tune(settings)
-    assert not (tmp_path / "second").exists()
-
-
 def test_a_folder_in_use_is_refused_and_left_alone(dataset, tmp_path):
     folder = fine_tune(config(dataset, tmp_path / "out", epochs=1))
     before = (folder / "model.safetensors").read_bytes()
