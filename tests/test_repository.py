@@ -14,7 +14,7 @@ import pytest
 from vla_rl.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("src", "tests", "benchmarks", "scripts")
+SOURCES = ("src", "tests", "benchmarks", "examples", "scripts")
 MAX_LINES = 450
 MAX_FUNCTION_LINES = 50
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
@@ -30,8 +30,8 @@ def repository_files() -> list[Path]:
         paths = [ROOT / name for name in listing.stdout.split("\0") if name]
     else:
         products = {
-            ".venv", ".venv-vllm", ".venv-doors", ".venv-maniskill", ".venv-official", ".git", "runs", "site", "dist", "build",
-            "__pycache__", ".hypothesis", ".pytest_cache", ".ruff_cache", ".import_linter_cache",
+            ".venv", ".venv-vllm", ".venv-doors", ".venv-maniskill", ".venv-official", ".git", "runs", "site", "dist",
+            "build", "__pycache__", ".hypothesis", ".pytest_cache", ".ruff_cache", ".import_linter_cache",
         }  # fmt: skip
         paths = [p for p in ROOT.rglob("*") if not products & set(p.relative_to(ROOT).parts)]
     return [path for path in paths if path.is_file()]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from parsed_page import page_of
+from PIL import Image
 
 from builders.example_run import MT5
 from vla_rl.config import UserError
@@ -25,11 +26,12 @@ from vla_rl.report.analysis.record import (
     Failures,
     KindVideo,
     Spread,
+    Stage,
     read_analysis,
     write_analysis,
 )
 from vla_rl.report.analysis.words import markdown
-from vla_rl.report.figures.analysis import draw_coverage, draw_failures, draw_lengths
+from vla_rl.report.figures.analysis import busiest, draw_coverage, draw_failures, draw_lengths
 from vla_rl.report.run_data import read_run
 from vla_rl.report.tables import Table
 from vla_rl.runtime.video import write_video
@@ -82,6 +84,17 @@ def analysed(run: Path) -> Path:
     draw_coverage({"before": actions, "after": actions}, ["x", "y", "z"], folder / "coverage.png")
     write_analysis(folder, analysis, {"settings": {}})
     return run
+
+
+def test_of_a_body_of_many_joints_the_busiest_are_drawn(tmp_path: Path):
+    scale = np.full(17, 0.1)
+    scale[[0, 2, 3, 5, 8, 11, 12, 16]] = 1.0
+    actions = scale * np.random.default_rng(0).uniform(-1, 1, (60, 17))
+    drawn: dict[Stage, np.ndarray] = {"before": actions, "after": actions}
+    assert busiest(drawn) == [0, 2, 3, 5, 8, 11, 12, 16]
+    draw_coverage(drawn, [str(i) for i in range(17)], tmp_path / "coverage.png")
+    with Image.open(tmp_path / "coverage.png") as picture:
+        assert picture.height < 2 * picture.width  # 28 pairs; 136 would be a tower
 
 
 def test_the_section(analysed: Path):

@@ -89,6 +89,24 @@ def test_of_an_unknown_robot_only_actions_are_read():
     np.testing.assert_allclose(robot.gripper_opening(episode), [0.5] * 3)
 
 
+def test_the_last_joint_of_any_body_is_no_gripper():
+    episode = trajectory(
+        [1.0] * 4,
+        proprio=np.ones((4, 34), np.float32),
+        actions=np.ones((4, 1, 17), np.float32),
+        robot="gymnasium",
+    )
+    with pytest.raises(
+        UserError, match=r"the robot 'gymnasium' has them.* --labels\.scheme segments"
+    ):
+        labels_of(episode)
+    labels = labels_of(episode, replace(CONFIG, scheme="segments", num_segments=4))
+    np.testing.assert_allclose(labels.progress, [0.25, 0.5, 0.75, 1.0])
+    robot = robot_signals("gymnasium")
+    assert np.isnan(robot.gripper_opening(episode)).all()
+    assert np.isnan(robot.speed(episode)).all()
+
+
 @pytest.mark.parametrize("what", ["proprio", "actions"])
 @pytest.mark.parametrize("scheme", ["keyframe", "segments"])
 def test_numbers_that_are_not_finite_are_an_error(what: str, scheme):

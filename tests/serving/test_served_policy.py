@@ -24,6 +24,8 @@ from vla_rl.serving.openpi_client import (
     PolicyServerError,
 )
 from vla_rl.serving.packing import pack, unpack
+from vla_rl.serving.served_policy import ServedPolicy
+from vla_rl.serving.vla_eval import HarnessConversations
 from vla_rl.serving.websocket import (
     PolicyServer,
 )
@@ -242,6 +244,16 @@ def test_the_robot_that_is_served_decides_how_many_numbers_an_action_has() -> No
     with PolicyServer(talk, port=0) as server, connect(server.url) as client:
         client.send(message("hello", {}))
         assert "action_spec" not in unpack(client.recv(timeout=20))["payload"]
+
+
+@pytest.mark.parametrize(("robot", "told"), [("libero_panda", True), ("gymnasium", False)])
+def test_only_liberos_robot_is_described_to_the_harness(
+    robot: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = ServedPolicy(Longer(toy_policy()), toy_env())
+    monkeypatch.setattr(served, "robot", robot)
+    monkeypatch.setattr(served, "action_dim", 7)
+    assert ("action_spec" in HarnessConversations(served)._hello()) == told
 
 
 # --- vla-eval's messages

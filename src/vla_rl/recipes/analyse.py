@@ -50,7 +50,7 @@ from vla_rl.report.analysis.record import (
     write_analysis,
 )
 from vla_rl.report.analysis.words import markdown
-from vla_rl.report.figures.analysis import draw_coverage, draw_failures, draw_lengths
+from vla_rl.report.figures.analysis import DRAWN, draw_coverage, draw_failures, draw_lengths
 from vla_rl.report.run_data import Run, read_run
 from vla_rl.runtime.devices import use_threads
 from vla_rl.runtime.files import require_writable, write_text
@@ -263,6 +263,11 @@ def _coverage(
         )
     drawn: dict[Stage, Any] = {stage: actions for stage, (actions, _) in own.items()}
     names = [f"action {i}" for i in range(own["after"][0].shape[1])]
+    if len(names) > DRAWN:
+        notes.append(
+            f"The picture of action coverage shows the {DRAWN} of {len(names)} numbers of an action that vary most. In "
+            "so many dimensions nearest neighbours are far: entropies are coarse, and their differences less so."
+        )
     draw_coverage(drawn, names, out / COVERAGE)
     return Coverage(trained.rollout.temperature, len(specs), NEIGHBOURS, tuple(views))
 

@@ -35,6 +35,7 @@ from vla_rl.policies.action_tokens import select_statistics
 from vla_rl.policies.family import PolicyFamily
 from vla_rl.policies.fast.actions import FastTokens
 from vla_rl.policies.fast.fitting import fast_tokens
+from vla_rl.policies.openvla.actions import ActsInTurns
 from vla_rl.policies.openvla.policy import OpenVLAPolicy
 from vla_rl.policies.policy import PlaysSuites, Policy
 from vla_rl.policies.registry import POLICIES, load_policy, named_family
@@ -50,6 +51,10 @@ from vla_rl.training.likelihood import warn_if_unlikely
 
 SMALL_MODEL = 20_000_000
 """Weights up to which a model is small."""
+GRIPPER_NOISE = 0.05
+"""By which a command to a gripper may miss -1, 0 or 1."""
+MOVING_GRIPPER = 0.1
+"""Share of frames that miss them by more, from which the last number of an action is no such command."""
 HELD_PICTURES = 4096
 """Of the held-out frames that are taken out of a dataset at a time."""
 Evaluate = Callable[[Policy, int], float]
@@ -242,6 +247,7 @@ def build_policy(
             f"{config.dataset}: expected actions of size {loaded.action_dim}, as the policy in {folder} plays them, "
             f"got {action_dim}. Take a dataset of the same robot, or train from scratch (empty policy.checkpoint)."
         )
+    _require_a_gripper(loaded, demos, config.dataset)
     may_see = loaded.resizes_images or loaded.image_size == demos.image_size
     if may_see and not suites:  # of several suites, each has statistics of its own
         warn_if_unlikely(loaded, demos, folder)
@@ -285,6 +291,19 @@ def written_in(
     made = f"{found.end} FAST codes, at most {found.most - 1} and an end token a turn"
     note(f"{made}, where each number apart takes {actions[0].size}")
     return {"fast": found}
+
+
+def _require_a_gripper(policy: Policy, demos: Demonstrations, dataset: str) -> None:
+    """UserError where the policy can only open and close what the demonstrations move to places between."""
+    if not isinstance(policy, ActsInTurns) or policy.turn_actions.gripper != "openvla":
+        return
+    last = demos.actions[:, -1]
+    between = float((np.abs(last - np.rint(last)) > GRIPPER_NOISE).mean())
+    if between > MOVING_GRIPPER:
+        raise UserError(
+            f"{dataset}: the policy takes the last number of an action for OpenVLA's gripper, which is open or closed, "
+            f"and in {between:.0%} of the frames it is neither: give --policy.gripper as-is"
+        )
 
 
 def suite_statistics(

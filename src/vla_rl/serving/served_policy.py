@@ -44,7 +44,7 @@ class ServedPolicy:
         self._policy, self._env = policy, env
         self._temperature, self._seed = temperature, seed
         played = benchmark(env.suite)
-        self._proprio_dim = played.proprio_dim
+        self.robot, self._proprio_dim = played.robot, played.proprio_dim
         # of a union's policy the robot of one suite may take fewer numbers than it decides: the first, as in a union
         self.action_dim = min(played.action_dim, policy.action_dim)
         self._worker = ThreadPoolExecutor(max_workers=1)  # models bind themselves to a thread

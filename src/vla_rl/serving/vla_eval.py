@@ -29,6 +29,8 @@ _LIBERO = {
     "rotation": {"name": "rotation", "dims": 3, "format": "axis_angle", "range": [-3.15, 3.15]},
     "gripper": {"name": "gripper", "dims": 1, "format": "binary_close_positive", "range": [-1, 1]},
 }
+_SPECS = {"libero_panda": _LIBERO}
+"""By robot: what the harness can check of an action before it plays it."""
 
 
 class HarnessConversations:
@@ -71,7 +73,7 @@ class HarnessConversations:
         return None
 
     def _hello(self) -> dict[str, Any]:
-        spec = _LIBERO if self._served.action_dim == 7 else {}
+        spec = _SPECS.get(self._served.robot, {})  # of seven numbers there are other robots too
         return {
             "harness_version": "",
             "protocol_version": PROTOCOL,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vla_rl.config.errors import ConfigError
+from vla_rl.config.errors import ConfigError, UserError
 from vla_rl.envs.faults import told
 from vla_rl.envs.gymnasium.options import GymOptions
+from vla_rl.envs.rendering.gl import choose_backend
 from vla_rl.runtime.extras import need
 
 
@@ -23,6 +26,7 @@ def open_environment(options: GymOptions, *, rendered: bool) -> Any:
     ConfigError where there is none of that id; UserError, with the place, where its own code fails.
     """
     need("gymnasium", purpose=options.suite)
+    _draw_offscreen()
     keywords = dict(options.make)
     if callable(options.environment):
         parameters = inspect.signature(options.environment).parameters.values()
@@ -62,6 +66,17 @@ def imported(options: GymOptions, module: str) -> Any:
         importlib.invalidate_caches()
     with told(options.suite, f"import {module}"):
         return importlib.import_module(module)
+
+
+@cache
+def _draw_offscreen() -> None:
+    """Let MuJoCo find a way to draw where there is no screen, before an environment imports it; one wants a window."""
+    if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        return
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # as for our own simulators
+    with suppress(UserError):  # whatever draws without OpenGL needs none
+        if backend := choose_backend():
+            os.environ.setdefault("MUJOCO_GL", backend)
 
 
 def _missing(module: str) -> bool:

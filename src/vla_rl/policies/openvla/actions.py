@@ -58,6 +58,11 @@ class TurnActions:
         self.fixed_token = tokenizer.bins // 2
         """What stands where a shorter robot has no number."""
 
+    @property
+    def gripper(self) -> Literal["as-is", "openvla"]:
+        """What the last number of an action says, see `ModelConfig.gripper`."""
+        return self._gripper
+
     def play(self, statistics: Mapping[str, ActionStatistics]) -> None:
         """Play each of these instructions with its own statistics from now on."""
         self._by_instruction = dict(statistics)

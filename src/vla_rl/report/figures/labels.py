@@ -145,7 +145,8 @@ def _draw_gripper(
     _steps(panel, opening, trajectory, INK)
     panel.set_ylim(-0.08, 1.12)
     panel.set_yticks([0, 1], ["closed", "open"])
-    panel.set_ylabel(f"gripper\n({'measured' if measured else 'commanded'})")
+    how = "measured" if measured else "not known" if robot.unknown_body else "commanded"
+    panel.set_ylabel(f"gripper\n({how})")
 
 
 def _draw_speed(
@@ -157,7 +158,10 @@ def _draw_speed(
         rest, leave = speed_thresholds(speed, config)
         panel.axhline(rest, color=KEY_FRAME, linewidth=1, linestyle="--")
         panel.axhline(leave, color=KEY_FRAME, linewidth=1, linestyle=":")
-    panel.set_ylim(0, 1.12 * max(float(speed.max()), 1e-3))
+    panel.set_ylim(0, 1.12 * max(float(np.nan_to_num(speed).max()), 1e-3))
+    if robot.unknown_body:
+        panel.set_ylabel("speed\n(not known)")
+        return
     unit = "m/s" if robot.proprio_size else "action units"
     panel.set_ylabel(f"speed\n({unit}{'' if robot.has_position(trajectory) else ', commanded'})")
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from vla_rl.config.errors import UserError
 from vla_rl.config.reward import LabelConfig
 from vla_rl.rewards.process.robot_signals import RobotSignals
 from vla_rl.rewards.trajectories import Trajectory
@@ -65,12 +66,18 @@ class Labels:
 def label(trajectory: Trajectory, config: LabelConfig, robot: RobotSignals) -> Labels:
     """Label every turn of `trajectory`.
 
-    Raises UserError for proprioception or actions that are not finite, or not of this robot, and where
-    `config.gripper` asks for a measurement that the trajectory lacks.
+    Raises UserError for proprioception or actions that are not finite, or not of this robot, where `config.gripper`
+    asks for a measurement that the trajectory lacks, and where key frames are asked of a robot whose hand and gripper
+    are not known.
     """
     if config.scheme == "segments":
         robot.check(trajectory)
         return _by_segments(trajectory, config)
+    if robot.unknown_body:
+        raise UserError(
+            f"{trajectory.name}: key frames are read from a hand and a gripper, and nothing says where the robot "
+            f"{robot.name!r} has them, if it has any: take --labels.scheme segments, which needs neither"
+        )
     opening = robot.gripper_opening(trajectory, config.gripper)
     speed = robot.speed(trajectory)
     milestones = find_milestones(opening, trajectory.turn_seconds, config)

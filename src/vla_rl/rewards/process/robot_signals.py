@@ -5,6 +5,7 @@ Where they stand in proprioception and action differs from robot to robot:
     robot              position      opening                          gripper command
     metaworld_sawyer   proprio 0:3   proprio 3, 0 closed .. 1 open    action 3, a closing force: -1 opens, +1 closes
     libero_panda       proprio 0:3   fingers 6 and 7, 0 .. 0.08 m     action 6: -1 opens, +1 closes
+    gymnasium          -             -                                -: nothing is known of its hand and gripper
     any other          -             -                                the action's last number, -1 opens, +1 closes
 
 Each benchmark states it for its robot (`Benchmark.robot_layout`). Without proprioception the command stands in for the
@@ -21,7 +22,7 @@ from jaxtyping import Float64
 
 from vla_rl.config.errors import UserError
 from vla_rl.envs.benchmark import Benchmark
-from vla_rl.envs.registry import robots
+from vla_rl.envs.registry import GYMNASIUM_ROBOT, robots
 from vla_rl.rewards.trajectories import Trajectory
 
 Source = Literal["auto", "measured", "commanded"]
@@ -42,6 +43,11 @@ class RobotSignals:
     moves: int = 3  # the first so many numbers of an action displace the hand
     action_speed: float = 1.0  # m/s of the hand while such a displacement is 1
 
+    @property
+    def unknown_body(self) -> bool:
+        """Whether nothing says which numbers belong to a hand and a gripper, or whether there are any."""
+        return not self.opening and not self.position and self.moves == 0
+
     def has_opening(self, trajectory: Trajectory) -> bool:
         return bool(self.opening) and trajectory.proprio.shape[1] > 0
 
@@ -54,9 +60,12 @@ class RobotSignals:
         """Opening before each turn, 0 closed .. 1 open.
 
         Measured where the robot's layout is known and there is proprioception, else commanded: what the action before
-        the turn asked for. Raises UserError where `source` is "measured" and nothing was.
+        the turn asked for. NaN for a robot of which no gripper is known. Raises UserError where `source` is "measured"
+        and nothing was.
         """
         self.check(trajectory)
+        if self.unknown_body:
+            return np.full(len(trajectory), np.nan)
         measured = self.has_opening(trajectory)
         if source == "measured" and not measured:
             raise UserError(
@@ -77,9 +86,12 @@ class RobotSignals:
     def speed(self, trajectory: Trajectory) -> Float64[np.ndarray, " T"]:
         """Speed of the hand from each turn to the next, m/s; the last one goes on as fast as the one before it.
 
-        Without positions the speed that the turn commands. Zeros for a single turn whose hand is measured.
+        Without positions the speed that the turn commands. Zeros for a single turn whose hand is measured, NaN for a
+        robot of which no hand is known.
         """
         self.check(trajectory)
+        if self.unknown_body:
+            return np.full(len(trajectory), np.nan)
         if self.has_position(trajectory):
             position = trajectory.proprio[:, list(self.position)].astype(np.float64)
             moved = np.linalg.norm(np.diff(position, axis=0), axis=1) / trajectory.turn_seconds
@@ -136,4 +148,6 @@ def robot_signals(robot: str) -> RobotSignals:
     known = robots()
     if robot in known:
         return signals_of(known[robot].robot, known[robot])
+    if robot == GYMNASIUM_ROBOT:  # a body of its author's: it may have a gripper, several, or none
+        return RobotSignals(robot, 0, (), (), 1.0, 0, moves=0)
     return RobotSignals(robot or "unknown", 0, (), (), 1.0, 0)
