@@ -29,11 +29,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "vla_rl"
 IN_SDIST = ("pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "Makefile")
+FOLDER = ("--run.root", ".", "--run.name", "trained")
 TRIALS = (  # what each command has to say
     (("--version",), "vla-rl {version}"),
     (("--help",), "quickstart"),
     (("plan", "toy"), "toy"),  # reads measured/*.json
-    (("train", "toy", "--schedule.iterations", "2", "--run.out", "trained"), "trained"),
+    (("train", "toy", "--schedule.iterations", "2", *FOLDER), "trained"),
     (("report", "trained"), "report.html"),  # reads the page's style, scripts and template
 )
 
