@@ -51,6 +51,7 @@ FROM base AS run
 ARG TORCH=cpu
 # As in scripts/install.py
 ARG TORCH_VERSION=2.13.0
+ARG UV_VERSION=0.13.9
 ARG EXTRAS=quickstart,libero,openvla,serve
 
 RUN python -m venv /opt/vla-rl
@@ -59,7 +60,8 @@ ENV PATH=/opt/vla-rl/bin:$PATH
 # torch comes first, so that nothing that depends on it brings in another build.
 # uv knows where the CPU builds lie; the default build for Linux is the one for CUDA.
 RUN case "$TORCH" in \
-        cpu) python -m pip install uv && uv pip install --no-cache --torch-backend=cpu "torch==$TORCH_VERSION" ;; \
+        cpu) python -m pip install "uv==$UV_VERSION" \
+            && uv pip install --python /opt/vla-rl/bin/python --no-cache --torch-backend=cpu "torch==$TORCH_VERSION" ;; \
         cuda) python -m pip install "torch==$TORCH_VERSION" ;; \
         *) echo "TORCH must be cpu or cuda, got $TORCH" >&2; exit 2 ;; \
     esac
