@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from vla_rl.config import ConfigError
+from vla_rl.config import ConfigError, EnvConfig
+from vla_rl.envs.defaults import laptop_env
 from vla_rl.envs.metaworld.tasks import (
     INSTRUCTIONS,
     SUITES,
@@ -16,6 +17,7 @@ from vla_rl.envs.metaworld.tasks import (
     suite_tasks,
     task_name,
 )
+from vla_rl.recipes.presets import preset
 
 
 def test_every_task_has_an_instruction_of_its_own():
@@ -33,6 +35,13 @@ def test_suites():
     assert [len(suite_tasks(suite)) for suite in ("mt5", "mt10", "mt50")] == [5, 10, 50]
     assert suite_tasks("mt10-hard") == ("reach", "push", "pick-place", "peg-insert-side")
     assert set(SUITES["mt10-hard"]) < set(SUITES["mt10"])
+
+
+def test_the_hard_suite_is_seen_and_timed_as_it_needs() -> None:
+    env = laptop_env("mt10-hard")
+    assert (env.image_size, env.horizon) == (96, 20)
+    assert preset("metaworld-mt10-hard").env == env
+    assert laptop_env("mt10") == EnvConfig(suite="mt10")
     assert set(SUITES["mt5"]) < set(SUITES["mt10"]) | {"button-press-topdown"} < set(SUITES["mt50"])
 
 

@@ -94,7 +94,7 @@ def _many_tasks(suite: str, floor: float) -> TrainConfig:
     """
     return replace(
         _OURS,
-        env=EnvConfig(suite=suite, horizon=20),
+        env=replace(laptop_env(suite), horizon=20),
         rollout=RolloutConfig(turns=100),
         ppo=replace(_OURS.ppo, minibatch=512),
         curriculum=replace(_OURS.curriculum, mode="frontier", floor=floor),
