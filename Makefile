@@ -1,7 +1,8 @@
 # The verbs of this repository. `make` alone lists them. Continuous integration calls `make test-all`.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart setup setup-dev setup-vllm setup-maniskill test test-all test-slow test-kernels test-ray test-vllm test-doors test-maniskill check format bench docs docs-config clean
+.PHONY: help quickstart setup setup-dev setup-vllm setup-maniskill test test-all test-slow test-kernels test-ray test-vllm \
+    test-doors test-maniskill check format bench docs docs-config release-check clean
 
 BIN := .venv/bin
 # Handed on: make quickstart ARGS="--minutes 2", make test ARGS="tests/functional"
@@ -77,6 +78,9 @@ docs-config:  ## write docs/configuration.md again, after a change to an option
 docs:  ## build the documentation into site/
 	@bash scripts/setup.sh docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+release-check: setup-dev  ## build the wheel and the source archive into dist/, and try the wheel
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/release_check.py $(ARGS)
 
 clean:  ## remove caches and build products; .venv and runs/ stay
 	rm -rf site dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis
