@@ -53,7 +53,7 @@ UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
     "FilmArguments", "CertifyArguments", "EngineServeArguments",
     "CompareConfig", "CompareDataConfig",
-    "AnalysisConfig", "CheckEnvArguments",
+    "AnalysisConfig", "AgreementConfig", "CheckEnvArguments",
 }  # fmt: skip
 """Configurations of commands all of whose options always count."""
 
@@ -104,7 +104,8 @@ ALWAYS = {
     "DoctorArguments": ("{json,checkpoint}",),
     "ReportArguments": ("live",),
     "ServeArguments": (
-        "{protocol,suite,host,port,key_file,temperature,unnorm_key,kind,base,dtype}",
+        "{protocol,suite,robot,answer_timeout,idle_timeout,host,port,key_file,temperature,unnorm_key,kind,base,dtype}",
+        "limits.{low,high,change,box_low,box_high}",
     ),
 }  # fmt: skip
 """Fields that count whatever else is set. A new field belongs here or into the table of `vla_rl.config.effects`."""
@@ -292,6 +293,8 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("RemoteEvalArguments", "videos_out", "error", {}, {"protocol.videos": 1}),
     ("RemoteEvalArguments", "protocol.temperature protocol.seed", "error", {}, {}),
     ("ServeArguments", "seed", "warning", {}, {"temperature": 1.0}),
+    ("ServeArguments", "limits.beyond", "error", {}, {"limits.change": (0.1,)}),
+    ("ServeArguments", "require_sequence", "error", {"protocol": "vla-eval"}, {}),
     ("ReportArguments", "out", "error", {"live": True}, {"live": False}),
     ("ReportArguments", "port pause", "error", {}, {"live": True}),
     ("DoctorArguments", "dataset unnorm_key", "error", {}, {"checkpoint": "x", "dataset": "y"}),

@@ -25,6 +25,7 @@ from vla_rl.config import (
     SFTConfig,
     UserError,
 )
+from vla_rl.config.agreement import AgreementConfig
 from vla_rl.config.analysis import AnalysisConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import BestOfConfig
@@ -246,3 +247,11 @@ def certify(words: list[str], parse_command: ParseCommand) -> int:
     result = certify(**vars(request))
     say(format_result(result))
     return 0 if result["passed"] else 1
+
+
+def agree(words: list[str], parse_command: ParseCommand) -> int:
+    config = parse_command(AgreementConfig, words, "agree")
+    from vla_rl.recipes.agree import agree, format_agreement
+
+    say(format_agreement(agree(config)))
+    return 0

@@ -77,6 +77,7 @@ NEEDS: Mapping[str, Modules] = {
     "analyse": lambda c: ("matplotlib", "scipy", "PIL", *(VIDEOS if c.videos else ())),
     "film": lambda _: (*VIDEOS, "PIL"),
     "certify": lambda _: (),
+    "agree": _datasets,
     "serve": lambda _: DOORS,
     "engine serve": lambda _: (),
     "check-env": lambda c: _simulator(c.suite),

@@ -410,6 +410,16 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
             "a greedy policy draws nothing at random; it counts with --temperature above 0",
             "warning",
         ),
+        Effect(
+            ("limits.beyond",),
+            lambda c: c.limits.any,
+            "no action is limited; set --limits.low, --limits.high, --limits.change or a box",
+        ),
+        Effect(
+            ("require_sequence",),
+            lambda c: c.protocol == "openpi",
+            "vla-evaluation-harness has numbers of its own; it belongs to --protocol openpi",
+        ),
     ),
     "DoctorArguments": (
         Effect(

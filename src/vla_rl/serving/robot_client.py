@@ -31,6 +31,7 @@ from jaxtyping import Float32
 from vla_rl.config.errors import UserError
 from vla_rl.serving.freshness import LAST_ACTION, OBSERVED_AT, SEQUENCE
 from vla_rl.serving.limits import ActionLimits, LimitKeeper, RefusedError
+from vla_rl.serving.openpi import LIMITS
 from vla_rl.serving.openpi_client import (
     PolicyConnection,
     PolicyServerError,
@@ -167,7 +168,8 @@ class RobotClient:
         self._left = _Answer(deque(), -math.inf)
         self._last = None if position is None else self._checked_position(position)
         self.keeper.last = self._last
-        if self._connection.knows_episodes and not self.stopped:
+        told = self._connection.knows_episodes or LIMITS in self._connection.metadata
+        if told and not self.stopped:
             try:
                 self._in_time(self._connection.begin_episode)
             except (PolicyServerError, TooLate) as error:
@@ -195,6 +197,8 @@ class RobotClient:
         connection = self._connected()
         self._abandon()
         self._connection, self.stopped = connection, ""
+        self._worker.shutdown(wait=False, cancel_futures=True)  # it may still wait for the old one
+        self._worker = ThreadPoolExecutor(max_workers=1)
         self._sequence, self._left = 0, _Answer(deque(), -math.inf)
 
     def close(self) -> None:
@@ -267,9 +271,10 @@ class RobotClient:
         if settings.on_stop == "raise":
             raise StoppedError(f"stopped: {self.stopped}")
         if settings.hold != "last":
-            return Decision(np.asarray(settings.hold, np.float32), False, self.stopped)
+            self._last = np.asarray(settings.hold, np.float32)
         if self._last is None:
             raise StoppedError(f"stopped: {self.stopped}; there is no last action to hold")
+        self.keeper.last = self._last
         return Decision(self._last, False, self.stopped)
 
     def _abandon(self) -> None:
