@@ -79,11 +79,11 @@ ALWAYS = {
     ),
     "DemosConfig": (_ENV, "{out,episodes_per_task,noise,image_format,snapshots,seed}"),
     "RewardModelConfig": (
-        "{datasets,out,start,head,sees_actions,history,camera,image_size,"
+        "{datasets,out,start,head,sees_actions,history,camera,image_size,image_fit,"
         "held_out_tasks,validation_fraction,mismatched_share,epochs,batch_size,micro_batch,learning_rate,weight_decay,"
         "warmup_steps,max_grad_norm,random_shift,device,seed}",
     ),
-    "RewardLabelConfig": ("{out,action_chunk,plot}", "labels.scheme"),
+    "RewardLabelConfig": ("{out,action_chunk,camera,image_fit,plot}", "labels.scheme"),
     "RewardEvalConfig": ("{datasets,out,bins,resamples}",),
     "EvalArguments": (
         "protocol.{suite,episodes_per_task,temperature,videos}",
