@@ -26,6 +26,7 @@ from vla_rl.config import (
 )
 from vla_rl.config.effects import EFFECTS, without_effect
 from vla_rl.config.parallel import ParallelConfig
+from vla_rl.config.preference import PreferConfig
 from vla_rl.config.search import ScalingConfig
 from vla_rl.recipes.presets import PRESETS
 
@@ -34,6 +35,7 @@ CONFIGS: dict[str, Any] = {
     for config in (
         TrainConfig(),
         SFTConfig(),
+        PreferConfig(),
         DemosConfig(),
         RewardModelConfig(),
         RewardLabelConfig("x"),
@@ -76,6 +78,13 @@ ALWAYS = {
         "{dataset,camera,image_size,image_fit,episodes_per_task,successes,out,action_chunk,epochs,batch_size,micro_batch,"
         "learning_rate,weight_decay,warmup_steps,random_shift,validation_fraction,max_grad_norm,seed}",
         "policy.{checkpoint,kind,lora,activation_checkpointing,device}",
+    ),
+    "PreferConfig": (
+        "{dataset,out,camera,image_size,image_fit,compare,pairs,success_weight,reward_model,beta,self_imitation_coef,"
+        "window,epochs,minibatch,micro_batch,learning_rate,weight_decay,warmup_steps,max_grad_norm,"
+        "validation_fraction,seed}",
+        "policy.{checkpoint,kind,lora,activation_checkpointing,device,base,unnorm_key,dtype,images,gripper}",
+        "policy.vlm.{action_tokens,bins,prompt}",
     ),
     "DemosConfig": (_ENV, "{out,episodes_per_task,noise,image_format,snapshots,seed}"),
     "RewardModelConfig": (
@@ -234,6 +243,10 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper policy.vlm.bins", "error", {},
         {"policy.checkpoint": "x"},
     ),
+    ("PreferConfig", "policy.scratch", "error", {"policy.scratch": "mini"}, {}),
+    ("PreferConfig", "policy.critic.kind policy.critic.width policy.decode_graphs", "warning", {}, {}),
+    ("PreferConfig", "policy.lora.dropout", "error", {"policy.lora": ADAPTERS}, {"policy.lora": ADAPTERS}),
+    ("PreferConfig", "reward_weight", "error", {}, {"reward_model": "x"}),
     ("SFTConfig", "policy.critic.kind policy.critic.width policy.decode_graphs", "warning", {}, {}),
     *(
         (name, "labels.num_segments labels.failure_peak labels.failure_end labels.positive_progress", "error", {},
@@ -318,6 +331,12 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
 NEVER = {
     "TrainConfig": ("policy.lora.dropout",),
     "SFTConfig": ("policy.critic", "policy.decode_graphs"),
+    "PreferConfig": (
+        "policy.scratch",
+        "policy.critic",
+        "policy.decode_graphs",
+        "policy.lora.dropout",
+    ),
     "ScalingConfig": ("search", "protocol"),
     "RemoteEvalArguments": ("protocol",),
 }

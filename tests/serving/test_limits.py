@@ -57,7 +57,9 @@ def test_what_is_within_passes_untouched() -> None:
     calm = np.random.default_rng(0).uniform(-0.1, 0.1, (9, 7)).astype(np.float32)
     keep = LimitKeeper(ActionLimits(7, low=[-1], high=[1], change=[0.25], beyond="refuse"))
     np.testing.assert_array_equal(keep(calm), calm)
-    assert keep.report() == "9 actions, clipped 0 by bounds, 0 by box, 0 by change; 0 answers refused"
+    assert (
+        keep.report() == "9 actions, clipped 0 by bounds, 0 by box, 0 by change; 0 answers refused"
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
@@ -79,7 +81,9 @@ def test_what_is_no_number_never_leaves(bad: float, beyond: str) -> None:
 def test_a_refusal_says_which_number_and_keeps_the_last_action() -> None:
     keep = LimitKeeper(ActionLimits(2, high=[1], change=[0.5], beyond="refuse"))
     keep(np.zeros((1, 2), np.float32))
-    with pytest.raises(RefusedError, match=r"action 1: number 1 is 1.5, within the limits \(bounds\)"):
+    with pytest.raises(
+        RefusedError, match=r"action 1: number 1 is 1.5, within the limits \(bounds\)"
+    ):
         keep(np.array([[0, 0.5], [0, 1.5]], np.float32))
     with pytest.raises(RefusedError, match=r"number 0 is 0.75, within the limits \(change\).* 0.5"):
         keep(np.array([[0.75, 0]], np.float32))
@@ -124,7 +128,7 @@ def test_limits_that_do_not_fit_are_refused(given: dict, said: str) -> None:
 def test_the_options_are_checked_before_anything_is_loaded() -> None:
     assert not LimitsConfig().any
     assert LimitsConfig(change=(0.1,)).any
-    with pytest.raises(ConfigError, match="limits.box_low: expected 3 numbers"):
+    with pytest.raises(ConfigError, match=r"limits.box_low: expected 3 numbers"):
         LimitsConfig(box_low=(0.0,))
     with pytest.raises(ConfigError, match="give one for each dimension"):
         LimitsConfig(low=(0.0, 0.0), high=(1.0, 1.0, 1.0))

@@ -95,19 +95,18 @@ def test_no_fresh_action_in_time_stops_and_stays_stopped(on_stop: str) -> None:
         return ramp(observation)
 
     settings = patient(deadline=0.2, replan=1, on_stop=on_stop, hold=[0, 1])
-    with served(act) as server:
-        with RobotClient(server.url, settings) as client:
-            slow.set()
-            for _ in range(2):  # the second time nobody is asked
-                if on_stop == "raise":
-                    with pytest.raises(StoppedError, match="deadline of 0.2 s"):
-                        now(client)
-                else:
-                    held = now(client)
-                    np.testing.assert_array_equal(held.action, [0, 1])
-                    assert not held.fresh
-                    assert "deadline" in held.why
-            assert client.stopped
+    with served(act) as server, RobotClient(server.url, settings) as client:
+        slow.set()
+        for _ in range(2):  # the second time nobody is asked
+            if on_stop == "raise":
+                with pytest.raises(StoppedError, match=r"deadline of 0.2 s"):
+                    now(client)
+            else:
+                held = now(client)
+                np.testing.assert_array_equal(held.action, [0, 1])
+                assert not held.fresh
+                assert "deadline" in held.why
+        assert client.stopped
 
 
 def test_after_a_stop_it_goes_on_when_somebody_says_so() -> None:
@@ -145,41 +144,52 @@ def test_a_server_that_dies_in_the_middle_of_a_chunk(on_loss: str) -> None:
 
 def test_actions_of_an_old_observation_are_not_played() -> None:
     clock = [100.0]
-    with served(ramp) as server:
-        with RobotClient(server.url, patient(max_age=1.0), clock=lambda: clock[0]) as client:
-            first = [client.action(SEEN, clock[0]).action[0]]
-            clock[0] += 0.6
-            first.append(client.action(SEEN, clock[0]).action[0])
-            clock[0] += 0.6  # what was decided 1.2 s ago is dropped, and the policy is asked again
-            first.append(client.action(SEEN, clock[0]).action[0])
+    with (
+        served(ramp) as server,
+        RobotClient(server.url, patient(max_age=1.0), clock=lambda: clock[0]) as client,
+    ):
+        first = [client.action(SEEN, clock[0]).action[0]]
+        clock[0] += 0.6
+        first.append(client.action(SEEN, clock[0]).action[0])
+        clock[0] += 0.6  # what was decided 1.2 s ago is dropped, and the policy is asked again
+        first.append(client.action(SEEN, clock[0]).action[0])
     np.testing.assert_allclose(first, [0.1, 0.2, 0.1], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("observed_at", "said"),
-    [(98.0, "2 s old"), (100.0, "no newer"), (101.0, "from the future"), (np.nan, "expected seconds")],
+    [
+        (98.0, "2 s old"),
+        (100.0, "no newer"),
+        (101.0, "from the future"),
+        (np.nan, "expected seconds"),
+    ],
 )
 def test_a_stale_observation_stops(observed_at: float, said: str) -> None:
-    with served(ramp) as server:
-        with RobotClient(server.url, patient(max_age=1.0), clock=lambda: 100.0) as client:
-            client.action(SEEN, 100.0)
-            with pytest.raises(StoppedError, match=said):
-                client.action(SEEN, observed_at)
+    with (
+        served(ramp) as server,
+        RobotClient(server.url, patient(max_age=1.0), clock=lambda: 100.0) as client,
+    ):
+        client.action(SEEN, 100.0)
+        with pytest.raises(StoppedError, match=said):
+            client.action(SEEN, observed_at)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_number_that_is_none_never_leaves_the_server(bad: float) -> None:
-    with served(lambda _: np.full((4, 2), bad, np.float32)) as server:
-        with RobotClient(server.url, patient()) as client:
-            with pytest.raises(StoppedError, match="finite"):
-                now(client)
+    with (
+        served(lambda _: np.full((4, 2), bad, np.float32)) as server,
+        RobotClient(server.url, patient()) as client,
+        pytest.raises(StoppedError, match="finite"),
+    ):
+        now(client)
 
 
 def test_limits_hold_at_this_end_too() -> None:
     settings = patient(limits=ActionLimits(2, high=[0.25], beyond="refuse"))
     with served(ramp) as server, RobotClient(server.url, settings) as client:
         assert [now(client).fresh for _ in range(2)] == [True, True]
-        with pytest.raises(StoppedError, match="number 0 is 0.3"):
+        with pytest.raises(StoppedError, match=r"number 0 is 0.3"):
             now(client)
 
 
@@ -213,10 +223,10 @@ def test_the_servers_time_outs() -> None:
 
     with served(late, rules=Rules(idle=0.5, answer=0.05)) as server:
         connection = PolicyConnection(server.url)
-        with pytest.raises(PolicyServerError, match="0.05 s are allowed"):
+        with pytest.raises(PolicyServerError, match=r"0.05 s are allowed"):
             ask(connection)
         wait_until(lambda: not connection.is_open)  # silent for longer than `idle`
-        with pytest.raises(PolicyServerError, match="hung up.*nothing was asked for 0.5 s"):
+        with pytest.raises(PolicyServerError, match=r"hung up.*nothing was asked for 0.5 s"):
             ask(connection)
 
 
@@ -246,5 +256,5 @@ def test_what_the_limits_did_is_counted_at_the_server() -> None:
     ],
 )
 def test_settings_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected|limits"):
+    with pytest.raises(ValueError, match=r"expected|limits"):
         patient(**wrong)

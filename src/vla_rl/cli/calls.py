@@ -27,6 +27,7 @@ from vla_rl.config import (
 )
 from vla_rl.config.agreement import AgreementConfig
 from vla_rl.config.analysis import AnalysisConfig
+from vla_rl.config.preference import PreferConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import BestOfConfig
 
@@ -69,6 +70,15 @@ def sft(words: list[str], parse_command: ParseCommand) -> int:
     from vla_rl.recipes.sft import fine_tune
 
     say(f"Fine-tuned policy: {fine_tune(config)}")
+    return 0
+
+
+def prefer(words: list[str], parse_command: ParseCommand) -> int:
+    base, words = with_lora(PreferConfig(), words)
+    config = parse_command(PreferConfig, words, "prefer", base)
+    from vla_rl.recipes.prefer import prefer
+
+    say(f"Policy: {prefer(config)}")
     return 0
 
 

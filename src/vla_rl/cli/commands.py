@@ -36,6 +36,7 @@ from vla_rl.config import (
 from vla_rl.config.agreement import AgreementConfig
 from vla_rl.config.analysis import AnalysisConfig
 from vla_rl.config.comparison import CompareConfig, CompareDataConfig
+from vla_rl.config.preference import PreferConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import ScalingConfig
 
@@ -151,6 +152,15 @@ COMMANDS: dict[str, Command] = {
         ),
         calls.train,
         TrainConfig,
+    ),
+    "prefer": Command(
+        "improve a policy by logged episodes, successes against failures, without a simulator (TPO)",
+        (
+            "vla-rl prefer --dataset runs/play --policy.checkpoint runs/sft --out runs/prefer",
+            "vla-rl prefer --dataset runs/play --policy.checkpoint runs/sft --reward-model runs/reward",
+        ),
+        calls.prefer,
+        PreferConfig,
     ),
     "plan": Command(
         "say beforehand what fits on a machine, how fast it will be, and how to start it",

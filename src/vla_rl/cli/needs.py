@@ -59,6 +59,7 @@ NEEDS: Mapping[str, Modules] = {
     "demos": lambda c: (*_simulator(c.env.suite), *DATASETS),
     "convert": lambda _: (*DATASETS, "h5py"),
     "sft": _datasets,
+    "prefer": _datasets,
     "train": _train,
     "plan": lambda _: (),
     "eval": _evaluate,

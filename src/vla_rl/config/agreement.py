@@ -17,7 +17,7 @@ class AgreementConfig(Config):
 
     checkpoint: Path
     """A run folder, one of its checkpoints, a policy folder, or a hub id."""
-    dataset: str
+    dataset: str = "runs/demos"
     """Folder of a LeRobotDataset v3: demonstrations, or episodes of a policy."""
     outcome: Literal["all", "success", "failure"] = "all"
     """Which episodes; other than all needs a dataset with the feature next.success."""

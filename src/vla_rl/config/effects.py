@@ -320,6 +320,30 @@ _TRAIN = (
         "warning",
     ),
 )
+_PREFER = (
+    Effect(
+        ("policy.scratch",),
+        lambda c: False,
+        "preferences improve a policy that can act already; give it with policy.checkpoint",
+    ),
+    Effect(
+        ("policy.critic", "policy.decode_graphs"),
+        lambda c: False,
+        "nothing is played, and no critic is trained; set it in `vla-rl train`",
+        "warning",
+    ),
+    Effect(
+        ("policy.lora.dropout",),
+        lambda c: False,
+        "preferences compare how likely an episode was at the start and is now, which must not depend on what is "
+        "dropped; give it to `vla-rl sft`",
+    ),
+    Effect(
+        ("reward_weight",),
+        lambda c: bool(c.reward_model),
+        "success alone ranks the episodes; give a process reward model with --reward-model",
+    ),
+)
 _SFT = (
     _SCRATCH,
     Effect(_LOADED, lambda c: bool(c.policy.checkpoint), _FROM_SCRATCH),
@@ -379,6 +403,7 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
         ),
     ),
     "SFTConfig": _SFT,
+    "PreferConfig": _PREFER,
     "DemosConfig": (),
     "RewardModelConfig": _REWARD_TRAIN,
     "RewardLabelConfig": (

@@ -36,7 +36,9 @@ class LoggedEpisodes:
 
     seen: Demonstrations
     chunks: Float32[np.ndarray, "F C A"]
-    episodes: Int64[np.ndarray, " E"]  # their numbers in the dataset, ascending, as `seen.episode_ids` has them
+    episodes: Int64[
+        np.ndarray, " E"
+    ]  # their numbers in the dataset, ascending, as `seen.episode_ids` has them
     success: Bool[np.ndarray, " E"] | None
     """How each ended; None where the dataset does not say."""
     initial_states: Int64[np.ndarray, " E"]  # -1: not known
@@ -85,7 +87,9 @@ def load_logged(
         _chunks(reader, seen, kept, chunk),
         numbers[left],
         None if success is None else success[left],
-        np.full(left.sum(), -1, np.int64) if states is None else states[first[left]].astype(np.int64),
+        np.full(left.sum(), -1, np.int64)
+        if states is None
+        else states[first[left]].astype(np.int64),
     )
 
 

@@ -200,7 +200,9 @@ def share(values: Sequence[float]) -> dict[str, Any]:
         return {"mean": values[0], "interval": [low, high]}
     found = _mean(values)
     inside = found["interval"]
-    return found | {"interval": None if inside is None else [max(0.0, inside[0]), min(1.0, inside[1])]}
+    return found | {
+        "interval": None if inside is None else [max(0.0, inside[0]), min(1.0, inside[1])]
+    }
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
@@ -232,7 +234,9 @@ def format_agreement(result: dict[str, Any]) -> str:
             f"{name:<{width}}  {row['episodes']:>8}  {_share(row['agrees']):<22}{_share(row['same_tokens']):<22}"
             f"{_number(likely):<24}{_share(row['parts_at']):<22}"
         )
-    lines.append("mean distance of each number of an action, in the dataset's unit, and of its span:")
+    lines.append(
+        "mean distance of each number of an action, in the dataset's unit, and of its span:"
+    )
     for name, row in rows:
         cells = [
             f"{d['mean_apart']['mean']:.3g} ({d['mean_apart']['mean'] / max(d['span'], LEAST_SPAN):.1%})"

@@ -47,9 +47,7 @@ def load_trajectories(
     from vla_rl.data.demonstrations import load_demonstrations
     from vla_rl.data.lerobot import LeRobotReader
 
-    demos = load_demonstrations(
-        folder, camera=camera, image_size=image_size, image_fit=image_fit
-    )
+    demos = load_demonstrations(folder, camera=camera, image_size=image_size, image_fit=image_fit)
     reader = LeRobotReader(folder)
     details = _read_details(reader.folder, len(reader.episodes))
     chunks = _chunks(reader, demos, action_chunk)

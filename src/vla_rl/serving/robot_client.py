@@ -45,6 +45,9 @@ LOG = logging.getLogger(__name__)
 WARM_UP = 600.0
 """Seconds that the first answer may take: a policy may have to be compiled."""
 
+PATIENCE = 5.0
+"""Seconds that a server may take to let the client in, at least."""
+
 
 class StoppedError(UserError):
     """The client has stopped, and stays so until `RobotClient.resume`."""
@@ -187,9 +190,7 @@ class RobotClient:
             except (PolicyServerError, WrongPolicyError, RefusedError, WireError) as error:
                 self._stop(str(error))
             except TooLate:
-                self._stop(
-                    f"no fresh action within the deadline of {self.settings.deadline:g} s"
-                )
+                self._stop(f"no fresh action within the deadline of {self.settings.deadline:g} s")
         return self._held()
 
     def resume(self) -> None:
@@ -230,7 +231,9 @@ class RobotClient:
                 f"the observation is stale: {age:.3g} s old, and {self.settings.max_age:g} s are allowed"
             )
         if age < 0:
-            raise RefusedError("the observation is from the future: another clock than the client's")
+            raise RefusedError(
+                "the observation is from the future: another clock than the client's"
+            )
         if observed_at <= self._observed_at:
             raise RefusedError("the observation is stale: no newer than the one before")
         self._observed_at = observed_at
@@ -282,7 +285,8 @@ class RobotClient:
         threading.Thread(target=self._connection.close, daemon=True).start()
 
     def _connected(self) -> PolicyConnection:
-        return PolicyConnection(self.url, self._key, self.settings.deadline)
+        # longer than the deadline, which `_in_time` keeps: who waits in vain is waked by hanging up
+        return PolicyConnection(self.url, self._key, max(PATIENCE, 2 * self.settings.deadline))
 
     def _checked_position(self, position: Sequence[float]) -> np.ndarray:
         found = np.asarray(position, np.float32).reshape(-1)
