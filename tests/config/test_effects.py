@@ -243,7 +243,7 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper policy.vlm.bins", "error", {},
         {"policy.checkpoint": "x"},
     ),
-    ("PreferConfig", "policy.scratch", "error", {"policy.scratch": "mini"}, {}),
+    ("PreferConfig", "policy.scratch", "error", {}, {}),
     ("PreferConfig", "policy.critic.kind policy.critic.width policy.decode_graphs", "warning", {}, {}),
     ("PreferConfig", "policy.lora.dropout", "error", {"policy.lora": ADAPTERS}, {"policy.lora": ADAPTERS}),
     ("PreferConfig", "reward_weight", "error", {}, {"reward_model": "x"}),

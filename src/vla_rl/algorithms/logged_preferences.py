@@ -83,6 +83,7 @@ class LoggedTPO:
         self._tpo = TPO(policy, settings, rates, config.seed)
         self._size = config.micro_batch or PASS
         self._reference = self._summed(preferences.batch.own)
+        self.steps = 0
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -92,19 +93,13 @@ class LoggedTPO:
     def optimizer(self) -> torch.optim.Optimizer:
         return self._tpo.policy.optimizer
 
-    @property
-    def steps(self) -> int:
-        return self._tpo.policy.steps
-
-    @steps.setter
-    def steps(self, count: int) -> None:
-        self._tpo.policy.steps = count
-
     def update(self, pairs: Int64[np.ndarray, " p"]) -> dict[str, float]:
         """One optimizer step on some pairs; TrainingDivergedError where it leads to what is not finite."""
         compared = self._tpo.compared(self.preferences, torch.from_numpy(pairs))
         stats = self._tpo.backward(self.preferences.batch, compared, self._reference)
+        self._tpo.policy.steps = self.steps  # of a run that goes on
         stats |= self._tpo.policy.step(stats["losses/policy"], self.steps / self.total_steps)
+        self.steps += 1
         if self.steps >= self.total_steps:
             self._tpo.policy.require_finite_policy(self.preferences.batch)
         return {name.split("/")[1]: value for name, value in stats.items()}

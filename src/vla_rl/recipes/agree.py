@@ -102,7 +102,7 @@ def compare(policy: Policy, logged: LoggedEpisodes, tolerance: float, batch: int
             parts.append(
                 Compared(
                     apart.astype(np.float32),
-                    near.all((1, 2)),
+                    np.asarray(near.all(axis=(1, 2))),
                     (chosen == done).double().mean(1).numpy(),
                     likely.double().mean(1).numpy(),
                 )
