@@ -53,9 +53,8 @@ CONFIGS: dict[str, Any] = {
 }
 UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
-    "FilmArguments", "CertifyArguments", "EngineServeArguments",
-    "CompareConfig", "CompareDataConfig",
-    "AnalysisConfig", "AgreementConfig", "CheckEnvArguments",
+    "FilmArguments", "CertifyArguments", "EngineServeArguments", "CompareConfig", "CompareDataConfig", "AnalysisConfig",
+    "AgreementConfig", "CheckEnvArguments",
 }  # fmt: skip
 """Configurations of commands all of whose options always count."""
 
@@ -80,9 +79,8 @@ ALWAYS = {
         "policy.{checkpoint,kind,lora,activation_checkpointing,device}",
     ),
     "PreferConfig": (
-        "{dataset,out,camera,image_size,image_fit,compare,pairs,success_weight,reward_model,beta,self_imitation_coef,"
-        "window,epochs,minibatch,micro_batch,learning_rate,weight_decay,warmup_steps,max_grad_norm,"
-        "validation_fraction,seed}",
+        "{dataset,out,camera,image_size,image_fit,compare,pairs,success_weight,reward_model,beta,self_imitation_coef,window,"
+        "epochs,minibatch,micro_batch,learning_rate,weight_decay,warmup_steps,max_grad_norm,validation_fraction,seed}",
         "policy.{checkpoint,kind,lora,activation_checkpointing,device,base,unnorm_key,dtype,images,gripper}",
         "policy.vlm.{action_tokens,bins,prompt}",
     ),
@@ -170,9 +168,8 @@ def changed(config: Any, settings: dict[str, Any]) -> Any:
 ADAPTERS = LoraConfig(dropout=0.1)
 SHARED, SEPARATE = {"policy.critic.kind": "shared"}, {"policy.critic.kind": "separate"}
 MODEL, REFRESHED = {"reward.model": "x"}, {"reward.model": "x", "reward.refresh_every": 5}
-SIMULATOR = {"reward.kind": "simulator"}
+SIMULATOR, SHARDED = {"reward.kind": "simulator"}, {"parallel.shard": "fsdp2"}
 GRPO, TPO = {"algorithm": "grpo"}, {"algorithm": "tpo"}
-SHARDED = {"parallel.shard": "fsdp2"}
 POOLS = {"parallel": ParallelConfig(arrangement="pools")}
 AHEAD = {"parallel": ParallelConfig(arrangement="pools", actors=1, staleness=1)}
 CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
@@ -243,9 +240,7 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper policy.vlm.bins", "error", {},
         {"policy.checkpoint": "x"},
     ),
-    ("PreferConfig", "policy.scratch", "error", {}, {}),
-    ("PreferConfig", "policy.critic.kind policy.critic.width policy.decode_graphs", "warning", {}, {}),
-    ("PreferConfig", "policy.lora.dropout", "error", {"policy.lora": ADAPTERS}, {"policy.lora": ADAPTERS}),
+    ("PreferConfig", "policy.critic.kind policy.decode_graphs", "warning", {}, {}),
     ("PreferConfig", "reward_weight", "error", {}, {"reward_model": "x"}),
     ("SFTConfig", "policy.critic.kind policy.critic.width policy.decode_graphs", "warning", {}, {}),
     *(

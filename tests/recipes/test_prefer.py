@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builders.policies import tiny_policy
+from builders.policies import narrow_model, tiny_policy
 from vla_rl.config import (
     EvalConfig,
     PolicyConfig,
     RewardCollectConfig,
     SFTConfig,
     UserError,
-    tiny_model,
 )
 from vla_rl.config.agreement import AgreementConfig
 from vla_rl.config.preference import PreferConfig
@@ -52,7 +51,7 @@ def logged(number: int, success: bool, turns: int = 3) -> Trajectory:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy that knows nothing, and a log in which every second episode of each task succeeds."""
     root = tmp_path_factory.mktemp("prefer")
-    tiny_policy(INSTRUCTIONS, tiny_model(32), dataset="toy").save(root / "policy")
+    tiny_policy(INSTRUCTIONS, narrow_model(), dataset="toy").save(root / "policy")
     save_trajectories(root / "log", [logged(n, n // 2 % 2 == 0) for n in range(24)])
     save_trajectories(root / "won", [logged(n, True) for n in range(4)])
     return root

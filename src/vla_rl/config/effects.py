@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vla_rl.config.effect import Effect, Severity
+from vla_rl.config.effects_robots import PREFER, SERVE
 from vla_rl.config.effects_search import EVAL, TEST_TIME, VIDEOS_OUT
 from vla_rl.config.group_effects import GROUP_EFFECTS
 
@@ -320,30 +321,6 @@ _TRAIN = (
         "warning",
     ),
 )
-_PREFER = (
-    Effect(
-        ("policy.scratch",),
-        lambda c: False,
-        "preferences improve a policy that can act already; give it with policy.checkpoint",
-    ),
-    Effect(
-        ("policy.critic", "policy.decode_graphs"),
-        lambda c: False,
-        "nothing is played, and no critic is trained; set it in `vla-rl train`",
-        "warning",
-    ),
-    Effect(
-        ("policy.lora.dropout",),
-        lambda c: False,
-        "preferences compare how likely an episode was at the start and is now, which must not depend on what is "
-        "dropped; give it to `vla-rl sft`",
-    ),
-    Effect(
-        ("reward_weight",),
-        lambda c: bool(c.reward_model),
-        "success alone ranks the episodes; give a process reward model with --reward-model",
-    ),
-)
 _SFT = (
     _SCRATCH,
     Effect(_LOADED, lambda c: bool(c.policy.checkpoint), _FROM_SCRATCH),
@@ -403,7 +380,7 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
         ),
     ),
     "SFTConfig": _SFT,
-    "PreferConfig": _PREFER,
+    "PreferConfig": PREFER,
     "DemosConfig": (),
     "RewardModelConfig": _REWARD_TRAIN,
     "RewardLabelConfig": (
@@ -428,24 +405,7 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
             "the server decides whether it samples",
         ),
     ),
-    "ServeArguments": (
-        Effect(
-            ("seed",),
-            lambda c: c.temperature > 0,
-            "a greedy policy draws nothing at random; it counts with --temperature above 0",
-            "warning",
-        ),
-        Effect(
-            ("limits.beyond",),
-            lambda c: c.limits.any,
-            "no action is limited; set --limits.low, --limits.high, --limits.change or a box",
-        ),
-        Effect(
-            ("require_sequence",),
-            lambda c: c.protocol == "openpi",
-            "vla-evaluation-harness has numbers of its own; it belongs to --protocol openpi",
-        ),
-    ),
+    "ServeArguments": SERVE,
     "DoctorArguments": (
         Effect(
             ("dataset", "unnorm_key"),

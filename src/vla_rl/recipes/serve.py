@@ -67,12 +67,10 @@ def serve(
             policy, env, trained_in, protocol, temperature, seed, limits, rules
         )
         server.listen()
-        steps = policy.action_chunk * (1 if env is None else env.action_repeat)
-        numbers = policy.action_dim if env is None else benchmark(env.suite).action_dim
-        note(
-            f"{checkpoint} is served on {server.url} ({protocol}'s protocol, {steps} steps of {numbers} numbers an "
-            f"answer, {_limits_in_words(limits)}); Ctrl-C ends it"
+        served = (
+            f"{protocol}'s protocol, {_answer_in_words(policy, env)}, {_limits_in_words(limits)}"
         )
+        note(f"{checkpoint} is served on {server.url} ({served}); Ctrl-C ends it")
         server.serve()
     except AddressError as error:
         raise ConfigError(str(error)) from error
@@ -92,6 +90,12 @@ def _loaded(
         return load_without_suite(checkpoint, config), None, None
     policy, env, trained_in = policy_and_env(checkpoint, suite, None, config, 0, 0)
     return policy, _one_suite(env), trained_in
+
+
+def _answer_in_words(policy: Policy, env: EnvConfig | None) -> str:
+    steps = policy.action_chunk * (1 if env is None else env.action_repeat)
+    numbers = policy.action_dim if env is None else benchmark(env.suite).action_dim
+    return f"{steps} steps of {numbers} numbers an answer"
 
 
 def _limits_in_words(limits: LimitsConfig | None) -> str:
