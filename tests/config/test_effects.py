@@ -90,7 +90,7 @@ ALWAYS = {
         "held_out_tasks,validation_fraction,mismatched_share,epochs,batch_size,micro_batch,learning_rate,weight_decay,"
         "warmup_steps,max_grad_norm,random_shift,device,seed}",
     ),
-    "RewardLabelConfig": ("{out,action_chunk,camera,image_fit,plot}", "labels.scheme"),
+    "RewardLabelConfig": ("labels.scheme", "{out,action_chunk,camera,image_fit,plot}"),
     "RewardEvalConfig": ("{datasets,out,bins,resamples}",),
     "EvalArguments": (
         "protocol.{suite,episodes_per_task,temperature,videos}",
@@ -101,6 +101,7 @@ ALWAYS = {
         "{sizes,choosers,out,bootstrap,workers}",
     ),
     "ExportConfig": ("{out,merged,adapter,kind,base,unnorm_key}",),
+    "DoctorArguments": ("{json,checkpoint}",), "ReportArguments": ("live",),
     "AblationConfig": (
         "{preset,checkpoint,reward_kind,reward_model,out,build_up,seeds,minutes,parallel,cores,episodes_per_task}",
     ),
@@ -108,8 +109,6 @@ ALWAYS = {
         "protocol.{suite,split,episodes_per_task,videos}",
         "remote.{replan,action_repeat,horizon,image_size,camera,wrist_camera,light,key_file,timeout}", "{json,workers}",
     ),
-    "DoctorArguments": ("{json,checkpoint}",),
-    "ReportArguments": ("live",),
     "ServeArguments": (
         "{protocol,suite,robot,answer_timeout,idle_timeout,host,port,key_file,temperature,unnorm_key,kind,base,dtype}",
         "limits.{low,high,change,box_low,box_high}",
@@ -240,7 +239,6 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper policy.vlm.bins", "error", {},
         {"policy.checkpoint": "x"},
     ),
-    ("PreferConfig", "policy.critic.kind policy.decode_graphs", "warning", {}, {}),
     ("PreferConfig", "reward_weight", "error", {}, {"reward_model": "x"}),
     ("SFTConfig", "policy.critic.kind policy.critic.width policy.decode_graphs", "warning", {}, {}),
     *(
