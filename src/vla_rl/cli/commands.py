@@ -154,10 +154,9 @@ COMMANDS: dict[str, Command] = {
         TrainConfig,
     ),
     "prefer": Command(
-        "improve a policy by logged episodes, successes against failures, without a simulator (TPO)",
+        "improve a policy by logged successes and failures, without a simulator (TPO)",
         (
             "vla-rl prefer --dataset runs/play --policy.checkpoint runs/sft --out runs/prefer",
-            "vla-rl prefer --dataset runs/play --policy.checkpoint runs/sft --reward-model runs/reward",
         ),
         calls.prefer,
         PreferConfig,
@@ -286,7 +285,7 @@ COMMANDS: dict[str, Command] = {
         CertifyArguments,
     ),
     "agree": Command(
-        "compare a policy with logged episodes, without a simulator: how far apart, how likely, where they part",
+        "compare a policy with logged episodes: how far apart, how likely, where they part",
         (
             "vla-rl agree runs/sft --dataset datasets/robot",
             "vla-rl agree runs/sft --dataset datasets/robot --outcome success --json agreement.json",
@@ -300,7 +299,7 @@ COMMANDS: dict[str, Command] = {
             "vla-rl serve runs/first --port 8000",
             "vla-rl serve runs/first --protocol vla-eval",
             "vla-rl serve runs/first --host 0.0.0.0 --key-file ~/.vla-rl-key",
-            "vla-rl serve runs/sft --robot --limits.low -1 --limits.high 1 --limits.change 0.1 --answer-timeout 0.5",
+            "vla-rl serve runs/sft --robot --limits.low -1 --limits.high 1 --limits.change 0.1",
         ),
         Recipe(ServeArguments, "recipes.serve", "serve", "Server"),
     ),
