@@ -83,6 +83,8 @@ WANTED: dict[str, str] = {
     "film x": "data,report",
     "eval --policy ws://127.0.0.1:9": "serve",
     "eval --policy ws://127.0.0.1:9 --videos 1": "data,serve",
+    "agree x": "data",
+    "prefer": "data",
     "serve x": "serve",
     "check-env mt5": "metaworld",
     "check-env gym:Anything-v0": "gymnasium",

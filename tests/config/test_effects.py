@@ -26,6 +26,7 @@ from vla_rl.config import (
 )
 from vla_rl.config.effects import EFFECTS, without_effect
 from vla_rl.config.parallel import ParallelConfig
+from vla_rl.config.preference import PreferConfig
 from vla_rl.config.push import PushConfig
 from vla_rl.config.search import ScalingConfig
 from vla_rl.recipes.presets import PRESETS
@@ -35,6 +36,7 @@ CONFIGS: dict[str, Any] = {
     for config in (
         TrainConfig(),
         SFTConfig(),
+        PreferConfig(),
         DemosConfig(),
         RewardModelConfig(),
         RewardLabelConfig("x"),
@@ -53,9 +55,8 @@ CONFIGS: dict[str, Any] = {
 }
 UNCONDITIONAL = {
     "QuickstartConfig", "ConvertArguments", "RewardCollectConfig", "RewardScoreConfig", "LearningCurveArguments",
-    "FilmArguments", "CertifyArguments", "EngineServeArguments",
-    "CompareConfig", "CompareDataConfig",
-    "AnalysisConfig", "CheckEnvArguments", "ReproduceConfig", "RerunConfig",
+    "FilmArguments", "CertifyArguments", "EngineServeArguments", "CompareConfig", "CompareDataConfig", "AnalysisConfig",
+    "AgreementConfig", "CheckEnvArguments", "ReproduceConfig", "RerunConfig",
 }  # fmt: skip
 """Configurations of commands all of whose options always count."""
 
@@ -79,13 +80,19 @@ ALWAYS = {
         "micro_batch,learning_rate,weight_decay,warmup_steps,random_shift,validation_fraction,max_grad_norm,seed}",
         "policy.{checkpoint,kind,lora,activation_checkpointing,device}",
     ),
+    "PreferConfig": (
+        "{dataset,out,camera,image_size,image_fit,compare,pairs,success_weight,reward_model,beta,self_imitation_coef,window,"
+        "epochs,minibatch,micro_batch,learning_rate,weight_decay,warmup_steps,max_grad_norm,validation_fraction,seed}",
+        "policy.{checkpoint,kind,lora,activation_checkpointing,device,base,unnorm_key,dtype,images,gripper}",
+        "policy.vlm.{action_tokens,bins,prompt}",
+    ),
     "DemosConfig": (_ENV, "{out,episodes_per_task,noise,image_format,snapshots,seed}"),
     "RewardModelConfig": (
-        "{datasets,out,start,head,sees_actions,history,camera,image_size,"
+        "{datasets,out,start,head,sees_actions,history,camera,image_size,image_fit,"
         "held_out_tasks,validation_fraction,mismatched_share,epochs,batch_size,micro_batch,learning_rate,weight_decay,"
         "warmup_steps,max_grad_norm,random_shift,device,seed}",
     ),
-    "RewardLabelConfig": ("{out,action_chunk,plot}", "labels.scheme"),
+    "RewardLabelConfig": ("labels.scheme", "{out,action_chunk,camera,image_fit,plot}"),
     "RewardEvalConfig": ("{datasets,out,bins,resamples}",),
     "EvalArguments": (
         "protocol.{suite,episodes_per_task,temperature,videos}",
@@ -97,6 +104,7 @@ ALWAYS = {
     ),
     "PushConfig": ("{to_folder,license,base}",),
     "ExportConfig": ("{out,merged,adapter,kind,base,unnorm_key}",),
+    "DoctorArguments": ("{json,checkpoint}",), "ReportArguments": ("live",),
     "AblationConfig": (
         "{preset,checkpoint,reward_kind,reward_model,out,build_up,seeds,minutes,parallel,cores,episodes_per_task}",
     ),
@@ -104,10 +112,9 @@ ALWAYS = {
         "protocol.{suite,split,episodes_per_task,videos}",
         "remote.{replan,action_repeat,horizon,image_size,camera,wrist_camera,light,key_file,timeout}", "{json,workers}",
     ),
-    "DoctorArguments": ("{json,checkpoint}",),
-    "ReportArguments": ("live",),
     "ServeArguments": (
-        "{protocol,suite,host,port,key_file,temperature,unnorm_key,kind,base,dtype}",
+        "{protocol,suite,robot,answer_timeout,idle_timeout,host,port,key_file,temperature,unnorm_key,kind,base,dtype}",
+        "limits.{low,high,change,box_low,box_high}",
     ),
 }  # fmt: skip
 """Fields that count whatever else is set. A new field belongs here or into the table of `vla_rl.config.effects`."""
@@ -163,9 +170,8 @@ def changed(config: Any, settings: dict[str, Any]) -> Any:
 ADAPTERS = LoraConfig(dropout=0.1)
 SHARED, SEPARATE = {"policy.critic.kind": "shared"}, {"policy.critic.kind": "separate"}
 MODEL, REFRESHED = {"reward.model": "x"}, {"reward.model": "x", "reward.refresh_every": 5}
-SIMULATOR = {"reward.kind": "simulator"}
+SIMULATOR, SHARDED = {"reward.kind": "simulator"}, {"parallel.shard": "fsdp2"}
 GRPO, TPO = {"algorithm": "grpo"}, {"algorithm": "tpo"}
-SHARDED = {"parallel.shard": "fsdp2"}
 POOLS = {"parallel": ParallelConfig(arrangement="pools")}
 AHEAD = {"parallel": ParallelConfig(arrangement="pools", actors=1, staleness=1)}
 CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
@@ -236,6 +242,7 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         "policy.base policy.unnorm_key policy.dtype policy.images policy.gripper policy.vlm.bins", "error", {},
         {"policy.checkpoint": "x"},
     ),
+    ("PreferConfig", "reward_weight", "error", {}, {"reward_model": "x"}),
     ("SFTConfig", "policy.critic.kind policy.critic.width policy.decode_graphs", "warning", {}, {}),
     (
         "SFTConfig", "fast.vocabulary fast.scale fast.max_tokens fast.tokenizer", "error", {}, {"actions": "fast"},
@@ -302,6 +309,8 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("RemoteEvalArguments", "videos_out", "error", {}, {"protocol.videos": 1}),
     ("RemoteEvalArguments", "protocol.temperature protocol.seed", "error", {}, {}),
     ("ServeArguments", "seed", "warning", {}, {"temperature": 1.0}),
+    ("ServeArguments", "limits.beyond", "error", {}, {"limits.change": (0.1,)}),
+    ("ServeArguments", "require_sequence", "error", {"protocol": "vla-eval"}, {}),
     ("ReportArguments", "out", "error", {"live": True}, {"live": False}),
     ("ReportArguments", "port pause", "error", {}, {"live": True}),
     ("DoctorArguments", "dataset unnorm_key", "error", {}, {"checkpoint": "x", "dataset": "y"}),
@@ -326,6 +335,12 @@ CASES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
 NEVER = {
     "TrainConfig": ("policy.lora.dropout",),
     "SFTConfig": ("policy.critic", "policy.decode_graphs"),
+    "PreferConfig": (
+        "policy.scratch",
+        "policy.critic",
+        "policy.decode_graphs",
+        "policy.lora.dropout",
+    ),
     "ScalingConfig": ("search", "protocol"),
     "RemoteEvalArguments": ("protocol",),
 }

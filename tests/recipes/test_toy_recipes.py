@@ -25,12 +25,14 @@ from vla_rl.config import (
     TrainConfig,
     UserError,
 )
+from vla_rl.config.agreement import AgreementConfig
 from vla_rl.config.parallel import ParallelConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.search import BestOfConfig
 from vla_rl.envs.vector.make import make_vector_env
 from vla_rl.envs.vector.process import ProcessVectorEnv
 from vla_rl.envs.vector.serial import SerialVectorEnv
+from vla_rl.recipes.agree import agree
 from vla_rl.recipes.demos import collect_demos
 from vla_rl.recipes.evaluate import evaluate
 from vla_rl.recipes.evaluate_reward import evaluate_reward
@@ -129,6 +131,19 @@ def test_a_policy_learns_from_its_own_successes(policy: Path, demos: Path, tmp_p
     )
     entry = json.loads((fine_tune(config) / "dataset_statistics.json").read_text())["demos"]
     assert entry["num_trajectories"] == 12 + won
+
+
+def test_a_policy_agrees_with_its_own_log(policy: Path, demos: Path, tmp_path: Path) -> None:
+    play = str(tmp_path / "play")
+    collect_trajectories(
+        RewardCollectConfig(str(policy), out=play, episodes_per_task=2, temperature=0.0)
+    )
+    own = agree(AgreementConfig(policy, play))["overall"]
+    other = agree(AgreementConfig(policy, str(demos)))["overall"]
+    # in other batches another token may be the likeliest by a rounding
+    assert own["agrees"]["mean"] > 0.98
+    assert other["agrees"]["interval"][1] < 0.9
+    assert own["log_prob"]["mean"] > other["log_prob"]["mean"]
 
 
 def test_a_reward_model_and_practice_with_it(

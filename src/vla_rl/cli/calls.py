@@ -25,7 +25,9 @@ from vla_rl.config import (
     SFTConfig,
     UserError,
 )
+from vla_rl.config.agreement import AgreementConfig
 from vla_rl.config.analysis import AnalysisConfig
+from vla_rl.config.preference import PreferConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.reproduce import ReproduceConfig
 from vla_rl.config.search import BestOfConfig
@@ -69,6 +71,15 @@ def sft(words: list[str], parse_command: ParseCommand) -> int:
     from vla_rl.recipes.sft import fine_tune
 
     say(f"Fine-tuned policy: {fine_tune(config)}")
+    return 0
+
+
+def prefer(words: list[str], parse_command: ParseCommand) -> int:
+    base, words = with_lora(PreferConfig(), words)
+    config = parse_command(PreferConfig, words, "prefer", base)
+    from vla_rl.recipes.prefer import prefer
+
+    say(f"Policy: {prefer(config)}")
     return 0
 
 
@@ -257,3 +268,11 @@ def certify(words: list[str], parse_command: ParseCommand) -> int:
     result = certify(**vars(request))
     say(format_result(result))
     return 0 if result["passed"] else 1
+
+
+def agree(words: list[str], parse_command: ParseCommand) -> int:
+    config = parse_command(AgreementConfig, words, "agree")
+    from vla_rl.recipes.agree import agree, format_agreement
+
+    say(format_agreement(agree(config)))
+    return 0

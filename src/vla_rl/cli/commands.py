@@ -33,8 +33,10 @@ from vla_rl.config import (
     SFTConfig,
     TrainConfig,
 )
+from vla_rl.config.agreement import AgreementConfig
 from vla_rl.config.analysis import AnalysisConfig
 from vla_rl.config.comparison import CompareConfig, CompareDataConfig
+from vla_rl.config.preference import PreferConfig
 from vla_rl.config.push import PushConfig, RerunConfig
 from vla_rl.config.quickstart import QuickstartConfig
 from vla_rl.config.reproduce import ReproduceConfig
@@ -152,6 +154,14 @@ COMMANDS: dict[str, Command] = {
         ),
         calls.train,
         TrainConfig,
+    ),
+    "prefer": Command(
+        "improve a policy by logged successes and failures, without a simulator (TPO)",
+        (
+            "vla-rl prefer --dataset runs/play --policy.checkpoint runs/sft --out runs/prefer",
+        ),
+        calls.prefer,
+        PreferConfig,
     ),
     "plan": Command(
         "say beforehand what fits on a machine, how fast it will be, and how to start it",
@@ -304,12 +314,22 @@ COMMANDS: dict[str, Command] = {
         calls.certify,
         CertifyArguments,
     ),
+    "agree": Command(
+        "compare a policy with logged episodes: how far apart, how likely, where they part",
+        (
+            "vla-rl agree runs/sft --dataset datasets/robot",
+            "vla-rl agree runs/sft --dataset datasets/robot --outcome success --json agreement.json",
+        ),
+        calls.agree,
+        AgreementConfig,
+    ),
     "serve": Command(
         "serve a policy over WebSocket, to robots and to the evaluations of others",
         (
             "vla-rl serve runs/first --port 8000",
             "vla-rl serve runs/first --protocol vla-eval",
             "vla-rl serve runs/first --host 0.0.0.0 --key-file ~/.vla-rl-key",
+            "vla-rl serve runs/sft --robot --limits.low -1 --limits.high 1 --limits.change 0.1",
         ),
         Recipe(ServeArguments, "recipes.serve", "serve", "Server"),
     ),

@@ -10,6 +10,7 @@ from annotated_types import Ge, Le
 
 from vla_rl.config import EvalConfig
 from vla_rl.config.bounds import Config, Seed, TemperatureOrGreedy, Workers
+from vla_rl.config.limits import LimitsConfig
 from vla_rl.config.remote import RemoteConfig
 
 
@@ -51,6 +52,17 @@ class ServeArguments(Config):
     """openpi: for its clients, and for `vla-rl eval --policy`. vla-eval: for vla-evaluation-harness."""
     suite: str = ""
     """What it is to play; empty takes what it was trained on."""
+    robot: bool = False
+    """It drives a robot that no suite here has: its actions leave in the unit of the dataset that it was fine-tuned on,
+    one row each, and proprioception may have any length."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """What every action keeps that leaves."""
+    answer_timeout: Annotated[float, Ge(0), Le(1_000_000)] = 0.0
+    """Seconds from a request to its answer; what takes longer is refused, not sent. 0 has no limit."""
+    idle_timeout: Annotated[float, Ge(0), Le(1_000_000)] = 0.0
+    """Seconds after which a client is hung up on that asks nothing, or does not read. 0 waits for ever."""
+    require_sequence: bool = False
+    """Requests without a sequence number are refused. Those with one must always have a greater one than the last."""
     host: str = "127.0.0.1"
     """Address to listen on. Any other than this machine's own needs a key."""
     port: Annotated[int, Ge(0), Le(65535)] = 8000

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from vla_rl.config.effect import Effect, Severity
 from vla_rl.config.effects_fast import FAST
+from vla_rl.config.effects_robots import PREFER, SERVE
 from vla_rl.config.effects_search import EVAL, TEST_TIME, VIDEOS_OUT
 from vla_rl.config.group_effects import GROUP_EFFECTS
 
@@ -381,6 +382,7 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
         ),
     ),
     "SFTConfig": _SFT,
+    "PreferConfig": PREFER,
     "DemosConfig": (),
     "RewardModelConfig": _REWARD_TRAIN,
     "RewardLabelConfig": (
@@ -405,14 +407,7 @@ EFFECTS: Mapping[str, tuple[Effect, ...]] = {
             "the server decides whether it samples",
         ),
     ),
-    "ServeArguments": (
-        Effect(
-            ("seed",),
-            lambda c: c.temperature > 0,
-            "a greedy policy draws nothing at random; it counts with --temperature above 0",
-            "warning",
-        ),
-    ),
+    "ServeArguments": SERVE,
     "DoctorArguments": (
         Effect(
             ("dataset", "unnorm_key"),

@@ -118,6 +118,10 @@ class RewardLabelConfig(Config):
     """Folder for the labels; empty takes <dataset>/labels. Must not exist yet."""
     action_chunk: Annotated[int, Ge(0), Le(1024)] = 0
     """Actions a turn; 0 takes those stored, one for demonstrations."""
+    camera: str = ""
+    """Feature that holds the images; empty takes observation.images.image, or the only camera."""
+    image_fit: Literal["pad", "crop", "stretch"] = "pad"
+    """How frames that are not square become it: black bars, the middle square, or out of proportion."""
     labels: LabelConfig = field(default_factory=LabelConfig)
     """How the turns are labelled."""
     plot: bool = False
@@ -170,6 +174,8 @@ class RewardModelConfig(Config, saved=("datasets", "labels")):
     """Feature that holds the images; empty takes observation.images.image, or the only camera."""
     image_size: PixelsOrStored = 0
     """Height and width to which the images are resized; 0 keeps them as stored."""
+    image_fit: Literal["pad", "crop", "stretch"] = "pad"
+    """How frames that are not square become it: black bars, the middle square, or out of proportion."""
     held_out_tasks: tuple[str, ...] = ()
     """Tasks (by name or instruction) never trained on, to measure what the model makes of new ones."""
     validation_fraction: ShareBelowOne = 0.2

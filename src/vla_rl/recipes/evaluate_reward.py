@@ -367,18 +367,20 @@ def score_reward(config: RewardScoreConfig) -> Path:
     out = require_figure(Path(config.out), "mp4")
     reward_model = load_reward_model(config.reward_model)
     description = reward_model.description
+    trained = training_config(config.reward_model, reward_model)
     trajectories = load_trajectories(
         config.dataset,
         action_chunk=description.action_chunk,
-        camera=training_config(config.reward_model, reward_model).camera,
+        camera=trained.camera,
         image_size=description.image_size,
+        image_fit=trained.image_fit,
     )
     if config.episode >= len(trajectories):
         raise UserError(
             f"{config.dataset} has {len(trajectories)} episodes, numbered from 0: there is no episode {config.episode}"
         )
     trajectory = trajectories[config.episode]
-    labels_config: LabelConfig = training_config(config.reward_model, reward_model).labels
+    labels_config: LabelConfig = trained.labels
     examples = build_examples(
         [trajectory], labels_config, description.history, description.reads_actions
     )

@@ -128,7 +128,12 @@ def label_dataset(config: RewardLabelConfig) -> Path:
     """
     folder = Path(config.out) if config.out else Path(config.dataset) / "labels"
     require_no_labels(folder)
-    trajectories = load_trajectories(config.dataset, action_chunk=config.action_chunk)
+    trajectories = load_trajectories(
+        config.dataset,
+        action_chunk=config.action_chunk,
+        camera=config.camera,
+        image_fit=config.image_fit,
+    )
     labels = [label(t, config.labels, robot_signals(t.robot)) for t in trajectories]
 
     def draw(partial: Path) -> None:

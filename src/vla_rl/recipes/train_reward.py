@@ -138,6 +138,7 @@ def read_trajectories(config: RewardModelConfig) -> list[Trajectory]:
             action_chunk=config.action_chunk,
             camera=config.camera,
             image_size=config.image_size,
+            image_fit=config.image_fit,
         )
     ]
 

@@ -16,6 +16,7 @@ from vla_rl.envs.registry import robots
 from vla_rl.rewards.trajectories import Origin, Trajectory
 from vla_rl.runtime.external import Phrase, fault, read_json
 from vla_rl.runtime.files import require_writable
+from vla_rl.runtime.images import ImageFit
 
 ACTION_CHUNK = "action_chunk"
 INITIAL_STATE = "initial_state"
@@ -26,13 +27,19 @@ REMEDY = "Copy the dataset again, or collect the trajectories again."
 
 
 def load_trajectories(
-    folder: str | Path, *, action_chunk: int = 0, camera: str = "", image_size: int = 0
+    folder: str | Path,
+    *,
+    action_chunk: int = 0,
+    camera: str = "",
+    image_size: int = 0,
+    image_fit: ImageFit | None = None,
 ) -> list[Trajectory]:
     """Read the episodes of a LeRobotDataset v3.0: demonstrations, or what `save_trajectories` wrote.
 
     An episode succeeded if `next.success` says so in its last frame. Without that feature all did, as demonstrations
     do. action_chunk: actions a turn; 0 takes those stored, one for demonstrations. Of demonstrations every frame is a
-    turn, with the actions that follow it as far as the chunk goes. camera, image_size: as for `load_demonstrations`.
+    turn, with the actions that follow it as far as the chunk goes. camera, image_size, image_fit: as for
+    `load_demonstrations`.
 
     Raises UserError for what the dataset reader refuses, for details that are damaged or of another dataset, and for
     trajectories that hold another chunk than asked for.
@@ -40,7 +47,7 @@ def load_trajectories(
     from vla_rl.data.demonstrations import load_demonstrations
     from vla_rl.data.lerobot import LeRobotReader
 
-    demos = load_demonstrations(folder, camera=camera, image_size=image_size)
+    demos = load_demonstrations(folder, camera=camera, image_size=image_size, image_fit=image_fit)
     reader = LeRobotReader(folder)
     details = _read_details(reader.folder, len(reader.episodes))
     chunks = _chunks(reader, demos, action_chunk)

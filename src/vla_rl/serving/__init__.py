@@ -18,6 +18,9 @@ And policies over WebSocket, for programs of others:
     openpi_client   asks such a server, and checks the answers
     served_policy   a policy of ours, as it is asked there
     vla_eval        the same for vla-evaluation-harness
+    limits          what every action keeps that leaves
+    freshness       numbers and times of observations, so that an old one is never answered
+    robot_client    a robot's side: an action in bounded time, or a stop
 
 The records of why it is so: docs/decisions/020 and 022.
 """

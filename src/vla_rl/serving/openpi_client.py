@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import socket
-import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -22,12 +20,19 @@ from websockets.exceptions import (
     InvalidStatus,
     WebSocketException,
 )
+from websockets.protocol import State
 from websockets.sync.client import ClientConnection, connect
 
 from vla_rl.config.errors import ConfigError, UserError, printable
 from vla_rl.serving.openpi import ACKNOWLEDGED, CONTROL, EPISODE_END, EPISODE_START
 from vla_rl.serving.packing import MOST_BYTES, WireError, in_words, pack, unpack
-from vla_rl.serving.websocket import KEY_VARIABLE, is_loopback, key_header, supported
+from vla_rl.serving.websocket import (
+    KEY_VARIABLE,
+    bound_sending,
+    is_loopback,
+    key_header,
+    supported,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -79,7 +84,7 @@ class PolicyConnection:
         self._in_episode = False
         _warn_of_open_key(url, key)
         self._connection = self._connect(key)
-        _bound_sending(self._connection.socket, timeout)
+        bound_sending(self._connection.socket, timeout)
         try:
             told = self.receive("its metadata")
             if not isinstance(told, dict) or not all(isinstance(name, str) for name in told):
@@ -95,6 +100,11 @@ class PolicyConnection:
     def knows_episodes(self) -> bool:
         """Whether the server wants to be told where episodes begin."""
         return self.metadata.get(CONTROL) is True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server has not hung up, as far as this machine has heard."""
+        return self._connection.protocol.state is State.OPEN
 
     def begin_episode(self) -> None:
         """Tell it that an episode begins, and before that, where there was one, that it has ended."""
@@ -221,14 +231,6 @@ def _last_words(text: str) -> str:
     """The end of a traceback says what it was."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return printable(lines[-1][:_SHOWN]) if lines else "an empty text"
-
-
-def _bound_sending(connection: socket.socket, seconds: float) -> None:
-    """A server that does not read keeps nobody for longer. The library waits for ever; the kernel need not."""
-    whole = int(seconds)
-    with suppress(OSError, OverflowError, struct.error):
-        limit = struct.pack("@ll", whole, int((seconds - whole) * 1e6) or (1 if not whole else 0))
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 def _warn_of_open_key(url: str, key: str) -> None:

@@ -28,42 +28,52 @@ MOST_LETTERS = 4096
 OURS = "vla_rl"
 """Name under which a server of ours says in its metadata where the policy was trained."""
 
+ROBOT = "vla_rl_robot"
+"""The same of a policy that is served to a robot, and has no environment."""
+
 
 class ServedPolicy:
-    """A policy with the environment that it was made for.
+    """A policy with the environment that it was made for, or with a robot that no simulator here has.
 
     An answer is one turn: its chunk of C actions, each `action_repeat` times as our environments hold them, clipped to
     [-1, 1]. So whoever plays one row a simulator step does what our own environments do. On LIBERO -1 opens the gripper
-    and 1 closes it, as LIBERO's own environments have it.
+    and 1 closes it, as LIBERO's own environments have it. For a robot each action is one row, in the unit of the
+    dataset that the policy was fine-tuned on; its statistics (q01 to q99) are the only bounds.
     """
 
     def __init__(
-        self, policy: Policy, env: EnvConfig, temperature: float = 0.0, seed: int = 0
+        self, policy: Policy, env: EnvConfig | None, temperature: float = 0.0, seed: int = 0
     ) -> None:
-        """env: where the policy plays at home. temperature: 0 is greedy."""
+        """env: where the policy plays at home; None for a robot. temperature: 0 is greedy."""
         self._policy, self._env = policy, env
         self._temperature, self._seed = temperature, seed
-        played = benchmark(env.suite)
-        self.robot, self._proprio_dim = played.robot, played.proprio_dim
-        # of a union's policy the robot of one suite may take fewer numbers than it decides: the first, as in a union
-        self.action_dim = min(played.action_dim, policy.action_dim)
+        self.robot: str | None = None
+        self._proprio_dim: int | None = None
+        self.action_dim = policy.action_dim
+        self._repeat, self._image_size = 1, policy.image_size
+        if env is not None:
+            played = benchmark(env.suite)
+            self.robot, self._proprio_dim = played.robot, played.proprio_dim
+            # of a union's policy the robot of one suite may take fewer numbers than it decides: the first
+            self.action_dim = min(played.action_dim, policy.action_dim)
+            self._repeat, self._image_size = env.action_repeat, env.image_size
         self._worker = ThreadPoolExecutor(max_workers=1)  # models bind themselves to a thread
         self._lock, self._clients, self._told_sizes = threading.Lock(), 0, set[tuple[int, ...]]()
 
     @property
     def steps(self) -> int:
         """Rows of an answer: simulator steps of one turn."""
-        return self._policy.action_chunk * self._env.action_repeat
+        return self._policy.action_chunk * self._repeat
 
     def metadata(self) -> dict[str, Any]:
         """What every client is told."""
         return {
             "action_dim": self.action_dim,
             "action_horizon": self.steps,
-            "image_size": self._env.image_size,
-            OURS: {
+            "image_size": self._image_size,
+            OURS if self._env is not None else ROBOT: {
                 "version": __version__,
-                "env": to_json(self._env),
+                **({"env": to_json(self._env)} if self._env is not None else {}),
                 "policy": self._policy.fingerprint(),
             },
         }
@@ -84,7 +94,7 @@ class ServedPolicy:
         """One turn's actions. client, turn: key of the randomness where it samples."""
         from vla_rl.types import Observation
 
-        state = np.zeros(self._proprio_dim, np.float32) if proprio is None else proprio
+        state = np.zeros(self._proprio_dim or 0, np.float32) if proprio is None else proprio
         images = self._as_the_policy_sees(image[None])
         observation = Observation(images, (instruction,), state[None], np.zeros(1, np.float32))
         return self._worker.submit(self._decide, observation, client, turn).result()
@@ -96,8 +106,10 @@ class ServedPolicy:
             uniforms = generator(self._seed, client, turn).random((1, count), np.float32)
         tokens = self._policy.act(observation, self._temperature, uniforms).tokens
         decided = decoded(self._policy, tokens, observation.instructions)[0]
-        actions = np.clip(decided[:, : self.action_dim], -1, 1).astype(np.float32)
-        return np.repeat(actions, self._env.action_repeat, axis=0)
+        actions = decided[:, : self.action_dim].astype(np.float32)
+        if self._env is not None:  # what a simulator would clip
+            actions = np.clip(actions, -1, 1)
+        return np.repeat(actions, self._repeat, axis=0)
 
     def _as_the_policy_sees(self, images: UInt8[np.ndarray, "1 H W 3"]) -> np.ndarray:
         size = self._policy.image_size
@@ -141,11 +153,13 @@ class ServedPolicy:
         if value is None:
             return None
         state = np.asarray(value) if isinstance(value, (np.ndarray, list)) else np.zeros(())
-        good = state.shape == (self._proprio_dim,) and state.dtype.kind in "fiu"
+        wanted = (
+            (len(state),) if self._proprio_dim is None and state.ndim == 1 else (self._proprio_dim,)
+        )
+        good = state.shape == wanted and state.dtype.kind in "fiu"
         if not good or not np.isfinite(state).all():
-            raise WireError(
-                f"{name}: expected {self._proprio_dim} finite numbers, got {in_words(value)}"
-            )
+            count = "some" if self._proprio_dim is None else str(self._proprio_dim)
+            raise WireError(f"{name}: expected {count} finite numbers, got {in_words(value)}")
         return state.astype(np.float32)
 
 

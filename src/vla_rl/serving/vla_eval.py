@@ -9,6 +9,7 @@ Source: vla-eval 0.8.0, protocol/messages.py and model_servers/serve.py.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import Any
 
@@ -16,8 +17,10 @@ import numpy as np
 from websockets.sync.server import ServerConnection
 
 from vla_rl import __version__
+from vla_rl.serving.limits import ActionLimits, LimitKeeper, RefusedError, Rules
 from vla_rl.serving.packing import WireError, in_words, pack, unpack
 from vla_rl.serving.served_policy import Client, ServedPolicy
+from vla_rl.serving.websocket import bound_sending
 
 LOG = logging.getLogger(__name__)
 
@@ -36,18 +39,44 @@ _SPECS = {"libero_panda": _LIBERO}
 class HarnessConversations:
     """Answers the harness's clients, each in its thread."""
 
-    def __init__(self, served: ServedPolicy) -> None:
-        self._served = served
+    def __init__(
+        self, served: ServedPolicy, limits: ActionLimits | None = None, rules: Rules | None = None
+    ) -> None:
+        """limits: what every action keeps that leaves. rules: time-outs; the harness numbers its requests itself."""
+        self._served, self._limits, self._rules = served, limits, rules or Rules()
+        self._adding = threading.Lock()
+        self.totals = LimitKeeper(limits, "all clients")
+        """What the limits did in the conversations that have ended."""
 
     def __call__(self, connection: ServerConnection) -> None:
         """An answer to each observation. A fault of the client's is said, and it may go on."""
-        player = _Player(self._served.new_client())
+        player = _Player(self._served.new_client(), LimitKeeper(self._limits, "the harness"))
+        if self._rules.idle:
+            bound_sending(connection.socket, self._rules.idle)
+        try:
+            self._converse(connection, player)
+        except TimeoutError:
+            LOG.warning("the harness was silent for %g s: hung up", self._rules.idle)
+            connection.close(1001, f"nothing was asked for {self._rules.idle:g} s")
+        finally:
+            with self._adding:
+                self.totals.counts += player.keeper.counts
+
+    def _converse(self, connection: ServerConnection, player: _Player) -> None:
         while True:
-            frame = connection.recv()
-            number = 0
+            frame = connection.recv(timeout=self._rules.idle or None)
+            number, came = 0, time.monotonic()
             try:
                 kind, payload, number = _message(frame)
                 answer = self._answer(player, kind, payload)
+                seconds = time.monotonic() - came
+                if 0 < self._rules.answer < seconds:
+                    player.keeper.refuse(
+                        f"it took {seconds:.3g} s, and {self._rules.answer:g} s are allowed"
+                    )
+            except RefusedError as error:
+                player.drop()
+                answer = "error", {"error": f"the answer is refused: {error}"}
             except WireError as error:
                 answer = "error", {"error": f"the message cannot be used: {error}"}
             except Exception as error:
@@ -87,11 +116,15 @@ class HarnessConversations:
 class _Player:
     """One client's episode: what has been decided and not yet been played."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, keeper: LimitKeeper) -> None:
+        self._client, self.keeper = client, keeper
         self._decided: list[np.ndarray] = []
 
     def start(self) -> None:
+        self.drop()
+        self.keeper.forget()
+
+    def drop(self) -> None:
         self._decided = []
 
     def act(self, payload: dict[str, Any]) -> np.ndarray:
@@ -108,7 +141,7 @@ class _Player:
         words = served.instruction(payload.get("task_description"), "task_description")
         proprio = served.proprio(payload.get("states"), "states")
         if not self._decided:
-            self._decided = list(self._client.decide(picture, words, proprio))
+            self._decided = list(self.keeper(self._client.decide(picture, words, proprio)))
         return self._decided.pop(0)
 
 

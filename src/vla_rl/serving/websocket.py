@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -223,6 +224,14 @@ def supported(function: Callable[..., Any], **options: Any) -> dict[str, Any]:
     """Those of `options` that the installed version of the library has."""
     known = inspect.signature(function).parameters
     return {name: value for name, value in options.items() if name in known}
+
+
+def bound_sending(connection: socket.socket, seconds: float) -> None:
+    """Whoever does not read keeps nobody for longer. The library waits for ever; the kernel need not."""
+    whole = int(seconds)
+    with suppress(OSError, OverflowError, struct.error):
+        limit = struct.pack("@ll", whole, int((seconds - whole) * 1e6) or (1 if not whole else 0))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 def _quiet() -> logging.Logger:
