@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import screenshots
 from PIL import Image
 
+import screenshots
 from builders.example_run import make_run
 from vla_rl.report.page.write import write_report
 

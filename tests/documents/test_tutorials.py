@@ -11,8 +11,8 @@ from builders.tutorials import (
     blocks_of,
     commands_of,
     follow,
-    mistakes_of,
     missing_lines,
+    mistakes_of,
     run_command,
 )
 from vla_rl.envs.registry import BENCHMARKS

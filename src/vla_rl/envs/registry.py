@@ -34,6 +34,7 @@ from vla_rl.envs.union import MIXED_ROBOTS, Union, union_benchmark, with_own_clo
 from vla_rl.runtime.entry_points import add_entry_points
 
 BENCHMARKS: dict[str, Benchmark] = {"metaworld": METAWORLD, "libero": LIBERO, "toy": TOY}
+"""Name -> simulator. A new one is a folder and an entry here; a program of yours may add one while it runs."""
 ENTRY_POINTS = "vla_rl.benchmarks"
 """The group of entry points in which packages of others name their benchmarks."""
 
