@@ -119,7 +119,7 @@ def run_command(line: str, folder: Path) -> str:
         cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "PATH": beside},
     )  # fmt: skip
     assert done.returncode == 0, f"{line}\nended with {done.returncode}\n{done.stderr[-3000:]}"
-    return done.stdout + done.stderr
+    return done.stderr + done.stdout
 
 
 def missing_lines(expected: str, said: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,15 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             del sys.modules[name]
 
 
+def said_to(capfd: pytest.CaptureFixture) -> Callable[[], str]:
+    """What came out since it was last asked: on a terminal the result of a command stands below its progress."""
+    return lambda: "".join(reversed(capfd.readouterr()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", TUTORIALS)
 def test_a_page_does_what_it_says(page: str, reader: Path, capfd: pytest.CaptureFixture) -> None:
-    follow(DOCS / page, reader, lambda: "".join(capfd.readouterr()))
+    follow(DOCS / page, reader, said_to(capfd))
 
 
 PAGE = """# A page
@@ -87,10 +93,10 @@ def test_a_page_is_followed(tmp_path: Path, reader: Path, capfd: pytest.CaptureF
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     assert not mistakes_of(blocks_of(PAGE))
-    follow(page, reader, lambda: "".join(capfd.readouterr()))
+    follow(page, reader, said_to(capfd))
     page.write_text(PAGE.replace("0.9\n```\n\n```toml", "0.8\n```\n\n```toml"))
     with pytest.raises(AssertionError, match=r"page\.md:26: not said: \['0\.8'\]"):
-        follow(page, reader, lambda: "".join(capfd.readouterr()))
+        follow(page, reader, said_to(capfd))
 
 
 @pytest.mark.parametrize(
