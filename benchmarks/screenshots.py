@@ -22,8 +22,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from vla_rl.config.errors import UserError
 from vla_rl.report.live import serving
 from vla_rl.report.page.write import write_report
+from vla_rl.runtime.files import require_writable
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTHS = (1200, 420)
@@ -110,18 +112,27 @@ def main() -> None:
     parser.add_argument("--after", type=int, default=8, help="iterations before the live picture")
     parser.add_argument("--browser", default="", help="a Chromium; by default the one on the path")
     asked = parser.parse_args()
-    browser = asked.browser or next(filter(None, map(shutil.which, BROWSERS)), "")
+    wanted = (asked.browser,) if asked.browser else BROWSERS
+    browser = next(filter(None, map(shutil.which, wanted)), "")
     if not browser:
-        sys.exit(f"no browser: none of {', '.join(BROWSERS)} is on the path; give --browser")
-    asked.out.mkdir(parents=True, exist_ok=True)
+        sys.exit(f"no browser: none of {', '.join(wanted)} is on the path; give --browser")
+    try:
+        for path in photograph_all(asked.run, asked.out, browser, asked.after):
+            print(path)
+    except UserError as error:
+        sys.exit(str(error))
+
+
+def photograph_all(run: Path | None, out: Path, browser: str, after: int) -> list[Path]:
+    """All pictures of `run`, or of a short one."""
+    require_writable(out, "folder")
+    out.mkdir(parents=True, exist_ok=True)
+    found: list[Path] = []
     with tempfile.TemporaryDirectory() as folder:
-        run, found = asked.run, []
         if run is None:
-            run, found = train_and_photograph(Path(folder), asked.out, browser, asked.after)
+            run, found = train_and_photograph(Path(folder), out, browser, after)
         report = write_report(run, Path(folder) / "report.html")
-        found += photograph(report.as_uri(), "report", asked.out, browser)
-    for path in found:
-        print(path)
+        return found + photograph(report.as_uri(), "report", out, browser)
 
 
 if __name__ == "__main__":
