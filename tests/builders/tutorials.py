@@ -26,7 +26,7 @@ from vla_rl.cli import main
 Kind = Literal["commands", "program", "file", "output", "not run", "unmarked"]
 FENCE = re.compile(r"^( *)(`{3,}|~{3,})(.*)$")
 FILE_NAME = re.compile(r"[\w-]+\.[a-z]+")
-SHELL_SIGNS = set("|&;<>$`(){}=*?~")
+SHELL_SIGNS = set("|&;<>$`(){}*?~")
 """In an unquoted word, any of these asks for a shell."""
 
 
