@@ -40,6 +40,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "toy": TOY,
     "maniskill": MANISKILL,
 }
+"""Name -> simulator. A new one is a folder and an entry here; a program of yours may add one while it runs."""
 ENTRY_POINTS = "vla_rl.benchmarks"
 """The group of entry points in which packages of others name their benchmarks."""
 

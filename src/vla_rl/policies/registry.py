@@ -123,6 +123,7 @@ POLICIES: dict[str, PolicyFamily] = {
         examine=examine_huggingface,
     ),
 }
+"""Name (`policy.kind`) -> class of policy. A new one is a folder and an entry here."""
 
 
 ENTRY_POINTS = "vla_rl.policies"

@@ -195,6 +195,7 @@ PRESETS: dict[str, TrainConfig] = {
     "libero-object-tiny": _libero_tiny("libero-object:0,1,2"),
     **union_presets(_libero_openvla("spatial"), _libero_tiny("libero-spatial")),
 }
+"""Name, as in `vla-rl train NAME` -> configuration."""
 PRESETS |= group_presets(PRESETS)
 
 PRESETS |= article_presets(PRESETS)
