@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vla_rl import __version__
 from vla_rl.cli import COMMANDS, main
 from vla_rl.cli.arguments import EvalArguments
 from vla_rl.cli.commands import parse_command
@@ -42,7 +43,7 @@ def error(capsys: pytest.CaptureFixture[str], line: str) -> str:
 def test_a_preset_with_overrides_differs_from_it_in_those_alone() -> None:
     config, resume = request(
         "metaworld-mt5 --optimizer.learning-rate 1e-3 --ppo.clip_high=0.3 --run.name x"
-        " --ppo.no-normalize-advantages --run.trackers wandb --curriculum.mode frontier --eval.split train"
+        " --ppo.no-normalize-advantages --run.trackers none --curriculum.mode frontier --eval.split train"
     )
     base = PRESETS["metaworld-mt5"]
     assert resume is None
@@ -50,7 +51,7 @@ def test_a_preset_with_overrides_differs_from_it_in_those_alone() -> None:
         base,
         optimizer=replace(base.optimizer, learning_rate=1e-3),
         ppo=replace(base.ppo, clip_high=0.3, normalize_advantages=False),
-        run=replace(base.run, name="x", trackers="wandb"),
+        run=replace(base.run, name="x", trackers="none"),
         curriculum=replace(base.curriculum, mode="frontier"),
         eval=replace(base.eval, split="train"),
     )
@@ -327,7 +328,7 @@ def test_adapters_of_a_reward_model(
 
 def test_version_and_overview(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == "vla-rl 0.1.0\n"
+    assert capsys.readouterr().out == f"vla-rl {__version__}\n"
     assert main([]) == 0
     overview = capsys.readouterr().out
     assert all(f"\n  {name} " in overview for name in COMMANDS)

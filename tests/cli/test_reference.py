@@ -38,7 +38,7 @@ def test_known_lines() -> None:
         "than downwards keeps rare actions alive (DAPO, arXiv:2503.14476). |"
     ) in page
     assert "| `CHECKPOINT` | path |  |  | A run folder, one of its checkpoints" in page
-    assert "| `--run.trackers` | text | auto |  |" in page
+    assert "| `--run.trackers` | text | `auto` |  |" in page
     assert "| `--choosers` | list of: `reward-model-alone`, " in page
     assert "| `--sizes` | list of: whole number | `1 2 4 8 16 32` | each from 1 to 65536 |" in page
     # a group is described once, and named by each command that has it

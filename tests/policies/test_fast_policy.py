@@ -192,6 +192,7 @@ def batch_of(policy: OpenVLAPolicy) -> Batch:
         1, 3, images=seen.images[None], instructions=INSTRUCTIONS, tokens=output.tokens[None].numpy(),
         task_ids=np.array([[0, 1, 2]]), log_probs=output.log_probs[None].numpy(),
         rewards=np.array([[1, 0, 0]], np.float32), terminated=np.array([[True, False, False]]),
+        next_images=seen.images, tasks=("one", "two", "three"),
     )  # fmt: skip
     return compute_advantages(rollout, np.zeros_like(rollout.rewards), PPOConfig())
 

@@ -21,7 +21,7 @@ from vla_rl.policies.prompts import Prompts
 
 Golden = dict[str, np.ndarray]
 FOLDER = GOLDEN.parent / "openvla_oft_a"
-FEATURES, LOGITS, ALONE = 5e-5, 1e-4, 2e-5
+FEATURES, LOGITS, ALONE = 5e-5, 1e-4, 5e-5
 TOKENS = 56
 EVERY = [0, 1, 2, 3, 4]
 CPU = torch.device("cpu")

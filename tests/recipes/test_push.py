@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> Path:
     folder = practised(tmp_path / "runs", "first", config=config)
     saved_policy(folder / "policy")
     info = json.loads((folder / "run.json").read_text())
-    info["command"] = ["/home/me/.venv/bin/vla-rl", "train", "toy", "--run.root=/home/me/runs"]
+    info["command"] = ["/srv/me/.venv/bin/vla-rl", "train", "toy", "--run.root=/srv/me/runs"]
     (folder / "run.json").write_text(json.dumps(info))
     (folder / "policy" / "optimizer.bin").write_bytes(b"state")
     (folder / "policy" / ".cache").mkdir()
@@ -67,7 +67,7 @@ def test_the_card_says_what_the_run_says_and_no_path_of_the_machine(
     assert 'base_model: "openvla/openvla-7b"' in text
     assert 'license: "mit"' in text
     assert "vla-rl eval me/first" in text
-    assert "/home/me" not in text
+    assert "/srv/me" not in text
     assert str(tmp_path) not in text
 
 
@@ -75,14 +75,14 @@ def test_a_path_is_taken_out_where_loading_does_not_need_it_and_refused_where_it
     run: Path, tmp_path: Path
 ) -> None:
     extra = run / "policy" / "extra.json"
-    extra.write_text(json.dumps({"made_from": "/home/me/runs/sft", "list": ["~/x/y", "a/b"]}))
+    extra.write_text(json.dumps({"made_from": "/srv/me/runs/sft", "list": ["~/x/y", "a/b"]}))
     words = {"merges": ["// /", "/home/ me", "/tmp/ x"]}  # pieces of words, not places
     (run / "policy" / "vocab.json").write_text(json.dumps(words))
     pushed(run, tmp_path / "one")
     sent = json.loads((tmp_path / "one" / "extra.json").read_text())
     assert sent == {"made_from": "sft", "list": ["y", "a/b"]}
     assert json.loads((tmp_path / "one" / "vocab.json").read_text()) == words
-    extra.write_text(json.dumps({"base_model_name_or_path": "/home/me/openvla-7b"}))
+    extra.write_text(json.dumps({"base_model_name_or_path": "/srv/me/openvla-7b"}))
     with pytest.raises(UserError, match=r"base_model_name_or_path.*--base owner/name"):
         pushed(run, tmp_path / "two")
     assert not (tmp_path / "two").exists()

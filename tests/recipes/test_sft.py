@@ -28,6 +28,7 @@ from vla_rl.data.demonstrations import (
     load_demonstrations,
 )
 from vla_rl.data.lerobot import LeRobotReader, LeRobotWriter, camera
+from vla_rl.data.own_successes import with_successes
 from vla_rl.policies import OpenVLAPolicy
 from vla_rl.policies.openvla.processing import with_protocol
 from vla_rl.recipes.sft import build_policy, fine_tune
@@ -75,7 +76,7 @@ def config(dataset, out, **changes):
 def learner_and_batch(dataset, **changes):
     settings = config(dataset, "unused", **changes)
     demos = load_demonstrations(dataset)
-    policy = build_policy(settings, demos)
+    policy = build_policy(settings, with_successes(demos, (), settings.action_chunk))
     tokens = policy.encode_actions(
         action_chunks(demos.actions, demos.episode_ids, settings.action_chunk)
     )

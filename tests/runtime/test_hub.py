@@ -96,6 +96,7 @@ def test_only_data_is_fetched(tmp_path, monkeypatch):
     assert asked == {
         "repository": "owner/name",
         "revision": "abc",
+        "repo_type": "model",
         "allow_patterns": [
             "*.json",
             "*.safetensors",

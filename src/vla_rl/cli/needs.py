@@ -11,7 +11,7 @@ from typing import Any
 
 from vla_rl.config.run import tracker_names
 from vla_rl.runtime.extras import installed, need
-from vla_rl.runtime.trackers.copies import packages_of
+from vla_rl.runtime.trackers.packages import packages_of
 
 Modules = Callable[[Any], Iterable[str]]
 DATASETS = ("pyarrow", "av")

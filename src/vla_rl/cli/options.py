@@ -44,6 +44,16 @@ class ParseCommand(Protocol):
     ) -> C: ...
 
 
+def _of_today(
+    words: Sequence[str], cls: type[Any], default: object, flat: bool, command: str
+) -> Sequence[str]:
+    """Options whose values or switches were others before, as they are given now."""
+    words = with_new_values(words, dict(old_values(cls, default, "", flat)), command)
+    for switches in old_switches(cls, default, "", flat):
+        words = without_switches(words, switches, command)
+    return words
+
+
 def parse(
     cls: type[C],
     words: Sequence[str],
@@ -65,10 +75,7 @@ def parse(
     printed, words = PRINT_CONFIG in words, [word for word in words if word != PRINT_CONFIG]
     options = {option.name: option for option in options_of(cls, default, flat)}
     old = old_options(cls, default, flat)
-    words = _with_new_names(words, old, command)
-    words = with_new_values(words, dict(old_values(cls, default, "", flat)), command)
-    for switches in old_switches(cls, default, "", flat):
-        words = without_switches(words, switches, command)
+    words = _of_today(_with_new_names(words, old, command), cls, default, flat, command)
     for word in words:
         option = normal(word)
         if re.match(r"-[-a-z]", option) and option not in (*options, "--help", "-h"):

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vla_rl.config.effect import Effect
 
-FAST = (
-    Effect(("fast",), lambda c: c.actions == "fast", "FAST tokens are made with --actions fast"),
+
+def _written(config: Any) -> bool:
+    return config.actions == "fast"
+
+
+def _fitted(config: Any) -> bool:
+    return not config.fast.tokenizer
+
+
+FAST: tuple[Effect, ...] = (
+    Effect(("fast",), _written, "FAST tokens are made with --actions fast"),
     Effect(
         ("fast.vocabulary", "fast.scale"),
-        lambda c: not c.fast.tokenizer,
+        _fitted,
         "the tokenizer given with fast.tokenizer says it",
     ),
 )

@@ -8,6 +8,7 @@ frame, and the robot's seconds. Source: https://rerun.io/docs, rerun-sdk 0.41.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ _JPEG_QUALITY = 90
 def write_rerun(config: RerunConfig) -> Path:
     """Write the folder `config.out` and return it. UserError for what the reader refuses, or without those episodes."""
     need("rerun", "pyarrow", "av", purpose="rerun")
-    import rerun
+    rerun: Any = import_module("rerun")
 
     out = require_writable(Path(config.out), "folder")
     require_unused(out)

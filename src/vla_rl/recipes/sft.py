@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from vla_rl.algorithms.sft import SFT, epoch_batches, num_batches, random_shift
@@ -77,7 +77,7 @@ def fine_tune(config: SFTConfig, evaluate: Evaluate | None = None) -> Path:
     lessons = read_lessons(config, out)
     demos = lessons.seen
     suites = suites_played(environment)
-    policy = build_policy(config, demos, suites)
+    policy = build_policy(config, lessons, suites)
     tokens = encoded(policy, lessons, suites)
     training, validation = demos.split(
         config.validation_fraction, generator(config.seed, "sft", "validation")
@@ -222,12 +222,13 @@ def torch_threads(policy: Policy) -> int:
 
 
 def build_policy(
-    config: SFTConfig, demos: Demonstrations, suites: Mapping[str, SuiteActions] | None = None
+    config: SFTConfig, lessons: Lessons, suites: Mapping[str, SuiteActions] | None = None
 ) -> Policy:
     """The tiny policy for these demonstrations, or the checkpoint with their action statistics, each robot's its own.
 
     Raises UserError if the checkpoint plays actions of another size.
     """
+    demos = lessons.seen
     if suites:
         statistics = suite_statistics(demos, suites)
     else:
@@ -238,7 +239,7 @@ def build_policy(
         return family.create(
             demos.image_size, demos.instructions, statistics, action_dim, config.action_chunk,
             config.policy, config.seed, demos.image_fit,
-            **written_in(config, family, config.policy.kind, demos, statistics),
+            **written_in(config, family, config.policy.kind, lessons.chunks, statistics),
         )  # fmt: skip
     loaded = load_policy(folder, config.policy, seed=config.seed)
     # 0: a model that has not learned to act yet
@@ -252,7 +253,9 @@ def build_policy(
     if may_see and not suites:  # of several suites, each has statistics of its own
         warn_if_unlikely(loaded, demos, folder)
     gripper = loaded.description.model.gripper if isinstance(loaded, OpenVLAPolicy) else "as-is"
-    written = written_in(config, POLICIES[loaded.kind], loaded.kind, demos, statistics, gripper)
+    written = written_in(
+        config, POLICIES[loaded.kind], loaded.kind, lessons.chunks, statistics, gripper
+    )
     policy = loaded.with_actions_of(statistics, config.action_chunk, demos.image_fit, **written)
     if not policy.resizes_images and policy.image_size != demos.image_size:
         raise UserError(
@@ -266,7 +269,7 @@ def written_in(
     config: SFTConfig,
     family: PolicyFamily,
     kind: str,
-    demos: Demonstrations,
+    actions: Float32[np.ndarray, "F C A"],
     statistics: Mapping[str, Any],
     gripper: Literal["as-is", "openvla"] = "as-is",
 ) -> dict[str, FastTokens]:
@@ -286,7 +289,6 @@ def written_in(
             "--actions fast: FAST tokens are fitted to one suite's actions, and the demonstrations are of several: "
             "fine-tune on one of them"
         )
-    actions = action_chunks(demos.actions, demos.episode_ids, config.action_chunk)
     found = fast_tokens(actions, select_statistics(statistics)[1], config.fast, gripper)
     made = f"{found.end} FAST codes, at most {found.most - 1} and an end token a turn"
     note(f"{made}, where each number apart takes {actions[0].size}")
@@ -295,7 +297,9 @@ def written_in(
 
 def _require_a_gripper(policy: Policy, demos: Demonstrations, dataset: str) -> None:
     """UserError where the policy can only open and close what the demonstrations move to places between."""
-    if not isinstance(policy, ActsInTurns) or policy.turn_actions.gripper != "openvla":
+    if not isinstance(policy, ActsInTurns) or policy.action_dim == 0:  # has not learned to act yet
+        return
+    if policy.turn_actions.gripper != "openvla":
         return
     last = demos.actions[:, -1]
     between = float((np.abs(last - np.rint(last)) > GRIPPER_NOISE).mean())

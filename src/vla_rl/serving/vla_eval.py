@@ -102,7 +102,9 @@ class HarnessConversations:
         return None
 
     def _hello(self) -> dict[str, Any]:
-        spec = _SPECS.get(self._served.robot or "", {})  # of seven numbers there are other robots too
+        spec = _SPECS.get(
+            self._served.robot or "", {}
+        )  # of seven numbers there are other robots too
         return {
             "harness_version": "",
             "protocol_version": PROTOCOL,

@@ -58,7 +58,13 @@ class FastActions:
     ) -> None:
         """margin: see `ActionStatistics.unnormalize`."""
         self._codes, self.num_tokens, self.end_token = fast.tokenizer, fast.most, fast.end
-        self._statistics, self._gripper, self._margin = statistics, gripper, margin
+        self._statistics, self._margin = statistics, margin
+        self._gripper: Literal["as-is", "openvla"] = gripper
+
+    @property
+    def gripper(self) -> Literal["as-is", "openvla"]:
+        """What the last number of an action says, see `ModelConfig.gripper`."""
+        return self._gripper
 
     @property
     def played_size(self) -> int:

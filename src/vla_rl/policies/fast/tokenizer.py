@@ -118,12 +118,15 @@ class FastTokenizer:
         return self.decode_batch([codes])[0]
 
     def decode_batch(
-        self, rows: Sequence[Sequence[int]]
+        self, rows: Sequence[Sequence[int] | np.ndarray]
     ) -> list[Float64[np.ndarray, "H D"] | None]:
         """`decode` of several chunks."""
         good = [all(0 <= code < self.vocabulary for code in row) for row in rows]
         texts = self._texts(
-            [list(row) if fine else [] for row, fine in zip(rows, good, strict=True)]
+            [
+                [int(code) for code in row] if fine else []
+                for row, fine in zip(rows, good, strict=True)
+            ]
         )
         whole = self.horizon * self.action_dim
         spelt = [i for i, t in enumerate(texts) if len(t) == whole and self._known.issuperset(t)]

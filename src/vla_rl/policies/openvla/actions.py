@@ -50,7 +50,8 @@ class TurnActions:
     ) -> None:
         """statistics: of whatever instruction has none of its own. size: A. margin: see `unnormalize`."""
         self._margin = margin
-        self._tokenizer, self._statistics, self._gripper = tokenizer, statistics, gripper
+        self._tokenizer, self._statistics = tokenizer, statistics
+        self._gripper: Literal["as-is", "openvla"] = gripper
         self._chunk, self._size = chunk, size
         self.num_tokens = chunk * size
         self._by_instruction: dict[str, ActionStatistics] = {}

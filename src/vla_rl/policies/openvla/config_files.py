@@ -281,8 +281,9 @@ def read_checkpoint_config(folder: Path) -> Checkpoint:
         model = official_model(data, folder)
         return Checkpoint(model, norm_stats, _dimension(norm_stats), extra=extra, files=files)
     own = _section(OwnSection, raw["vla_rl"], path, "vla_rl")
+    fields: dict[str, Any] = {**_fields(own), "fast": _read_fast(own, folder)}
     described = Checkpoint(
-        **(_fields(own) | {"fast": _read_fast(own, folder)}),
+        **fields,
         norm_stats=norm_stats,
         extra=extra,
         files=files,
@@ -393,11 +394,10 @@ def write_checkpoint_config(folder: Path, checkpoint: Checkpoint) -> None:
             "pad_token_id": language.pad_token,
         },
     }
-    own = OwnSection(**(_fields(checkpoint) | {"fast": _write_fast(folder, checkpoint)}))
+    written: dict[str, Any] = {**_fields(checkpoint), "fast": _write_fast(folder, checkpoint)}
+    own = OwnSection(**written)
     extra = dict(checkpoint.extra)
-    if (
-        checkpoint.fast is not None
-    ):  # what the official file that it came from says of these is not so any more
+    if checkpoint.fast is not None:  # what its official file says of these is not so any more
         extra |= {key: official[key] for key in ("model_type", "n_action_bins")}
     content = {
         **official,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +13,7 @@ from vla_rl.config.errors import UserError
 from vla_rl.config.run import AUTO
 from vla_rl.runtime.extras import install, installed, need
 from vla_rl.runtime.files import read_json
+from vla_rl.runtime.trackers.packages import packages_of
 from vla_rl.runtime.trackers.tracker import Tracker, evaluation_numbers, recall, remember
 
 logger = logging.getLogger(__name__)
@@ -30,13 +30,6 @@ _TITLES = {
     "mlflow": "MLflow",
     "trackio": "trackio",
 }
-
-
-def packages_of(names: Sequence[str]) -> tuple[str, ...]:
-    """The modules that these trackers must have; `auto` needs none. MLflow's own database is there without a server."""
-    server = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
-    database = ("sqlalchemy", "alembic") if "mlflow" in names and not server else ()
-    return (*(name for name in names if name != AUTO), *database)
 
 
 class Trackers:
