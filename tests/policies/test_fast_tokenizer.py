@@ -79,7 +79,7 @@ def test_moves_take_fewer_tokens_than_numbers(tokenizer: FastTokenizer) -> None:
 # -- round trips
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), size=st.floats(0, 1))
 def test_a_round_trip_errs_by_no_more_than_the_rounding(
     tokenizer: FastTokenizer, seed: int, size: float
@@ -98,7 +98,7 @@ def test_a_round_trip_errs_by_no_more_than_the_rounding(
     np.testing.assert_array_equal(again, codes)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(codes=st.lists(st.integers(-3, 70), max_size=40))
 def test_any_codes_mean_a_whole_chunk_or_none(tokenizer: FastTokenizer, codes: list[int]) -> None:
     found = tokenizer.decode(codes)

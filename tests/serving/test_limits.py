@@ -35,7 +35,7 @@ def test_known_answers() -> None:
 NUMBERS = st.floats(-1e5, 1e5, width=32)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     actions=arrays(np.float32, (6, 3), elements=NUMBERS),
     ends=arrays(np.float64, (2, 3), elements=st.floats(-50, 50)),

@@ -70,7 +70,7 @@ def practise(config: ReproduceConfig, ready: Ready, out: Path) -> dict[str, Any]
         ppo=replace(recipe.ppo, critic_warmup=0),  # the policy is to learn, not the critic alone
         eval=replace(recipe.eval, episodes_per_task=1),
         run=replace(
-            recipe.run, name=RUN, root=str(out), seed=config.seed, eval_every=0, tensorboard=False
+            recipe.run, name=RUN, root=str(out), seed=config.seed, eval_every=0, trackers="none"
         ),
     )
     folder = out / RUN
